@@ -1,0 +1,1 @@
+"""Configuration: one typed schema, recipes in YAML, every problem reported at once."""

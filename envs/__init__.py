@@ -1,0 +1,1 @@
+"""Text environments: tasks, episodes in killable processes, shards of slots."""

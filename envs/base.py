@@ -1,0 +1,123 @@
+"""The contract every environment keeps, in Gymnasium's terms, for text observations and text actions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from envs.tasks import Manifest, TaskSpec
+
+
+class EnvError(RuntimeError):
+    """An infrastructure failure of an environment: never a reward, always retried or counted."""
+
+
+class SlotDied(EnvError):
+    """The process that hosted the episode ended before it answered."""
+
+
+class SlotTimeout(EnvError):
+    """The process did not answer within its deadline and was killed."""
+
+
+class DataMissing(EnvError):
+    """The environment's data are not where the configuration says; the message tells how to get them."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the agent may see before it acts."""
+
+    text: str
+    actions: tuple[str, ...] = ()  # admissible actions; empty where the benchmark lists none
+    state_key: str = ""  # equal keys = the same state for anchors (SERL, GiGPO)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one action led to."""
+
+    observation: Observation
+    feedback: str  # the raw text the environment returned to this action
+    reward: float  # task reward in [0, 1]; training returns are made from it by the learner's credit
+    terminated: bool  # the task ended (won or lost)
+    truncated: bool  # the turn limit cut it
+    success: bool  # the benchmark's own success flag
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DemoStep:
+    """One step of a demonstration. `action` was taken; `expert` is what the expert wanted there.
+
+    They differ where noise was mixed in, so that recoveries and hint-conditioned examples can be learned.
+    """
+
+    observation: Observation
+    action: str
+    expert: str
+    result: StepResult
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """An episode played by a policy that sees only what an agent sees."""
+
+    task: TaskSpec
+    first: Observation
+    steps: tuple[DemoStep, ...]
+    success: bool
+
+
+class TextEnv(ABC):
+    """One environment instance, living alone in its process; it plays one episode at a time."""
+
+    @abstractmethod
+    def reset(self, task: TaskSpec) -> Observation:
+        """Start the task's episode from its initial state.
+
+        Raises:
+            EnvError: the task cannot be loaded.
+        """
+
+    @abstractmethod
+    def step(self, action: str) -> StepResult:
+        """Take one action. An inadmissible action is answered by the environment, not raised.
+
+        Raises:
+            EnvError: the episode has ended or the backend failed.
+        """
+
+    def reference(self, task: TaskSpec) -> list[str] | None:
+        """A solution of the task as actions, or None where the benchmark has none."""
+        return None
+
+    def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
+        """Play the task with an expert that sees what an agent sees; with probability `noise` a step
+        takes a random admissible action instead of the expert's."""
+        raise NotImplementedError(f"{type(self).__name__} has no demonstrator")
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the instance holds."""
+
+
+class EnvFamily(ABC):
+    """What is known of an environment before any instance exists: its tasks and its instances."""
+
+    name: str
+    turn_limit: int  # the literature's limit of turns per episode
+
+    @abstractmethod
+    def manifest(self) -> Manifest:
+        """The tasks, made or found.
+
+        Raises:
+            DataMissing: the configured data folder is not there.
+        """
+
+    @abstractmethod
+    def make(self) -> TextEnv:
+        """A fresh instance for the calling process."""

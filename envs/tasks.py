@@ -1,0 +1,33 @@
+"""Tasks and their hashed manifest: what an agent is trained and evaluated on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task: everything an environment needs to reset to the same initial state."""
+
+    id: str  # unique within the manifest
+    env: str  # the environment's name, e.g. "alfworld"
+    kind: str  # the benchmark's own task type, e.g. "pick_heat_then_place_in_recep"
+    split: str  # "train", "valid_seen", "valid_unseen", ...
+    data: dict[str, Any] = field(default_factory=dict)  # JSON-serialisable, read by the adapter alone
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The training tasks and the fixed evaluation panel of one environment."""
+
+    train: tuple[TaskSpec, ...]
+    evaluation: tuple[TaskSpec, ...]
+
+    @property
+    def digest(self) -> str:
+        """Content hash (16 hex digits) over every task in order; equal digests mean equal tasks."""
+        lines = (json.dumps(asdict(task), sort_keys=True) for task in (*self.train, *self.evaluation))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Hindsight texts: what is known after the fact about a turn."""

@@ -1,0 +1,1 @@
+"""Credit, losses, the DeepSpeed ranks, publishing of weights, checkpoints."""
