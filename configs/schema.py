@@ -11,28 +11,36 @@ from typing import Any
 
 
 def setting(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
 ) -> Any:
-    """A dataclass field that carries its help text and allowed values for `configs.check` and `hindsight config`."""
+    """A dataclass field that carries its help text and allowed values, for `configs.check` to read."""
     metadata = {"help": help, "low": low, "high": high, "choices": choices}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Model:
     path: str = setting(
-        "smollm2-135m", "the embedded models smollm2-135m, small or nano; else a folder or hub name of a causal LM"
+        "smollm2-135m",
+        "the embedded models smollm2-135m, small or nano; else a folder or hub name of a causal LM",
     )
     dtype: str = setting("bfloat16", "weights and activations", choices=("bfloat16", "float32"))
     context: int = setting(2048, "most tokens in one sequence, prompt and response together", low=64)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Env:
     name: str = setting("alfworld", "environment", choices=("alfworld",))
-    data: str | None = setting(None, "folder of official data; null generates games (ALFWorld: else $ALFWORLD_DATA)")
+    data: str | None = setting(
+        None, "folder of official data; null generates games (ALFWorld: else $ALFWORLD_DATA)"
+    )
     kinds: list[str] = setting([], "task types to keep; empty keeps all")
     train_tasks: int = setting(600, "training tasks", low=1)
     eval_tasks: int = setting(120, "tasks of the fixed evaluation panel, drawn from unseen rooms", low=1)
@@ -44,10 +52,11 @@ class Env:
     reset_timeout: float = setting(60.0, "seconds a reset may take before its slot is killed", low=0.1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prompt:
     preset: str = setting(
-        "history", "history: one growing chat, one training row per trajectory; window: one message per turn",
+        "history",
+        "history: one growing chat, one training row per trajectory; window: one message per turn",
         choices=("history", "window"),
     )
     window: int = setting(2, "past (observation, action) pairs shown by the window preset", low=0)
@@ -55,7 +64,7 @@ class Prompt:
     think: bool = setting(True, "ask for <think>…</think> before <action>…</action>")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rollout:
     engines: int = setting(1, "vLLM engine actors", low=1)
     tensor_parallel: int = setting(1, "GPUs per engine", low=1)
@@ -74,57 +83,74 @@ class Rollout:
     request_timeout: float = setting(600.0, "seconds one generation may take", low=1.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class WarmStart:
     demos: int = setting(0, "demonstrations to imitate before reinforcement; 0 skips the warm start", low=0)
     epochs: int = setting(1, "passes over the demonstrations", low=1)
     lr: float = setting(2e-4, "peak learning rate", low=0.0)
     batch_rows: int = setting(16, "sequences per update", low=1)
-    noise: float = setting(0.1, "probability that a demonstration step is random, so that recovery is shown", low=0, high=1)
-    hints: float = setting(0.25, "share of extra examples whose prompt holds hindsight, so that a small model reads it",
-                           low=0, high=1)
+    noise: float = setting(
+        0.1, "probability that a demonstration step is random, so that recovery is shown", low=0, high=1
+    )
+    hints: float = setting(
+        0.25,
+        "share of extra examples whose prompt holds hindsight, so that a small model reads it",
+        low=0,
+        high=1,
+    )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Credit:
     advantage: str = setting("grpo", "advantage estimator", choices=("grpo",))
-    statistics: str = setting("turns", "mean and std of a group over turn samples or trajectories",
-                              choices=("turns", "trajectories"))
+    statistics: str = setting(
+        "turns",
+        "mean and std of a group over turn samples or trajectories",
+        choices=("turns", "trajectories"),
+    )
     success_return: float = setting(10.0, "return of a successful trajectory", low=0.0)
     malformed_penalty: float = setting(0.1, "taken off the return of a malformed turn", low=0.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Feedback:
     source: str = setting("immediate", "what the teacher is shown", choices=("none", "immediate"))
     granularity: str = setting("step", "where the hindsight comes from", choices=("step",))
-    max_tokens: int = setting(512, "longest hindsight section; a longer one is shortened in its middle", low=8)
+    max_tokens: int = setting(
+        512, "longest hindsight section; a longer one is shortened in its middle", low=8
+    )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reweight:
-    strength: float = setting(0.5, "λ₀: weight of the teacher's signal at step 0; 0 is plain GRPO", low=0.0, high=1.0)
+    strength: float = setting(
+        0.5, "λ₀: weight of the teacher's signal at step 0; 0 is plain GRPO", low=0.0, high=1.0
+    )
     decay_steps: int = setting(50, "K: λ falls linearly to 0 over so many steps; 0 keeps it constant", low=0)
     clip: float = setting(0.2, "ε: token weights stay within [1−ε, 1+ε]", low=0.0, high=1.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Teacher:
-    refresh_every: int = setting(10, "steps between hard copies of the student; 0 keeps the first weights", low=0)
+    refresh_every: int = setting(
+        10, "steps between hard copies of the student; 0 keeps the first weights", low=0
+    )
     batch_tokens: int = setting(8192, "token budget of one scoring forward", low=64)
     timeout: float = setting(600.0, "seconds one scoring call may take", low=1.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Loss:
     clip_low: float = setting(0.2, "PPO clip below 1", low=0.0, high=1.0)
     clip_high: float = setting(0.2, "PPO clip above 1", low=0.0)
     dual_clip: float = setting(3.0, "bound of the loss on negative advantages; 0 switches it off", low=0.0)
     entropy: float = setting(0.001, "coefficient of the entropy bonus", low=0.0)
-    importance_cap: float = setting(2.0, "cap of the rollout/learner importance weight; 0 switches it off", low=0.0)
+    importance_cap: float = setting(
+        2.0, "cap of the rollout/learner importance weight; 0 switches it off", low=0.0
+    )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Learner:
     ranks: int = setting(1, "DeepSpeed ranks, one actor and (with GPUs) one GPU each", low=1)
     zero_stage: int = setting(1, "ZeRO stage", low=0, high=3)
@@ -133,47 +159,60 @@ class Learner:
     weight_decay: float = setting(0.01, "AdamW weight decay", low=0.0)
     grad_clip: float = setting(1.0, "global gradient norm is clipped to this", low=0.0)
     micro_tokens: int = setting(8192, "token budget of a micro-batch, padding included", low=64)
-    updates: int = setting(1, "optimiser steps per training step; above 1 the old log-probs are recomputed first", low=1)
+    updates: int = setting(
+        1, "optimiser steps per training step; above 1 the old log-probs are recomputed first", low=1
+    )
     checkpointing: bool = setting(False, "recompute activations to save memory")
     timeout: float = setting(3600.0, "seconds one update may take", low=1.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Publish:
-    transport: str = setting("object_store", "how weights reach the engines", choices=("object_store", "nccl"))
-    tolerance: float = setting(0.25, "largest mean |log-prob| gap of the canary between learner and engine", low=0.0)
+    transport: str = setting(
+        "object_store", "how weights reach the engines", choices=("object_store", "nccl")
+    )
+    tolerance: float = setting(
+        0.25, "largest mean |log-prob| gap of the canary between learner and engine", low=0.0
+    )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Checkpoint:
     every: int = setting(10, "training steps between checkpoints; the last step always has one", low=1)
     keep: int = setting(2, "checkpoints kept", low=1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluate:
     episodes: int = setting(120, "held-out episodes per evaluation; more than the panel repeats it", low=1)
     every: int = setting(0, "training steps between evaluations; 0 evaluates only before and after", low=0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cluster:
     address: str | None = setting(None, "Ray address; null starts a local Ray, auto joins the running one")
-    threads: int = setting(0, "CPU threads of each engine, learner and teacher actor; 0 takes every core", low=0)
+    threads: int = setting(
+        0, "CPU threads of each engine, learner and teacher actor; 0 takes every core", low=0
+    )
+    share_gpu: bool = setting(False, "split one GPU between engine, learner and teacher")
     dashboard: bool = setting(True, "start the Ray dashboard with a local Ray")
     dashboard_port: int = setting(8265, "its port", low=1, high=65535)
     start_timeout: float = setting(600.0, "seconds the actors may take to start", low=1.0)
-    stall_timeout: float = setting(900.0, "seconds without progress before stacks are printed and the run stops", low=1.0)
+    stall_timeout: float = setting(
+        900.0, "seconds without progress before stacks are printed and the run stops", low=1.0
+    )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     """One run."""
 
     out: str = setting("runs/default", "folder of everything the run writes")
     steps: int = setting(20, "training steps of reinforcement", low=0)
     seed: int = setting(0, "seed of task order, sampling and training", low=0)
-    resume: str = setting("never", "auto goes on from the last checkpoint in `out`", choices=("never", "auto"))
+    resume: str = setting(
+        "never", "auto goes on from the last checkpoint in `out`", choices=("never", "auto")
+    )
     failure_budget: int = setting(64, "infrastructure failures before the run stops with a diagnosis", low=0)
     model: Model = field(default_factory=Model)
     env: Env = field(default_factory=Env)

@@ -1,24 +1,119 @@
-"""Teacher contexts: the student's own tokens behind a prompt that holds hindsight."""
+"""Teacher contexts: the student's own tokens behind a prompt that holds hindsight.
+
+student   context ... observation               close_ids  response
+teacher   context ... observation  section  closing line  close_ids  response up to the end of its action
+          `----- ids[:cut] -----'  `------------------------- tail -------------------------'
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from rollout.types import Span
+from rollout.types import Group, Span, Turn
+
+CLOSING_LINE = "Now solve the current task correctly."
+ELLIPSIS = " … "
+SMALLEST_SECTION = 16  # tokens; a section cut shorter than its title and a few words tells nothing
+
+Encode = Callable[[str], np.ndarray]  # text inside a message -> (n,) int32
+
+
+class ContextError(ValueError):
+    """A turn's ids are not what the renderer in use makes."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a teacher context may be. The teacher's limit is its own: never the student's."""
+
+    section: int  # tokens of one hindsight section (feedback.max_tokens)
+    context: int  # tokens of a whole request (Teacher.ready()["context"])
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
     """One action span to score. The context is `sequence.ids[:cut]` followed by `tail`.
 
-    Requests of one trajectory share prefixes, so a scorer computes a sequence once and branches at each `cut`.
+    Requests of one trajectory share prefixes: a scorer computes a sequence once and branches at each `cut`.
     """
 
     trajectory: int  # index in the group
     turn: int  # index in the trajectory
     sequence: int  # index in the trajectory's sequences
     cut: int  # tokens taken from the front of that sequence
-    tail: np.ndarray  # (T,) int32: hindsight section, end of the user message, the response up to the span's end
+    tail: np.ndarray  # (T,) int32: hindsight, end of the user message, the response up to the span's end
     span: Span  # positions in `tail` whose log-probs are wanted
+
+
+def build_requests(
+    group: Group, texts: Mapping[tuple[int, int], str], close_ids: np.ndarray, encode: Encode, limits: Limits
+) -> list[ScoreRequest]:
+    """One request per turn that has a text, in the order of `texts`.
+
+    A turn whose context cannot fit even with its section at `SMALLEST_SECTION` is left out and trains with
+    weight 1: `len(texts) - len(requests)` turns.
+
+    Args:
+        texts: (trajectory, turn) -> section, by `feedback.sources.hindsight`.
+        close_ids: (c,) ids that end the user message and open the assistant's turn.
+        encode: the renderer's encoding of text inside a message.
+
+    Raises:
+        ContextError: a context does not end with `close_ids`, or a turn with a text has no action span.
+    """
+    requests = []
+    for (trajectory, number), text in texts.items():
+        turn = group.trajectories[trajectory].turns[number]
+        ids = group.trajectories[trajectory].sequences[turn.sequence].ids
+        cut, action = _locate(ids, turn, close_ids)
+        behind = np.concatenate([close_ids, ids[turn.start : action.end]])
+        hint = hint_ids(text, encode, limits.section, room=limits.context - cut - len(behind))
+        if hint is None:
+            continue
+        tail = np.concatenate([hint, behind]).astype(np.int32)
+        span = Span(len(tail) - len(action), len(tail))
+        requests.append(ScoreRequest(trajectory, number, turn.sequence, cut, tail, span))
+    return requests
+
+
+def hint_ids(text: str, encode: Encode, longest: int, room: int) -> np.ndarray | None:
+    """What goes behind the user's text: the section, shortened in its middle where it must be, and the
+    closing line, which never is.
+
+    Args:
+        longest: tokens the section may have.
+        room: tokens that section and closing line may have together.
+
+    Returns:
+        (n,) int32, or None where there is no room.
+    """
+    section, closing = encode("\n\n" + text), encode("\n\n" + CLOSING_LINE)
+    allowed = min(longest, room - len(closing))
+    if len(section) > allowed:
+        if allowed < min(longest, SMALLEST_SECTION):
+            return None
+        section = _shorten(section, allowed, encode(ELLIPSIS))
+    return np.concatenate([section, closing]).astype(np.int32)
+
+
+def _shorten(section: np.ndarray, length: int, ellipsis: np.ndarray) -> np.ndarray:
+    """Exactly `length` tokens: the front, an ellipsis, the end. The title is in the front."""
+    kept = length - len(ellipsis)
+    back = kept // 2
+    return np.concatenate([section[: kept - back], ellipsis, section[len(section) - back :]])
+
+
+def _locate(ids: np.ndarray, turn: Turn, close_ids: np.ndarray) -> tuple[int, Span]:
+    """Where the user message ends, and the action span."""
+    cut = turn.start - len(close_ids)
+    if cut < 0 or not np.array_equal(ids[cut : turn.start], close_ids):
+        raise ContextError(
+            f"the context of the turn at position {turn.start} does not end with the ids that open an "
+            "assistant's turn: pass the close_ids of the renderer that made the rollout"
+        )
+    if turn.action_span is None:
+        raise ContextError(f"the turn at position {turn.start} has a text but no action span to score")
+    return cut, turn.action_span

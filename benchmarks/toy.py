@@ -1,0 +1,32 @@
+"""An environment whose step costs nothing, so that all that is measured is the way to it."""
+
+from __future__ import annotations
+
+from envs.base import EnvFamily, Observation, StepResult, TextEnv
+from envs.tasks import Manifest, TaskSpec
+
+TEXT = "You are in the middle of a room. " * 8  # about as long as a text game's observation
+ACTIONS = tuple(f"go to cabinet {number}" for number in range(1, 24))
+
+
+class ToyEnv(TextEnv):
+    def reset(self, task: TaskSpec) -> Observation:
+        return Observation(TEXT, ACTIONS)
+
+    def step(self, action: str) -> StepResult:
+        return StepResult(Observation(TEXT, ACTIONS), TEXT, 0.0, False, False, False)
+
+    def close(self) -> None:
+        pass
+
+
+class ToyFamily(EnvFamily):
+    name = "toy"
+    turn_limit = 50
+
+    def manifest(self) -> Manifest:
+        tasks = tuple(TaskSpec(f"toy-{index}", "toy", "toy", "train") for index in range(16))
+        return Manifest(train=tasks, evaluation=tasks)
+
+    def make(self) -> TextEnv:
+        return ToyEnv()

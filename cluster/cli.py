@@ -1,0 +1,125 @@
+"""The command line: `hindsight train | sft | eval | config`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from configs.check import check, render
+from configs.environ import apply
+from configs.load import ConfigError, load
+from configs.schema import Config
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train LLM agents over many turns with dense credit from hindsight.",
+)
+
+Recipe = Annotated[Path, typer.Argument(help="a recipe, e.g. configs/alfworld.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="settings as key=value, e.g. steps=200 learner.lr=1e-5")
+]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join: auto, or an address; none starts a local Ray")
+]
+
+
+@app.command()
+def train(recipe: Recipe, overrides: Overrides = None, address: Address = None) -> None:
+    """Warm start, reinforcement, evaluation."""
+    from cluster.commands import train_run
+
+    config = _read(recipe, overrides, address)
+    _run(config, lambda: train_run(config))
+
+
+@app.command()
+def sft(recipe: Recipe, overrides: Overrides = None, address: Address = None) -> None:
+    """The warm start alone; its checkpoint is a step 0 that `train … resume=auto` goes on from."""
+    from cluster.commands import train_run
+
+    config = _read(recipe, [*(overrides or []), "steps=0"], address)
+    if config.warm_start.demos == 0:
+        _fail("warm_start.demos is 0: there is nothing to imitate. Set warm_start.demos=150, say.")
+    _run(config, lambda: train_run(config))
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="a model folder, a checkpoint folder, or a run's folder")
+    ],
+    recipe: Recipe,
+    overrides: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Success of a checkpoint on the fixed held-out panel."""
+    from cluster.commands import eval_run, find_model
+
+    config = _read(recipe, overrides, address)
+    model = find_model(checkpoint)
+    if model is None:
+        _fail(
+            f"{checkpoint} holds no model: expected config.json in it, in model/ or in checkpoints/*/model/."
+        )
+    config = replace(config, model=replace(config.model, path=str(model)))
+    _run(config, lambda: eval_run(config))
+
+
+@app.command("config")
+def show_config(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Print the resolved configuration and every problem in it."""
+    try:
+        config = load(recipe, overrides or [])
+    except ConfigError as error:
+        _fail(str(error))
+    typer.echo(render(config))
+    problems = check(config)
+    if problems:
+        _fail("\n".join(problems))
+
+
+def _read(recipe: Path, overrides: list[str] | None, address: str | None) -> Config:
+    try:
+        config = load(recipe, overrides or [])
+    except ConfigError as error:
+        _fail(str(error))
+    if address is not None:
+        config = replace(config, cluster=replace(config.cluster, address=address))
+    problems = check(config)
+    if problems:
+        _fail("\n".join(problems))
+    return config
+
+
+def _run(config: Config, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run to the end; an expected error becomes one clear message and exit code 1."""
+    from cluster.commands import expected_errors
+
+    try:
+        asyncio.run(start())
+    except expected_errors() as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> Any:
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False)
+    raise typer.Exit(code=1)
+
+
+def main() -> None:
+    """Entry point: the variables must be set before torch, vLLM or Ray are imported."""
+    os.environ.setdefault(
+        "RAY_AUTH_MODE", "token"
+    )  # Ray 2.60 clusters ask for a token; clients must say so too
+    apply()
+    app()

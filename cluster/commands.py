@@ -1,0 +1,105 @@
+"""What the commands do, once the configuration is sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ray
+from learner.publish import PublishError
+
+from cluster.evaluate import Evaluation, evaluate
+from cluster.failures import FailureBudget, RunError
+from cluster.run import Run, checkpoints, open_run
+from cluster.start import connect, start_actors
+from cluster.train import Trainer
+from cluster.view import View, draw_curve, evaluation_table
+from cluster.watch import Watchdog
+from configs.schema import Config
+from envs.base import EnvError
+from envs.registry import make_family
+from learner.checkpoint import CheckpointError, latest
+from learner.rank import LearnerError
+from rollout.episode import PromptTooLong
+from rollout.models import ModelMissing, ModelUnfit, resolve
+from rollout.render import load_renderer
+from rollout.template import TemplateError
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is written for the user; anything else is a defect and shows its traceback."""
+    return (
+        RunError,
+        EnvError,
+        CheckpointError,
+        PublishError,
+        LearnerError,
+        ModelMissing,
+        ModelUnfit,
+        PromptTooLong,
+        TemplateError,
+    )
+
+
+async def train_run(config: Config) -> None:
+    """`hindsight train`: everything from a recipe to the closing table."""
+    with View() as view:
+        dashboard = connect(config)
+        view.say(f"Ray dashboard: {dashboard}" if dashboard else "Ray runs without a dashboard")
+        try:
+            async with open_run(config, view) as run:
+                evaluations = await run.watchdog.guard(Trainer(run).train())
+                report(run, evaluations)
+        finally:
+            ray.shutdown()
+
+
+def report(run: Run, evaluations: list[Evaluation]) -> None:
+    """The closing summary, and the learning curve."""
+    console = run.view.console
+    draw_curve(
+        run.metrics.rows(),
+        evaluations,
+        run.out / "curve.png",
+        f"{run.config.env.name}, {run.config.model.path}",
+    )
+    console.print(evaluation_table(evaluations))
+    newest = latest(checkpoints(run.config))
+    console.print(
+        f"model (transformers and vLLM load it as it is): {newest / 'model' if newest else 'none'}\n"
+        f"also in {run.out}: curve.png, metrics.jsonl, tensorboard/, trajectories/, config.yaml",
+        highlight=False,
+    )
+    failures = ", ".join(f"{kind} {count}" for kind, count in run.budget.counts.items())
+    if failures:
+        console.print(f"infrastructure failures (none counted as a reward): {failures}", highlight=False)
+
+
+async def eval_run(config: Config) -> None:
+    """`hindsight eval`: the fixed panel with one checkpoint, no learner and no teacher."""
+    with View() as view:
+        connect(config)
+        try:
+            model = resolve(config.model.path)
+            load_renderer(str(model), config)  # a template that cannot serve is said before any actor starts
+            family = make_family(config.env)
+            manifest = family.manifest()
+            view.say(f"panel of {len(manifest.evaluation)} tasks, digest {manifest.digest}")
+            actors = await start_actors(config, str(model), family, learner=False, teacher=False)
+            watchdog = Watchdog(config.cluster.stall_timeout)
+            stage = f"{config.model.path}"
+            playing = evaluate(config, actors, manifest.evaluation, stage, 0, watchdog)
+            result, _, failures = await watchdog.guard(playing)
+            FailureBudget(config.failure_budget).add(failures)
+            view.console.print(evaluation_table([result]))
+            await actors.stop()
+        finally:
+            ray.shutdown()
+
+
+def find_model(folder: Path) -> Path | None:
+    """The model in a model folder, a checkpoint folder or a run's folder (its newest checkpoint)."""
+    newest = sorted(folder.glob("checkpoints/*/model/config.json"))[-1:]
+    for candidate in (folder / "config.json", folder / "model" / "config.json", *newest):
+        if candidate.is_file():
+            return candidate.parent
+    return None

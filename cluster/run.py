@@ -1,0 +1,174 @@
+"""One run: its configuration, folder, tasks, actors, and the state that a checkpoint brings back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.evaluate import Evaluation
+from cluster.failures import FailureBudget, RunError
+from cluster.metrics import Metrics
+from cluster.prompts import PromptLedger
+from cluster.start import Actors, start_actors
+from cluster.view import View
+from cluster.watch import Watchdog, within
+from configs.check import render
+from configs.schema import Config
+from envs.registry import make_family
+from envs.tasks import Manifest
+from learner.checkpoint import latest, writing
+from rollout.models import resolve
+from rollout.render import Renderer, load_renderer
+
+
+@dataclass
+class State:
+    """How far the run is. Saved with every checkpoint."""
+
+    step: int = 0  # finished training steps
+    version: int = 0  # version of the newest published weights
+    warm_started: bool = False
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """Everything the trainer needs, opened once."""
+
+    config: Config
+    out: Path
+    model: Path
+    manifest: Manifest
+    ledger: PromptLedger
+    renderer: Renderer
+    canary: np.ndarray  # (L,) int32 ids whose log-probs tell whether two copies of the weights are the same
+    actors: Actors
+    metrics: Metrics
+    view: View
+    watchdog: Watchdog
+    budget: FailureBudget
+    state: State
+
+    async def save(self) -> None:
+        """One atomic checkpoint: learner, teacher, driver state, and the model for others to load."""
+        learner = self.actors.learner
+        assert learner is not None
+        self.watchdog.beat("saving a checkpoint")
+        with writing(
+            checkpoints(self.config), self.state.step, self.config.checkpoint.keep, learner.checkpoint_bytes
+        ) as folder:
+            await learner.save(folder)
+            await learner.save_model(folder / "model")
+            if self.actors.teacher is not None:
+                saving = self.actors.teacher.save.remote(str(folder / "teacher.safetensors"))
+                await within(self.config.teacher.timeout, "saving the teacher", saving)
+            (folder / "driver.json").write_text(json.dumps(self._driver_state(), indent=1))
+
+    async def restore(self, folder: Path) -> None:
+        """Take over a checkpoint; the next batch is the one that would have come."""
+        learner = self.actors.learner
+        assert learner is not None
+        saved = json.loads((folder / "driver.json").read_text())
+        if saved["tasks"] != self.manifest.digest:
+            raise RunError(
+                f"{folder} was made with other tasks (digest {saved['tasks']}, now {self.manifest.digest}). "
+                "Use the same env settings, or a new `out`."
+            )
+        await learner.load(folder)
+        if self.actors.teacher is not None:
+            loading = self.actors.teacher.load.remote(str(folder / "teacher.safetensors"))
+            await within(self.config.teacher.timeout, "restoring the teacher", loading)
+        evaluations = [Evaluation(**values) for values in saved["evaluations"]]
+        self.state = State(saved["step"], saved["version"], saved["warm_started"], evaluations)
+        self.ledger.restore(saved["ledger"])
+        self.metrics.truncate(self.state.step)
+
+    def _driver_state(self) -> dict[str, Any]:
+        return {
+            **{name: getattr(self.state, name) for name in ("step", "version", "warm_started")},
+            "evaluations": [asdict(evaluation) for evaluation in self.state.evaluations],
+            "ledger": self.ledger.state(),
+            "tasks": self.manifest.digest,
+            "failures": dict(self.budget.counts),
+        }
+
+
+def needs_teacher(config: Config) -> bool:
+    """Whether any step of the run asks a teacher."""
+    return config.feedback.source != "none" and config.reweight.strength > 0 and config.steps > 0
+
+
+def checkpoints(config: Config) -> Path:
+    """Folder of the run's checkpoints."""
+    return Path(config.out) / "checkpoints"
+
+
+def open_folder(config: Config) -> Path | None:
+    """The run's folder, made ready; returns the checkpoint to go on from, if any.
+
+    Raises:
+        RunError: the folder holds another run and `resume` is not set: nothing is overwritten.
+    """
+    out = Path(config.out)
+    newest = latest(checkpoints(config))
+    if newest is not None and config.resume == "never":
+        raise RunError(
+            f"{out} already holds a run (newest checkpoint: {newest.name}). "
+            "Go on with resume=auto, or choose another folder with out=…"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    if newest is None:
+        for stale in ("metrics.jsonl", "curve.png"):
+            (out / stale).unlink(missing_ok=True)
+    (out / "config.yaml").write_text(render(config))
+    return newest
+
+
+@asynccontextmanager
+async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
+    """Tasks, actors, and the newest checkpoint where `resume=auto`; everything is closed at the end.
+
+    Raises:
+        RunError: it cannot start; nothing that existed has been changed.
+    """
+    newest = open_folder(config)
+    view.say("preparing the model and the tasks")
+    model = resolve(config.model.path)
+    renderer = load_renderer(str(model), config)
+    family = make_family(config.env)
+    manifest = family.manifest()
+    view.say(
+        f"{len(manifest.train)} training tasks, {len(manifest.evaluation)} held out, digest {manifest.digest}"
+    )
+    view.phase("starting actors", None)
+    actors = await start_actors(config, str(model), family, teacher=needs_teacher(config))
+    metrics = Metrics(Path(config.out))
+    try:
+        run = Run(
+            config=config,
+            out=Path(config.out),
+            model=model,
+            manifest=manifest,
+            ledger=PromptLedger(manifest.train, config.seed),
+            renderer=renderer,
+            canary=renderer.encode(renderer.rules()),
+            actors=actors,
+            metrics=metrics,
+            view=view,
+            watchdog=Watchdog(config.cluster.stall_timeout),
+            budget=FailureBudget(config.failure_budget),
+            state=State(),
+        )
+        if newest is not None:
+            await run.restore(newest)
+            view.say(f"going on from {newest} after step {run.state.step}")
+        yield run
+    finally:
+        metrics.close()
+        await actors.stop()

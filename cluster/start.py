@@ -1,0 +1,209 @@
+"""From a configuration to running actors: joins or starts Ray, reserves resources, creates every actor once.
+
+Everything that can be known to be wrong is said before the first actor starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.failures import RunError
+from cluster.watch import within
+from configs.environ import actor_environment
+from configs.schema import Config
+from envs.base import EnvFamily
+from envs.pool import PoolHandles, start_pool
+from learner.group import LearnerGroup
+from rollout.engine import Engine, engine_env
+from rollout.worker import Worker
+from teacher.scorer import Teacher, teacher_env
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """One reserved place: `role` is engine, learner or teacher."""
+
+    role: str
+    cpus: float
+    gpus: float
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """As Ray wants it."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+
+
+@dataclass
+class Actors:
+    """Handles of everything that runs. `learner` and `teacher` are absent where they are not needed."""
+
+    engines: list[Any]
+    workers: list[Any]
+    environments: PoolHandles
+    learner: LearnerGroup | None
+    teacher: Any | None
+    teacher_context: int  # most tokens of one scoring request; 0 without a teacher
+    group: PlacementGroup
+
+    async def stop(self) -> None:
+        """End every actor and give the reservation back."""
+        if self.learner is not None:
+            self.learner.stop()
+        handles = [*self.engines, *self.workers, self.environments.pool, *self.environments.shards]
+        for handle in [*handles, *([self.teacher] if self.teacher is not None else [])]:
+            ray.kill(handle)
+        remove_placement_group(self.group)
+
+
+def plan_bundles(config: Config, gpus: float, *, learner: bool, teacher: bool) -> list[Bundle]:
+    """What to reserve. `cluster.share_gpu` splits one GPU; without GPUs each gets a share of a core."""
+    if gpus == 0:
+        engine, rank, scorer = (0.5, 0.0), (0.5, 0.0), (0.25, 0.0)
+    elif config.cluster.share_gpu:
+        engine, rank, scorer = (1.0, 0.4), (1.0, 0.4), (1.0, 0.2)
+    else:
+        engine, rank, scorer = (1.0, float(config.rollout.tensor_parallel)), (1.0, 1.0), (1.0, 1.0)
+    bundles = [Bundle("engine", *engine) for _ in range(config.rollout.engines)]
+    bundles += [Bundle("learner", *rank) for _ in range(config.learner.ranks if learner else 0)]
+    bundles += [Bundle("teacher", *scorer)] if teacher else []
+    return bundles
+
+
+def lacking(bundles: Sequence[Bundle], available: dict[str, float]) -> str | None:
+    """What the cluster lacks for these bundles, or None."""
+    needs = {kind: sum(bundle.resources.get(kind, 0.0) for bundle in bundles) for kind in ("CPU", "GPU")}
+    short = [
+        f"{needs[kind]:g} {kind} needed, {available.get(kind, 0.0):g} in the cluster"
+        for kind in needs
+        if needs[kind] > available.get(kind, 0.0) + 1e-9
+    ]
+    if not short:
+        return None
+    return (
+        f"too few resources for {len(bundles)} actors: {'; '.join(short)}. "
+        "Lower rollout.engines, rollout.tensor_parallel or learner.ranks, set cluster.share_gpu or add nodes."
+    )
+
+
+def port_in_use(port: int) -> bool:
+    """Whether something on this machine listens on the port."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def connect(config: Config) -> str | None:
+    """Join the Ray at `cluster.address` (or the one that a submitted job runs in), else start a local one.
+
+    Returns:
+        the dashboard's address, if there is one.
+
+    Raises:
+        RunError: no such cluster, or the dashboard's port is taken.
+    """
+    address = os.environ.get("RAY_ADDRESS") or config.cluster.address
+    runtime_env = {
+        "env_vars": {
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+        }
+    }
+    if address:
+        try:
+            context = ray.init(
+                address=address, runtime_env=runtime_env, log_to_driver=True, logging_level=logging.WARNING
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RunError(
+                f"cannot join the Ray cluster at {address!r}: {error}. Start one with `ray start --head` "
+                "(with RAY_AUTH_MODE=token in both shells), or leave out --address to start a local Ray."
+            ) from error
+    else:
+        if config.cluster.dashboard and port_in_use(config.cluster.dashboard_port):
+            raise RunError(
+                f"port {config.cluster.dashboard_port} is in use. Set cluster.dashboard_port to a free one, "
+                "cluster.dashboard=false, or join the Ray that may hold it with --address auto."
+            )
+        context = ray.init(
+            num_cpus=max(2, os.cpu_count() or 2),
+            include_dashboard=config.cluster.dashboard,
+            dashboard_port=config.cluster.dashboard_port if config.cluster.dashboard else None,
+            runtime_env=runtime_env,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+        )
+    url = context.dashboard_url
+    return f"http://{url}" if url else None
+
+
+async def start_actors(
+    config: Config, model: str, family: EnvFamily, *, learner: bool = True, teacher: bool = True
+) -> Actors:
+    """Create all actors in one placement group and wait until each is ready.
+
+    Raises:
+        RunError: the cluster cannot hold them.
+    """
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    bundles = plan_bundles(config, gpus, learner=learner, teacher=teacher)
+    problem = lacking(bundles, ray.cluster_resources())
+    if problem:
+        raise RunError(problem)
+    group = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
+    timeout = config.cluster.start_timeout
+    await within(timeout, f"reserving {len(bundles)} places (are they taken by another run?)", group.ready())
+
+    def places(role: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "num_cpus": bundle.cpus,
+                "num_gpus": bundle.gpus,
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                    group, placement_group_bundle_index=index
+                ),
+            }
+            for index, bundle in enumerate(bundles)
+            if bundle.role == role
+        ]
+
+    def variables(env: dict[str, str]) -> dict[str, Any]:
+        return {"runtime_env": {"env_vars": env}}
+
+    engine = ray.remote(Engine).options(max_concurrency=4096, **variables(engine_env(config)))
+    engines: list[Any] = [
+        engine.options(**place).remote(model, config, index) for index, place in enumerate(places("engine"))
+    ]
+    scorer: Any = None
+    if teacher:
+        options = {**places("teacher")[0], **variables(teacher_env(config))}
+        scorer = ray.remote(Teacher).options(**options).remote(model, config)
+    ranks = LearnerGroup(config, model, places("learner")) if learner else None
+    environments = start_pool(config, family)
+    worker = ray.remote(Worker).options(
+        num_cpus=0, max_concurrency=4096, **variables(actor_environment(threads=1))
+    )
+    workers = [
+        worker.remote(model, config, engines, environments.pool) for _ in range(config.rollout.workers)
+    ]
+    waits: list[Any] = [
+        within(timeout, f"starting engine {i}", e.ready.remote()) for i, e in enumerate(engines)
+    ]
+    waits += [environments.ready(timeout)]
+    waits += [ranks.start()] if ranks else []
+    await asyncio.gather(*waits)
+    context = 0
+    if scorer is not None:
+        context = (await within(timeout, "starting the teacher", scorer.ready.remote()))["context"]
+    return Actors(engines, workers, environments, ranks, scorer, context, group)

@@ -1,0 +1,251 @@
+"""The driver: one loop, whatever the method.
+
+    admit ─► fill (one group, overlapping all others) ─► take ─► rows ─► update ─► publish ─► release
+               rollout → feedback → teacher
+
+`max_staleness = 0` is synchronous training; with S > 0 the loop keeps S more steps of groups in flight and
+takes them in the order of their admission, so that no group is ever more than S weight versions old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from learner.publish import publish
+from ray.exceptions import RayActorError, RayTaskError
+
+from cluster.evaluate import Evaluation, evaluate
+from cluster.metrics import readable, rollout_metrics
+from cluster.run import Run
+from cluster.warm_start import imitate
+from cluster.watch import Deadline, within
+from envs.tasks import TaskSpec
+from feedback.sources import hindsight
+from learner.credit import advantages
+from learner.reweight import strength_at
+from learner.rows import make_rows
+from rollout.types import Failure, Group
+from teacher.contexts import Limits, build_requests
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A group, ready to be trained on. `scores`: (trajectory, turn) -> teacher log-probs of the action."""
+
+    ordinal: int
+    group: Group
+    scores: dict[tuple[int, int], np.ndarray]
+    rolled_out: float  # time.monotonic() when its last episode ended
+    teacher_seconds: float
+    failures: tuple[Failure, ...]
+
+
+class Trainer:
+    """Warm start, reinforcement, evaluation; everything it needs is in `run`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.config = run.config
+        self.actors = run.actors
+        self.in_flight: deque[tuple[int, asyncio.Task[Filled]]] = deque()
+
+    async def train(self) -> list[Evaluation]:
+        """The whole run, from where it stands to `steps`; returns every evaluation made."""
+        run, config = self.run, self.config
+        if not run.state.warm_started:
+            await self.warm_start()
+        else:
+            await self.publish()
+        try:
+            run.view.phase("reinforcement", config.steps)
+            while run.state.step < config.steps:
+                await self.step()
+        finally:
+            for _, task in self.in_flight:
+                task.cancel()
+        if not any(
+            e.step == run.state.step and e.stage == "after reinforcement" for e in run.state.evaluations
+        ):
+            await self.evaluate("after reinforcement")
+            await run.save()
+        return run.state.evaluations
+
+    async def warm_start(self) -> None:
+        """Evaluate cold, imitate, evaluate again, and checkpoint as step 0."""
+        run, config = self.run, self.config
+        await self.evaluate("before warm start")
+        if config.warm_start.demos:
+            run.view.phase("warm start", None)
+
+            def report(step: int, steps: int, stats: dict[str, float]) -> None:
+                run.view.phase("warm start", steps) if step == 1 else None
+                run.view.warm_start(step, steps, stats)
+                run.metrics.write(step, "warm_start", stats)
+
+            await imitate(config, self.actors, run.renderer, run.manifest.train, run.watchdog, report)
+            await self.publish(refresh_teacher=True)
+            await self.evaluate("after warm start")
+        run.state.warm_started = True
+        await run.save()
+
+    async def step(self) -> None:
+        """One training step: the loop of the picture above, once."""
+        run, config = self.run, self.config
+        strength = strength_at(run.state.step, config.reweight) if config.feedback.source != "none" else 0.0
+        started = time.monotonic()
+        self.admit(strength)
+        filled = [await self.in_flight.popleft()[1] for _ in range(config.rollout.groups)]
+        run.budget.add(failure for one in filled for failure in one.failures)
+        rolled_out, scored = max(one.rolled_out for one in filled), time.monotonic()
+
+        groups = [one.group for one in filled]
+        scores = {(one.ordinal, *turn): values for one in filled for turn, values in one.scores.items()}
+        rows = make_rows(groups, scores, config.credit)
+        run.watchdog.beat("updating")
+        stats = (
+            await self.learner.update(rows, objective="policy", strength=strength, lr=self.lr())
+            if rows
+            else {}
+        )
+        updated = time.monotonic()
+
+        run.state.step += 1
+        refresh = config.teacher.refresh_every > 0 and run.state.step % config.teacher.refresh_every == 0
+        report = await self.publish(refresh_teacher=refresh)
+        published = time.monotonic()
+        for one in filled:
+            self.release(one)
+
+        rollout_seconds = max(1e-6, rolled_out - started)
+        values = rollout_metrics(groups, rollout_seconds, run.state.version - 1) | {
+            **{f"learner/{name}": value for name, value in stats.items()},
+            "learner/rows": float(len(rows)),
+            "learner/strength": strength,
+            "teacher/spans": float(len(scores)),
+            "teacher/seconds_busy": sum(one.teacher_seconds for one in filled),
+            "publish/canary_gap": report.canary_gap,
+            "failures/total": float(run.budget.counts.total()),
+            "seconds/rollout": rollout_seconds,
+            "seconds/teacher": scored - rolled_out,  # what the rollouts did not hide
+            "seconds/learner": updated - scored,
+            "seconds/publish": published - updated,
+            "seconds/step": published - started,
+        }
+        self.record(groups, values)
+        if (
+            config.evaluate.every
+            and run.state.step % config.evaluate.every == 0
+            and run.state.step < config.steps
+        ):
+            await self.evaluate("during reinforcement")
+        if run.state.step % config.checkpoint.every == 0 and run.state.step < config.steps:
+            await run.save()
+
+    def admit(self, strength: float) -> None:
+        """Start groups until as many are in flight as the staleness bound allows."""
+        capacity = self.config.rollout.groups * (1 + self.config.rollout.max_staleness)
+        while len(self.in_flight) < capacity:
+            ordinal = self.run.ledger.admit()
+            fill = self.fill(ordinal, self.run.ledger.task(ordinal), strength)
+            self.in_flight.append((ordinal, asyncio.create_task(fill)))
+
+    async def fill(self, ordinal: int, task: TaskSpec, strength: float) -> Filled:
+        """One group end to end: rollout, feedback, teacher. A lost teacher costs only the reweighting."""
+        config, workers = self.config, self.actors.workers
+        call = workers[ordinal % len(workers)].rollout.remote(
+            ordinal, task, config.rollout.group_size, config.rollout.temperature, config.seed
+        )
+        # Each turn has its own deadline in the worker; this one only catches a worker that is gone.
+        group: Group = await within(config.cluster.stall_timeout * 4, f"rolling out group {ordinal}", call)
+        self.run.watchdog.beat("rolling out")
+        rolled_out = time.monotonic()
+        informative = any(values.any() for values in advantages(group, config.credit))
+        if strength == 0.0 or not informative:
+            return Filled(ordinal, group, {}, rolled_out, 0.0, group.failures)
+        try:
+            scores = await self.score(group)
+        except (RayActorError, RayTaskError, Deadline) as error:
+            failures = (*group.failures, Failure("teacher", str(error), task.id))
+            return Filled(ordinal, group, {}, rolled_out, 0.0, failures)
+        return Filled(ordinal, group, scores, rolled_out, time.monotonic() - rolled_out, group.failures)
+
+    async def score(self, group: Group) -> dict[tuple[int, int], np.ndarray]:
+        """The teacher's log-probs of every action that has hindsight."""
+        assert self.actors.teacher is not None
+        renderer, config = self.run.renderer, self.config
+        texts = hindsight(group, config.feedback)
+        limits = Limits(config.feedback.max_tokens, self.actors.teacher_context)
+        requests = build_requests(group, texts, renderer.close_ids, renderer.encode, limits)
+        sequences = [[sequence.ids for sequence in t.sequences] for t in group.trajectories]
+        call = self.actors.teacher.score.remote(sequences, requests)
+        scored = await within(config.teacher.timeout, f"scoring group {group.ordinal}", call)
+        return {(r.trajectory, r.turn): values for r, values in zip(requests, scored, strict=True)}
+
+    def release(self, filled: Filled) -> None:
+        """Close the books on a group. One that infrastructure emptied comes again."""
+        wanted = min(2, self.config.rollout.group_size)
+        if filled.group.failures and len(filled.group.trajectories) < wanted:
+            self.run.ledger.give_back(filled.ordinal)
+        else:
+            self.run.ledger.mark_trained(filled.ordinal)
+
+    async def publish(self, refresh_teacher: bool = False) -> Any:
+        """New weights to every engine, verified; to the teacher when it is due."""
+        run, config = self.run, self.config
+        run.watchdog.beat("publishing weights")
+        run.state.version += 1
+        weights = await self.learner.export(run.state.version)
+        own = await self.learner.score(run.canary)
+        report = await publish(self.actors.engines, weights, run.canary, own, config.publish.tolerance)
+        if refresh_teacher and self.actors.teacher is not None:
+            await within(
+                config.teacher.timeout,
+                "refreshing the teacher",
+                self.actors.teacher.load_weights.remote(weights),
+            )
+        return report
+
+    async def evaluate(self, stage: str) -> None:
+        """Play the held-out panel and write down what came of it."""
+        run = self.run
+        run.view.say(f"evaluating {self.config.evaluate.episodes} held-out episodes, {stage}")
+        result, groups, failures = await evaluate(
+            self.config, self.actors, run.manifest.evaluation, stage, run.state.step, run.watchdog
+        )
+        run.budget.add(failures)
+        run.state.evaluations.append(result)
+        run.metrics.write(run.state.step, "eval", result.metrics())
+        self.write_trajectories(f"eval-{run.state.step:06d}", groups)
+        run.view.say(f"{stage}: success {result.success:.1%} ({result.low:.1%} to {result.high:.1%})")
+
+    def record(self, groups: list[Group], values: dict[str, float]) -> None:
+        """Metrics, progress and trajectories of a finished step."""
+        run = self.run
+        run.metrics.write(run.state.step, "train", values)
+        run.view.step(run.state.step, self.config.steps, values)
+        run.watchdog.beat(f"step {run.state.step} done")
+        self.write_trajectories(f"step-{run.state.step:06d}", groups)
+
+    def write_trajectories(self, name: str, groups: list[Group]) -> None:
+        """trajectories/NAME.jsonl, one episode a line."""
+        folder = self.run.out / "trajectories"
+        folder.mkdir(exist_ok=True)
+        lines = (json.dumps(readable(t), ensure_ascii=False) for group in groups for t in group.trajectories)
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+    def lr(self) -> float:
+        """Learning rate of the coming update: linear warm-up, then constant."""
+        settings = self.config.learner
+        return settings.lr * min(1.0, (self.run.state.step + 1) / max(1, settings.warmup_steps))
+
+    @property
+    def learner(self) -> Any:
+        """The learner; a training run always has one."""
+        assert self.actors.learner is not None
+        return self.actors.learner

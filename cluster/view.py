@@ -1,0 +1,151 @@
+"""What a person sees: the live progress, the closing table, the learning curve."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cluster.evaluate import Evaluation
+
+PHASES = ("rollout", "teacher", "learner", "publish")
+
+
+class View:
+    """A live display on a terminal; plain lines, one per event, where the output is a log."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.live: Live | None = None
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+        self.task = self.progress.add_task("starting", total=None)
+        self.latest = Table.grid()
+        self.started = time.monotonic()
+
+    def __enter__(self) -> View:
+        if self.console.is_terminal:
+            self.live = Live(self._screen(), console=self.console, refresh_per_second=4)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(f"[dim]{time.monotonic() - self.started:6.0f} s[/dim]  {text}", highlight=False)
+
+    def phase(self, name: str, total: int | None) -> None:
+        """A new bar."""
+        self.progress.reset(self.task, description=name, total=total)
+
+    def advance(self, done: int) -> None:
+        """Where the bar stands."""
+        self.progress.update(self.task, completed=done)
+        self._refresh()
+
+    def warm_start(self, step: int, steps: int, stats: dict[str, float]) -> None:
+        """One update of the warm start."""
+        self.advance(step)
+        if step == steps or step % max(1, steps // 10) == 0:
+            rate = stats["tokens"] / stats["seconds"]
+            self.say(f"warm start {step}/{steps}  loss {stats['loss']:.3f}  {rate:.0f} tokens/s")
+
+    def step(self, step: int, steps: int, values: dict[str, float]) -> None:
+        """One training step."""
+        self.advance(step)
+        self.latest = step_table(step, values)
+        self._refresh()
+        seconds = "  ".join(f"{phase} {values.get(f'seconds/{phase}', 0.0):.1f}" for phase in PHASES)
+        self.say(
+            f"step {step}/{steps}  success {values.get('rollout/success', 0.0):.2f}  "
+            f"turns {values.get('rollout/turns_per_episode', 0.0):.1f}  "
+            f"{values.get('rollout/tokens_per_second', 0.0):.0f} tokens/s  seconds: {seconds}"
+        )
+
+    def _screen(self) -> Group:
+        return Group(self.latest, self.progress)
+
+    def _refresh(self) -> None:
+        if self.live is not None:
+            self.live.update(self._screen())
+
+
+def step_table(step: int, values: dict[str, float]) -> Table:
+    """The newest figures, one column each."""
+    shown = {
+        "step": f"{step}",
+        "success": f"{values.get('rollout/success', 0.0):.2f}",
+        "reward": f"{values.get('rollout/reward', 0.0):.2f}",
+        "turns / episode": f"{values.get('rollout/turns_per_episode', 0.0):.1f}",
+        "tokens / s": f"{values.get('rollout/tokens_per_second', 0.0):.0f}",
+        "mismatch KL": f"{values.get('learner/mismatch_kl', float('nan')):.4f}",
+        **{f"{phase} s": f"{values.get(f'seconds/{phase}', 0.0):.1f}" for phase in PHASES},
+    }
+    table = Table(box=None, pad_edge=False)
+    for name in shown:
+        table.add_column(name, justify="right", style="cyan")
+    table.add_row(*shown.values())
+    return table
+
+
+def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Held-out success per stage, with intervals."""
+    table = Table(title="Held-out success")
+    for name in ("stage", "step", "success", "95 % interval", "episodes", "turns / episode", "seconds"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for e in evaluations:
+        interval = f"{e.low:.1%} to {e.high:.1%}"
+        figures = (str(e.episodes), f"{e.turns:.1f}", f"{e.seconds:.0f}")
+        table.add_row(e.stage, str(e.step), f"{e.success:.1%}", interval, *figures)
+    return table
+
+
+def draw_curve(
+    rows: Sequence[dict[str, Any]], evaluations: Sequence[Evaluation], path: Path, title: str
+) -> None:
+    """The learning curve: training success per step and held-out success with its intervals, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.2), dpi=130)
+    train = [
+        (row["step"], row["rollout/success"])
+        for row in rows
+        if row["kind"] == "train" and "rollout/success" in row
+    ]
+    if train:
+        steps, success = zip(*train, strict=True)
+        axes.plot(steps, success, color="#9db7d5", linewidth=1, label="training rollouts")
+        width = max(1, len(success) // 15)
+        means = [
+            sum(success[max(0, i - width) : i + 1]) / len(success[max(0, i - width) : i + 1])
+            for i in range(len(success))
+        ]
+        axes.plot(steps, means, color="#1f5a96", linewidth=2, label=f"mean of {width + 1} steps")
+    trained = [e for e in evaluations if e.stage != "before warm start"]
+    if trained:
+        axes.errorbar(
+            [e.step for e in trained],
+            [e.success for e in trained],
+            yerr=[[e.success - e.low for e in trained], [e.high - e.success for e in trained]],
+            fmt="o", color="#c2410c", capsize=4, label="held-out panel, 95 % interval",
+        )  # fmt: skip
+    axes.set(xlabel="training step", ylabel="success", ylim=(0, 1), title=title)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)

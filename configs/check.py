@@ -1,0 +1,154 @@
+"""What a configuration allows: every problem of one at once, and one printed with the meaning of its keys."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.schema import Config
+
+FREE_GIB = 0.5  # least free disk space to start with; a run also stops cleanly when it fills up later
+
+
+def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
+    """Every (dotted key, dataclass field, value) under `config`, in the order of the schema."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            yield from settings(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", item, value
+
+
+def allowed(item: Field[Any]) -> str:
+    """What a setting may be, in words: its type, then its choices or its range."""
+    kind = (
+        str(item.type).replace("str", "text").replace("bool", "true or false").replace(" | None", " or null")
+    )
+    meta = item.metadata
+    if meta["choices"]:
+        return "one of " + ", ".join(meta["choices"])
+    bounds = [f"at least {meta['low']}"] if meta["low"] is not None else []
+    bounds += [f"at most {meta['high']}"] if meta["high"] is not None else []
+    return f"{kind}, {' and '.join(bounds)}" if bounds else kind
+
+
+def check(config: Config) -> list[str]:
+    """Every problem of `config`, each naming key, value and what is allowed; empty where it can run.
+
+    Looks at the file system (`out`, `env.data`, `model.path`), never at a GPU, a port or the network.
+    """
+    problems = [
+        f"{key} = {value!r} is not allowed: {allowed(item)}"
+        for key, item, value in settings(config)
+        if not _within(item, value)
+    ]
+    return problems + _contradictions(config) + _paths(config)
+
+
+def _within(item: Field[Any], value: Any) -> bool:
+    low, high, choices = (item.metadata[name] for name in ("low", "high", "choices"))
+    if value is None:
+        return True  # only an optional setting can be null: loading has checked that
+    if choices and any(element not in choices for element in (value if isinstance(value, list) else [value])):
+        return False
+    if isinstance(value, float) and not abs(value) < float("inf"):  # rejects nan too
+        return False
+    return not ((low is not None and value < low) or (high is not None and value > high))
+
+
+def _contradictions(config: Config) -> list[str]:
+    """Settings that are fine alone and impossible together."""
+    rollout, context = config.rollout, config.model.context
+    rules = [
+        (
+            rollout.max_tokens >= context,
+            f"rollout.max_tokens = {rollout.max_tokens} leaves no room for a prompt: "
+            f"allowed is less than model.context = {context}",
+        ),
+        (
+            config.feedback.max_tokens >= context,
+            f"feedback.max_tokens = {config.feedback.max_tokens} leaves the teacher no room for the prompt: "
+            f"allowed is less than model.context = {context}",
+        ),
+        (
+            config.steps > 0 and rollout.group_size == 1,
+            "rollout.group_size = 1 makes every advantage 0: "
+            f"credit.advantage = {config.credit.advantage} compares siblings, allowed is at least 2",
+        ),
+        (
+            config.reweight.strength > 0 and config.feedback.source == "none",
+            f"reweight.strength = {config.reweight.strength} has no use with feedback.source = none: "
+            "set reweight.strength=0 (plain GRPO) or name a source",
+        ),
+        (
+            0 < config.loss.dual_clip <= 1,
+            f"loss.dual_clip = {config.loss.dual_clip} cuts ordinary losses: allowed is 0 (off) or above 1",
+        ),
+        (
+            0 < config.loss.importance_cap < 1,
+            f"loss.importance_cap = {config.loss.importance_cap} would cap on-policy tokens: "
+            "allowed is 0 (off) or at least 1",
+        ),
+        (
+            config.learner.micro_tokens < context,
+            f"learner.micro_tokens = {config.learner.micro_tokens} cannot hold one full sequence: "
+            f"allowed is at least model.context = {context}",
+        ),
+        (
+            config.reweight.strength > 0 and config.teacher.batch_tokens < context,
+            f"teacher.batch_tokens = {config.teacher.batch_tokens} cannot hold one full sequence: "
+            f"allowed is at least model.context = {context}",
+        ),
+    ]
+    return [problem for broken, problem in rules if broken]
+
+
+def _paths(config: Config) -> list[str]:
+    problems = []
+    data, model = config.env.data, config.model.path
+    if data is not None and not Path(data).expanduser().is_dir():
+        problems.append(
+            f"env.data = {data!r} is not a folder: fetch the official data with `alfworld-download` "
+            "and name its folder, or set env.data=null to play generated games"
+        )
+    if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().is_dir():
+        problems.append(
+            f"model.path = {model!r} is not a folder: name one that `save_pretrained` wrote, a hub name, "
+            "or an embedded model such as smollm2-135m"
+        )
+    out = Path(config.out).expanduser().absolute()
+    parent = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not parent.is_dir():
+        problems.append(f"out = {config.out!r} cannot be a folder: {parent} is a file; name another")
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        problems.append(
+            f"out = {config.out!r} cannot be written: no permission in {parent}; name another folder"
+        )
+    elif (free := shutil.disk_usage(parent).free / 2**30) < FREE_GIB:
+        problems.append(
+            f"out = {config.out!r} has {free:.2f} GiB free on its disk: a run needs at least {FREE_GIB} GiB; "
+            "free some or name another folder"
+        )
+    return problems
+
+
+def render(config: Config) -> str:
+    """`config` as YAML that `configs.load` reads back to an equal one, its meaning beside each key."""
+    lines: list[str] = []
+    section = ""
+    for key, item, value in settings(config):
+        parent, _, name = key.rpartition(".")
+        if parent != section:
+            section = parent
+            lines += ["", f"{section}:"]
+        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+        text = text.removesuffix("\n").removesuffix("\n...")
+        lines.append(f"{'  ' if parent else ''}{name}: {text}  # {item.metadata['help']} ({allowed(item)})")
+    return "\n".join(lines) + "\n"

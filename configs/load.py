@@ -1,0 +1,125 @@
+"""From a recipe and `key=value` overrides to a typed `Config`, or to an error that names every mistake."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from configs.check import allowed, settings
+from configs.schema import Config
+
+BASE = "base"  # key of a recipe that names the recipe it changes, relative to its own folder
+RECIPES = Path(__file__).parent
+
+
+class ConfigError(ValueError):
+    """The recipe or an override cannot be read; the message has one line per mistake."""
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the recipe at `path` (after the ones it names as `base`), then `key=value` overrides.
+
+    Types are checked here; ranges and contradictions by `configs.check.check`.
+
+    Raises:
+        ConfigError: unknown keys (with the nearest known one), wrong types, unreadable files, all at once.
+    """
+    recipes = _recipes(Path(path)) if path is not None else []
+    layers = [(str(file), values) for file, values in recipes]
+    layers.append(("command line", _parse_overrides(overrides)))
+    merged = OmegaConf.structured(Config)
+    problems = [problem for source, values in layers for problem in _merge(merged, source, values)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or a value left as ???
+        raise ConfigError(str(error).splitlines()[0]) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def _recipes(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The recipe at `path` behind the chain of its bases, furthest base first."""
+    chain: list[tuple[Path, dict[str, Any]]] = []
+    while True:
+        if path.resolve() in [file.resolve() for file, _ in chain]:
+            raise ConfigError(f"{path}: its `{BASE}` leads back to itself")
+        values = _read(path)
+        parent = values.pop(BASE, None)
+        chain.append((path, values))
+        if parent is None:
+            return chain[::-1]
+        path = path.parent / str(parent)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError as error:
+        names = ", ".join(sorted(f"configs/{recipe.name}" for recipe in RECIPES.glob("*.yaml")))
+        raise ConfigError(f"{path}: no such recipe; there are {names}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not a readable YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a list of `key: value` lines")
+    return {str(key): value for key, value in values.items()}
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"{override!r} is not an override: write key=value, for example steps=200")
+        try:
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={override[len(key) + 1 :]}"]))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"{override!r}: the value is not YAML; quote it if it is text") from error
+        assert isinstance(parsed, dict)
+        values[key.strip()] = parsed["value"]
+    return values
+
+
+def _merge(merged: DictConfig, source: str, values: dict[str, Any]) -> Iterator[str]:
+    """Puts `values` (nested or dotted) into `merged`; yields a line for each that does not fit."""
+    known = {key: item for key, item, _ in settings(Config())}
+    for key, value in _leaves(values, known):
+        if any(name.startswith(f"{key}.") for name in known):
+            yield f"{source}: {key} = {value!r} is not allowed: it is a section, set its keys"
+        elif key not in known:
+            yield f"{source}: unknown key {key}; the nearest is {nearest(key, list(known))}"
+        else:
+            parent, _, name = key.rpartition(".")
+            section = OmegaConf.select(merged, parent) if parent else merged
+            try:
+                with read_write(section):
+                    OmegaConf.update(section, name, value)
+            except ValidationError:
+                yield f"{source}: {key} = {value!r} is not allowed: {allowed(known[key])}"
+
+
+def _leaves(values: dict[str, Any], known: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value and key not in known:
+            yield from _leaves(value, known, f"{key}.")
+        else:
+            yield key, value
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """The known dotted key most like `key`: by the whole name and by its last part."""
+
+    def likeness(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
+        last = difflib.SequenceMatcher(None, key.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return (whole + last) / 2
+
+    return max(known, key=likeness)

@@ -1,0 +1,120 @@
+"""The child side of a slot: a server that imports the environment once and forks a process for every slot.
+
+The forked processes share what was imported (copy on write), so one costs milliseconds and little memory.
+`multiprocessing`'s own forkserver is not used: it runs the owner's `__main__` again in every child (inside a
+Ray actor that is Ray itself), and a hung child keeps it alive after its owner has died.
+
+Lifetimes: the owner holds the other end of the server's socket. When the owner dies, however it dies, the
+socket ends, the server returns, and the kernel kills every slot (PR_SET_PDEATHSIG), also one that hangs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import pickle
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from io import BufferedIOBase
+from typing import Any, NoReturn
+
+from envs.base import DataMissing, EnvError, EnvFamily, TextEnv
+
+LENGTH = struct.Struct("!I")  # every message is its length in bytes, then its pickle
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def pack(message: Any) -> bytes:
+    """One message as it travels between a slot and its owner."""
+    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    return LENGTH.pack(len(body)) + body
+
+
+def _read(stream: BufferedIOBase) -> Any:
+    """The next message. Raises EOFError when the owner closed the channel."""
+    head = stream.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        raise EOFError
+    return pickle.loads(stream.read(LENGTH.unpack(head)[0]))
+
+
+def _answer(function: Callable[..., Any], *args: Any) -> bytes:
+    """Call `function`; the message for the owner: (None, value), or (EnvError or DataMissing, description)."""
+    try:
+        return pack((None, function(*args)))
+    except Exception as error:  # noqa: BLE001 - whatever an environment raises is data for its owner
+        kind = DataMissing if isinstance(error, DataMissing) else EnvError
+        return pack((kind, f"{type(error).__name__}: {error}"))
+
+
+def _serve(channel: socket.socket, make: Callable[[], Any], server: int) -> NoReturn:
+    """Be a slot: announce the pid, make the instance, then answer (method, args) until the channel ends.
+
+    Args:
+        channel: to the owner.
+        make: makes the environment instance.
+        server: pid of the process this one was forked from.
+    """
+    os.setsid()  # a group of its own, so that a kill takes along what the environment started
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != server:  # it died before prctl could see it
+        os._exit(1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with channel.makefile("rwb") as stream:
+
+        def send(message: bytes) -> None:
+            stream.write(message)
+            stream.flush()
+
+        try:
+            send(pack(os.getpid()))
+            envs: list[TextEnv] = []  # the one instance, kept here: it cannot travel
+            send(_answer(lambda: envs.append(make())))
+            while True:
+                method, args = _read(stream)
+                send(_answer(lambda name, given: getattr(envs[0], name)(*given), method, args))
+        except (EOFError, ConnectionError):
+            os._exit(0)  # the owner gave the slot up; nothing of the server's state may be torn down here
+
+
+def _load(family_fd: int) -> Callable[[], Any]:
+    """The pickled family's `make`, or a function that raises what loading it raised, for the owner to see."""
+    try:
+        with open(family_fd, "rb") as file:
+            file.seek(0)  # the offset is shared with the owner and with earlier servers
+            family: EnvFamily = pickle.load(file)
+        return family.make
+    except Exception as error:  # noqa: BLE001 - reported by every slot as its start-up failure
+        failure = error
+
+        def fail() -> NoReturn:
+            raise failure
+
+        return fail
+
+
+def main(requests_fd: int, family_fd: int) -> None:
+    """Fork a slot for every descriptor that comes over the socket `requests_fd`, until the owner closes it.
+
+    Args:
+        family_fd: a file that holds the pickled EnvFamily.
+    """
+    os.dup2(2, 1)  # an environment's prints are diagnostics
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    make = _load(family_fd)
+    gc.collect()
+    gc.freeze()  # keeps the collector from touching, and so copying, the shared pages
+    server = os.getpid()
+    with socket.socket(fileno=requests_fd) as requests:
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
+            if not message:
+                return
+            channel = socket.socket(fileno=descriptors[0])
+            if os.fork() == 0:
+                requests.close()
+                _serve(channel, make, server)
+            channel.close()

@@ -1,0 +1,95 @@
+"""Log-probs of chosen tokens under a causal LM; no other position reaches the vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1024  # positions whose (chunk, vocabulary) float32 logits are held at once
+
+
+class UnsupportedModel(ValueError):
+    """The model does more between its trunk and its logits than one linear head."""
+
+
+class TokenHead(nn.Module):
+    """The output layer as hidden states -> (log-prob of a target, entropy), in chunks of positions.
+
+    It is one module call whatever the number of chunks: under ZeRO-3 every call gathers the weight, and
+    ranks must gather equally often.
+    """
+
+    def __init__(self, output: Any) -> None:
+        """`output`: the model's own linear head."""
+        super().__init__()
+        self.weight = output.weight  # shared with the model's own head and, where tied, its embedding
+        self.bias = output.bias
+
+    def forward(
+        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(P, H) hidden states, (P,) targets -> (P,) float32 log-probs, (P,) float32 entropies in nats."""
+        if len(targets) <= CHUNK:
+            return self.chunk(hidden, targets, temperature)
+        parts = [
+            checkpoint(self.chunk, part, target, temperature, use_reentrant=False)
+            for part, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+        ]
+        logprobs, entropies = zip(*parts, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def chunk(
+        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`forward` for positions whose logits fit in memory together."""
+        logits = nn.functional.linear(hidden, self.weight, self.bias).float() / temperature
+        logprobs = logits.log_softmax(dim=-1)
+        chosen = logprobs.gather(1, targets[:, None])[:, 0]
+        return chosen, -(logprobs.exp() * logprobs).sum(dim=-1)
+
+
+class TokenLogprobs(nn.Module):
+    """A causal LM as the learner needs it. Parameter names are the model's own behind `PREFIX`."""
+
+    PREFIX = "lm."
+
+    def __init__(self, lm: Any) -> None:
+        """`lm`: a transformers causal LM.
+
+        Raises:
+            UnsupportedModel: its logits are scaled or capped after the head.
+        """
+        super().__init__()
+        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+            if getattr(lm.config, name, None) not in (None, 1, 1.0):
+                raise UnsupportedModel(
+                    f"{type(lm).__name__} sets {name}; choose a model with a plain linear head"
+                )
+        self.lm = lm
+        self.head = TokenHead(lm.get_output_embeddings())
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        rows: torch.Tensor,
+        cols: torch.Tensor,
+        targets: torch.Tensor,
+        temperature: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-prob and entropy at P positions.
+
+        Args:
+            ids: (B, L), padded on the right. Attention is causal, so no real token sees the padding and no
+                mask is needed, which keeps the fastest attention kernels.
+            rows, cols: (P,) where the hidden state that predicts each target lies.
+            targets: (P,) token ids.
+            temperature: divides the logits, as the sampler did.
+
+        Returns:
+            (P,) float32 log-probs and (P,) float32 entropies in nats.
+        """
+        hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return self.head(hidden[rows, cols], targets, temperature)

@@ -1,0 +1,140 @@
+"""Losses over the sampled tokens of a micro-batch, as sums: the caller's denominator makes them token means.
+
+P = number of sampled tokens in the micro-batch; it may be 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from configs.schema import Loss
+from learner.reweight import raw_weights, reweight
+
+RATIO_BOUND = 20.0  # log-ratio beyond which exp is not taken
+PEAKS = ("mismatch_max",)  # statistics that are merged by their maximum; all others are sums
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the policy loss knows of each token; all (P,) float32 and without gradient."""
+
+    advantages: torch.Tensor
+    old: torch.Tensor  # learner's log-probs before this batch's first optimiser step
+    rollout: torch.Tensor  # engine's log-probs
+    teacher: torch.Tensor  # log-probs under the teacher's context; NaN where it did not score
+
+
+def importance(old: torch.Tensor, rollout: torch.Tensor, cap: float) -> torch.Tensor:
+    """(P,) min(π_learner / π_rollout, cap): corrects for stale weights and engine rounding; 0 is off."""
+    if cap == 0:
+        return torch.ones_like(old)
+    return torch.exp((old - rollout).clamp(-RATIO_BOUND, RATIO_BOUND)).clamp(max=cap)
+
+
+def surrogate(
+    logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, loss: Loss
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dual-clip PPO (arXiv 1912.09729) of each token, and where the clip stops its gradient; both (P,)."""
+    ratio = torch.exp((logprobs - old).clamp(-RATIO_BOUND, RATIO_BOUND))
+    free = -advantages * ratio
+    bound = -advantages * ratio.clamp(1.0 - loss.clip_low, 1.0 + loss.clip_high)
+    value = torch.maximum(free, bound)
+    if loss.dual_clip > 0:
+        value = torch.where(advantages < 0, torch.minimum(value, -loss.dual_clip * advantages), value)
+    return value, bound > free
+
+
+def policy(
+    logprobs: torch.Tensor, entropy: torch.Tensor, tokens: Tokens, loss: Loss, strength: float, clip: float
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Sum over tokens of the reweighted dual-clip loss less the entropy bonus, and sums of its statistics.
+
+    Args:
+        logprobs: (P,) current policy at the sampling temperature, with gradient.
+        entropy: (P,) of the current policy, with gradient where `loss.entropy` > 0.
+        strength: λ of `learner.reweight`. clip: its ε.
+    """
+    gap = tokens.teacher - logprobs.detach()
+    shaped = reweight(tokens.advantages, gap, strength, clip)
+    value, clipped = surrogate(logprobs, tokens.old, shaped, loss)
+    total = (importance(tokens.old, tokens.rollout, loss.importance_cap) * value).sum()
+    if loss.entropy > 0:
+        total = total - loss.entropy * entropy.sum()
+    sums = {"loss": total, "entropy": entropy.sum(), "clipped": clipped.sum()}
+    return total, {
+        **{name: float(value.detach()) for name, value in sums.items()},
+        **mismatch_sums(tokens.old, tokens.rollout),
+        **teacher_sums(tokens.advantages, gap, clip),
+    }
+
+
+def imitation(logprobs: torch.Tensor, entropy: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    """Sum over tokens of the negative log-likelihood, and the sums of its statistics."""
+    total = -logprobs.sum()
+    return total, {"loss": float(total.detach()), "entropy": float(entropy.detach().sum())}
+
+
+def mismatch_sums(old: torch.Tensor, rollout: torch.Tensor) -> dict[str, float]:
+    """Sums for the gap between the engine that sampled and the learner that trains.
+
+    KL(rollout ‖ learner) by the k3 estimator r − 1 − log r with r = π_learner / π_rollout, and the moments
+    of r for the effective sample size.
+    """
+    log_ratio = old - rollout
+    ratio = torch.exp(log_ratio.clamp(-RATIO_BOUND, RATIO_BOUND))
+    return {
+        "mismatch": float((ratio - 1.0 - log_ratio).sum()),
+        "mismatch_max": float(log_ratio.abs().max()) if len(log_ratio) else 0.0,
+        "ratio": float(ratio.sum()),
+        "ratio_squared": float((ratio * ratio).sum()),
+    }
+
+
+def teacher_sums(advantages: torch.Tensor, gap: torch.Tensor, clip: float) -> dict[str, float]:
+    """Sums over the tokens that the teacher scored."""
+    scored = ~torch.isnan(gap)
+    weights = raw_weights(advantages[scored], gap[scored])
+    clipped = weights.clamp(1.0 - clip, 1.0 + clip)
+    return {
+        "scored": float(scored.sum()),
+        "gap": float(gap[scored].sum()),
+        "weight": float(clipped.sum()),
+        "weight_clipped": float((clipped != weights).sum()),
+    }
+
+
+def merge(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """One set of sums from those of micro-batches, updates and ranks."""
+    merged: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            held = merged.get(name, 0.0)
+            merged[name] = max(held, value) if name in PEAKS else held + value
+    return merged
+
+
+def report(sums: dict[str, float], tokens: int) -> dict[str, float]:
+    """The statistics of one update from its merged sums over `tokens` tokens.
+
+    Teacher statistics appear only where the teacher scored a token; `ess` is the effective sample size of the
+    uncapped importance weights as a share of the tokens.
+    """
+    stats = {"loss": sums["loss"] / tokens, "entropy": sums["entropy"] / tokens}
+    if "mismatch" in sums:
+        stats |= {
+            "clip_fraction": sums["clipped"] / tokens,
+            "mismatch_kl": sums["mismatch"] / tokens,
+            "mismatch_max": sums["mismatch_max"],
+            "ess": sums["ratio"] ** 2 / (tokens * sums["ratio_squared"]),
+            "teacher_tokens": sums["scored"],
+        }
+        if sums["scored"]:
+            stats |= {
+                "teacher_gap": sums["gap"] / sums["scored"],
+                "weight_mean": sums["weight"] / sums["scored"],
+                "weight_clip_fraction": sums["weight_clipped"] / sums["scored"],
+            }
+    return stats

@@ -1,0 +1,216 @@
+"""One DeepSpeed rank as a Ray actor: it holds the model and the process group; decisions are elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from configs.schema import Config
+from learner import losses
+from learner.logprobs import TokenLogprobs
+from learner.pack import Batch, collate
+from learner.rows import Row
+from rollout.weights import WeightSet, describe, digest, pack
+
+CHECKPOINT = "learner"  # folder that DeepSpeed makes inside the one it is given
+
+
+class LearnerError(RuntimeError):
+    """The learner cannot go on; the message says why and what to change."""
+
+
+def learner_env(config: Config, gpu: bool | None = None) -> dict[str, str]:
+    """Environment variables of a rank's process. `gpu`: it has one; None asks this machine.
+
+    DeepSpeed builds its shared-memory collectives on first use and finds ninja on PATH; the build is kept by
+    virtual environment, since two environments that share a folder rebuild over each other.
+    """
+    env = {
+        "OMP_NUM_THREADS": str(config.cluster.threads or os.cpu_count() or 1),
+        "OMP_WAIT_POLICY": "passive",  # spinning threads starve the other actors of a shared machine
+        "PATH": f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix, "torch_extensions")),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return env if (torch.cuda.is_available() if gpu is None else gpu) else env | {"DS_ACCELERATOR": "cpu"}
+
+
+def deepspeed_config(config: Config) -> dict[str, Any]:
+    """DeepSpeed's own configuration. Micro-batches vary in number, so `update` steers accumulation."""
+    learner = config.learner
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": learner.grad_clip,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "zero_optimization": {"stage": learner.zero_stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+class Rank:
+    """One process of the learner. Every method but `address` is collective: all ranks call it together."""
+
+    def __init__(self, config: Config, model: str, rank: int) -> None:
+        """`model`: folder or hub name of a causal LM; `rank`: 0 … config.learner.ranks − 1."""
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.config, self.model, self.rank = config, model, rank
+        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+    def address(self) -> tuple[str, int]:
+        """This node's address and a free port, for rank 0 to host the rendezvous."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def start(self, host: str, port: int) -> int:
+        """Join the process group and load the model; returns its number of parameters."""
+        os.environ.update(
+            RANK=str(self.rank),
+            WORLD_SIZE=str(self.config.learner.ranks),
+            LOCAL_RANK="0",
+            MASTER_ADDR=host,
+            MASTER_PORT=str(port),
+        )
+        import deepspeed
+        from transformers import AutoModelForCausalLM
+
+        on_gpu = self.device.type == "cuda"
+        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", auto_mpi_discovery=False)
+        lm = AutoModelForCausalLM.from_pretrained(self.model, dtype=getattr(torch, self.config.model.dtype))
+        if self.config.learner.checkpointing:
+            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        policy = TokenLogprobs(lm.train())
+        self.layout = tuple(describe(name, parameter) for name, parameter in lm.named_parameters())
+        parameters = sum(parameter.numel() for parameter in lm.parameters())
+        learner = self.config.learner
+        optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=learner.lr, weight_decay=learner.weight_decay, fused=True
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=policy.to(self.device), optimizer=optimizer, config=deepspeed_config(self.config)
+        )
+        return parameters
+
+    def update(
+        self,
+        work: Sequence[Sequence[Sequence[Row]]],
+        tokens: Sequence[int],
+        objective: str,
+        strength: float,
+        lr: float,
+    ) -> dict[str, float]:
+        """One optimiser step per mini-batch; returns the sums of `learner.losses` over this rank's tokens.
+
+        Args:
+            work: [mini-batch][micro-batch][row]; as many micro-batches on every rank, an empty one included.
+            tokens: loss-bearing tokens of each mini-batch over all ranks: the denominator of its token mean.
+            objective: "policy" or "imitation". strength: λ of this step. lr: its learning rate.
+
+        Raises:
+            LearnerError: a loss or gradient is not finite; the weights are then not to be used.
+        """
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        batches = [[collate(rows).to(self.device) for rows in micros] for micros in work]
+        old: list[list[torch.Tensor]] | None = None
+        if objective == "policy" and len(work) > 1:
+            with torch.no_grad():
+                old = [[self._forward(batch)[0] for batch in micros] for micros in batches]
+        parts, norms = [], []
+        for step, micros in enumerate(batches):
+            for index, batch in enumerate(micros):
+                self.engine.set_gradient_accumulation_boundary(index == len(micros) - 1)
+                logprobs, entropy = self._forward(batch)
+                before = old[step][index] if old else logprobs.detach()
+                total, sums = self._loss(batch, logprobs, entropy, before, objective, strength)
+                if not math.isfinite(sums["loss"]):
+                    raise LearnerError("the loss is not finite: lower learner.lr and go on from a checkpoint")
+                # DeepSpeed averages gradients over ranks; the token mean wants their sum.
+                self.engine.backward(total * (self.config.learner.ranks / tokens[step]))
+                self.engine.step()
+                parts.append(sums)
+            norms.append(float(self.engine.get_global_grad_norm()))
+        if not all(math.isfinite(norm) for norm in norms):
+            raise LearnerError("the gradient is not finite: lower learner.lr and go on from a checkpoint")
+        return losses.merge(parts) | {"grad_norm": sum(norms) / len(norms)}
+
+    def score(self, ids: np.ndarray) -> np.ndarray:
+        """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""
+        tokens = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(self.device)
+        cols = torch.arange(len(tokens) - 1, device=self.device)
+        with torch.no_grad():
+            logprobs, _ = self.engine(tokens[None], torch.zeros_like(cols), cols, tokens[1:])
+        return logprobs.cpu().numpy()
+
+    def export(self, version: int) -> WeightSet | None:
+        """The weights under the model's own names, in the object store; None on all ranks but 0."""
+        if self.rank:
+            for _ in self._parameters():
+                pass
+            return None
+        flat, layout = pack(self._parameters(), self.layout)
+        return WeightSet(version=version, layout=layout, digest=digest(flat), data=ray.put(flat))
+
+    def save(self, folder: str) -> None:
+        """Write weights and optimiser state; every rank writes its part."""
+        self.engine.save_checkpoint(folder, tag=CHECKPOINT, save_latest=False)
+
+    def load(self, folder: str) -> None:
+        """Take over what `save` wrote.
+
+        Raises:
+            LearnerError: there is nothing to load.
+        """
+        path, _ = self.engine.load_checkpoint(folder, tag=CHECKPOINT)
+        if path is None:
+            raise LearnerError(f"no learner state in {folder}: resume from a complete checkpoint")
+
+    def save_model(self, folder: str) -> None:
+        """Write a folder that transformers and vLLM load: weights, configuration, tokenizer."""
+        weights = dict(self._parameters())
+        if self.rank == 0:
+            from transformers import AutoTokenizer
+
+            self.engine.module.lm.save_pretrained(folder, state_dict=weights)
+            AutoTokenizer.from_pretrained(self.model).save_pretrained(folder)
+
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(P,) log-probs and entropies at the sampling temperature."""
+        return self.engine(batch.ids, batch.rows, batch.cols, batch.targets, self.config.rollout.temperature)
+
+    def _loss(
+        self,
+        batch: Batch,
+        logprobs: torch.Tensor,
+        entropy: torch.Tensor,
+        old: torch.Tensor,
+        objective: str,
+        strength: float,
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """The objective's sum over one micro-batch and the sums of its statistics."""
+        if objective == "imitation":
+            return losses.imitation(logprobs, entropy)
+        tokens = losses.Tokens(batch.advantages, old, batch.rollout, batch.teacher)
+        return losses.policy(logprobs, entropy, tokens, self.config.loss, strength, self.config.reweight.clip)
+
+    def _parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every full parameter on the CPU, under the model's own name; each rank must run it to its end."""
+        from deepspeed.zero import GatheredParameters
+
+        sharded = self.config.learner.zero_stage == 3
+        for name, parameter in self.engine.module.named_parameters():
+            with GatheredParameters([parameter], enabled=sharded):
+                # A gathered parameter is freed on leaving the block, so it is copied.
+                full = parameter.detach().to("cpu", copy=sharded)
+            yield name.removeprefix(TokenLogprobs.PREFIX), full

@@ -1,0 +1,236 @@
+"""One student engine: vLLM's AsyncLLM as an async Ray actor, token ids in and token ids out.
+
+`ray.remote(Engine)` with `engine_env(config)` as its `env_vars`. vLLM's engine core is a process of its own
+below the actor; it inherits those variables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from configs.environ import actor_environment
+from configs.schema import Config
+from rollout.types import EngineError, Generation, Sampling
+from rollout.weights import WeightSet
+
+if TYPE_CHECKING:
+    from vllm import AsyncEngineArgs, RequestOutput, SamplingParams
+    from vllm.config.model import ModelDType
+
+CPU_BLOCK = 32  # tokens of a KV block on CPU, where vLLM's default of 128 would not cache shorter prefixes
+
+
+def engine_env(config: Config) -> dict[str, str]:
+    """Environment variables an engine's process must start with.
+
+    Threads: Ray would set OMP_NUM_THREADS to the actor's CPUs, and idle OpenMP threads that spin would take
+    the cores from everyone else on the machine.
+    """
+    return actor_environment(config.cluster.threads) | {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every engine of a machine takes the same cores
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+
+
+def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
+    """vLLM's settings for one engine of `config`."""
+    from vllm import AsyncEngineArgs
+    from vllm.config import WeightTransferConfig
+    from vllm.platforms import current_platform
+
+    rollout = config.rollout
+    memory: dict[str, Any] = {"gpu_memory_utilization": rollout.gpu_memory}
+    if current_platform.is_cpu():
+        memory = {
+            "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
+            "block_size": CPU_BLOCK,
+            # vLLM's CPU engine dies where a prompt of a seeded request is split over steps ("CPU Generator
+            # does not use offset"). Whole prompts then, with room for all other sequences beside the longest.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": config.model.context + rollout.max_seqs,
+        }
+    return AsyncEngineArgs(
+        model=model,
+        dtype=cast("ModelDType", config.model.dtype),
+        max_model_len=config.model.context,
+        seed=config.seed + index,
+        enforce_eager=not rollout.compile,
+        enable_prefix_caching=True,
+        max_num_seqs=rollout.max_seqs,
+        tensor_parallel_size=rollout.tensor_parallel,
+        # Log-probs of the distribution that was sampled from, at its temperature.
+        logprobs_mode="processed_logprobs",
+        disable_log_stats=True,
+        weight_transfer_config=WeightTransferConfig(backend=config.publish.transport),
+        worker_extension_cls="rollout.transfer.WeightsExtension",
+        **memory,
+    )
+
+
+class Engine:
+    """Samples and scores with one copy of the student's weights. Every method is for Ray to call."""
+
+    def __init__(self, model: str, config: Config, index: int) -> None:
+        """Load `model`, a folder, and hold it as version 0."""
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        started = time.monotonic()
+        self.config = config
+        self.index = index
+        self.version = 0
+        self.failure = ""  # why the weights can no longer be trusted
+        self.requests = count()
+        self.totals = dict.fromkeys(
+            ("running", "requests", "prompt_tokens", "cached_tokens", "generated_tokens"), 0
+        )
+        self.llm = AsyncLLM.from_engine_args(engine_args(model, config, index))
+        self.start_seconds = time.monotonic() - started
+
+    async def ready(self) -> dict[str, Any]:
+        """Wait until the engine takes requests; says how long the start took."""
+        await self.llm.update_weight_version(str(self.version))
+        return {"engine": self.index, "version": self.version, "seconds": self.start_seconds}
+
+    async def generate(self, prompt_ids: np.ndarray, sampling: Sampling) -> Generation:
+        """Sample one response to `prompt_ids`, (L,) int. Raises EngineError."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed,
+            logprobs=0,
+        )
+        output = await self._run(prompt_ids, params)
+        sampled: Any = output.outputs[0]
+        self.totals["requests"] += 1
+        self.totals["prompt_tokens"] += len(prompt_ids)
+        self.totals["cached_tokens"] += output.num_cached_tokens or 0
+        self.totals["generated_tokens"] += len(sampled.token_ids)
+        return Generation(
+            ids=np.asarray(sampled.token_ids, dtype=np.int32),
+            logprobs=np.asarray(sampled.logprobs.logprobs, dtype=np.float32),
+            finish=sampled.finish_reason,
+            weight_version=min(int(span.version) for span in sampled.weight_versions),
+        )
+
+    async def score(self, ids: np.ndarray) -> np.ndarray:
+        """Log-probs of ids[1:] at temperature 1, (L - 1,) float32; computed anew, never from cached keys.
+
+        Raises EngineError.
+        """
+        from vllm import SamplingParams
+
+        output: Any = await self._run(ids, SamplingParams(max_tokens=1, prompt_logprobs=0))
+        return np.asarray(output.prompt_logprobs.logprobs, dtype=np.float32)
+
+    async def load_weights(self, weights: WeightSet) -> None:
+        """Replace the weights between two steps; requests in flight go on with the new ones.
+
+        Raises EngineError; the engine is then out of use, as it may hold half an update.
+        """
+        from rollout.transfer import lend, update_info
+
+        flat = await weights.data
+        with lend(flat) as path:
+            await self.start_update()
+            await self.receive_update(update_info(path, weights.layout))
+        await self.finish_update(weights.version)
+
+    async def init_transfer(self, info: dict[str, Any]) -> None:
+        """Join the learner's transfer group, for transports that have one."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        async with self._guard("joining the transfer group"):
+            await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+
+    async def start_update(self) -> None:
+        """Freeze requests where they are and make the model ready to take tensors."""
+        async with self._guard("starting a weight update"):
+            await self.llm.pause_generation(mode="keep", clear_cache=False)
+            await self.llm.start_weight_update()
+
+    async def receive_update(self, info: dict[str, Any] | list[dict[str, Any]]) -> None:
+        """Take tensors over the configured transport; a list holds one message per worker."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        async with self._guard("receiving weights"):
+            await self.llm.update_weights(WeightTransferUpdateRequest(update_info=info))
+
+    async def finish_update(self, version: int) -> None:
+        """Make the new weights those of `version`, drop every key of the old ones, go on."""
+        async with self._guard(f"taking over weights {version}"):
+            await self.llm.finish_weight_update(str(version))
+            # Requests in flight too: they hold keys of the old weights, and until freed nothing is reset.
+            if not await self.llm.reset_prefix_cache(reset_running_requests=True):
+                raise RuntimeError("vLLM did not reset its prefix cache")
+            self.version = version
+            await self.llm.resume_generation()
+
+    async def fingerprint(self) -> tuple[int, set[str]]:
+        """Version of the weights, and the digests that the engine's processes took of what they loaded."""
+        digests = await self.llm.collective_rpc("received_digest")
+        return int(await self.llm.get_weight_version()), set(digests)
+
+    async def stats(self) -> dict[str, int]:
+        """Requests running now, the version, and totals since the start."""
+        return {**self.totals, "version": self.version}
+
+    async def _run(self, ids: np.ndarray, params: SamplingParams) -> RequestOutput:
+        """One request from start to end, under the deadline. Raises EngineError."""
+        from vllm import TokensPrompt
+        from vllm.exceptions import VLLMError
+        from vllm.sampling_params import RequestOutputKind
+
+        self._check()
+        context = self.config.model.context
+        if not 0 < len(ids) < context:
+            raise EngineError(
+                f"engine {self.index}: prompt of {len(ids)} tokens; it takes 1 to {context - 1} "
+                f"(model.context={context})"
+            )
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        params.detokenize = False
+        params.flat_logprobs = True
+        # The salt keeps keys of different weights apart even if a reset were missed.
+        prompt = TokensPrompt(prompt_token_ids=ids.tolist(), cache_salt=f"weights {self.version}")
+        deadline = self.config.rollout.request_timeout
+        self.totals["running"] += 1
+        try:
+            async with asyncio.timeout(deadline):
+                [output] = [
+                    final async for final in self.llm.generate(prompt, params, str(next(self.requests)))
+                ]
+        except TimeoutError as error:
+            raise EngineError(f"engine {self.index}: no response in {deadline:.0f} s") from error
+        except VLLMError as error:
+            raise EngineError(f"engine {self.index}: {self.failure or error}") from error
+        finally:
+            self.totals["running"] -= 1
+        return output
+
+    @asynccontextmanager
+    async def _guard(self, doing: str) -> AsyncIterator[None]:
+        """Put the engine out of use where a part of an update fails."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._check()
+        try:
+            yield
+        except Exception as error:
+            self.failure = f"{doing} failed: {error}"
+            # Requests in flight are frozen and would wait for their deadline.
+            self.llm.output_processor.propagate_error(EngineDeadError())
+            self.llm.shutdown()
+            raise EngineError(f"engine {self.index}: {self.failure}") from error
+
+    def _check(self) -> None:
+        if self.failure:
+            raise EngineError(f"engine {self.index} is out of use: {self.failure}")

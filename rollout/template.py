@@ -1,0 +1,114 @@
+"""A chat template taken apart, so that a conversation can grow by appending and nothing is rendered twice.
+
+A template is a function from messages to text. Rendering it with marks in place of the messages shows what it
+puts around them; rendering several rounds shows whether it leaves earlier turns alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jinja2.exceptions import TemplateError as JinjaError
+
+Message = dict[str, str]
+RenderChat = Callable[[list[Message], bool], str]  # (messages, open the assistant's turn) -> text
+FIX = "use prompt.preset=window, or another model"
+
+
+class TemplateError(ValueError):
+    """The model's chat template cannot serve the configured prompt; the message names the fix."""
+
+
+@dataclass(frozen=True)
+class ChatPieces:
+    """What the template puts around the texts of a conversation:
+
+    ``opening user closing lead assistant ending bridge user closing lead assistant ending ...``
+    """
+
+    opening: str  # system message included
+    closing: str  # ends the user's message and opens the assistant's turn
+    lead: str  # white space before the assistant's text; the model samples it itself
+    ending: str  # the one token that ends the assistant's turn
+    bridge: str  # from behind `ending` to the next user text
+
+
+def split_template(
+    render: RenderChat, tokens: Sequence[str], system: str | None, reply: Callable[[str], str], growing: bool
+) -> ChatPieces:
+    """The pieces of a chat template.
+
+    Args:
+        render: the template.
+        tokens: the texts of the tokenizer's added tokens; one of them has to end an assistant turn.
+        system: the system message, or None to send none. Where the template has no place for one at the
+            front, it opens the first user message.
+        reply: wraps a mark the way the agent's responses look: a template that rewrites them is caught.
+        growing: check that a chat of several rounds only ever grows at its end.
+
+    Raises:
+        TemplateError: the template cannot be taken apart, or rewrites earlier turns.
+    """
+    prefixes: list[tuple[list[Message], str]] = [([], "")]
+    if system is not None:
+        prefixes = [([{"role": "system", "content": system}], ""), ([], system + "\n\n")]
+    problems = []
+    for messages, preamble in prefixes:
+        try:
+            return _split(render, tokens, messages, preamble, reply, growing)
+        except (TemplateError, JinjaError) as error:
+            problems.append(str(error))
+    raise TemplateError("; ".join(dict.fromkeys(problems)))
+
+
+def _split(
+    render: RenderChat,
+    tokens: Sequence[str],
+    messages: list[Message],
+    preamble: str,
+    reply: Callable[[str], str],
+    growing: bool,
+) -> ChatPieces:
+    marks = [f"mark{index}here" for index in range(5)]
+    chat = [*messages, {"role": "user", "content": preamble + marks[0]}]
+    for index, mark in enumerate(marks[1:]):
+        role, text = ("user", mark) if index % 2 else ("assistant", reply(mark))
+        chat.append({"role": role, "content": text})
+    rounds = [chat[: len(messages) + size] for size in (1, 2, 3, 5)]
+
+    opening, closing = _around(render(rounds[0], True), marks[0])
+    if any(message["content"] not in opening for message in messages):
+        raise TemplateError(f"the chat template drops the system message: {FIX}")
+    answered = render(rounds[1], False)
+    behind = _around(answered, reply(marks[1]))[1]
+    found = [(behind.find(token), -len(token), token) for token in tokens if token in behind]
+    if not found or behind[: min(found)[0]].strip():
+        raise TemplateError(
+            "the chat template ends the assistant's turn with no token of its own, so the end of a response "
+            "cannot be sampled: use another model"
+        )
+    ending = min(found)[2]
+    before = answered[: answered.find(reply(marks[1]))]
+    gap = before.removeprefix(opening + marks[0] + closing)
+    lead = gap if not gap.strip() else ""
+    if not growing:
+        return ChatPieces(opening, closing, lead, ending, bridge="")
+
+    between = render(rounds[2], True).partition(reply(marks[1]))[2].partition(marks[2])[0]
+    skipped, _, bridge = between.partition(ending)
+    said = (closing + lead + reply(mark) + skipped + ending + bridge for mark in marks[1::2])
+    asked = marks[0::2]
+    expected = opening + asked[0] + next(said) + asked[1] + next(said) + asked[2] + closing
+    if render(rounds[3], True) != expected:
+        raise TemplateError(
+            f"the chat template rewrites earlier turns, so a growing chat has no stable prefix: {FIX}"
+        )
+    return ChatPieces(opening, closing, lead, ending, bridge)
+
+
+def _around(text: str, mark: str) -> tuple[str, str]:
+    if text.count(mark) != 1:
+        raise TemplateError(f"the chat template does not show each message once, as it is: {FIX}")
+    before, _, behind = text.partition(mark)
+    return before, behind

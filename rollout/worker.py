@@ -1,0 +1,173 @@
+"""The actor that hosts episodes: it plays the groups it is asked for, all of their episodes at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+
+from configs.schema import Config
+from envs.base import DataMissing, Demonstration, EnvError, SlotDied, SlotTimeout
+from envs.pool import lease_slot
+from envs.tasks import TaskSpec
+from rollout.episode import Generate, Limits, derive_seed, play
+from rollout.render import load_renderer
+from rollout.router import Router
+from rollout.types import EngineError, Failure, Generation, Group, Sampling, Trajectory
+
+
+class Worker:
+    """Episodes over engines and environment slots; made an async Ray actor by ``ray.remote(Worker)``.
+
+    Infrastructure failures are played again with the same seed on a fresh slot (and another engine, where an
+    engine failed), `rollout.retries` times; every other exception ends the call and its group's episodes.
+    """
+
+    def __init__(self, model: str, config: Config, engines: Sequence[Any], pool: Any) -> None:
+        """
+        Args:
+            model: folder or hub name; only its tokenizer is loaded.
+            engines: handles with ``generate.remote(ids, sampling)``.
+            pool: what `envs.pool.lease_slot` leases from.
+
+        Raises:
+            TemplateError: the model's chat template cannot serve `config.prompt`.
+        """
+        self._config = config
+        self._renderer = load_renderer(model, config)
+        self._engines = engines
+        self._pool = pool
+        self._router = Router(len(engines))
+        self._limits = Limits(config.env.max_turns, config.rollout.max_tokens)
+        self._counts: Counter[str] = Counter()
+
+    async def rollout(self, ordinal: int, task: TaskSpec, size: int, temperature: float, seed: int) -> Group:
+        """Play `size` episodes of a task from its one initial state; each samples with its own seed.
+
+        Raises:
+            PromptTooLong: the task's first prompt does not fit the model's context.
+            DataMissing: the environment's data are gone.
+        """
+        seeds = [derive_seed(seed, ordinal, index) for index in range(size)]
+        played = await _all(self._episode(ordinal, task, temperature, own) for own in seeds)
+        return Group(
+            ordinal=ordinal,
+            task=task,
+            trajectories=tuple(one for one in played if isinstance(one, Trajectory)),
+            failures=tuple(one for one in played if isinstance(one, Failure)),
+        )
+
+    async def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
+        """An expert's episode.
+
+        Raises:
+            EnvError: the environment failed more than `rollout.retries` times.
+        """
+        for retries_left in reversed(range(self._config.rollout.retries + 1)):
+            try:
+                async with lease_slot(self._pool) as slot:
+                    demonstration: Demonstration = await slot.demonstrate(task, seed, noise)
+                    return demonstration
+            except EnvError as error:
+                self._count_failure(error, task)
+                if isinstance(error, DataMissing) or not retries_left:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def stats(self) -> dict[str, int]:
+        """Totals since the start: episodes, turns, generated_tokens, prompt_tokens, malformed, invalid,
+        dropped (episodes), and failures/<kind>, with those that a retry mended."""
+        return dict(self._counts)
+
+    async def _episode(
+        self, ordinal: int, task: TaskSpec, temperature: float, seed: int
+    ) -> Trajectory | Failure:
+        failed_engine = None
+        failure = None
+        for _ in range(self._config.rollout.retries + 1):
+            engine = None
+            try:
+                async with lease_slot(self._pool) as slot:
+                    engine = self._router.place(ordinal, avoid=failed_engine)
+                    trajectory = await play(
+                        task, slot, self._generate_on(engine), self._renderer, self._limits, temperature, seed
+                    )
+            except (EnvError, EngineError) as error:
+                if isinstance(error, DataMissing):
+                    raise
+                failure = self._count_failure(error, task)
+                failed_engine = engine if isinstance(error, EngineError) else None
+            else:
+                self._counts.update(tally(trajectory))
+                return trajectory
+            finally:
+                if engine is not None:
+                    self._router.leave(ordinal, engine)
+        assert failure is not None
+        self._counts["dropped"] += 1
+        return failure
+
+    def _generate_on(self, engine: int) -> Generate:
+        seconds = self._config.rollout.request_timeout
+
+        async def generate(ids: np.ndarray, sampling: Sampling) -> Generation:
+            try:
+                async with asyncio.timeout(seconds):
+                    generation: Generation = await self._engines[engine].generate.remote(ids, sampling)
+                    return generation
+            except TimeoutError as error:
+                raise EngineError(f"engine {engine} did not answer within {seconds:g} s") from error
+            except RayTaskError as error:
+                if isinstance(error.cause, EngineError):
+                    raise error.cause from None  # as the engine raised it, without Ray's wrapping
+                raise
+            except (RayActorError, ObjectLostError) as error:
+                raise EngineError(f"engine {engine} is gone: {error}") from error
+
+        return generate
+
+    def _count_failure(self, error: EnvError | EngineError, task: TaskSpec) -> Failure:
+        failure = Failure(failure_kind(error), str(error), task.id)
+        self._counts[f"failures/{failure.kind}"] += 1
+        return failure
+
+
+def failure_kind(error: EnvError | EngineError) -> str:
+    """The kind that a failure is counted under, see `Failure.kind`."""
+    match error:
+        case SlotDied():
+            return "env_died"
+        case SlotTimeout():
+            return "env_timeout"
+        case EnvError():
+            return "env_error"
+        case EngineError():
+            return "engine"
+
+
+def tally(trajectory: Trajectory) -> dict[str, int]:
+    """What a finished episode adds to the totals. prompt_tokens counts each turn's whole context."""
+    turns = trajectory.turns
+    return {
+        "episodes": 1,
+        "turns": len(turns),
+        "generated_tokens": sum(turn.end - turn.start for turn in turns),
+        "prompt_tokens": sum(turn.start for turn in turns),
+        "malformed": sum(turn.action is None for turn in turns),
+        "invalid": sum(turn.action is not None and not turn.valid for turn in turns),
+    }
+
+
+async def _all(episodes: Iterable[Coroutine[Any, Any, Trajectory | Failure]]) -> list[Trajectory | Failure]:
+    """Run coroutines together; the first exception cancels the rest and is raised as it is."""
+    tasks = [asyncio.create_task(episode) for episode in episodes]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

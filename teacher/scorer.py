@@ -1,0 +1,224 @@
+"""The teacher: a causal LM that scores chosen spans, each prefix computed once, and the actor that holds it.
+
+teacher = ray.remote(Teacher).options(runtime_env={"env_vars": teacher_env(config)}, ...).remote(path, config)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from configs.environ import actor_environment
+from configs.schema import Config
+from rollout.weights import WeightSet, digest, unpack
+from teacher.contexts import ScoreRequest
+from teacher.plan import Tree, TreeTokens, lay_out, plan_forwards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HEAD_ROWS = 1024  # positions whose float32 logits over the vocabulary exist at once
+
+
+class ScorerError(ValueError):
+    """The model cannot be a teacher."""
+
+
+class WeightsError(RuntimeError):
+    """Weights that arrived are not the ones that were sent, or not this model's."""
+
+
+def teacher_env(config: Config) -> dict[str, str]:
+    """Environment variables the teacher's process must start with."""
+    return actor_environment(config.cluster.threads)
+
+
+class SpanScorer:
+    """Log-probs of spans under a causal LM, without logits anywhere else."""
+
+    def __init__(self, model: PreTrainedModel, budget: int, temperature: float) -> None:
+        """
+        Args:
+            model: a transformers causal LM with full attention in every layer and a plain linear head.
+            budget: most tokens of one forward.
+            temperature: divides the logits.
+
+        Raises:
+            ScorerError: the model has another kind of attention or head.
+        """
+        self.model = model.eval()
+        self.budget = budget
+        self.temperature = temperature
+        self.computed = 0  # tokens that went through the model, padding included
+        self._check()
+
+    @torch.inference_mode()
+    def score(
+        self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest]
+    ) -> list[np.ndarray]:
+        """
+        Args:
+            sequences: per trajectory, the ids of its sequences, (L,) int32 each.
+
+        Returns:
+            Per request, (len(span),) float32 log-probs.
+
+        Raises:
+            BudgetError: a request alone is over the budget.
+        """
+        scores: dict[int, np.ndarray] = {}
+        for trees in plan_forwards(requests, self.budget):
+            rows = [lay_out(tree, requests, sequences[tree.trajectory][tree.sequence]) for tree in trees]
+            for tree, row, logprobs in zip(trees, rows, self._forward(rows), strict=True):
+                scores.update(_per_request(tree, row, logprobs))
+        return [scores[index] for index in range(len(requests))]
+
+    def _forward(self, rows: list[TreeTokens]) -> Iterator[np.ndarray]:
+        """Per row, its (W,) wanted log-probs."""
+        ids = self._stack([row.ids for row in rows])
+        positions = self._stack([row.positions for row in rows])
+        mask = tree_mask(self._stack([row.branch for row in rows]), self._stack([row.seen for row in rows]))
+        hidden = self.model.base_model(
+            input_ids=ids, position_ids=positions, attention_mask=mask[:, None], use_cache=False
+        ).last_hidden_state
+        self.computed += ids.numel()
+        for row, states in zip(rows, hidden, strict=True):
+            wanted = states[torch.from_numpy(row.predictors).to(states.device)]
+            yield self._logprobs(wanted, torch.from_numpy(row.targets).to(states.device)).cpu().numpy()
+
+    def _logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """(W, H) states and (W,) targets -> (W,) float32 log-probs."""
+        head = self.model.get_output_embeddings()
+        parts = []
+        for states, chosen in zip(hidden.split(HEAD_ROWS), targets.long().split(HEAD_ROWS), strict=True):
+            logits = head(states).float() / self.temperature
+            parts.append(logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1))
+        return torch.cat(parts)
+
+    def _stack(self, arrays: list[np.ndarray]) -> torch.Tensor:
+        """Rows padded on the right with 0, (B, L) int64."""
+        padded = np.zeros((len(arrays), max(map(len, arrays))), dtype=np.int64)
+        for row, values in zip(padded, arrays, strict=True):
+            row[: len(values)] = values
+        return torch.from_numpy(padded).to(self.model.device)
+
+    @torch.inference_mode()
+    def _check(self) -> None:
+        config = self.model.config
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+            raise ScorerError(
+                f"{type(self.model).__name__} has layers without full attention, so contexts cannot share a "
+                "prefix in one forward: choose a model with full attention in every layer for model.path"
+            )
+        probe = torch.arange(4, device=self.model.device)[None]
+        hidden = self.model.base_model(input_ids=probe, use_cache=False).last_hidden_state
+        logits = self.model(input_ids=probe, use_cache=False).logits
+        if not torch.equal(self.model.get_output_embeddings()(hidden), logits):
+            raise ScorerError(
+                f"{type(self.model).__name__} scales or caps its logits behind the head: "
+                "choose a model with a plain linear head for model.path"
+            )
+
+
+def tree_mask(branch: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Who sees whom in rows of trees, both arguments (B, L) as in `TreeTokens`, padded behind with 0.
+
+    Returns:
+        (B, L, L) bool, query by key: a trunk token before the query's cut, an earlier token of the query's
+        own tail, or itself, which gives padding something to see. Nothing real sees padding: it is behind.
+    """
+    order = torch.arange(branch.shape[1], device=branch.device)
+    earlier = order[:, None] >= order[None, :]
+    in_trunk = (branch == 0)[:, None, :] & (order[None, None, :] < seen[:, :, None])
+    in_tail = (branch > 0)[:, :, None] & (branch[:, :, None] == branch[:, None, :])
+    return (earlier & (in_trunk | in_tail)) | (order[:, None] == order[None, :])
+
+
+def _per_request(tree: Tree, row: TreeTokens, logprobs: np.ndarray) -> dict[int, np.ndarray]:
+    return dict(zip(tree.requests, np.split(logprobs, np.cumsum(row.sizes)[:-1]), strict=True))
+
+
+def load_strictly(model: torch.nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Copy tensors into the model's parameters: each exactly once, or none at all.
+
+    Raises:
+        WeightsError: a parameter is missing, unknown, given twice or of another shape.
+    """
+    targets = dict(model.named_parameters())
+    given = list(tensors)
+    arrived = sorted((name, tuple(tensor.shape)) for name, tensor in given)
+    expected = sorted((name, tuple(target.shape)) for name, target in targets.items())
+    if arrived != expected:
+        odd = sorted(set(arrived) ^ set(expected))[:4] or "one is given twice"
+        raise WeightsError(f"{len(arrived)} weights do not fit {len(expected)} parameters: {odd}")
+    with torch.no_grad():
+        for name, tensor in given:
+            targets[name].copy_(tensor)
+
+
+class Teacher:
+    """Holds a copy of the student's weights and scores with it. Every method is for Ray to call."""
+
+    def __init__(self, model: str, config: Config) -> None:
+        """
+        Args:
+            model: a folder of a causal LM.
+
+        Raises:
+            ScorerError: see `SpanScorer`.
+        """
+        from transformers import AutoModelForCausalLM
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model, dtype=getattr(torch, config.model.dtype), attn_implementation="sdpa"
+        )
+        # Moved in place: `to` of a PreTrainedModel is decorated beyond what a type checker can follow.
+        torch.nn.Module.to(loaded, device)
+        self._scorer = SpanScorer(loaded, config.teacher.batch_tokens, config.rollout.temperature)
+        self._version = 0
+        self._spans = 0
+        self._seconds = 0.0
+
+    def ready(self) -> dict[str, int]:
+        """Version of the weights, and `context`: most tokens of one request (for `contexts.Limits`)."""
+        positions = int(self._scorer.model.config.max_position_embeddings)
+        return {"version": self._version, "context": min(positions, self._scorer.budget)}
+
+    def load_weights(self, weights: WeightSet) -> None:
+        """Become a hard copy of the student.
+
+        Raises:
+            WeightsError: the buffer is not the one that was sent, or not this model's.
+        """
+        import ray
+
+        flat = ray.get(weights.data)
+        if (found := digest(flat)) != weights.digest:
+            raise WeightsError(f"weights {weights.version} were sent as {weights.digest}, arrived as {found}")
+        load_strictly(self._scorer.model, unpack(flat, weights.layout))
+        self._version = weights.version
+
+    def score(
+        self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest]
+    ) -> list[np.ndarray]:
+        """`SpanScorer.score`."""
+        start = time.perf_counter()
+        scores = self._scorer.score(sequences, requests)
+        self._seconds += time.perf_counter() - start
+        self._spans += len(scores)
+        return scores
+
+    def stats(self) -> dict[str, float]:
+        """Since the start: spans scored, tokens computed (padding included), seconds; and the version."""
+        return {
+            "spans": float(self._spans),
+            "tokens": float(self._scorer.computed),
+            "seconds": self._seconds,
+            "version": float(self._version),
+        }

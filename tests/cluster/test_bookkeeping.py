@@ -1,0 +1,124 @@
+"""Failures, deadlines, intervals, resources and what is written down."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.evaluate import panel, wilson
+from cluster.failures import BudgetSpent, FailureBudget
+from cluster.start import lacking, plan_bundles
+from cluster.warm_start import batches, linear
+from cluster.watch import Deadline, Stalled, Watchdog, within
+from configs.schema import Cluster, Config, Learner, Rollout
+from envs.tasks import TaskSpec
+from rollout.types import Failure
+
+
+def test_budget_stops_the_run_past_its_limit_and_names_what_failed() -> None:
+    budget = FailureBudget(2)
+    budget.add([Failure("engine", "gone", "t1"), Failure("env_died", "killed", "t2")])
+    with pytest.raises(BudgetSpent, match=r"3 infrastructure failures.*env_died 2.*on task t3: again"):
+        budget.add([Failure("env_died", "again", "t3")])
+
+
+def test_a_wait_past_its_deadline_says_what_was_waited_for() -> None:
+    with pytest.raises(Deadline, match="the moon took longer than 0 s"):
+        asyncio.run(within(0.01, "the moon", asyncio.sleep(5)))
+
+
+def test_watchdog_ends_a_run_that_stands_still(capfd: pytest.CaptureFixture[str]) -> None:
+    async def stands_still() -> None:
+        await asyncio.sleep(60)
+
+    with pytest.raises(Stalled, match="while starting"):
+        asyncio.run(Watchdog(0.2).guard(stands_still()))
+    assert "stands_still" in capfd.readouterr().err
+
+
+def test_watchdog_lets_a_moving_run_finish() -> None:
+    watchdog = Watchdog(0.5)
+
+    async def moves() -> int:
+        for _ in range(8):
+            await asyncio.sleep(0.1)
+            watchdog.beat("moving")
+        return 7
+
+    assert asyncio.run(watchdog.guard(moves())) == 7
+
+
+def test_watchdog_passes_errors_on() -> None:
+    async def fails() -> None:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        asyncio.run(Watchdog(5).guard(fails()))
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),
+        (5, 10, 0.2366, 0.7634),
+        (10, 10, 0.7225, 1.0),
+        (60, 120, 0.4119, 0.5881),
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_wilson_interval_against_published_values(
+    successes: int, episodes: int, low: float, high: float
+) -> None:
+    assert wilson(successes, episodes) == pytest.approx((low, high), abs=2e-4)
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilson_interval_holds_the_rate(episodes: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, episodes))
+    low, high = wilson(successes, episodes)
+    rate = successes / episodes
+    assert 0 <= low <= rate + 1e-12
+    assert rate - 1e-12 <= high <= 1
+
+
+def test_panel_repeats_tasks_evenly() -> None:
+    tasks = tuple(TaskSpec(str(i), "toy", "k", "eval") for i in range(3))
+    assert [task.id for _, task in panel(tasks, 7)] == ["0", "1", "2", "0", "1", "2", "0"]
+
+
+def test_resources_on_a_machine_without_gpus_fit_two_cores() -> None:
+    bundles = plan_bundles(Config(), gpus=0, learner=True, teacher=True)
+    assert [bundle.role for bundle in bundles] == ["engine", "learner", "teacher"]
+    assert lacking(bundles, {"CPU": 2.0}) is None
+
+
+def test_lacking_resources_are_named_with_the_fix() -> None:
+    config = Config(rollout=Rollout(engines=2), learner=Learner(ranks=4))
+    bundles = plan_bundles(config, gpus=4, learner=True, teacher=True)
+    problem = lacking(bundles, {"CPU": 64.0, "GPU": 4.0})
+    assert problem is not None
+    assert "7 GPU needed, 4 in the cluster" in problem
+    assert "learner.ranks" in problem
+
+
+def test_one_shared_gpu_holds_everything() -> None:
+    config = Config(cluster=Cluster(share_gpu=True))
+    assert lacking(plan_bundles(config, gpus=1, learner=True, teacher=True), {"CPU": 8.0, "GPU": 1.0}) is None
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 3))
+def test_warm_start_batches_hold_every_row_once_per_epoch(count: int, size: int, epochs: int) -> None:
+    rows = list(range(count))
+    plan = batches(rows, size, epochs, seed=1)  # type: ignore[arg-type]
+    assert sorted(row for batch in plan for row in batch) == sorted(rows * epochs)  # type: ignore[type-var]
+    assert max(len(batch) for batch in plan) <= size
+
+
+def test_warm_start_rate_rises_then_falls() -> None:
+    rates = [linear(step, 10, 1.0, warmup=2) for step in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates == sorted(rates[:3]) + sorted(rates[3:], reverse=True)
+    assert rates[-1] == pytest.approx(1 / 8)

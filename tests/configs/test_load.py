@@ -1,0 +1,114 @@
+"""Loading: the order of layers, and errors that name the mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from configs.check import render
+from configs.load import ConfigError, load, nearest
+from configs.schema import Config
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def problems(path: Path | None = None, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides)
+    return str(caught.value)
+
+
+def test_nothing_gives_the_defaults() -> None:
+    assert load() == Config()
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    write(tmp_path, "first.yaml", "steps: 1\nseed: 1\nrollout: {groups: 1, workers: 3}\n")
+    write(tmp_path, "second.yaml", "base: first.yaml\nseed: 2\nrollout: {groups: 2}\n")
+    third = write(tmp_path, "third.yaml", "base: second.yaml\nrollout: {groups: 5}\n")
+    config = load(third, ["rollout.groups=7", "env.kinds=[a, b]", "learner.lr=1e-5", "env.data=null"])
+    assert (config.steps, config.seed, config.rollout.workers, config.rollout.groups) == (1, 2, 3, 7)
+    assert (config.env.kinds, config.learner.lr, config.env.data) == (["a", "b"], 1e-5, None)
+    assert config.rollout.temperature == Config().rollout.temperature
+
+
+def test_the_result_is_frozen() -> None:
+    config = load()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.steps = 3  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.rollout.groups = 3  # type: ignore[misc]
+
+
+def test_a_base_that_leads_back_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "base: b.yaml\n")
+    assert "leads back" in problems(write(tmp_path, "b.yaml", "base: a.yaml\n"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("rollout.temperture", "rollout.temperature"),
+        ("temperature", "rollout.temperature"),
+        ("rollout.group_sizes", "rollout.group_size"),
+        ("learner.refresh_every", "teacher.refresh_every"),
+        ("stps", "steps"),
+        ("warmstart.demos", "warm_start.demos"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(wrong: str, right: str) -> None:
+    assert problems(None, f"{wrong}=3") == f"command line: unknown key {wrong}; the nearest is {right}"
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        ("steps=many", "steps = 'many' is not allowed: int, at least 0"),
+        ("steps=1.5", "steps = 1.5 is not allowed: int, at least 0"),
+        ("steps=true", "steps = True is not allowed: int, at least 0"),
+        ("learner.lr=fast", "learner.lr = 'fast' is not allowed: float, at least 0.0"),
+        ("prompt.think=maybe", "prompt.think = 'maybe' is not allowed: true or false"),
+        ("env.kinds=one", "env.kinds = 'one' is not allowed: list[text]"),
+        ("out=null", "out = None is not allowed: text"),
+        ("rollout=3", "rollout = 3 is not allowed: it is a section, set its keys"),
+    ],
+)
+def test_a_wrong_type_names_key_value_and_what_is_allowed(override: str, allowed: str) -> None:
+    assert problems(None, override) == f"command line: {allowed}"
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "r.yaml", "step: 1\nrollout: {groups: few}\nlearner:\n  zero: 3\n")
+    lines = problems(recipe, "seed=x").splitlines()
+    assert [line.rpartition(": ")[0] != "" for line in lines] == [True] * 4
+    assert "nearest is steps" in lines[0] and "rollout.groups = 'few'" in lines[1]
+    assert "nearest is learner.zero_stage" in lines[2] and lines[3].startswith("command line: seed = 'x'")
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "env.kinds=[a"])
+def test_a_malformed_override_is_named(override: str) -> None:
+    assert repr(override) in problems(None, override)
+
+
+def test_unreadable_recipes_are_named(tmp_path: Path) -> None:
+    assert "configs/alfworld.yaml" in problems(tmp_path / "missing.yaml")
+    assert "not a readable YAML file" in problems(write(tmp_path, "broken.yaml", "steps: [1\n"))
+    assert "`key: value`" in problems(write(tmp_path, "list.yaml", "- steps\n"))
+    assert "not a readable YAML file" in problems(tmp_path)
+
+
+def test_nearest_prefers_the_whole_name() -> None:
+    assert nearest("teacher.timeout", ["learner.timeout", "teacher.timeouts"]) == "teacher.timeouts"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_a_rendered_recipe_loads_back_equal(recipe: Path, tmp_path: Path) -> None:
+    config = load(recipe)
+    assert load(write(tmp_path, "resolved.yaml", render(config))) == config

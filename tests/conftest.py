@@ -1,0 +1,40 @@
+"""What every test shares: the environment of a run's processes, a cache, a local Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from configs.environ import actor_environment
+
+os.environ.update(actor_environment(threads=2))  # before any test module imports torch
+PROJECT = Path(__file__).resolve().parent.parent
+os.environ.setdefault(
+    "HINDSIGHT_CACHE", str(PROJECT / ".cache" / "hindsight")
+)  # embedded models and games, made once
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A local Ray for the whole session, its actors seeing this checkout and the variables above."""
+    import ray
+
+    ray.init(
+        num_cpus=4,  # logical: the actors of one small run, whatever the machine has
+        include_dashboard=False,
+        log_to_driver=True,
+        runtime_env={"env_vars": {**actor_environment(threads=2), "PYTHONPATH": str(PROJECT)}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def nano() -> Path:
+    """The folder of the tiny embedded model."""
+    from rollout.models import resolve
+
+    return resolve("nano")

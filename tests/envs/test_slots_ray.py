@@ -1,0 +1,141 @@
+"""The pool and two shards as real Ray actors: leases, failures of shards, and what a killed shard leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+from slot_tools import gone, run_async, running
+from toy_env import ToyFamily, task
+
+from configs.schema import Config, Env
+from envs.base import EnvError, SlotDied, SlotTimeout
+from envs.pool import LeasedSlot, PoolHandles, lease_slot, start_pool
+
+ENV = Env(shards=2, slots=2, step_timeout=5.0, reset_timeout=20.0, max_turns=10)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    path = os.pathsep.join(str(folder) for folder in (Path(__file__).parent, Path.cwd(), *sys.path) if folder)
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def handles(cluster):
+    handles = start_pool(Config(env=ENV), ToyFamily())
+    yield handles
+    for actor in (handles.pool, *handles.shards):
+        ray.kill(actor)
+
+
+async def pids(slot: LeasedSlot) -> tuple[int, int]:
+    """Of the slot's process and of the forkserver it came from."""
+    return int((await slot.step("pid")).feedback), int((await slot.step("origin")).feedback)
+
+
+async def idle(handles: PoolHandles) -> bool:
+    """Whether every lease comes back soon (releases are not awaited)."""
+    for _ in range(100):
+        stats = await handles.pool.stats.remote()
+        if stats.leased == (0, 0) and stats.waiting == 0:
+            return True
+        await asyncio.sleep(0.05)
+    return False
+
+
+@run_async
+async def test_more_episodes_than_slots_over_two_shards(handles):
+    await handles.ready(30)
+    used = set()
+
+    async def episode(index: int) -> str:
+        async with lease_slot(handles.pool) as slot:
+            used.add((slot.lease.shard, slot.lease.slot))
+            await slot.reset(task(f"task-{index}"))
+            for _ in range(5):
+                result = await slot.step("add")
+            return result.observation.text
+
+    texts = await asyncio.gather(*map(episode, range(12)))
+    assert texts == [f"task-{index} 5" for index in range(12)]
+    assert used == {(shard, slot) for shard in range(2) for slot in range(2)}
+    assert await idle(handles)
+    stats = await asyncio.gather(*(shard.stats.remote() for shard in handles.shards))
+    assert sum(one.episodes for one in stats) == 12 and sum(one.steps for one in stats) == 60
+    async with lease_slot(handles.pool) as slot:
+        assert (await slot.demonstrate(task("shown"), 0, 0.0)).first.text == "shown 0"
+        assert await slot.reference(task()) == ["add"] * 100
+
+
+@run_async
+async def test_failures_reach_the_client_with_their_types(handles):
+    async with lease_slot(handles.pool) as slot:
+        await slot.reset(task())
+        with pytest.raises(EnvError, match=r"^step raised ValueError: wrong$") as error:
+            await slot.step("raise wrong")
+        assert type(error.value) is EnvError
+        with pytest.raises(SlotDied):
+            await slot.step("exit 3")
+        await slot.reset(task())
+        with pytest.raises(SlotTimeout):
+            await slot.step("spin")
+        assert (await slot.reset(task())).text == "count 0"
+
+
+@run_async
+async def test_leases_come_back_from_errors_and_cancelled_clients(handles):
+    started = asyncio.Event()
+
+    async def broken() -> None:
+        async with lease_slot(handles.pool):
+            raise KeyError("a client's bug")
+
+    async def stuck() -> None:
+        async with lease_slot(handles.pool) as slot:
+            await slot.reset(task())
+            started.set()
+            await slot.step("sleep 600")
+
+    with pytest.raises(KeyError):
+        await broken()
+    clients = [asyncio.create_task(stuck()) for _ in range(6)]  # two of them stay in the queue
+    await started.wait()
+    for client in clients:
+        client.cancel()
+    assert all(
+        isinstance(end, asyncio.CancelledError)
+        for end in await asyncio.gather(*clients, return_exceptions=True)
+    )
+    assert await idle(handles)
+    for _ in range(4):
+        async with lease_slot(handles.pool) as slot:
+            assert (await slot.reset(task())).text == "count 0"
+
+
+@run_async
+async def test_a_killed_shard_is_slot_died_leaves_no_process_and_comes_back(handles):
+    async with lease_slot(handles.pool) as slot:
+        await slot.reset(task())
+        process, server = await pids(slot)
+        assert running(process) and running(server)
+        call = asyncio.create_task(slot.step("spin"))
+        await asyncio.sleep(0.3)
+        ray.kill(handles.shards[slot.lease.shard], no_restart=False)
+        with pytest.raises(SlotDied):
+            await call
+        assert await gone(process) and await gone(server)
+        # The failed call has waited for the shard's restart, so the retry is not wasted.
+        assert (await slot.reset(task("retry"))).text == "retry 0"
+    assert await idle(handles)

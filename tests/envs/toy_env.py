@@ -1,0 +1,125 @@
+"""A counting environment whose actions also misbehave in every way a real one might."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from envs.base import (
+    DataMissing,
+    Demonstration,
+    DemoStep,
+    EnvError,
+    EnvFamily,
+    Observation,
+    StepResult,
+    TextEnv,
+)
+from envs.tasks import Manifest, TaskSpec
+
+IMPORTED_IN = os.getpid()  # slots forked from one server share it: the module was imported once
+
+
+def task(name: str = "count", **data: Any) -> TaskSpec:
+    return TaskSpec(id=name, env="toy", kind="count", split="train", data=data)
+
+
+class ToyEnv(TextEnv):
+    def __init__(self) -> None:
+        self.handle = threading.Lock()  # as unpicklable as a loaded library
+
+    def reset(self, task: TaskSpec) -> Observation:
+        time.sleep(task.data.get("slow", 0.0))
+        if task.data.get("broken"):
+            raise EnvError("no such game")
+        if missing := task.data.get("missing"):
+            raise DataMissing(missing)
+        self.task, self.count = task, 0
+        return Observation(text=f"{task.id} 0", actions=("add",))
+
+    def step(self, action: str) -> StepResult:
+        verb, _, rest = action.partition(" ")
+        feedback = str(getattr(self, f"_{verb}")(rest))
+        self.count += 1
+        done = self.count >= 100
+        return StepResult(
+            Observation(f"{self.task.id} {self.count}", ("add",)), feedback, float(done), done, False, done
+        )
+
+    def reference(self, task: TaskSpec) -> list[str] | None:
+        return ["add"] * 100
+
+    def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
+        first = self.reset(task)
+        return Demonstration(task, first, (DemoStep(first, "add", "add", self.step("add")),), False)
+
+    def close(self) -> None:
+        pass
+
+    def _add(self, _: str) -> str:
+        return "added"
+
+    def _pid(self, _: str) -> int:
+        return os.getpid()
+
+    def _origin(self, _: str) -> int:
+        return IMPORTED_IN
+
+    def _sleep(self, seconds: str) -> str:
+        time.sleep(float(seconds))
+        return "slept"
+
+    def _spin(self, _: str) -> str:
+        while True:
+            pass
+
+    def _raise(self, message: str) -> str:
+        raise ValueError(message)
+
+    def _exit(self, code: str) -> str:
+        sys.exit(int(code))
+
+    def _print(self, text: str) -> str:
+        print(text * 1000)
+        os.write(1, b"\x00\xffgarbage\n" * 1000)
+        sys.stderr.write(text)
+        return sys.stdin.read()
+
+    def _child(self, _: str) -> int:
+        return subprocess.Popen(["sleep", "600"]).pid
+
+    def _big(self, size: str) -> str:
+        return "x" * int(size)
+
+
+class UnpicklableEnv(ToyEnv):
+    def step(self, action: str) -> StepResult:
+        return lambda: None  # type: ignore[return-value]
+
+
+@dataclass
+class ToyFamily(EnvFamily):
+    fail: str = ""  # message of the exception that `make` raises
+    slow: float = 0.0  # seconds that `make` takes
+    env: type[ToyEnv] = ToyEnv
+    name: str = "toy"
+    turn_limit: int = 100
+
+    def manifest(self) -> Manifest:
+        return Manifest(train=(task(),), evaluation=(task("held-out"),))
+
+    def make(self) -> TextEnv:
+        time.sleep(self.slow)
+        if self.fail:
+            raise EnvError(self.fail)
+        return self.env()
+
+
+class UnloadableFamily(ToyFamily):
+    def __setstate__(self, state: object) -> None:
+        raise ImportError("a library is missing")

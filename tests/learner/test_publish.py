@@ -1,0 +1,95 @@
+"""What a publish accepts and what it refuses, with engines that answer as told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from learner.publish import PublishError, publish
+from rollout.types import EngineError
+from rollout.weights import WeightSet
+
+CANARY = np.arange(4, dtype=np.int32)
+LEARNER = np.array([-1.0, -2.0, -3.0], dtype=np.float32)
+WEIGHTS = WeightSet(version=5, layout=(), digest="a" * 64, data=None)
+
+
+class Method:
+    def __init__(self, answer):
+        self.answer = answer
+
+    async def remote(self, *_):
+        answer = self.answer() if callable(self.answer) else self.answer
+        if isinstance(answer, Exception):
+            raise answer
+        return await answer if asyncio.iscoroutine(answer) else answer
+
+
+class FakeEngine:
+    """Answers like the handle of an engine actor that loaded WEIGHTS."""
+
+    def __init__(self, load=None, version=5, digests=frozenset({"a" * 64}), score=LEARNER):
+        self.load_weights = Method(load)
+        self.fingerprint = Method((version, set(digests)))
+        self.score = Method(score)
+
+
+def run(*engines, tolerance=0.25, timeout=5.0):
+    return asyncio.run(publish(engines, WEIGHTS, CANARY, LEARNER, tolerance, timeout))
+
+
+def test_reports_the_largest_gap():
+    report = run(FakeEngine(), FakeEngine(score=LEARNER + np.float32(0.1)))
+    assert report.canary_gap == pytest.approx(0.1, abs=1e-6)
+    assert report.digest == WEIGHTS.digest
+    assert report.seconds >= 0
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"digests": {"b" * 64}},
+        {"digests": {"a" * 64, "b" * 64}},  # one of two workers
+        {"digests": {""}},  # never loaded any
+        {"version": 4},
+    ],
+)
+def test_other_bytes_or_another_version_are_refused(held):
+    with pytest.raises(PublishError, match=r"^engine 1 loaded weights .*published weights 5.*a{12}"):
+        run(FakeEngine(), FakeEngine(**held))
+
+
+def test_a_canary_gap_names_engine_and_both_figures():
+    with pytest.raises(PublishError, match=r"^engine 1 .* off by 0\.3000 .*engine -1\.7000, learner -2\.0000"):
+        run(FakeEngine(), FakeEngine(score=LEARNER + np.float32(0.3)))
+
+
+def test_gaps_of_opposite_sign_do_not_cancel():
+    with pytest.raises(PublishError, match="off by 0.6667"):
+        run(FakeEngine(score=LEARNER + np.array([1.0, -1.0, 0.0], dtype=np.float32)))
+
+
+def test_a_canary_that_is_not_a_number_is_refused():
+    with pytest.raises(PublishError, match="off by nan"):
+        run(FakeEngine(score=LEARNER * np.float32("nan")))
+
+
+def test_the_error_of_a_failed_load_comes_through():
+    with pytest.raises(EngineError, match="engine 0"):
+        run(FakeEngine(load=EngineError("engine 0: receiving weights failed")), FakeEngine())
+
+
+def test_an_engine_that_does_not_answer_ends_in_an_error():
+    with pytest.raises(PublishError, match="not loaded within"):
+        run(FakeEngine(load=lambda: asyncio.sleep(60)), timeout=0.05)
+
+
+def test_engines_load_at_the_same_time():
+    async def both():
+        barrier = asyncio.Barrier(2)
+        engines = [FakeEngine(load=barrier.wait) for _ in range(2)]
+        return await publish(engines, WEIGHTS, CANARY, LEARNER, 0.25, 5.0)
+
+    assert asyncio.run(both()).canary_gap == 0.0

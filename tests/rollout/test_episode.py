@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from rollout_toys import CHATML, TASK, ToyEngine, ToySlot, make_tokenizer
+
+from configs.schema import Prompt
+from rollout.episode import SMALLEST_RESPONSE, Limits, PromptTooLong, derive_seed, play
+from rollout.render import CORRECTION, Renderer
+from rollout.types import EngineError, Generation
+
+TOKENIZER = make_tokenizer(CHATML)
+WIN = ["<think>a</think><action>take key</action>", "<think>b</think><action>open door</action>"]
+
+
+def run(texts, *, prompt=None, context=2048, max_turns=10, max_tokens=64, slot=None):
+    engine = ToyEngine(TOKENIZER, "<|im_end|>", texts)
+    renderer = Renderer(TOKENIZER, prompt or Prompt(), context)
+    slot = slot or ToySlot()
+    played = play(TASK, slot, engine._generate, renderer, Limits(max_turns, max_tokens), 1.0, seed=7)
+    return asyncio.run(played), engine, slot, renderer
+
+
+def test_a_won_episode():
+    trajectory, engine, slot, renderer = run(WIN)
+    assert (trajectory.success, trajectory.reward, trajectory.ended) == (True, 1.0, "terminated")
+    assert slot.actions == ["take key", "open door"] and len(trajectory.sequences) == 1
+    assert [turn.valid for turn in trajectory.turns] == [True, True]
+    assert [turn.weight_version for turn in trajectory.turns] == [3, 3]
+    sequence = trajectory.sequences[0]
+    for turn, (context, sampling), text in zip(trajectory.turns, engine.asked, WIN, strict=True):
+        assert np.array_equal(sequence.ids[: turn.start], context)
+        assert turn.response == text and sampling.max_tokens == 64 and sampling.temperature == 1.0
+        assert renderer.decode(sequence.ids[turn.action_span.start : turn.action_span.end]) == turn.action
+    assert np.isnan(sequence.logprobs[: trajectory.turns[0].start]).all()
+    assert engine.asked[0][1].seed != engine.asked[1][1].seed
+
+
+def test_window_preset_has_a_sequence_per_turn():
+    engine_texts = ["<action>take key</action>"]
+    trajectory, engine, _, _ = run(engine_texts, prompt=Prompt(preset="window", think=False), max_turns=3)
+    assert [turn.sequence for turn in trajectory.turns] == [0, 1, 2] and len(trajectory.sequences) == 3
+    assert trajectory.ended == "truncated" and trajectory.turns[-1].result.truncated
+    for turn, (context, _) in zip(trajectory.turns, engine.asked, strict=True):
+        assert np.array_equal(trajectory.sequences[turn.sequence].ids[: turn.start], context)
+
+
+def test_a_malformed_response_does_not_reach_the_environment():
+    trajectory, engine, slot, renderer = run(["I look around.", *WIN])
+    first, second, _ = trajectory.turns
+    assert slot.actions == ["take key", "open door"] and trajectory.success
+    assert (first.action, first.action_span, first.valid) == (None, None, False)
+    assert first.result.feedback == first.result.observation.text == CORRECTION
+    assert first.result.observation.actions == first.observation.actions and first.result.reward == 0.0
+    assert first.result.observation.state_key == first.observation.state_key
+    assert second.observation == first.result.observation
+    assert CORRECTION in renderer.decode(engine.asked[1][0])
+
+
+def test_an_inadmissible_action_is_the_environments_to_answer():
+    trajectory, _, slot, _ = run(["<action>fly</action>", *WIN])
+    assert slot.actions[0] == "fly" and trajectory.turns[0].result.feedback == "Nothing happens."
+    assert trajectory.turns[0].action_span is not None and not trajectory.turns[0].valid
+
+
+@pytest.mark.parametrize("text", ["<action>look</action>", "no action"])
+def test_the_turn_limit_truncates(text):
+    trajectory, _, _, _ = run([text], max_turns=3)
+    assert (len(trajectory.turns), trajectory.ended, trajectory.success) == (3, "truncated", False)
+    assert [turn.result.truncated for turn in trajectory.turns] == [False, False, True]
+
+
+def test_winning_on_the_last_turn_is_no_truncation():
+    trajectory, _, _, _ = run(WIN, max_turns=2)
+    assert trajectory.ended == "terminated" and not trajectory.turns[-1].result.truncated
+
+
+def test_the_context_limit_ends_the_episode_and_cuts_the_last_response():
+    trajectory, engine, _, _ = run(["<action>look</action>"], context=420, max_turns=50)
+    assert trajectory.ended == "context" and not trajectory.success
+    assert len(trajectory.sequences[0].ids) == trajectory.turns[-1].end <= 420
+    rooms = [420 - len(context) for context, _ in engine.asked]
+    assert [sampling.max_tokens for _, sampling in engine.asked] == [min(64, room) for room in rooms]
+    assert min(rooms) >= SMALLEST_RESPONSE and min(rooms) < 64
+
+
+def test_a_first_prompt_over_the_limit_is_a_configuration_error():
+    with pytest.raises(PromptTooLong, match=r"model\.context is 64"):
+        run(WIN, context=64)
+
+
+def test_an_empty_generation_is_an_engine_failure():
+    async def nothing(ids, sampling):
+        return Generation(np.empty(0, np.int32), np.empty(0, np.float32), "stop", 0)
+
+    with pytest.raises(EngineError, match="no token"):
+        asyncio.run(play(TASK, ToySlot(), nothing, Renderer(TOKENIZER, Prompt(), 512), Limits(3, 64), 1.0, 0))
+
+
+def test_seeds_are_stable():
+    assert derive_seed(0, 1, 2) == 1616845078
+    assert len({derive_seed(0, ordinal, index) for ordinal in range(30) for index in range(30)}) == 900
+    assert all(0 <= derive_seed(7, index) < 2**31 for index in range(100))

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from rollout_toys import CHATML, TASK, ToyEngine, ToyPool, make_tokenizer
+
+import rollout.worker
+from configs.schema import Config, Env, Model, Rollout
+from envs.base import DataMissing, EnvError, SlotDied, SlotTimeout
+from rollout.episode import PromptTooLong
+from rollout.types import EngineError
+from rollout.worker import Worker
+
+TOKENIZER = make_tokenizer(CHATML)
+WIN = ["<action>take key</action>", "<action>open door</action>"]
+
+
+@pytest.fixture
+def model(tmp_path):
+    TOKENIZER.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def lease(monkeypatch):
+    monkeypatch.setattr(rollout.worker, "lease_slot", lambda pool: pool.lease())
+
+
+def toy_engine(texts=WIN, **kwargs):
+    return ToyEngine(TOKENIZER, "<|im_end|>", texts, **kwargs)
+
+
+def config(context: int = 2048, **rollout_settings) -> Config:
+    return Config(
+        model=Model(context=context),
+        env=Env(max_turns=6),
+        rollout=Rollout(max_tokens=64, **rollout_settings),
+    )
+
+
+def roll(worker, *ordinals, size=4, seed=11):
+    async def groups():
+        return await asyncio.gather(*(worker.rollout(o, TASK, size, 1.0, seed) for o in ordinals))
+
+    return asyncio.run(groups())
+
+
+def test_groups_play_side_by_side(model):
+    engines, pool = [toy_engine(delay=0.001), toy_engine(delay=0.001)], ToyPool()
+    worker = Worker(model, config(), engines, pool)
+    groups = roll(worker, 5, 6)
+    assert [(group.ordinal, len(group.trajectories), group.failures) for group in groups] == [
+        (5, 4, ()),
+        (6, 4, ()),
+    ]
+    assert all(trajectory.success for group in groups for trajectory in group.trajectories)
+    assert (pool.leased, pool.open) == (8, 0) and worker._router.loads == [0, 0]
+    assert all(engine.asked for engine in engines)
+
+    stats = asyncio.run(worker.stats())
+    turns = [turn for group in groups for t in group.trajectories for turn in t.turns]
+    assert (stats["episodes"], stats["turns"], stats["malformed"], stats["invalid"]) == (8, 16, 0, 0)
+    assert stats["generated_tokens"] == sum(turn.end - turn.start for turn in turns)
+    assert stats["prompt_tokens"] == sum(len(ids) for engine in engines for ids, _ in engine.asked)
+
+
+def test_an_episode_stays_on_its_engine(model):
+    engines = [toy_engine(delay=0.001) for _ in range(3)]
+    roll(Worker(model, config(), engines, ToyPool()), 0, 1, 2, size=8)
+    for engine in engines:  # every second turn was asked where its first one was
+        firsts = sum(engine.turn_of(ids) == 2 for ids, _ in engine.asked)
+        assert firsts * 2 == len(engine.asked)
+
+
+def test_seeds_differ_between_episodes_and_repeat_between_runs(model):
+    def seeds():
+        engine = toy_engine()
+        roll(Worker(model, config(), [engine], ToyPool()), 3)
+        return sorted(sampling.seed for _, sampling in engine.asked)
+
+    first = seeds()
+    assert first == seeds() and len(set(first)) == 8
+
+
+def test_a_failed_episode_is_played_again_with_its_seed(model):
+    engine, pool = toy_engine(), ToyPool([None, SlotDied("killed")])
+    worker = Worker(model, config(), [engine], pool)
+    (group,) = roll(worker, 0, size=1)
+    assert group.trajectories[0].success and group.failures == () and pool.leased == 2
+    asked = [sampling.seed for _, sampling in engine.asked]
+    assert asked[:2] == asked[2:]
+    stats = asyncio.run(worker.stats())
+    assert stats["failures/env_died"] == 1 and "dropped" not in stats and stats["turns"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [(SlotDied("x"), "env_died"), (SlotTimeout("x"), "env_timeout"), (EnvError("x"), "env_error")],
+)
+def test_an_episode_is_dropped_after_its_retries_and_is_no_reward(model, fault, kind):
+    pool = ToyPool([fault] * 3)
+    worker = Worker(model, config(retries=2), [toy_engine()], pool)
+    (group,) = roll(worker, 0, size=1)
+    assert group.trajectories == () and pool.leased == 3 and pool.open == 0
+    assert [(failure.kind, failure.message, failure.task) for failure in group.failures] == [
+        (kind, "x", "t0")
+    ]
+    assert asyncio.run(worker.stats()) == {f"failures/{kind}": 3, "dropped": 1}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        EngineError("out of memory"),
+        ActorDiedError(),
+        RayTaskError("generate", "trace", EngineError("out of memory")).as_instanceof_cause(),
+    ],
+)
+def test_an_engine_failure_moves_the_episode_to_another_engine(model, error):
+    broken, sound = toy_engine([error]), toy_engine()
+    worker = Worker(model, config(), [broken, sound], ToyPool())
+    (group,) = roll(worker, 0, size=2)
+    assert len(group.trajectories) == 2 and len(broken.asked) == 2 and len(sound.asked) == 4
+    assert asyncio.run(worker.stats())["failures/engine"] == 2
+
+
+def test_a_silent_engine_runs_into_its_deadline(model):
+    worker = Worker(model, config(request_timeout=0.05, retries=0), [toy_engine(delay=30)], ToyPool())
+    (group,) = roll(worker, 0, size=2)
+    assert [failure.kind for failure in group.failures] == ["engine", "engine"]
+    assert "0.05 s" in group.failures[0].message and worker._router.loads == [0]
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), DataMissing("set env.data")])
+def test_other_errors_end_the_group_and_free_its_slots(model, error):
+    pool = ToyPool([error])
+    worker = Worker(model, config(), [toy_engine(delay=0.01)], pool)
+    with pytest.raises(type(error)):
+        roll(worker, 0)
+    assert pool.leased == 4 and pool.open == 0 and worker._router.loads == [0]
+
+
+def test_a_prompt_over_the_limit_is_raised_as_it_is(model):
+    with pytest.raises(PromptTooLong):
+        roll(Worker(model, config(context=64), [toy_engine()], ToyPool()), 0)
+
+
+def test_demonstrations_are_retried_too(model):
+    pool = ToyPool([SlotTimeout("slow")])
+    worker = Worker(model, config(), [], pool)
+    assert asyncio.run(worker.demonstrate(TASK, 4, 0.1)) == "demonstration 4 0.1" and pool.leased == 2
+    with pytest.raises(SlotTimeout):
+        asyncio.run(
+            Worker(model, config(retries=1), [], ToyPool([SlotTimeout("slow")] * 2)).demonstrate(TASK, 4, 0.1)
+        )
+
+
+def test_malformed_and_invalid_turns_are_counted_apart(model):
+    texts = ["hm", "<action>fly</action>", *WIN]
+    worker = Worker(model, config(), [toy_engine(texts)], ToyPool())
+    (group,) = roll(worker, 0, size=2)
+    stats = asyncio.run(worker.stats())
+    assert (stats["turns"], stats["malformed"], stats["invalid"]) == (8, 2, 2)
+    assert all(np.isfinite(t.reward) and t.success for t in group.trajectories)

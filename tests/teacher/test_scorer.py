@@ -1,0 +1,154 @@
+"""Shared-prefix scoring equals scoring one context at a time; weights load whole or not at all."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from teacher_toys import make_group, make_model, make_renderer
+from transformers import GraniteConfig, GraniteForCausalLM
+
+from configs.schema import Cluster, Config, Feedback, Model
+from configs.schema import Teacher as Settings
+from feedback.sources import hindsight
+from rollout.types import Span
+from rollout.weights import WeightSet, digest, pack, unpack
+from teacher.contexts import Limits, ScoreRequest, build_requests
+from teacher.scorer import ScorerError, SpanScorer, Teacher, WeightsError, load_strictly, teacher_env
+
+LIMITS = Limits(section=64, context=2048)
+
+
+def random_case(seed):
+    """Three trajectories of one or two sequences, with many requests at random cuts."""
+    draw = np.random.default_rng(seed)
+    lengths = [(60,), (35, 50), (20,)]
+    sequences = [[draw.integers(1, 500, n).astype(np.int32) for n in shape] for shape in lengths]
+    requests = []
+    for turn in range(12):
+        trajectory = int(draw.integers(3))
+        sequence = int(draw.integers(len(lengths[trajectory])))
+        cut = int(draw.integers(1, lengths[trajectory][sequence] + 1))
+        tail = draw.integers(1, 500, int(draw.integers(2, 15))).astype(np.int32)
+        start = int(draw.integers(1, len(tail)))
+        requests.append(ScoreRequest(trajectory, turn, sequence, cut, tail, Span(start, len(tail))))
+    return sequences, requests
+
+
+@torch.no_grad()
+def naive(model, temperature, sequences, requests):
+    """One forward per request over its whole context, logits at all positions."""
+    scores = []
+    for request in requests:
+        ids = np.concatenate([sequences[request.trajectory][request.sequence][: request.cut], request.tail])
+        logits = model(torch.from_numpy(ids).long()[None]).logits[0]
+        logprobs = (logits / temperature).log_softmax(-1)
+        wanted = range(request.cut + request.span.start, request.cut + request.span.end)
+        scores.append(np.array([float(logprobs[at - 1, ids[at]]) for at in wanted], dtype=np.float32))
+    return scores
+
+
+def assert_equal_scores(found, expected):
+    assert [score.shape for score in found] == [score.shape for score in expected]
+    for score, right in zip(found, expected, strict=True):
+        assert score.dtype == np.float32
+        np.testing.assert_allclose(score, right, atol=1e-4)
+
+
+@pytest.mark.parametrize("budget", [80, 200, 4096])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_shared_prefixes_change_no_score(budget, seed):
+    model, (sequences, requests) = make_model(), random_case(seed)
+    found = SpanScorer(model, budget, temperature=0.7).score(sequences, requests)
+    assert_equal_scores(found, naive(model, 0.7, sequences, requests))
+    assert np.ptp(np.concatenate(found)) > 1  # sharp enough that a wrong context would show
+
+
+@pytest.mark.parametrize("preset", ["history", "window"])
+def test_rollout_scores_equal_naive_ones(preset):
+    renderer, model = make_renderer(preset), make_model()
+    group = make_group(renderer)
+    sequences = [[sequence.ids for sequence in trajectory.sequences] for trajectory in group.trajectories]
+    requests = build_requests(
+        group, hindsight(group, Feedback()), renderer.close_ids, renderer.encode, LIMITS
+    )
+    scorer = SpanScorer(model, 2048, temperature=1.0)
+    assert_equal_scores(scorer.score(sequences, requests), naive(model, 1.0, sequences, requests))
+    dense = sum(request.cut + len(request.tail) for request in requests)
+    assert scorer.computed < dense if preset == "history" else scorer.computed < 1.1 * dense
+
+
+def test_nothing_to_score():
+    assert SpanScorer(make_model(), 64, 1.0).score([], []) == []
+
+
+def test_models_that_break_the_method_are_refused():
+    with pytest.raises(ScorerError, match="full attention"):
+        SpanScorer(make_model(layer_types=["full_attention", "sliding_attention", "full_attention"]), 64, 1.0)
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    capped = GraniteForCausalLM(GraniteConfig(**shape, **heads, logits_scaling=2.0))
+    with pytest.raises(ScorerError, match="caps its logits"):
+        SpanScorer(capped, 64, 1.0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_loaded_weights_score_like_their_model(tied):
+    student, teacher = (
+        make_model(seed=1, tie_word_embeddings=tied),
+        make_model(seed=2, tie_word_embeddings=tied),
+    )
+    sequences, requests = random_case(0)
+    expected = naive(student, 1.0, sequences, requests)
+    scorer = SpanScorer(teacher, 4096, 1.0)
+    assert not np.allclose(scorer.score(sequences, requests)[0], expected[0], atol=0.1)
+    load_strictly(teacher, unpack(*pack(student.named_parameters())))
+    assert_equal_scores(scorer.score(sequences, requests), expected)
+
+
+@pytest.mark.parametrize("fault", ["missing", "unknown", "twice", "shape"])
+def test_weights_that_do_not_fit_change_nothing(fault):
+    student, teacher = make_model(seed=1), make_model(seed=2)
+    before = {name: value.clone() for name, value in teacher.named_parameters()}
+    given = list(student.named_parameters())
+    if fault == "missing":
+        given.pop()
+    elif fault == "unknown":
+        given.append(("other.weight", torch.zeros(2)))
+    elif fault == "twice":
+        given.append(given[0])
+    else:
+        given[0] = (given[0][0], given[0][1][:-1])
+    with pytest.raises(WeightsError):
+        load_strictly(teacher, given)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.named_parameters())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_model(seed=2).save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_actor_takes_verified_weights(folder, monkeypatch):
+    config = Config(model=Model(dtype="float32"), teacher=Settings(batch_tokens=1024))
+    teacher, student = Teacher(folder, config), make_model(seed=1)
+    assert teacher.ready() == {"version": 0, "context": 1024}
+    flat, layout = pack(student.named_parameters())
+    monkeypatch.setattr("ray.get", lambda reference: reference)
+    with pytest.raises(WeightsError, match="arrived as"):
+        teacher.load_weights(WeightSet(3, layout, digest(flat[:-1].copy()), flat))
+    teacher.load_weights(WeightSet(3, layout, digest(flat), flat))
+    sequences, requests = random_case(0)
+    assert_equal_scores(teacher.score(sequences, requests), naive(student, 1.0, sequences, requests))
+    stats = SimpleNamespace(**teacher.stats())
+    assert (teacher.ready()["version"], stats.version, stats.spans) == (3, 3, len(requests))
+    assert stats.tokens > 0 and stats.seconds > 0
+
+
+def test_process_environment_bounds_threads():
+    config = Config(cluster=Cluster(threads=3))
+    assert teacher_env(config)["OMP_NUM_THREADS"] == "3"
+    assert teacher_env(config)["OMP_WAIT_POLICY"] == "passive"

@@ -1,0 +1,69 @@
+"""The house's limits on size and on swallowed errors, held for every Python file of the project."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+FILES = sorted(
+    file
+    for folder in ("configs", "envs", "rollout", "feedback", "teacher", "learner", "cluster", "tests")
+    for file in (PROJECT / folder).rglob("*.py")
+)
+LISTS = sorted((PROJECT / "requirements").glob("*.txt"))
+# Functions that may catch everything, because they hand every error to another process as data.
+BROAD = frozenset({"envs/forkserver.py:_answer", "envs/forkserver.py:_load"})
+every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PROJECT)))
+
+
+def broad_handlers(tree: ast.AST) -> list[ast.ExceptHandler]:
+    """Handlers of every error (bare, Exception, BaseException) that do not end by raising one."""
+
+    def broad(kind: ast.expr | None) -> bool:
+        parts = kind.elts if isinstance(kind, ast.Tuple) else [kind]
+        return kind is None or any(
+            isinstance(part, ast.Name) and part.id in ("Exception", "BaseException") for part in parts
+        )
+
+    handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)]
+    return [node for node in handlers if broad(node.type) and not isinstance(node.body[-1], ast.Raise)]
+
+
+@every_file
+def test_files_and_functions_are_short(file: Path) -> None:
+    source = file.read_text()
+    assert len(source.splitlines()) <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 60, f"{node.name} is longer than 60 lines"
+
+
+@every_file
+def test_errors_are_not_swallowed(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    allowed = {
+        id(handler)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and f"{file.relative_to(PROJECT)}:{node.name}" in BROAD
+        for handler in broad_handlers(node)
+    }
+    assert [handler.lineno for handler in broad_handlers(tree) if id(handler) not in allowed] == []
+
+
+def test_broad_handlers_are_seen() -> None:
+    kinds = ("(OSError, Exception): pass", "OSError: pass", "Exception: raise", ": pass")
+    source = "".join(f"try: pass\nexcept {kind}\n" for kind in kinds)
+    assert [handler.lineno for handler in broad_handlers(ast.parse(source))] == [2, 8]
+
+
+@pytest.mark.parametrize("file", LISTS, ids=lambda file: file.name)
+def test_package_lists_hold_versions_only(file: Path) -> None:
+    for line in file.read_text().splitlines():
+        pinned = re.fullmatch(r"[a-z0-9._-]+(\[[a-z0-9,._-]+\])?==[^\s/:]+( ; .*)?", line)
+        left_out = re.fullmatch(r'[a-z-]+ ; sys_platform == "never"', line)
+        assert pinned or left_out or line.startswith("#"), line
