@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import ray
-from learner.publish import PublishError
 
 from cluster.evaluate import Evaluation, evaluate
 from cluster.failures import FailureBudget, RunError
@@ -18,6 +17,7 @@ from configs.schema import Config
 from envs.base import EnvError
 from envs.registry import make_family
 from learner.checkpoint import CheckpointError, latest
+from learner.publish import PublishError
 from learner.rank import LearnerError
 from rollout.episode import PromptTooLong
 from rollout.models import ModelMissing, ModelUnfit, resolve

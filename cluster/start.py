@@ -115,16 +115,15 @@ def connect(config: Config) -> str | None:
         RunError: no such cluster, or the dashboard's port is taken.
     """
     address = os.environ.get("RAY_ADDRESS") or config.cluster.address
-    runtime_env = {
-        "env_vars": {
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-        }
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    common: dict[str, Any] = {
+        "runtime_env": {"env_vars": {"PYTHONPATH": path}},
+        "log_to_driver": config.cluster.actor_logs,
+        "logging_level": logging.WARNING,
     }
     if address:
         try:
-            context = ray.init(
-                address=address, runtime_env=runtime_env, log_to_driver=True, logging_level=logging.WARNING
-            )
+            context = ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise RunError(
                 f"cannot join the Ray cluster at {address!r}: {error}. Start one with `ray start --head` "
@@ -140,9 +139,7 @@ def connect(config: Config) -> str | None:
             num_cpus=max(2, os.cpu_count() or 2),
             include_dashboard=config.cluster.dashboard,
             dashboard_port=config.cluster.dashboard_port if config.cluster.dashboard else None,
-            runtime_env=runtime_env,
-            log_to_driver=True,
-            logging_level=logging.WARNING,
+            **common,
         )
     url = context.dashboard_url
     return f"http://{url}" if url else None
@@ -181,9 +178,10 @@ async def start_actors(
     def variables(env: dict[str, str]) -> dict[str, Any]:
         return {"runtime_env": {"env_vars": env}}
 
-    engine = ray.remote(Engine).options(max_concurrency=4096, **variables(engine_env(config)))
+    shared = {"max_concurrency": 4096, **variables(engine_env(config))}
     engines: list[Any] = [
-        engine.options(**place).remote(model, config, index) for index, place in enumerate(places("engine"))
+        ray.remote(Engine).options(**shared, **place).remote(model, config, index)
+        for index, place in enumerate(places("engine"))
     ]
     scorer: Any = None
     if teacher:

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from learner.publish import publish
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
 from cluster.evaluate import Evaluation, evaluate
 from cluster.metrics import readable, rollout_metrics
@@ -28,6 +27,7 @@ from cluster.watch import Deadline, within
 from envs.tasks import TaskSpec
 from feedback.sources import hindsight
 from learner.credit import advantages
+from learner.publish import publish
 from learner.reweight import strength_at
 from learner.rows import make_rows
 from rollout.types import Failure, Group
@@ -170,7 +170,7 @@ class Trainer:
             return Filled(ordinal, group, {}, rolled_out, 0.0, group.failures)
         try:
             scores = await self.score(group)
-        except (RayActorError, RayTaskError, Deadline) as error:
+        except (RayActorError, Deadline) as error:
             failures = (*group.failures, Failure("teacher", str(error), task.id))
             return Filled(ordinal, group, {}, rolled_out, 0.0, failures)
         return Filled(ordinal, group, scores, rolled_out, time.monotonic() - rolled_out, group.failures)

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from learner.demos import demonstration_rows
 
 from cluster.start import Actors
 from cluster.watch import Watchdog, within
 from configs.schema import Config
 from envs.base import Demonstration
 from envs.tasks import TaskSpec
+from learner.demos import demonstration_rows
 from learner.rows import Row
 from rollout.render import Renderer
 

@@ -28,9 +28,13 @@ def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], A
 
 def allowed(item: Field[Any]) -> str:
     """What a setting may be, in words: its type, then its choices or its range."""
-    kind = (
-        str(item.type).replace("str", "text").replace("bool", "true or false").replace(" | None", " or null")
-    )
+    kinds = {
+        "str": "text",
+        "bool": "true or false",
+        "str | None": "text or null",
+        "list[str]": "a list of text",
+    }
+    kind = kinds.get(str(item.type), str(item.type))
     meta = item.metadata
     if meta["choices"]:
         return "one of " + ", ".join(meta["choices"])

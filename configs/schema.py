@@ -195,6 +195,7 @@ class Cluster:
         0, "CPU threads of each engine, learner and teacher actor; 0 takes every core", low=0
     )
     share_gpu: bool = setting(False, "split one GPU between engine, learner and teacher")
+    actor_logs: bool = setting(False, "print what the actors print; the dashboard has it anyway")
     dashboard: bool = setting(True, "start the Ray dashboard with a local Ray")
     dashboard_port: int = setting(8265, "its port", low=1, high=65535)
     start_timeout: float = setting(600.0, "seconds the actors may take to start", low=1.0)

@@ -30,19 +30,30 @@ from configs.schema import Env
 from envs.alfworld_expert import Expert, SearchExpert, UpstreamExpert
 from envs.alfworld_games import KINDS, make_games, write_game
 from envs.alfworld_speed import accelerate
-from envs.base import DataMissing, Demonstration, DemoStep, EnvError, EnvFamily, Observation, StepResult, TextEnv
+from envs.base import (
+    DataMissing,
+    Demonstration,
+    DemoStep,
+    EnvError,
+    EnvFamily,
+    Observation,
+    StepResult,
+    TextEnv,
+)
 from envs.tasks import Manifest, TaskSpec
 
 FORMAT = 1  # of generated games; raised when the same seed would give other games
 TREE = "json_2.1.1"  # the official data's folder
-UPSTREAM_DEFAULT = Path("~/.cache/alfworld")  # importing alfworld puts this into $ALFWORLD_DATA where that is unset
+UPSTREAM_DEFAULT = Path(
+    "~/.cache/alfworld"
+)  # importing alfworld puts this into $ALFWORLD_DATA where that is unset
 
 
 class AlfworldEnv(TextEnv):
     """One upstream environment, into which one game after another is loaded.
 
-    Upstream leaks a copy of its planner with every environment object and is not thread-safe, so a process makes
-    one instance and uses it from one thread.
+    Upstream leaks a copy of its planner with every environment object and is not thread-safe, so a process
+    makes one instance and uses it from one thread.
     """
 
     def __init__(self, root: Path, cache: Path, max_turns: int, expert: str = "search") -> None:
@@ -129,7 +140,7 @@ class AlfworldEnv(TextEnv):
 
 
 class AlfworldFamily(EnvFamily):
-    """ALFWorld's tasks: the official data where they are configured, else games generated once into the cache."""
+    """ALFWorld's tasks: the official data where configured, else games generated once into the cache."""
 
     name = "alfworld"
     turn_limit = 50
@@ -141,7 +152,9 @@ class AlfworldFamily(EnvFamily):
         """
         unknown = [kind for kind in config.kinds if kind not in KINDS]
         if unknown:
-            raise ValueError(f"env.kinds={unknown} are no ALFWorld task types; choose from {', '.join(KINDS)}")
+            raise ValueError(
+                f"env.kinds={unknown} are no ALFWorld task types; choose from {', '.join(KINDS)}"
+            )
         self._config = config
         self._kinds = tuple(kind for kind in KINDS if kind in config.kinds or not config.kinds)
         self._cache = cache / "alfworld"
@@ -211,9 +224,9 @@ class AlfworldFamily(EnvFamily):
         tasks: list[TaskSpec] = []
         while len(tasks) < count and any(queues.values()):
             for kind, queue in queues.items():
-                path = _next_solvable(queue)
-                if path and len(tasks) < count:
-                    tasks.append(_task(path, str(path.relative_to(self._official)), kind, split))
+                chosen = _next_solvable(queue)
+                if chosen and len(tasks) < count:
+                    tasks.append(_task(chosen, str(chosen.relative_to(self._official)), kind, split))
         if not tasks:
             raise DataMissing(f"{folder} holds no solvable game.tw-pddl of {', '.join(self._kinds)}: {HOW}")
         return tuple(tasks)
@@ -226,7 +239,7 @@ HOW = (
 
 
 def official_data(configured: str | None) -> Path | None:
-    """The folder of official data in `configured`, else in $ALFWORLD_DATA; None where games are to be generated.
+    """The folder of official data, `configured` or else $ALFWORLD_DATA; None: games are to be generated.
 
     Raises:
         DataMissing: a folder is named that holds no official data.

@@ -1,9 +1,9 @@
 """Players for ALFWorld demonstrations.
 
-`SearchExpert` knows what an agent knows: texts and admissible actions. It looks through the room in the order of the
-first observation (where such an object may lie before elsewhere, open surfaces before closed ones), remembers what
-it saw, and carries the target to what the task asks for. Steps taken by someone else (noise) only change what it
-has seen. `UpstreamExpert` is ALFWorld's own handcoded player.
+`SearchExpert` knows what an agent knows: texts and admissible actions. It looks through the room in the order
+of the first observation (where such an object may lie before elsewhere, open surfaces before closed ones),
+remembers what it saw, and carries the target to what the task asks for. Steps taken by someone else (noise)
+only change what it has seen. `UpstreamExpert` is ALFWorld's own handcoded player.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class SearchExpert(Expert):
             self.seen[found[1] or found[2]] = THING.findall(found[3])
         elif found := TAKEN.search(feedback):
             self.held, self.origin = found[1], found[2]
-            self._forget(self.held, self.origin)
+            if self.held in self.seen.get(self.origin, []):
+                self.seen[self.origin].remove(self.held)
         elif found := PLACED.search(feedback):
             self.held = None
             self.seen.setdefault(found[2], []).append(found[1])
@@ -106,79 +107,61 @@ class SearchExpert(Expert):
             self.treated[found[2]] = found[1]
 
     def act(self, observation: Observation) -> str:
-        actions = observation.actions
-        for _ in range(1 + len(self.receptacles)):  # each pass but the last drops one belief that proved wrong
-            if action := self._wanted(actions):
-                return action
-        return "look"
+        return self._wanted(observation.actions) or "look"
 
     def _wanted(self, actions: tuple[str, ...]) -> str | None:
-        if self.held is None:
-            return self._fetch(actions)
-        if kind_of(self.held) != self.wish.target:
-            return self._put(self.held, self.origin, actions)
-        if self.wish.lamp:
-            if place := self._find(self.wish.lamp):
-                lamp = next(o for o in self.seen[place] if kind_of(o) == self.wish.lamp)
-                return self._at(place, (f"use {lamp}",), actions) or self._forget(lamp, place)
-            return self._search(self.wish.lamp, actions)
-        if self.wish.verb and self.treated.get(self.held) != self.wish.verb:
-            tool = self._first(TOOLS[self.wish.verb])
-            return self._at(tool, (f"{self.wish.verb} {self.held} with {tool}",), actions)
-        return self._put(self.held, self._goal(), actions)
+        wish, held = self.wish, self.held
+        if held is None:
+            done = self._goal() if wish.two else ""
+            return self._reach(wish.target, "take {thing} from {place}", actions, done)
+        if kind_of(held) != wish.target:
+            return self._put(held, self.origin, actions)
+        if wish.lamp:
+            return self._reach(wish.lamp, "use {thing}", actions)
+        if wish.verb and self.treated.get(held) != wish.verb:
+            tool = next(place for place in self.receptacles if kind_of(place) == TOOLS[wish.verb])
+            return self._at(tool, (f"{wish.verb} {held} with {tool}",), actions)
+        return self._put(held, self._goal(), actions)
 
-    def _fetch(self, actions: tuple[str, ...]) -> str | None:
-        """Go for a target that was seen, or look for one."""
-        done = self._goal() if self.wish.two else ""
-        if place := self._find(self.wish.target, done):
-            target = next(o for o in self.seen[place] if kind_of(o) == self.wish.target)
-            return self._at(place, (f"take {target} from {place}",), actions) or self._forget(target, place)
-        return self._search(self.wish.target, actions, done)
+    def _reach(self, kind: str, command: str, actions: tuple[str, ...], skip: str = "") -> str | None:
+        """Give the command where such a thing was seen, or look for one."""
+        for place, things in self.seen.items():
+            thing = next((o for o in things if kind_of(o) == kind), None)
+            if thing and place != skip:
+                return self._at(place, (command.format(thing=thing, place=place),), actions)
+        return self._search(kind, actions, skip)
 
     def _put(self, thing: str, place: str, actions: tuple[str, ...]) -> str | None:
         return self._at(place, (f"move {thing} to {place}", f"put {thing} in/on {place}"), actions)
 
     def _at(self, place: str, wanted: tuple[str, ...], actions: tuple[str, ...]) -> str | None:
-        """The next action on the way to one of the `wanted` at a receptacle; None if it can't be done there."""
+        """The next action on the way to one of the `wanted` at a receptacle; None: it can't be done there."""
         # Where one stands, `go to` is not admissible, also for other receptacles used from the same pose.
         return next((a for a in (*wanted, f"go to {place}", f"open {place}") if a in actions), None)
 
-    def _search(self, kind: str, actions: tuple[str, ...], skip: str = "") -> str | None:
+    def _search(self, kind: str, actions: tuple[str, ...], skip: str) -> str:
         """Look into the next receptacle; from the start once all were seen."""
 
         def unlikely(place: str) -> tuple[bool, bool, bool]:
             barred = kind not in HOLDS.get(kind_of(place), set())
             return barred, f"go to {place}" in actions, kind_of(place) in OPENABLE
 
-        unseen = [place for place in self.receptacles if place not in self.seen and place != skip]
-        if not unseen:
+        if not set(self.receptacles) - set(self.seen) - {skip}:
             self.seen = {place: things for place, things in self.seen.items() if place == skip}
-            return None
-        place = min(unseen, key=unlikely)
+        place = min((p for p in self.receptacles if p not in self.seen and p != skip), key=unlikely)
         return self._at(place, (), actions) or f"examine {place}"
-
-    def _find(self, kind: str, skip: str = "") -> str | None:
-        """A receptacle in which such a thing was seen."""
-        return next((p for p, seen in self.seen.items() if p != skip and kind in map(kind_of, seen)), None)
 
     def _goal(self) -> str:
         """The receptacle to place targets in; the same one for both of two."""
         parents = [place for place in self.receptacles if kind_of(place) == self.wish.parent]
         return max(parents, key=lambda p: sum(kind_of(o) == self.wish.target for o in self.seen.get(p, [])))
 
-    def _first(self, kind: str) -> str:
-        return next(place for place in self.receptacles if kind_of(place) == kind)
-
-    def _forget(self, thing: str, place: str) -> None:
-        if thing in self.seen.get(place, []):
-            self.seen[place].remove(thing)
-
 
 class UpstreamExpert(Expert):
     """ALFWorld's handcoded player, mended: its bookkeeping waits for `put`, the verb of older game files.
 
-    It also reads facts from the game's state: what is held, what is clean, hot or cool, what lies in the target
-    receptacle.
+    It also reads facts from the game's state: what is held, what is clean, hot or cool, what lies in the
+    target receptacle.
     """
 
     def __init__(self, game: Path, state: Callable[[], GameState]) -> None:
@@ -189,7 +172,9 @@ class UpstreamExpert(Expert):
         self._last = ""
         policy = self._agent.policy
         track = policy.update_state_tracking
-        policy.update_state_tracking = lambda state, last: track(state, re.sub(r"^move (.*) to ", r"put \1 in/on ", last))
+        policy.update_state_tracking = lambda state, last: track(
+            state, re.sub(r"^move (.*) to ", r"put \1 in/on ", last)
+        )
 
     def act(self, observation: Observation) -> str:
         if not self._last:

@@ -1,22 +1,23 @@
 """ALFWorld games made from the files that the alfworld wheel ships, in the format of the official data.
 
-    floor plan + seed ──furnish──► World ──choose_goal──► Goal ──write_game──► traj_data.json, game.tw-pddl
+    floor plan + seed ──furnish──► World ──goals──► Goal ──write_game──► traj_data.json, game.tw-pddl
 
-The wheel holds the receptacles and object types of all 120 AI2-THOR rooms, the rules of where an object may lie, the
-goals as PDDL and the grammar of the texts. Rooms are split as upstream splits them: "train" and "valid_seen" share
-rooms, "valid_unseen" has its own.
+The wheel holds the receptacles and object types of all 120 AI2-THOR rooms, the rules of where an object may
+lie, the goals as PDDL and the grammar of the texts. Rooms are split as upstream splits them: "train" and
+"valid_seen" share rooms, "valid_unseen" has its own.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
+from typing import Any
 
 import alfworld.gen
 from alfworld.agents.utils.misc import Demangler
@@ -39,10 +40,11 @@ TREATMENTS = {  # kind -> (verb, the objects it works on, the receptacle it need
     KINDS[3]: ("heat", "Heatable", "Microwave"),
     KINDS[4]: ("cool", "Coolable", "Fridge"),
 }
-FIXED = set(  # never picked up; of these only the lamps matter to a task, the others are left out
-    "Bathtub Blinds Chair Curtains DeskLamp Faucet FloorLamp Footstool HousePlant LaundryHamperLid LightSwitch "
-    "Mirror Painting Poster ShowerDoor ShowerGlass Sink StoveKnob Television Toaster Window".split()
-)
+FIXED = {  # never picked up; of these only the lamps matter to a task, the others are left out
+    *("Bathtub", "Blinds", "Chair", "Curtains", "DeskLamp", "Faucet", "FloorLamp", "Footstool", "HousePlant"),
+    *("LaundryHamperLid", "LightSwitch", "Mirror", "Painting", "Poster", "ShowerDoor", "ShowerGlass", "Sink"),
+    *("StoveKnob", "Television", "Toaster", "Window"),
+}
 LAMPS = ("DeskLamp", "FloorLamp")
 LAMP_STANDS = {"Desk", "SideTable", "Dresser", "DiningTable", "CoffeeTable", "Shelf"}
 RECEPTACLES = set(constants.RECEPTACLES) - set(constants.MOVABLE_RECEPTACLES) - {"PaintingHanger"}
@@ -84,8 +86,8 @@ class Game:
 
     name: str
     trial: str
-    trajectory: dict[str, object]  # traj_data.json
-    data: dict[str, object]  # game.tw-pddl
+    trajectory: Mapping[str, Any]  # traj_data.json
+    data: Mapping[str, Any]  # game.tw-pddl
 
 
 def class_of(thing: str) -> str:
@@ -110,7 +112,7 @@ def floor_plan(scene: int) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def furnish(rng: Random, scene: int) -> World:
-    """Put one to three objects of every type of the room where ALFRED's rules let them lie; one of each lamp."""
+    """Put 1 to `COPIES` objects of each type of the room where ALFRED's rules let them lie; one of a lamp."""
     receptacles, types = floor_plan(scene)
     objects: dict[str, str] = {}
     crowd: Counter[str] = Counter()
@@ -321,11 +323,10 @@ def make_games(seed: int, split: str, count: int, kinds: tuple[str, ...]) -> Ite
 
 
 def write_game(folder: Path, game: Game) -> Path:
-    """Write the game's three files under `folder`; the path of its game.tw-pddl."""
+    """Write the two files that upstream reads under `folder`; the path of game.tw-pddl."""
     trial = folder / game.name / game.trial
     trial.mkdir(parents=True)
     (trial / "traj_data.json").write_text(json.dumps(game.trajectory))
-    (trial / "initial_state.pddl").write_text(str(game.data["pddl_problem"]))
     path = trial / "game.tw-pddl"
     path.write_text(json.dumps(game.data))
     return path

@@ -1,10 +1,10 @@
 """TextWorld's PDDL environment without its repeated work; what it says and does stays the same.
 
-Upstream translates every game four times per episode (PDDL to the planner's SAS format), parses its grammars anew
-for every sentence and copies deeply. Here
+Upstream translates every game four times per episode (PDDL to the planner's SAS format), parses its grammars
+anew for every sentence and copies deeply. Here
 
-- a game is translated once and kept in a folder that every process shares; translations for the planner, which
-  only `policy_commands` and a missing walkthrough need, wait until they are asked for;
+- a game is translated once and kept in a folder that every process shares; the second translation, which only
+  `policy_commands` and a missing walkthrough need, waits until it is asked for;
 - grammars, queries and sentences are parsed once per process, and their symbols copied shallowly;
 - sorted facts are kept until they change, and so is the text of a command whose facts never change.
 
@@ -39,7 +39,9 @@ from textworld.utils import check_flag
 from envs.base import EnvError
 
 FORMAT = 1  # of the translations on disk
-SENTENCE = re.compile(r'(?<="rhs": ")Your task is to: [^"\\]*(?=")')  # the one part of a grammar that games differ in
+SENTENCE = re.compile(
+    r'(?<="rhs": ")Your task is to: [^"\\]*(?=")'
+)  # the one part of a grammar that games differ in
 _parse_symbols = textgen._parse_and_convert
 _parse_query = Rule.parse_conjunctive_query
 _parse_grammar = pddl_logic._parse_and_convert
@@ -52,7 +54,9 @@ def accelerate(folder: Path) -> None:
     global _folder
     folder.mkdir(parents=True, exist_ok=True)
     _folder = folder
-    textgen._parse_and_convert = lambda text, rule_name="symbols", **_: [_fresh(s) for s in _symbols(text, rule_name)]
+    textgen._parse_and_convert = lambda text, rule_name="symbols", **_: [
+        _fresh(s) for s in _symbols(text, rule_name)
+    ]
     textgen.copy_context = _copy_context
     textgen.check_flag = cache(check_flag)
     textgen.Symbol.copy = _copy_symbol
@@ -60,9 +64,6 @@ def accelerate(folder: Path) -> None:
     fast_downward.pddl2sas = _keeping_arguments
     pddl_logic.GameLogic = CachedLogic
     pddl_logic.PddlState = CachedState
-
-
-# --- translation ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ class Translation:
     fluents: frozenset[str]  # predicates that an action can change
 
 
-def _keeping_arguments(domain: str, problem: str, verbose: bool = False, optimize: bool = False) -> tuple[Any, str]:
+def _keeping_arguments(
+    domain: str, problem: str, verbose: bool = False, optimize: bool = False
+) -> tuple[Any, str]:
     """Upstream's translator, without its writing over `sys.argv`."""
     arguments = sys.argv
     try:
@@ -139,7 +142,9 @@ def _translate(domain: str, problem: str) -> dict[str, Any]:
         if isinstance(fact, PddlAtom):
             if fact.predicate != "=":
                 facts.append((fact.predicate, list(fact.args)))
-        elif fact.fluent.symbol != "total-cost" and not str(fact.expression.value).isdigit():  # not a distance
+        elif (
+            fact.fluent.symbol != "total-cost" and not str(fact.expression.value).isdigit()
+        ):  # not a distance
             facts.append((str(fact.expression.value), list(fact.fluent.args)))
     types: dict[str, list[str]] = {}
     for kind in task.types:  # the domain's own `object` repeats the built-in type: upstream keeps the first
@@ -155,17 +160,14 @@ def _translate(domain: str, problem: str) -> dict[str, Any]:
     }
 
 
-# --- state ---------------------------------------------------------------------------------------------------------
-
-
 class CachedState(pddl_logic.PddlState):
     """Upstream's state, made from a stored translation, with its facts kept sorted."""
 
     def __init__(self, downward_lib: Any, pddl_problem: str, logic: CachedLogic) -> None:
         game = translation(logic.domain, pddl_problem)
-        self._facts = defaultdict(set)
+        self._facts: defaultdict[Signature, set[Proposition]] = defaultdict(set)
         self._vars_by_name: dict[str, Variable] = {}
-        self._vars_by_type = defaultdict(set)
+        self._vars_by_type: defaultdict[str, set[Variable]] = defaultdict(set)
         self._var_counts: Counter[str] = Counter()
         self._sorted: dict[Signature, list[Proposition]] = {}
         self._listed: list[Proposition] | None = None
@@ -213,11 +215,8 @@ class CachedState(pddl_logic.PddlState):
         return super().replan(infos)
 
 
-# --- texts ---------------------------------------------------------------------------------------------------------
-
-
 class CachedLogic(pddl_logic.GameLogic):
-    """Upstream's logic of one loaded game; games that differ in their task sentence alone share the parsed rest."""
+    """Upstream's logic of one loaded game; grammars that differ in the task alone are parsed once."""
 
     def __init__(self, domain: str, grammar: str) -> None:
         found = SENTENCE.findall(grammar)
@@ -256,14 +255,16 @@ class CachedGrammar(textgen.ContextSensitiveGrammar):
             raise textgen.CSGUnknownSymbolError(start)
         state, mapping = start.context["state"], start.context["mapping"]
         for rule in rules:
-            if not rule.condition or any(True for _ in state.all_assignments(_query(rule.condition), mapping)):
+            if not rule.condition or any(
+                True for _ in state.all_assignments(_query(rule.condition), mapping)
+            ):
                 symbols = [_fresh(symbol) for symbol in rule.rhs]
                 for symbol in symbols:
                     symbol.context = _copy_context(start.context)
                 return symbols
         raise IndexError(f"no rule of the grammar applies to {start}")
 
-    def derive(self, start: str, context: Mapping[str, Any]) -> str:  # type: ignore[override]
+    def derive(self, start: str, context: Mapping[str, Any]) -> str:
         if start not in self._constant:
             self._constant[start] = all(self._fixed(s) for s in _symbols(start, "symbols"))
         if not self._constant[start]:
@@ -278,7 +279,11 @@ class CachedGrammar(textgen.ContextSensitiveGrammar):
         if isinstance(symbol, textgen.ListSymbol):
             return self._fixed(symbol.symbol)
         if isinstance(symbol, textgen.ConditionalSymbol):
-            asked = {p.name.removeprefix("not_") for p in _query(symbol.given).preconditions} if symbol.given else set()
+            asked = (
+                {p.name.removeprefix("not_") for p in _query(symbol.given).preconditions}
+                if symbol.given
+                else set()
+            )
             return self._fixed(symbol.expression) and not asked & self.fluents
         return isinstance(symbol, textgen.TerminalSymbol | textgen.EvalSymbol)
 

@@ -42,7 +42,7 @@ def _read(stream: BufferedIOBase) -> Any:
 
 
 def _answer(function: Callable[..., Any], *args: Any) -> bytes:
-    """Call `function`; the message for the owner: (None, value), or (EnvError or DataMissing, description)."""
+    """Call `function`; the owner's message: (None, value), or (EnvError or DataMissing, description)."""
     try:
         return pack((None, function(*args)))
     except Exception as error:  # noqa: BLE001 - whatever an environment raises is data for its owner
@@ -71,11 +71,11 @@ def _serve(channel: socket.socket, make: Callable[[], Any], server: int) -> NoRe
 
         try:
             send(pack(os.getpid()))
-            envs: list[TextEnv] = []  # the one instance, kept here: it cannot travel
-            send(_answer(lambda: envs.append(make())))
+            hosted: list[TextEnv] = []  # the one instance, kept here: it cannot travel
+            send(_answer(lambda: hosted.append(make())))
             while True:
                 method, args = _read(stream)
-                send(_answer(lambda name, given: getattr(envs[0], name)(*given), method, args))
+                send(_answer(lambda name, given: getattr(hosted[0], name)(*given), method, args))
         except (EOFError, ConnectionError):
             os._exit(0)  # the owner gave the slot up; nothing of the server's state may be torn down here
 

@@ -19,9 +19,8 @@ from learner.rank import LearnerError, Rank, learner_env
 from learner.rows import Row
 from rollout.weights import WeightSet
 
-STATE_BYTES = (
-    16  # most bytes a parameter takes in a checkpoint: weight, float32 master copy, two Adam moments
-)
+# Most bytes a parameter takes in a checkpoint: weight, float32 master copy, two Adam moments.
+STATE_BYTES = 16
 
 
 class LearnerGroup:
@@ -128,6 +127,8 @@ class LearnerGroup:
 
     async def _same(self, method: str, *args: Any) -> list[Any]:
         """Call a collective method with the same arguments on every rank."""
+        if not self.ranks:
+            raise LearnerError(f"learner.{method}: the ranks are not running; call start first")
         calls = [getattr(rank, method).remote(*args) for rank in self.ranks]
         return await _answers(method, calls, self.config.learner.timeout)
 

@@ -100,12 +100,12 @@ def check_canary(index: int, engine: np.ndarray, learner: np.ndarray, tolerance:
     gap = float(np.abs(engine.astype(np.float64) - learner.astype(np.float64)).mean())
     if gap <= tolerance:
         return gap
+    means = f"mean log-prob: engine {engine.mean():.4f}, learner {learner.mean():.4f}"
     raise PublishError(
-        f"engine {index} received the learner's weights, but its log-probs of the canary are off by "
-        f"{gap:.4f} on average (publish.tolerance={tolerance}; mean log-prob: engine {engine.mean():.4f}, learner "
-        f"{learner.mean():.4f}): a part of its model still computes with other weights, or engine and "
-        "learner run the model differently. If only rounding can explain it (a larger model in bfloat16), raise "
-        "publish.tolerance."
+        f"engine {index} received the learner's weights, but its canary log-probs are off by {gap:.4f} "
+        f"on average (publish.tolerance={tolerance}; {means}): a part of its model still computes with other "
+        "weights, or engine and learner run the model differently. If only rounding can explain it (a larger "
+        "model in bfloat16), raise publish.tolerance."
     )
 
 

@@ -6,15 +6,14 @@ import logging
 import math
 import os
 import socket
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
 
+from configs.environ import actor_environment
 from configs.schema import Config
 from learner import losses
 from learner.logprobs import TokenLogprobs
@@ -30,18 +29,8 @@ class LearnerError(RuntimeError):
 
 
 def learner_env(config: Config, gpu: bool | None = None) -> dict[str, str]:
-    """Environment variables of a rank's process. `gpu`: it has one; None asks this machine.
-
-    DeepSpeed builds its shared-memory collectives on first use and finds ninja on PATH; the build is kept by
-    virtual environment, since two environments that share a folder rebuild over each other.
-    """
-    env = {
-        "OMP_NUM_THREADS": str(config.cluster.threads or os.cpu_count() or 1),
-        "OMP_WAIT_POLICY": "passive",  # spinning threads starve the other actors of a shared machine
-        "PATH": f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix, "torch_extensions")),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    """Environment variables of a rank's process. `gpu`: it has one; None asks this machine."""
+    env = actor_environment(config.cluster.threads)
     return env if (torch.cuda.is_available() if gpu is None else gpu) else env | {"DS_ACCELERATOR": "cpu"}
 
 
@@ -206,11 +195,11 @@ class Rank:
 
     def _parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every full parameter on the CPU, under the model's own name; each rank must run it to its end."""
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
         sharded = self.config.learner.zero_stage == 3
         for name, parameter in self.engine.module.named_parameters():
-            with GatheredParameters([parameter], enabled=sharded):
+            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
                 # A gathered parameter is freed on leaving the block, so it is copied.
                 full = parameter.detach().to("cpu", copy=sharded)
             yield name.removeprefix(TokenLogprobs.PREFIX), full

@@ -77,8 +77,8 @@ def _trajectory_rows(
 
 def _place(teacher: np.ndarray, turn: Turn, score: np.ndarray, key: tuple[int, int, int]) -> None:
     """Write one action's teacher log-probs at its positions."""
-    if turn.action_span is None or not turn.valid:
-        raise ValueError(f"turn {key} has no valid action, so nothing of it may be scored")
+    if turn.action_span is None:
+        raise ValueError(f"turn {key} has no action, so nothing of it may be scored")
     if len(score) != len(turn.action_span):
         raise ValueError(f"turn {key}: {len(score)} scores for an action of {len(turn.action_span)} tokens")
     teacher[turn.action_span.start : turn.action_span.end] = score

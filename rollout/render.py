@@ -62,8 +62,7 @@ class Renderer:
             self._render_chat,
             sorted(special | {token.content for token in added}),
             self.rules() if growing else None,
-            lambda mark: self._reply(mark, mark if prompt.think else ""),
-            growing,
+            (lambda mark: self._reply(mark, mark)) if growing else None,
         )
         self.end_id = int(tokenizer.get_vocab()[self._pieces.ending])
         self.close_ids = self._continue(self._pieces.closing)

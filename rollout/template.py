@@ -35,7 +35,7 @@ class ChatPieces:
 
 
 def split_template(
-    render: RenderChat, tokens: Sequence[str], system: str | None, reply: Callable[[str], str], growing: bool
+    render: RenderChat, tokens: Sequence[str], system: str | None, reply: Callable[[str], str] | None
 ) -> ChatPieces:
     """The pieces of a chat template.
 
@@ -44,8 +44,8 @@ def split_template(
         tokens: the texts of the tokenizer's added tokens; one of them has to end an assistant turn.
         system: the system message, or None to send none. Where the template has no place for one at the
             front, it opens the first user message.
-        reply: wraps a mark the way the agent's responses look: a template that rewrites them is caught.
-        growing: check that a chat of several rounds only ever grows at its end.
+        reply: for a chat of several rounds, wraps a mark the way the agent's responses look; the template
+            must leave them as they are. None for chats of one user message, where there is no `bridge`.
 
     Raises:
         TemplateError: the template cannot be taken apart, or rewrites earlier turns.
@@ -56,7 +56,7 @@ def split_template(
     problems = []
     for messages, preamble in prefixes:
         try:
-            return _split(render, tokens, messages, preamble, reply, growing)
+            return _split(render, tokens, messages, preamble, reply)
         except (TemplateError, JinjaError) as error:
             problems.append(str(error))
     raise TemplateError("; ".join(dict.fromkeys(problems)))
@@ -67,21 +67,20 @@ def _split(
     tokens: Sequence[str],
     messages: list[Message],
     preamble: str,
-    reply: Callable[[str], str],
-    growing: bool,
+    reply: Callable[[str], str] | None,
 ) -> ChatPieces:
     marks = [f"mark{index}here" for index in range(5)]
     chat = [*messages, {"role": "user", "content": preamble + marks[0]}]
-    for index, mark in enumerate(marks[1:]):
-        role, text = ("user", mark) if index % 2 else ("assistant", reply(mark))
-        chat.append({"role": role, "content": text})
+    answers = [reply(mark) if reply else mark for mark in marks[1::2]]
+    for answer, mark in zip(answers, marks[2::2], strict=True):
+        chat += [{"role": "assistant", "content": answer}, {"role": "user", "content": mark}]
     rounds = [chat[: len(messages) + size] for size in (1, 2, 3, 5)]
 
     opening, closing = _around(render(rounds[0], True), marks[0])
     if any(message["content"] not in opening for message in messages):
         raise TemplateError(f"the chat template drops the system message: {FIX}")
     answered = render(rounds[1], False)
-    behind = _around(answered, reply(marks[1]))[1]
+    before, behind = _around(answered, answers[0])
     found = [(behind.find(token), -len(token), token) for token in tokens if token in behind]
     if not found or behind[: min(found)[0]].strip():
         raise TemplateError(
@@ -89,17 +88,15 @@ def _split(
             "cannot be sampled: use another model"
         )
     ending = min(found)[2]
-    before = answered[: answered.find(reply(marks[1]))]
     gap = before.removeprefix(opening + marks[0] + closing)
     lead = gap if not gap.strip() else ""
-    if not growing:
+    if reply is None:
         return ChatPieces(opening, closing, lead, ending, bridge="")
 
-    between = render(rounds[2], True).partition(reply(marks[1]))[2].partition(marks[2])[0]
+    between = render(rounds[2], True).partition(answers[0])[2].partition(marks[2])[0]
     skipped, _, bridge = between.partition(ending)
-    said = (closing + lead + reply(mark) + skipped + ending + bridge for mark in marks[1::2])
-    asked = marks[0::2]
-    expected = opening + asked[0] + next(said) + asked[1] + next(said) + asked[2] + closing
+    turns = [closing + lead + answer + skipped + ending + bridge for answer in answers]
+    expected = opening + marks[0] + turns[0] + marks[2] + turns[1] + marks[4] + closing
     if render(rounds[3], True) != expected:
         raise TemplateError(
             f"the chat template rewrites earlier turns, so a growing chat has no stable prefix: {FIX}"

@@ -130,7 +130,7 @@ class WeightsExtension:
     weight_transfer_engine: Any
 
     def received_digest(self) -> str:
-        """Digest of the buffer that this worker loaded last; empty before the first and on other transports."""
+        """Digest of the buffer that this worker loaded last; empty where no buffer has come."""
         transfer = self.weight_transfer_engine
         return transfer.digest if isinstance(transfer, ObjectStoreTransfer) else ""
 

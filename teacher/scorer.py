@@ -204,6 +204,25 @@ class Teacher:
         load_strictly(self._scorer.model, unpack(flat, weights.layout))
         self._version = weights.version
 
+    def save(self, path: str) -> None:
+        """Write the weights as a safetensors file: a resumed run needs the teacher of the last refresh."""
+        from safetensors.torch import save_file
+
+        tensors = {name: value.detach().cpu() for name, value in self._scorer.model.named_parameters()}
+        save_file(tensors, path, metadata={"version": str(self._version)})
+
+    def load(self, path: str) -> None:
+        """Take over what `save` wrote.
+
+        Raises:
+            WeightsError: the file is not of this model.
+        """
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            load_strictly(self._scorer.model, ((name, file.get_tensor(name)) for name in file.keys()))
+            self._version = int(file.metadata()["version"])
+
     def score(
         self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest]
     ) -> list[np.ndarray]:

@@ -75,7 +75,7 @@ def test_an_unknown_key_names_the_nearest(wrong: str, right: str) -> None:
         ("steps=true", "steps = True is not allowed: int, at least 0"),
         ("learner.lr=fast", "learner.lr = 'fast' is not allowed: float, at least 0.0"),
         ("prompt.think=maybe", "prompt.think = 'maybe' is not allowed: true or false"),
-        ("env.kinds=one", "env.kinds = 'one' is not allowed: list[text]"),
+        ("env.kinds=one", "env.kinds = 'one' is not allowed: a list of text"),
         ("out=null", "out = None is not allowed: text"),
         ("rollout=3", "rollout = 3 is not allowed: it is a section, set its keys"),
     ],

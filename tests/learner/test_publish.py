@@ -62,12 +62,14 @@ def test_other_bytes_or_another_version_are_refused(held):
 
 
 def test_a_canary_gap_names_engine_and_both_figures():
-    with pytest.raises(PublishError, match=r"^engine 1 .* off by 0\.3000 .*engine -1\.7000, learner -2\.0000"):
+    with pytest.raises(
+        PublishError, match=r"^engine 1 .* off by 0\.3000 .*engine -1\.7000, learner -2\.0000"
+    ):
         run(FakeEngine(), FakeEngine(score=LEARNER + np.float32(0.3)))
 
 
 def test_gaps_of_opposite_sign_do_not_cancel():
-    with pytest.raises(PublishError, match="off by 0.6667"):
+    with pytest.raises(PublishError, match=r"off by 0\.6667"):
         run(FakeEngine(score=LEARNER + np.array([1.0, -1.0, 0.0], dtype=np.float32)))
 
 

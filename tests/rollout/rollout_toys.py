@@ -36,6 +36,13 @@ FORGETS_THOUGHTS = (  # shows the reasoning of the last turn only
     "{% else %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+FILLS_IN_THOUGHTS = (  # gives the last turn an empty thought, or spreads out its own; earlier turns get none
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
+    "{% if loop.last %}"
+    "{{ '<think>\n' + m['content'].split('</think>')[0].split('<think>')[1:] | join + '\n</think>\n' }}"
+    "{% endif %}{{ m['content'].split('</think>')[-1] }}{% else %}{{ m['content'] }}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 NO_ENDING = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
 TEMPLATES = {"chatml": CHATML, "headers": HEADERS, "inst": INST}
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>"]

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollout_toys import CHATML, FORGETS_THOUGHTS, NO_ENDING, ROOM, TEMPLATES, make_tokenizer
+from rollout_toys import (
+    CHATML,
+    FILLS_IN_THOUGHTS,
+    FORGETS_THOUGHTS,
+    NO_ENDING,
+    ROOM,
+    TEMPLATES,
+    make_tokenizer,
+)
 
 from configs.schema import Prompt
 from envs.base import Observation
@@ -158,9 +166,10 @@ def test_missing_chat_template():
         Renderer(make_tokenizer(None), Prompt(), 512)
 
 
-def test_template_that_drops_earlier_thoughts():
-    tokenizer = make_tokenizer(FORGETS_THOUGHTS)
-    with pytest.raises(TemplateError, match=r"rewrites earlier turns.*prompt\.preset=window"):
+@pytest.mark.parametrize("template", [FORGETS_THOUGHTS, FILLS_IN_THOUGHTS])
+def test_template_that_drops_earlier_thoughts(template):
+    tokenizer = make_tokenizer(template)
+    with pytest.raises(TemplateError, match=r"prompt\.preset=window"):
         Renderer(tokenizer, Prompt(preset="history", think=True), 512)
     Renderer(tokenizer, Prompt(preset="history", think=False), 512)
     Renderer(tokenizer, Prompt(preset="window", think=True), 512)

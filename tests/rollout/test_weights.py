@@ -70,7 +70,7 @@ def test_tensors_that_do_not_fit_the_layout_are_refused(wrong):
 
 def test_missing_tensors_and_short_buffers_are_refused():
     flat, layout = pack([("a", torch.zeros(3)), ("b", torch.zeros(3))])
-    with pytest.raises(ValueError, match="longer|shorter"):
+    with pytest.raises(ValueError, match=r"longer|shorter"):
         pack([("a", torch.zeros(3))], layout)
     with pytest.raises(ValueError, match="buffer of 64 bytes"):
         list(unpack(flat[:64], layout))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+import ray
 import torch
 from teacher_toys import make_group, make_model, make_renderer
 from transformers import GraniteConfig, GraniteForCausalLM
@@ -126,26 +125,29 @@ def test_weights_that_do_not_fit_change_nothing(fault):
     assert all(torch.equal(value, before[name]) for name, value in teacher.named_parameters())
 
 
-@pytest.fixture
-def folder(tmp_path):
+def test_actor_takes_verified_weights(tmp_path, ray_local):
     make_model(seed=2).save_pretrained(tmp_path)
-    return str(tmp_path)
-
-
-def test_actor_takes_verified_weights(folder, monkeypatch):
     config = Config(model=Model(dtype="float32"), teacher=Settings(batch_tokens=1024))
-    teacher, student = Teacher(folder, config), make_model(seed=1)
-    assert teacher.ready() == {"version": 0, "context": 1024}
+    actor = ray.remote(Teacher).options(num_cpus=0.1, runtime_env={"env_vars": teacher_env(config)})
+    teacher, student = actor.remote(str(tmp_path), config), make_model(seed=1)
+    assert ray.get(teacher.ready.remote()) == {"version": 0, "context": 1024}
+
     flat, layout = pack(student.named_parameters())
-    monkeypatch.setattr("ray.get", lambda reference: reference)
+    reference = ray.put(flat)
     with pytest.raises(WeightsError, match="arrived as"):
-        teacher.load_weights(WeightSet(3, layout, digest(flat[:-1].copy()), flat))
-    teacher.load_weights(WeightSet(3, layout, digest(flat), flat))
+        ray.get(teacher.load_weights.remote(WeightSet(3, layout, digest(flat[:-1].copy()), reference)))
+    ray.get(teacher.load_weights.remote(WeightSet(3, layout, digest(flat), reference)))
+
     sequences, requests = random_case(0)
-    assert_equal_scores(teacher.score(sequences, requests), naive(student, 1.0, sequences, requests))
-    stats = SimpleNamespace(**teacher.stats())
-    assert (teacher.ready()["version"], stats.version, stats.spans) == (3, 3, len(requests))
-    assert stats.tokens > 0 and stats.seconds > 0
+    found = ray.get(teacher.score.remote(sequences, requests))
+    assert_equal_scores(found, naive(student, 1.0, sequences, requests))
+    stats = ray.get(teacher.stats.remote())
+    assert (ray.get(teacher.ready.remote())["version"], stats["version"], stats["spans"]) == (
+        3,
+        3,
+        len(requests),
+    )
+    assert stats["tokens"] > 0 and stats["seconds"] > 0
 
 
 def test_process_environment_bounds_threads():

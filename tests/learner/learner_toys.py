@@ -1,0 +1,103 @@
+"""Small hand-made trajectories, rows and models for the learner's tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from configs.schema import Loss
+from envs.base import Observation, StepResult
+from envs.tasks import TaskSpec
+from learner.losses import Tokens, policy
+from learner.pack import collate, micro_batches
+from learner.rows import Row
+from rollout.types import Group, Span, TokenSequence, Trajectory, Turn
+
+TASK = TaskSpec("t", "toy", "find", "train")
+VOCABULARY = 64
+
+
+def turn(sequence, start, end, span=None, action="look", valid=True):
+    seen = Observation("a room")
+    result = StepResult(seen, "", 0.0, False, False, False)
+    return Turn(sequence, start, end, span and Span(*span), seen, "", action, valid, result, 0)
+
+
+def sequence(length, sampled, seed=0):
+    """A sequence whose token i is i + 1; `sampled` are (start, end) ranges, with log-prob -i / 10 at i."""
+    logprobs = np.full(length, np.nan, dtype=np.float32)
+    for start, end in sampled:
+        logprobs[start:end] = -np.arange(start, end) / 10
+    return TokenSequence(np.arange(1, length + 1, dtype=np.int32), logprobs)
+
+
+def trajectory(turns, success, length=20):
+    """One growing chat that holds all turns."""
+    return Trajectory(
+        TASK,
+        (sequence(length, [(t.start, t.end) for t in turns]),),
+        tuple(turns),
+        success,
+        float(success),
+        "terminated",
+    )
+
+
+def group(*trajectories, ordinal=0):
+    return Group(ordinal, TASK, trajectories)
+
+
+def random_rows(count, seed=0, longest=24, teacher=True):
+    """Rows of 4 … `longest` tokens; about half of each bears loss, and about half of that was scored."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        length = int(rng.integers(4, longest + 1))
+        positions = np.flatnonzero(rng.random(length) < 0.5).astype(np.int32)
+        positions = positions[positions > 0] if (positions > 0).any() else np.array([length - 1], np.int32)
+        size = len(positions)
+        scores = rng.uniform(-6, -2, size).astype(np.float32)
+        scores[(rng.random(size) < 0.5) | (not teacher)] = np.nan
+        rows.append(
+            Row(
+                ids=rng.integers(1, VOCABULARY, length).astype(np.int32),
+                positions=positions,
+                advantages=rng.normal(size=size).astype(np.float32),
+                rollout_logprobs=rng.uniform(-5, -3, size).astype(np.float32),
+                teacher_logprobs=scores,
+            )
+        )
+    return rows
+
+
+def tiny_llama(tied=True, seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    shape = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(shape).to(dtype)
+
+
+def token_mean(model, rows, budget, loss=None, strength=0.5, order=None):
+    """The policy loss of all rows and its gradient, summed over micro-batches as a rank does."""
+    rows = [rows[i] for i in order] if order else rows
+    tokens = sum(len(row.positions) for row in rows)
+    model.zero_grad()
+    whole = 0.0
+    for indices in micro_batches([len(row.ids) for row in rows], budget):
+        batch = collate([rows[i] for i in indices])
+        logprobs, entropy = model(batch.ids, batch.rows, batch.cols, batch.targets)
+        held = Tokens(batch.advantages, logprobs.detach(), batch.rollout, batch.teacher)
+        total, _ = policy(logprobs, entropy, held, loss or Loss(), strength, 0.2)
+        (total / tokens).backward()
+        whole += float(total.detach()) / tokens
+    return whole, torch.cat([p.grad.flatten() for p in model.parameters()])

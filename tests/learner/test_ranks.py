@@ -1,0 +1,201 @@
+"""The learner on real Ray and real DeepSpeed, held against plain PyTorch on the same rows and weights."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+import torch
+from learner_toys import VOCABULARY, random_rows, tiny_llama, token_mean
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from configs.schema import Cluster, Config, Learner, Model
+from learner.group import LearnerGroup, _answers
+from learner.logprobs import TokenLogprobs
+from learner.pack import collate
+from learner.rank import LearnerError, learner_env
+from rollout.weights import unpack
+
+LR = 1e-3
+CONFIG = Config(
+    model=Model(dtype="float32"),
+    learner=Learner(micro_tokens=64, weight_decay=0.01, timeout=120.0),
+    cluster=Cluster(threads=1, start_timeout=240.0),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model folder of random weights, with a tokenizer."""
+    made = tmp_path_factory.mktemp("model")
+    tiny_llama().save_pretrained(made)
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1").save_pretrained(made)
+    return made
+
+
+def learner_config(**changes):
+    dtype = changes.pop("dtype", "float32")
+    return replace(CONFIG, model=Model(dtype=dtype), learner=replace(CONFIG.learner, **changes))
+
+
+async def tensors(learner):
+    weights = await learner.export(1)
+    flat = ray.get(weights.data)
+    return {name: tensor.clone() for name, tensor in unpack(flat, weights.layout)}
+
+
+def plain_update(rows):
+    """One update of the same rows in plain PyTorch: loss, gradient norm, weights."""
+    model = TokenLogprobs(tiny_llama())
+    loss, gradient = token_mean(model, rows, 10**6)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.learner.grad_clip)
+    torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01).step()
+    return loss, float(gradient.norm()), dict(model.lm.named_parameters())
+
+
+async def loads_elsewhere(learner, target):
+    """`save_model` gives a folder with the exported weights, a tokenizer and the learner's own log-probs."""
+    await learner.save_model(target)
+    model = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
+    for name, tensor in (await tensors(learner)).items():
+        assert torch.equal(model.get_parameter(name).detach(), tensor), name
+    assert AutoTokenizer.from_pretrained(target).eos_token == "w1"
+    ids = np.arange(1, 30, dtype=np.int32)
+    with torch.no_grad():
+        table = model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].float().log_softmax(-1)
+    expected = table[np.arange(len(ids) - 1), ids[1:].astype(np.int64)]
+    scored = await learner.score(ids)
+    tolerance = 1e-4 if model.dtype == torch.float32 else 0.1
+    np.testing.assert_allclose(scored, expected.numpy(), atol=tolerance)
+
+
+async def resumes_exactly(learner, rows, target):
+    """After `load`, the same update gives the same numbers and the same weights as it did after `save`."""
+    target.mkdir()
+    await learner.save(target)
+    first = await learner.update(rows, "policy", 0.5, LR), await learner.export(2)
+    await learner.load(target)
+    second = await learner.update(rows, "policy", 0.5, LR), await learner.export(2)
+    costs = {"seconds": 0.0}
+    assert first[0] | costs == second[0] | costs
+    assert first[1].digest == second[1].digest
+
+
+def test_two_ranks_of_zero_3_equal_plain_pytorch(ray_local, folder, tmp_path):
+    rows = random_rows(5, longest=24)
+
+    async def check(learner):
+        await learner.start()
+        stats = await learner.update(rows, "policy", 0.5, LR)
+        loss, norm, weights = plain_update(rows)
+        assert stats["loss"] == pytest.approx(loss, rel=1e-4)
+        assert stats["grad_norm"] == pytest.approx(norm, rel=1e-4)
+        assert stats["tokens"] == sum(len(row.positions) for row in rows) and stats["rows"] == 5
+        assert (
+            stats["micro_batches"] == 3
+        )  # five rows of up to 24 tokens, one a micro-batch, and an empty one
+        made = await tensors(learner)
+        assert list(made) == list(weights)
+        for name, tensor in made.items():
+            torch.testing.assert_close(tensor, weights[name].detach(), rtol=1e-3, atol=2e-4)
+        await resumes_exactly(learner, rows, tmp_path / "state")
+        await loads_elsewhere(learner, tmp_path / "model")
+
+    run(check, LearnerGroup(learner_config(ranks=2, zero_stage=3, micro_tokens=24), str(folder)))
+
+
+def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
+    rows = random_rows(9)
+
+    async def check(learner):
+        started = await learner.start()
+        assert started["parameters"] == sum(p.numel() for p in tiny_llama().parameters())
+        before = await tensors(learner)
+        assert {tensor.dtype for tensor in before.values()} == {torch.bfloat16}
+        (tmp_path / "fresh").mkdir()
+        await learner.save(tmp_path / "fresh")
+
+        stats = await learner.update(rows, "policy", 0.5, LR)
+        assert stats["grad_norm"] == pytest.approx(plain_update(rows)[1], rel=0.05)
+        assert {"loss", "entropy", "clip_fraction", "mismatch_kl", "mismatch_max", "ess"} <= set(stats)
+        assert {"teacher_gap", "weight_mean", "weight_clip_fraction"} <= set(stats)
+        assert stats["clip_fraction"] == 0  # one update: the policy is its own old policy
+        after = await tensors(learner)
+        assert any(not torch.equal(after[name], before[name]) for name in before)
+
+        digests = []
+        for held, strength in ((rows, 0.0), (random_rows(9, teacher=False), 0.5), (rows, 0.5)):
+            await learner.load(tmp_path / "fresh")
+            await learner.update(held, "policy", strength, LR)
+            digests.append((await learner.export(1)).digest)
+        assert digests[0] == digests[1] != digests[2]  # λ = 0 is GRPO to the bit
+
+        losses = [(await learner.update(rows, "imitation", 0.0, 1e-2))["loss"] for _ in range(8)]
+        assert losses[-1] < losses[0]
+        await resumes_exactly(learner, rows, tmp_path / "state")
+        await loads_elsewhere(learner, tmp_path / "model")
+        await fails_with_a_reason(learner, rows, tmp_path)
+
+    run(check, LearnerGroup(learner_config(dtype="bfloat16", updates=1), str(folder)))
+
+
+def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder):
+    rows = random_rows(8)
+
+    async def check(learner):
+        await learner.start()
+        stats = await learner.update(rows, "policy", 0.0, 1e-2)
+        # The second and third mini-batch were sampled by weights that the first one has left behind.
+        assert stats["micro_batches"] >= 3 and stats["clip_fraction"] > 0
+        # The gap to the engine is that of the old policy: the weights before this call.
+        lm = TokenLogprobs(tiny_llama())
+        batch = collate(rows)
+        old = lm(batch.ids, batch.rows, batch.cols, batch.targets)[0].detach()
+        assert stats["mismatch_max"] == pytest.approx(float((old - batch.rollout).abs().max()), rel=1e-3)
+
+    run(check, LearnerGroup(learner_config(updates=3, zero_stage=2, checkpointing=True), str(folder)))
+
+
+async def fails_with_a_reason(learner, rows, folder):
+    with pytest.raises(ValueError, match="needs rows"):
+        await learner.update([], "policy", 0.0, LR)
+    with pytest.raises(ValueError, match="policy or imitation"):
+        await learner.update(rows, "mystery", 0.0, LR)
+    with pytest.raises(LearnerError, match=r"no learner state|failed on a rank"):
+        await learner.load(folder / "nowhere")
+    broken = replace(rows[0], advantages=np.full_like(rows[0].advantages, np.nan))
+    with pytest.raises(LearnerError, match="not finite"):
+        await learner.update([broken], "policy", 0.0, LR)
+    learner.stop()
+    with pytest.raises(LearnerError, match="not running"):
+        await learner.score(np.arange(4))
+
+
+def test_a_missed_deadline_names_the_setting():
+    async def wait():
+        with pytest.raises(LearnerError, match=r"raise learner\.timeout"):
+            await _answers("update", [asyncio.sleep(60)], 0.01)
+
+    asyncio.run(wait())
+
+
+def test_a_rank_without_a_gpu_is_told_so():
+    assert learner_env(CONFIG, gpu=False)["DS_ACCELERATOR"] == "cpu"
+    assert "DS_ACCELERATOR" not in learner_env(CONFIG, gpu=True)
+    assert learner_env(CONFIG, gpu=False)["OMP_NUM_THREADS"] == "1"
+
+
+def run(check, learner):
+    async def guarded():
+        try:
+            await check(learner)
+        finally:
+            learner.stop()
+
+    asyncio.run(guarded())
