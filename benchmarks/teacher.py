@@ -1,4 +1,4 @@
-"""Seconds to score the action spans of trajectories: whole contexts, selected spans, selected spans on shared prefixes.
+"""Seconds to score the action spans of trajectories: every position, selected spans, shared prefixes.
 
 python -m benchmarks.teacher MODEL [--trajectories 4] [--turns 20] [--tokens 1200] [--repeats 3]
 """
@@ -21,8 +21,8 @@ from rollout.types import Span
 from teacher.contexts import ScoreRequest
 from teacher.scorer import SpanScorer
 
-# Lengths in tokens, as ALFWorld's in SmolLM2's vocabulary: rules and room, hindsight and closing line with the tokens
-# that open the assistant's turn, an action with its tags, the action alone.
+# Lengths in tokens, as ALFWorld's in SmolLM2's vocabulary: rules and room, hindsight and closing line with the
+# tokens that open the assistant's turn, an action with its tags, the action alone.
 OPENING, HINDSIGHT, RESPONSE, ACTION = 180, 55, 16, 9
 Sequences = list[list[np.ndarray]]
 
@@ -30,7 +30,7 @@ Sequences = list[list[np.ndarray]]
 def synthetic_rollout(
     trajectories: int, turns: int, tokens: int, vocabulary: int
 ) -> tuple[Sequences, list[ScoreRequest]]:
-    """Random ids in the shape of full-history trajectories of about `tokens` tokens, a request for each turn."""
+    """Random ids in the shape of full-history trajectories of `tokens` tokens, one request per turn."""
     draw = np.random.default_rng(0)
     sequences = [[draw.integers(100, vocabulary, tokens).astype(np.int32)] for _ in range(trajectories)]
     starts = np.linspace(OPENING, tokens - RESPONSE, turns).astype(int)
@@ -111,8 +111,7 @@ def main(
         "selected spans": lambda: score_selected(lm, sequences, requests),
         "selected spans, shared prefixes": lambda: scorer.score(sequences, requests),
     }
-    for score in ways.values():  # warm up
-        score() if device == "cuda" else None
+    scorer.score(sequences[:1], [request for request in requests if request.trajectory == 0])  # warm up
     before = scorer.computed
     runs: dict[str, list[tuple[float, np.ndarray]]] = {name: [] for name in ways}
     for _ in range(repeats):  # in turns, so that a drift of the machine meets all alike

@@ -220,7 +220,7 @@ class Teacher:
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
-            load_strictly(self._scorer.model, ((name, file.get_tensor(name)) for name in file.keys()))
+            load_strictly(self._scorer.model, ((name, file.get_tensor(name)) for name in list(file.keys())))
             self._version = int(file.metadata()["version"])
 
     def score(

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from configs.environ import actor_environment
 
 os.environ.update(actor_environment(threads=2))  # before any test module imports torch
+settings.register_profile("shared machine", deadline=None)  # wall time says nothing on busy cores
+settings.load_profile("shared machine")
 PROJECT = Path(__file__).resolve().parent.parent
 os.environ.setdefault(
     "HINDSIGHT_CACHE", str(PROJECT / ".cache" / "hindsight")

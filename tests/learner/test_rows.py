@@ -35,6 +35,12 @@ def test_scores_land_on_the_action_and_nowhere_else():
     assert {place: value for place, value in at.items() if not np.isnan(value)} == {5: -1.0, 6: -2.0}
 
 
+def test_an_action_that_parsed_but_was_not_admissible_is_scored_too():
+    refused = trajectory([turn(0, 3, 7, (4, 6), valid=False)], False)
+    row = make_rows([group(WON, refused)], {(0, 1, 0): np.array([-1.0, -2.0])}, Credit())[1]
+    np.testing.assert_array_equal(row.teacher_logprobs, np.float32([np.nan, -1.0, -2.0, np.nan]))
+
+
 def test_one_row_for_each_sequence():
     turns = [turn(0, 3, 5, (3, 4)), turn(1, 6, 9, (7, 9))]
     sequences = (sequence(6, [(3, 5)]), sequence(9, [(6, 9)]), sequence(4, []))
@@ -53,7 +59,7 @@ def test_a_group_that_says_nothing_gives_no_rows():
     ("scores", "message"),
     [
         ({(0, 0, 0): np.zeros(3)}, "3 scores for an action of 2"),
-        ({(0, 1, 1): np.zeros(3)}, "no valid action"),
+        ({(0, 1, 1): np.zeros(3)}, "no action"),
     ],
 )
 def test_a_score_that_does_not_fit_is_refused(scores, message):

@@ -279,7 +279,7 @@ def restore_refresh(worker):
 
 
 def test_a_stale_output_head_is_detected(tied):
-    """vLLM's own reload leaves a tied head on CPU as it was; its bytes do arrive, so only the canary tells."""
+    """vLLM's own reload leaves a tied head on CPU as it was; its bytes arrive, so only the canary tells."""
     ray.get(tied.handle.in_worker.remote(skip_refresh))
     weights = tied.change()
     with pytest.raises(PublishError, match="still computes with other weights"):

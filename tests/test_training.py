@@ -1,0 +1,130 @@
+"""Whole runs on the nano model: real Ray, real vLLM, real DeepSpeed, the games of the embedded default."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from cluster.failures import RunError
+from cluster.run import open_run
+from cluster.train import Trainer
+from cluster.view import View
+from configs.load import load
+
+PROJECT = Path(__file__).resolve().parent.parent
+TINY = [
+    "warm_start.demos=8",
+    "warm_start.epochs=1",
+    "rollout.groups=2",
+    "rollout.group_size=3",
+    "env.max_turns=4",
+    "env.slots=4",
+    "evaluate.episodes=4",
+    "credit.success_return=1.0",
+    "teacher.refresh_every=2",
+    "checkpoint.every=1",
+    "checkpoint.keep=9",
+]
+
+
+def train(out: Path, *overrides: str) -> Path:
+    """One run in the Ray that is already there."""
+    config = load(PROJECT / "configs/nano.yaml", [*TINY, f"out={out}", *overrides])
+
+    async def run() -> None:
+        async with open_run(config, View()) as opened:
+            await opened.watchdog.guard(Trainer(opened).train())
+
+    asyncio.run(run())
+    return out
+
+
+def rows(out: Path, kind: str) -> list[dict[str, Any]]:
+    """The rows of one kind in metrics.jsonl."""
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [row for row in lines if row["kind"] == kind]
+
+
+def responses(out: Path, step: int) -> list[tuple[str, list[str]]]:
+    """(task, responses) of each episode of a step."""
+    lines = (out / f"trajectories/step-{step:06d}.jsonl").read_text().splitlines()
+    return [(e["task"], [turn["response"] for turn in e["turns"]]) for e in map(json.loads, lines)]
+
+
+def weights(out: Path, step: int) -> dict[str, Any]:
+    """The model that a checkpoint holds for others to load."""
+    return load_file(out / f"checkpoints/step-{step:08d}/model/model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def straight(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three steps without a break."""
+    return train(tmp_path_factory.mktemp("straight") / "run", "steps=3")
+
+
+def test_every_step_changes_the_weights(straight: Path) -> None:
+    for step in range(3):
+        before, after = weights(straight, step), weights(straight, step + 1)
+        changed = sum(not before[name].equal(after[name]) for name in before)
+        assert changed > len(before) // 2
+
+
+def test_engines_hold_the_learners_weights(straight: Path) -> None:
+    steps = rows(straight, "train")
+    assert len(steps) == 3
+    assert all(row["publish/canary_gap"] < 1e-3 for row in steps)  # float32: rounding only
+    assert all(row["learner/mismatch_kl"] < 1e-4 for row in steps)
+    assert all(row["rollout/staleness"] == 0 for row in steps)
+
+
+def test_the_teacher_scored_actions(straight: Path) -> None:
+    assert all(row["teacher/spans"] > 0 and row["learner/strength"] > 0 for row in rows(straight, "train"))
+    # The teacher still is the student of the warm start at step 1, so only the hindsight sets them apart.
+    assert rows(straight, "train")[0]["learner/teacher_gap"] != 0
+
+
+def test_a_resumed_run_goes_on_with_the_same_batch(straight: Path, tmp_path: Path) -> None:
+    resumed = train(tmp_path / "run", "steps=2")
+    train(tmp_path / "run", "steps=3", "resume=auto")
+    assert [row["step"] for row in rows(resumed, "train")] == [1, 2, 3]
+    assert responses(resumed, 3) == responses(straight, 3)
+    ours, theirs = weights(resumed, 3), weights(straight, 3)
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
+
+
+def test_strength_zero_runs_no_teacher_and_staleness_stays_bounded(ray_local: None, tmp_path: Path) -> None:
+    out = train(
+        tmp_path / "run", "steps=3", "reweight.strength=0", "feedback.source=none", "rollout.max_staleness=1"
+    )
+    steps = rows(out, "train")
+    assert [row["rollout/staleness"] for row in steps] == [0, 1, 1]
+    assert all(row["teacher/spans"] == 0 for row in steps)
+    assert not (out / "checkpoints/step-00000003/teacher.safetensors").exists()
+
+
+def test_nothing_is_overwritten(straight: Path) -> None:
+    with pytest.raises(RunError, match=r"already holds a run.*resume=auto"):
+        train(straight, "steps=3")
+
+
+def test_the_readmes_command(tmp_path: Path) -> None:
+    """`make train` with the embedded 135M model and tiny limits, as a new user runs it."""
+    limits = (
+        "steps=1 rollout.groups=1 rollout.group_size=2 env.max_turns=3 env.train_tasks=6 env.eval_tasks=6 "
+        "env.slots=2 warm_start.demos=2 evaluate.episodes=2 credit.malformed_penalty=1 "
+        f"cluster.dashboard=false out={tmp_path / 'run'}"
+    )
+    done = subprocess.run(
+        ["make", "train", f"ARGS={limits}"], cwd=PROJECT, capture_output=True, text=True, timeout=570
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for stage in ("before warm start", "after warm start", "after reinforcement"):
+        assert stage in done.stdout
+    for name in ("config.yaml", "curve.png", "metrics.jsonl", "tensorboard", "trajectories"):
+        assert (tmp_path / "run" / name).exists()
