@@ -21,8 +21,8 @@ from rollout.types import Span
 from teacher.contexts import ScoreRequest
 from teacher.scorer import SpanScorer
 
-# Lengths in tokens, as ALFWorld's in SmolLM2's vocabulary: rules and room, hindsight and closing line with the
-# tokens that open the assistant's turn, an action with its tags, the action alone.
+# Lengths in tokens, as ALFWorld's in SmolLM2's vocabulary: rules and room, hindsight and closing line with
+# the tokens that open the assistant's turn, an action with its tags, the action alone.
 OPENING, HINDSIGHT, RESPONSE, ACTION = 180, 55, 16, 9
 Sequences = list[list[np.ndarray]]
 

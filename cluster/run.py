@@ -22,7 +22,7 @@ from configs.check import render
 from configs.schema import Config
 from envs.registry import make_family
 from envs.tasks import Manifest
-from learner.checkpoint import latest, writing
+from learner.checkpoint import latest, step_of, writing
 from rollout.models import resolve
 from rollout.render import Renderer, load_renderer
 
@@ -56,9 +56,15 @@ class Run:
     state: State
 
     async def save(self) -> None:
-        """One atomic checkpoint: learner, teacher, driver state, and the model for others to load."""
+        """One atomic checkpoint: learner, teacher, driver state, and the model for others to load.
+
+        A step has one checkpoint; where it is there already, nothing is written.
+        """
         learner = self.actors.learner
         assert learner is not None
+        newest = latest(checkpoints(self.config))
+        if newest is not None and step_of(newest) == self.state.step:
+            return
         self.watchdog.beat("saving a checkpoint")
         with writing(
             checkpoints(self.config), self.state.step, self.config.checkpoint.keep, learner.checkpoint_bytes
@@ -80,9 +86,16 @@ class Run:
                 f"{folder} was made with other tasks (digest {saved['tasks']}, now {self.manifest.digest}). "
                 "Use the same env settings, or a new `out`."
             )
+        teacher = self.actors.teacher if saved["step"] > 0 else None  # at step 0 it is the student
+        held = folder / "teacher.safetensors"
+        if teacher is not None and not held.is_file():
+            raise RunError(
+                f"{folder} was made without a teacher. Keep reweight.strength=0 and feedback.source=none, "
+                "or start a new run with another `out`."
+            )
         await learner.load(folder)
-        if self.actors.teacher is not None:
-            loading = self.actors.teacher.load.remote(str(folder / "teacher.safetensors"))
+        if teacher is not None:
+            loading = teacher.load.remote(str(held))
             await within(self.config.teacher.timeout, "restoring the teacher", loading)
         evaluations = [Evaluation(**values) for values in saved["evaluations"]]
         self.state = State(saved["step"], saved["version"], saved["warm_started"], evaluations)

@@ -61,7 +61,7 @@ class Trainer:
         if not run.state.warm_started:
             await self.warm_start()
         else:
-            await self.publish()
+            await self.publish(refresh_teacher=run.state.step == 0)
         try:
             run.view.phase("reinforcement", config.steps)
             while run.state.step < config.steps:
@@ -69,9 +69,8 @@ class Trainer:
         finally:
             for _, task in self.in_flight:
                 task.cancel()
-        if not any(
-            e.step == run.state.step and e.stage == "after reinforcement" for e in run.state.evaluations
-        ):
+        step = run.state.step
+        if step and not any(evaluation.step == step for evaluation in run.state.evaluations):
             await self.evaluate("after reinforcement")
             await run.save()
         return run.state.evaluations

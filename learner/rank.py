@@ -37,7 +37,9 @@ def learner_env(config: Config, gpu: bool | None = None) -> dict[str, str]:
 def deepspeed_config(config: Config) -> dict[str, Any]:
     """DeepSpeed's own configuration. Micro-batches vary in number, so `update` steers accumulation."""
     learner = config.learner
-    return {
+    # Summing micro-batches in bfloat16 would round away small gradients; stage 0 refuses float32 sums.
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if learner.zero_stage else {}
+    return sums | {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": learner.grad_clip,

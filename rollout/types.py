@@ -28,7 +28,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an engine samples one response. top-p is always 1 in training: log-probs must be the policy's own."""
+    """How an engine samples one response. top-p is always 1: log-probs must be the policy's own."""
 
     temperature: float
     max_tokens: int

@@ -19,10 +19,13 @@ from configs.load import load
 
 PROJECT = Path(__file__).resolve().parent.parent
 TINY = [
-    "warm_start.demos=8",
-    "warm_start.epochs=1",
+    "warm_start.demos=32",
+    "warm_start.epochs=4",
+    "warm_start.batch_rows=4",
+    "warm_start.hints=0.05",
+    "warm_start.lr=3e-3",
     "rollout.groups=2",
-    "rollout.group_size=3",
+    "rollout.group_size=4",
     "env.max_turns=4",
     "env.slots=4",
     "evaluate.episodes=4",

@@ -157,9 +157,14 @@ def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder)
         lm = TokenLogprobs(tiny_llama())
         batch = collate(rows)
         old = lm(batch.ids, batch.rows, batch.cols, batch.targets)[0].detach()
-        assert stats["mismatch_max"] == pytest.approx(float((old - batch.rollout).abs().max()), rel=1e-3)
+        assert stats["mismatch_max"] == pytest.approx(float((old - batch.rollout).abs().max()), abs=0.2)
 
-    run(check, LearnerGroup(learner_config(updates=3, zero_stage=2, checkpointing=True), str(folder)))
+    run(
+        check,
+        LearnerGroup(
+            learner_config(dtype="bfloat16", updates=3, zero_stage=2, checkpointing=True), str(folder)
+        ),
+    )
 
 
 async def fails_with_a_reason(learner, rows, folder):
