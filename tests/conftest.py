@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,11 +26,12 @@ def ray_local() -> Iterator[None]:
     """A local Ray for the whole session, its actors seeing this checkout and the variables above."""
     import ray
 
+    path = os.pathsep.join([str(PROJECT), *filter(None, sys.path)])  # helpers beside the tests included
     ray.init(
         num_cpus=4,  # logical: the actors of one small run, whatever the machine has
         include_dashboard=False,
         log_to_driver=True,
-        runtime_env={"env_vars": {**actor_environment(threads=2), "PYTHONPATH": str(PROJECT)}},
+        runtime_env={"env_vars": {**actor_environment(threads=2), "PYTHONPATH": path}},
     )
     yield
     ray.shutdown()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-from pathlib import Path
 
 import pytest
 import ray
@@ -19,21 +16,8 @@ from envs.pool import LeasedSlot, PoolHandles, lease_slot, start_pool
 ENV = Env(shards=2, slots=2, step_timeout=5.0, reset_timeout=20.0, max_turns=10)
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    path = os.pathsep.join(str(folder) for folder in (Path(__file__).parent, Path.cwd(), *sys.path) if folder)
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
-def handles(cluster):
+def handles(ray_local):
     handles = start_pool(Config(env=ENV), ToyFamily())
     yield handles
     for actor in (handles.pool, *handles.shards):
