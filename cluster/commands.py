@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ray
 
-from cluster.evaluate import Evaluation, evaluate
+from cluster.evaluate import Evaluation, evaluate, panel
 from cluster.failures import FailureBudget, RunError
 from cluster.run import Run, checkpoints, open_run
 from cluster.start import connect, start_actors
@@ -86,8 +86,13 @@ async def eval_run(config: Config) -> None:
             view.say(f"panel of {len(manifest.evaluation)} tasks, digest {manifest.digest}")
             actors = await start_actors(config, str(model), family, learner=False, teacher=False)
             watchdog = Watchdog(config.cluster.stall_timeout)
-            stage = f"{config.model.path}"
-            playing = evaluate(config, actors, manifest.evaluation, stage, 0, watchdog)
+            episodes = panel(manifest.evaluation, config.evaluate.episodes)
+
+            def played(done: int) -> None:
+                watchdog.beat("evaluating")
+                view.now("evaluating", done, len(episodes))
+
+            playing = evaluate(config, actors, episodes, config.model.path, 0, played)
             result, _, failures = await watchdog.guard(playing)
             FailureBudget(config.failure_budget).add(failures)
             view.console.print(evaluation_table([result]))

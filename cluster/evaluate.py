@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from cluster.start import Actors
-from cluster.watch import Watchdog, within
+from cluster.watch import within
 from configs.schema import Config
 from envs.tasks import TaskSpec
 from rollout.types import Failure, Group
@@ -53,20 +54,30 @@ def panel(tasks: tuple[TaskSpec, ...], episodes: int) -> list[tuple[int, TaskSpe
 
 
 async def evaluate(
-    config: Config, actors: Actors, tasks: tuple[TaskSpec, ...], stage: str, step: int, watchdog: Watchdog
+    config: Config,
+    actors: Actors,
+    episodes: list[tuple[int, TaskSpec]],
+    stage: str,
+    step: int,
+    played: Callable[[int], None],
 ) -> tuple[Evaluation, list[Group], list[Failure]]:
-    """Play the panel once with the engines' weights. Dropped episodes are left out of the rate."""
+    """Play the episodes once with the engines' weights, calling `played` with their number after each.
+
+    Episodes that infrastructure broke are left out of the rate.
+    """
     clock = asyncio.get_running_loop().time
-    started = clock()
+    started, done = clock(), 0
 
     async def play(index: int, task: TaskSpec) -> Group:
+        nonlocal done
         worker = actors.workers[index % len(actors.workers)]
         rollout = worker.rollout.remote(index, task, 1, config.rollout.eval_temperature, EVAL_SEED)
         group = await within(config.cluster.stall_timeout * 4, f"evaluation episode {index}", rollout)
-        watchdog.beat(f"evaluating ({stage})")
+        done += 1
+        played(done)
         return group
 
-    groups = await asyncio.gather(*(play(*episode) for episode in panel(tasks, config.evaluate.episodes)))
+    groups = await asyncio.gather(*(play(*episode) for episode in episodes))
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     successes = sum(trajectory.success for trajectory in trajectories)
     low, high = wilson(successes, len(trajectories))

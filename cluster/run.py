@@ -55,6 +55,11 @@ class Run:
     budget: FailureBudget
     state: State
 
+    def now(self, doing: str, done: int = 0, total: int | None = None) -> None:
+        """Show what happens, and that something does."""
+        self.watchdog.beat(doing)
+        self.view.now(doing, done, total)
+
     async def save(self) -> None:
         """One atomic checkpoint: learner, teacher, driver state, and the model for others to load.
 
@@ -65,7 +70,7 @@ class Run:
         newest = latest(checkpoints(self.config))
         if newest is not None and step_of(newest) == self.state.step:
             return
-        self.watchdog.beat("saving a checkpoint")
+        self.now("saving a checkpoint")
         with writing(
             checkpoints(self.config), self.state.step, self.config.checkpoint.keep, learner.checkpoint_bytes
         ) as folder:

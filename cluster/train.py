@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from ray.exceptions import RayActorError
 
-from cluster.evaluate import Evaluation, evaluate
+from cluster.evaluate import Evaluation, evaluate, panel
 from cluster.metrics import readable, rollout_metrics
 from cluster.run import Run
 from cluster.warm_start import imitate
@@ -63,7 +63,7 @@ class Trainer:
         else:
             await self.publish(refresh_teacher=run.state.step == 0)
         try:
-            run.view.phase("reinforcement", config.steps)
+            run.view.phase("reinforcement", config.steps, run.state.step)
             while run.state.step < config.steps:
                 await self.step()
         finally:
@@ -83,11 +83,11 @@ class Trainer:
             run.view.phase("warm start", None)
 
             def report(step: int, steps: int, stats: dict[str, float]) -> None:
-                run.view.phase("warm start", steps) if step == 1 else None
+                run.watchdog.beat(f"warm start, update {step} of {steps}")
                 run.view.warm_start(step, steps, stats)
                 run.metrics.write(step, "warm_start", stats)
 
-            await imitate(config, self.actors, run.renderer, run.manifest.train, run.watchdog, report)
+            await imitate(config, self.actors, run.renderer, run.manifest.train, run.now, report)
             await self.publish(refresh_teacher=True)
             await self.evaluate("after warm start")
         run.state.warm_started = True
@@ -99,14 +99,17 @@ class Trainer:
         strength = strength_at(run.state.step, config.reweight) if config.feedback.source != "none" else 0.0
         started = time.monotonic()
         self.admit(strength)
-        filled = [await self.in_flight.popleft()[1] for _ in range(config.rollout.groups)]
+        filled = []
+        for index in range(config.rollout.groups):
+            run.now("rolling out and scoring", index, config.rollout.groups)
+            filled.append(await self.in_flight.popleft()[1])
         run.budget.add(failure for one in filled for failure in one.failures)
         rolled_out, scored = max(one.rolled_out for one in filled), time.monotonic()
 
         groups = [one.group for one in filled]
         scores = {(one.ordinal, *turn): values for one in filled for turn, values in one.scores.items()}
         rows = make_rows(groups, scores, config.credit)
-        run.watchdog.beat("updating")
+        run.now("updating")
         stats = (
             await self.learner.update(rows, objective="policy", strength=strength, lr=self.lr())
             if rows
@@ -197,7 +200,7 @@ class Trainer:
     async def publish(self, refresh_teacher: bool = False) -> Any:
         """New weights to every engine, verified; to the teacher when it is due."""
         run, config = self.run, self.config
-        run.watchdog.beat("publishing weights")
+        run.now("publishing weights")
         run.state.version += 1
         weights = await self.learner.export(run.state.version)
         own = await self.learner.score(run.canary)
@@ -213,9 +216,15 @@ class Trainer:
     async def evaluate(self, stage: str) -> None:
         """Play the held-out panel and write down what came of it."""
         run = self.run
-        run.view.say(f"evaluating {self.config.evaluate.episodes} held-out episodes, {stage}")
+        settings, cold = self.config.evaluate, stage == "before warm start"
+        episodes = panel(run.manifest.evaluation, settings.cold_episodes if cold else settings.episodes)
+        run.view.say(f"evaluating {len(episodes)} held-out episodes, {stage}")
+
+        def played(done: int) -> None:
+            run.now("evaluating", done, len(episodes))
+
         result, groups, failures = await evaluate(
-            self.config, self.actors, run.manifest.evaluation, stage, run.state.step, run.watchdog
+            self.config, self.actors, episodes, stage, run.state.step, played
         )
         run.budget.add(failures)
         run.state.evaluations.append(result)

@@ -27,6 +27,7 @@ class View:
             TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         )
         self.task = self.progress.add_task("starting", total=None)
+        self.part = self.progress.add_task("", total=None, visible=False)
         self.latest = Table.grid()
         self.started = time.monotonic()
 
@@ -45,25 +46,29 @@ class View:
         """One line that stays."""
         self.console.print(f"[dim]{time.monotonic() - self.started:6.0f} s[/dim]  {text}", highlight=False)
 
-    def phase(self, name: str, total: int | None) -> None:
-        """A new bar."""
-        self.progress.reset(self.task, description=name, total=total)
+    def phase(self, name: str, total: int | None, done: int = 0) -> None:
+        """What the run does from here on, as a bar."""
+        self.progress.reset(self.task, description=name, total=total, completed=done)
 
-    def advance(self, done: int) -> None:
-        """Where the bar stands."""
-        self.progress.update(self.task, completed=done)
+    def now(self, doing: str, done: int = 0, total: int | None = None) -> None:
+        """What it does at this moment, as a second bar."""
+        self.progress.update(self.part, description=doing, completed=done, total=total, visible=True)
+
+    def advance(self, done: int, total: int) -> None:
+        """Where the first bar stands."""
+        self.progress.update(self.task, completed=done, total=total)
         self._refresh()
 
     def warm_start(self, step: int, steps: int, stats: dict[str, float]) -> None:
         """One update of the warm start."""
-        self.advance(step)
+        self.advance(step, steps)
         if step == steps or step % max(1, steps // 10) == 0:
             rate = stats["tokens"] / stats["seconds"]
             self.say(f"warm start {step}/{steps}  loss {stats['loss']:.3f}  {rate:.0f} tokens/s")
 
     def step(self, step: int, steps: int, values: dict[str, float]) -> None:
         """One training step."""
-        self.advance(step)
+        self.advance(step, steps)
         self.latest = step_table(step, values)
         self._refresh()
         seconds = "  ".join(f"{phase} {values.get(f'seconds/{phase}', 0.0):.1f}" for phase in PHASES)

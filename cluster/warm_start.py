@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cluster.start import Actors
-from cluster.watch import Watchdog, within
+from cluster.watch import within
 from configs.schema import Config
 from envs.base import Demonstration
 from envs.tasks import TaskSpec
@@ -17,6 +17,7 @@ from learner.rows import Row
 from rollout.render import Renderer
 
 Report = Callable[[int, int, dict[str, float]], None]
+Now = Callable[[str, int, int], None]
 
 
 def linear(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -26,17 +27,17 @@ def linear(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * (steps - step) / max(1, steps - warmup)
 
 
-async def collect(
-    config: Config, actors: Actors, tasks: Sequence[TaskSpec], watchdog: Watchdog
-) -> list[Demonstration]:
+async def collect(config: Config, actors: Actors, tasks: Sequence[TaskSpec], now: Now) -> list[Demonstration]:
     """`warm_start.demos` demonstrations on training tasks; only successful ones are kept."""
-    settings = config.warm_start
+    settings, done = config.warm_start, 0
 
     async def play(index: int) -> Demonstration:
+        nonlocal done
         worker = actors.workers[index % len(actors.workers)]
         call = worker.demonstrate.remote(tasks[index % len(tasks)], config.seed + index, settings.noise)
         demonstration = await within(config.cluster.stall_timeout * 4, f"demonstration {index}", call)
-        watchdog.beat("collecting demonstrations")
+        done += 1
+        now("collecting demonstrations", done, settings.demos)
         return demonstration
 
     played = await asyncio.gather(*(play(index) for index in range(settings.demos)))
@@ -58,13 +59,13 @@ async def imitate(
     actors: Actors,
     renderer: Renderer,
     tasks: Sequence[TaskSpec],
-    watchdog: Watchdog,
+    now: Now,
     report: Report,
 ) -> int:
     """Run the warm start; returns the number of demonstrations used."""
     assert actors.learner is not None
     settings = config.warm_start
-    demonstrations = await collect(config, actors, tasks, watchdog)
+    demonstrations = await collect(config, actors, tasks, now)
     rows = [
         row
         for index, demonstration in enumerate(demonstrations)
@@ -74,6 +75,5 @@ async def imitate(
     for step, batch in enumerate(plan):
         lr = linear(step, len(plan), settings.lr, warmup=max(1, len(plan) // 20))
         stats = await actors.learner.update(batch, objective="imitation", strength=0.0, lr=lr)
-        watchdog.beat(f"warm start, update {step + 1} of {len(plan)}")
         report(step + 1, len(plan), stats)
     return len(demonstrations)

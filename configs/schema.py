@@ -185,6 +185,9 @@ class Checkpoint:
 @dataclass(frozen=True)
 class Evaluate:
     episodes: int = setting(120, "held-out episodes per evaluation; more than the panel repeats it", low=1)
+    cold_episodes: int = setting(
+        120, "as many before the warm start, where a small model plays every episode to its last turn", low=1
+    )
     every: int = setting(0, "training steps between evaluations; 0 evaluates only before and after", low=0)
 
 
