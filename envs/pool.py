@@ -18,7 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from configs.schema import Config
 from envs.base import Demonstration, EnvError, EnvFamily, Observation, SlotDied, SlotTimeout, StepResult
@@ -27,6 +27,7 @@ from envs.shard import Lease, Limits, Shard
 from envs.tasks import TaskSpec
 
 TRAVEL = 30.0  # seconds that a call may spend outside the shard's own deadlines: the wire, a busy actor
+RESTART = 60.0  # seconds in which a dead actor comes back even on busy cores: a process, its imports
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,12 @@ async def _answer(actor: Any, method: str, *args: Any, timeout: float | None) ->
 
 
 async def _restarted(actor: Any) -> None:
-    """Wait for a dead actor to come back, at most TRAVEL seconds: its absence must not cost a retry."""
+    """Wait for a dead actor to come back, at most RESTART seconds: its absence must not cost a retry."""
     with suppress(RayActorError, TimeoutError):
-        async with asyncio.timeout(TRAVEL):
-            await actor.stats.options(max_task_retries=-1).remote()
+        async with asyncio.timeout(RESTART):
+            while True:
+                try:
+                    await actor.stats.remote()
+                    return
+                except ActorUnavailableError:  # Ray's word for a restart that has begun
+                    await asyncio.sleep(0.1)
