@@ -61,8 +61,8 @@ def household_text(sentences: int, seed: int = 0) -> Iterator[str]:
 
     draw = random.Random(seed)
     names = {
-        "r": [name.lower() for name in constants.RECEPTACLES],
-        "o": [name.lower() for name in constants.OBJECTS],
+        "r": sorted(name.lower() for name in constants.RECEPTACLES),  # sets: their order is not fixed
+        "o": sorted(name.lower() for name in constants.OBJECTS),
     }
     goals = sorted({text for goal in goal_library.gdict.values() for text in goal.get("templates", [])})
     for index in range(sentences):

@@ -80,6 +80,8 @@ def pack(
     for meta, start, (name, tensor) in zip(layout, starts[:-1], named_tensors, strict=True):
         if (found := describe(name, tensor)) != meta:
             raise ValueError(f"weights do not fit their layout: expected {meta}, got {found}")
+        if not meta.nbytes:
+            continue  # torch cannot view no bytes as another type
         target = torch.from_numpy(flat[start : start + meta.nbytes])
         target.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
     return flat, layout
@@ -97,8 +99,8 @@ def unpack(flat: np.ndarray, layout: Sequence[TensorMeta]) -> Iterator[tuple[str
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         whole = torch.from_numpy(flat)
     for meta, start in zip(layout, starts[:-1], strict=True):
-        view = whole[start : start + meta.nbytes].view(getattr(torch, meta.dtype)).view(meta.shape)
-        yield meta.name, view
+        dtype, held = getattr(torch, meta.dtype), whole[start : start + meta.nbytes]
+        yield meta.name, (held.view(dtype) if meta.nbytes else torch.empty(0, dtype=dtype)).view(meta.shape)
 
 
 def digest(flat: np.ndarray) -> str:
