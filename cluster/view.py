@@ -63,7 +63,7 @@ class View:
         """One update of the warm start."""
         self.advance(step, steps)
         if step == steps or step % max(1, steps // 10) == 0:
-            rate = stats["tokens"] / stats["seconds"]
+            rate = stats["tokens_read"] / stats["seconds"]
             self.say(f"warm start {step}/{steps}  loss {stats['loss']:.3f}  {rate:.0f} tokens/s")
 
     def step(self, step: int, steps: int, values: dict[str, float]) -> None:

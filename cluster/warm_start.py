@@ -69,7 +69,9 @@ async def imitate(
     rows = [
         row
         for index, demonstration in enumerate(demonstrations)
-        for row in demonstration_rows(demonstration, renderer, settings.hints, config.seed + index)
+        for row in demonstration_rows(
+            demonstration, renderer, settings.hints, config.seed + index, settings.observations
+        )
     ]
     plan = batches(rows, settings.batch_rows, settings.epochs, config.seed)
     for step, batch in enumerate(plan):

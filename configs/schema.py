@@ -92,6 +92,12 @@ class WarmStart:
     noise: float = setting(
         0.1, "probability that a demonstration step is random, so that recovery is shown", low=0, high=1
     )
+    observations: float = setting(
+        0.0,
+        "weight of predicting the observations too, by which a model of random weights learns to copy names",
+        low=0,
+        high=1,
+    )
     hints: float = setting(
         0.25,
         "share of extra examples whose prompt holds hindsight, so that a small model reads it",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -34,14 +34,19 @@ class Shown:
         return self.step.action != self.step.expert
 
 
-def demonstration_rows(demo: Demonstration, renderer: Renderer, hints: float, seed: int) -> list[Row]:
+def demonstration_rows(
+    demo: Demonstration, renderer: Renderer, hints: float, seed: int, observations: float = 0.0
+) -> list[Row]:
     """Rows of one demonstration, for either prompt preset.
 
     Imitation rows come first: loss on each response that is the expert's; an action taken by noise stays in
-    the context without loss. Then hint rows, round(hints x turns) of them where there is room: a turn's
-    context with the feedback on its action as hindsight, and the expert's response as the target. They teach
-    a small model to read what the teacher will be shown. Turns taken by noise are chosen first (their
-    feedback is that of a wrong action), then the expert's own.
+    the context without loss. What is not a response has a loss of weight `observations`: predicting what the
+    environment answers teaches a model of random weights to copy names.
+
+    Then hint rows, round(hints x turns) of them where there is room: a turn's context with the feedback on
+    its action as hindsight, and the expert's response as the target. They teach a small model to read what
+    the teacher will be shown. Turns taken by noise are chosen first (their feedback is that of a wrong
+    action), then the expert's own.
 
     Turns that are beyond the renderer's context are left out. The same arguments give the same rows.
     """
@@ -52,7 +57,13 @@ def demonstration_rows(demo: Demonstration, renderer: Renderer, hints: float, se
         if not turn.noise:
             spans[turn.sequence].append((turn.start, turn.end))
     sequences = conversation.sequences()
-    rows = [_imitation_row(sequences[index].ids, found) for index, found in spans.items()]
+    shown: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for turn in turns:
+        shown[turn.sequence].append((turn.start, turn.end))
+    rows = [
+        _imitation_row(sequences[index].ids, found, observations, shown[index])
+        for index, found in spans.items()
+    ]
     hinted = (row for turn in _by_use(turns, seed) if (row := _hint_row(turn, renderer)) is not None)
     return rows + list(islice(hinted, round(hints * len(turns))))
 
@@ -87,14 +98,25 @@ def _hint_row(turn: Shown, renderer: Renderer) -> Row | None:
     return _imitation_row(ids, [(len(ids) - len(response), len(ids))])
 
 
-def _imitation_row(ids: np.ndarray, spans: list[tuple[int, int]]) -> Row:
-    """A row with loss on the given half-open spans, all of the same weight."""
-    positions = np.concatenate([np.arange(start, end, dtype=np.int32) for start, end in spans])
+def _imitation_row(
+    ids: np.ndarray,
+    spans: list[tuple[int, int]],
+    observations: float = 0.0,
+    responses: Sequence[tuple[int, int]] = (),
+) -> Row:
+    """A row with weight 1 on the half-open `spans` and `observations` on what is outside of `responses`."""
+    weights = np.full(len(ids), observations, dtype=np.float32)
+    weights[0] = 0.0  # nothing predicts the first token
+    for start, end in responses:
+        weights[start:end] = 0.0
+    for start, end in spans:
+        weights[start:end] = 1.0
+    positions = np.flatnonzero(weights).astype(np.int32)
     unknown = np.full(len(positions), np.nan, dtype=np.float32)
     return Row(
         ids=ids,
         positions=positions,
-        advantages=np.ones(len(positions), dtype=np.float32),
+        advantages=weights[positions],
         rollout_logprobs=unknown,
         teacher_logprobs=unknown,
     )

@@ -73,7 +73,8 @@ class LearnerGroup:
         began = time.monotonic()
         learner = self.config.learner
         parts = split(rows, learner.updates if objective == "policy" else 1)
-        tokens = [sum(len(row.positions) for row in part) for part in parts]
+        weigh = len if objective == "policy" else np.sum
+        tokens = [float(sum(weigh(row.advantages) for row in part)) for part in parts]
         plans = [
             over_ranks([len(row.ids) for row in part], learner.micro_tokens, learner.ranks) for part in parts
         ]
@@ -93,7 +94,8 @@ class LearnerGroup:
             "grad_norm": sums[0]["grad_norm"],
             "lr": lr,
             "strength": strength,
-            "tokens": float(sum(tokens)),
+            "tokens": sum(tokens),
+            "tokens_read": float(sum(len(row.ids) for row in rows)),
             "rows": float(len(rows)),
             "micro_batches": float(sum(len(plan[0]) for plan in plans)),
             "seconds": time.monotonic() - began,

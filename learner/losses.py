@@ -71,10 +71,12 @@ def policy(
     }
 
 
-def imitation(logprobs: torch.Tensor, entropy: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-    """Sum over tokens of the negative log-likelihood, and the sums of its statistics."""
-    total = -logprobs.sum()
-    return total, {"loss": float(total.detach()), "entropy": float(entropy.detach().sum())}
+def imitation(
+    logprobs: torch.Tensor, entropy: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Weighted sum over tokens of the negative log-likelihood, and the sums of its statistics."""
+    total = -(weights * logprobs).sum()
+    return total, {"loss": float(total.detach()), "entropy": float((weights * entropy.detach()).sum())}
 
 
 def mismatch_sums(old: torch.Tensor, rollout: torch.Tensor) -> dict[str, float]:
@@ -116,8 +118,8 @@ def merge(parts: Iterable[dict[str, float]]) -> dict[str, float]:
     return merged
 
 
-def report(sums: dict[str, float], tokens: int) -> dict[str, float]:
-    """The statistics of one update from its merged sums over `tokens` tokens.
+def report(sums: dict[str, float], tokens: float) -> dict[str, float]:
+    """The statistics of one update from its merged sums over `tokens` tokens (or their weights).
 
     Teacher statistics appear only where the teacher scored a token; `ess` is the effective sample size of the
     uncapped importance weights as a share of the tokens.

@@ -96,7 +96,7 @@ class Rank:
     def update(
         self,
         work: Sequence[Sequence[Sequence[Row]]],
-        tokens: Sequence[int],
+        tokens: Sequence[float],
         objective: str,
         strength: float,
         lr: float,
@@ -105,7 +105,8 @@ class Rank:
 
         Args:
             work: [mini-batch][micro-batch][row]; as many micro-batches on every rank, an empty one included.
-            tokens: loss-bearing tokens of each mini-batch over all ranks: the denominator of its token mean.
+            tokens: what the sum of each mini-batch is divided by: its loss-bearing tokens over all ranks, or
+                the sum of their weights for imitation.
             objective: "policy" or "imitation". strength: λ of this step. lr: its learning rate.
 
         Raises:
@@ -191,7 +192,7 @@ class Rank:
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """The objective's sum over one micro-batch and the sums of its statistics."""
         if objective == "imitation":
-            return losses.imitation(logprobs, entropy)
+            return losses.imitation(logprobs, entropy, batch.advantages)
         tokens = losses.Tokens(batch.advantages, old, batch.rollout, batch.teacher)
         return losses.policy(logprobs, entropy, tokens, self.config.loss, strength, self.config.reweight.clip)
 

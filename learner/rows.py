@@ -22,7 +22,7 @@ class Row:
 
     ids: np.ndarray  # (L,) int32
     positions: np.ndarray  # (P,) int32, index in `ids` of each token that bears loss (never 0)
-    advantages: np.ndarray  # (P,) float32, A before reweighting; ones for imitation
+    advantages: np.ndarray  # (P,) float32, A before reweighting; the token's weight for imitation
     rollout_logprobs: np.ndarray  # (P,) float32, from the engine; NaN for imitation
     teacher_logprobs: (
         np.ndarray

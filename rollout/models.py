@@ -55,6 +55,7 @@ SHAPES = {
 }
 RANDOM_CONTEXT = 4096  # positions of the random models
 VOCABULARY = 2048  # tokens of the random models, at most
+INITIAL_STD = 0.05  # of their weights, about 1/√hidden: transformers' 0.02 is meant for wider models
 
 
 def resolve(name: str) -> Path:
@@ -141,6 +142,7 @@ def _make_random(shape: Shape, folder: Path) -> None:
         num_attention_heads=shape.hidden // 64,
         num_key_value_heads=shape.hidden // 64,
         max_position_embeddings=RANDOM_CONTEXT,
+        initializer_range=INITIAL_STD,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

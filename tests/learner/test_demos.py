@@ -69,6 +69,19 @@ def test_expert_is_learned_and_noise_is_only_seen(renderer):
     assert "look" in renderer.decode(noisy.ids).replace("Actions: look", "")
 
 
+def test_observations_are_learned_with_their_weight_and_noise_never(renderer):
+    for plain, row in zip(
+        demonstration_rows(make_demo(), renderer, hints=0.0, seed=0),
+        demonstration_rows(make_demo(), renderer, hints=0.0, seed=0, observations=0.25),
+        strict=True,
+    ):
+        assert np.array_equal(row.positions[row.advantages == 1.0], plain.positions)
+        assert set(row.advantages.tolist()) == {0.25, 1.0}
+        unlearned = sorted(set(range(1, len(row.ids))) - set(row.positions.tolist()))
+        noise = [said(action) for action, expert, _ in STEPS if action != expert]
+        assert renderer.decode(row.ids[unlearned]) in ("", "".join(noise))
+
+
 def test_rows_are_fit_for_the_learner(renderer):
     for row in demonstration_rows(make_demo(), renderer, hints=1.0, seed=0):
         assert row.ids.dtype == row.positions.dtype == np.int32

@@ -149,7 +149,9 @@ def test_sums_of_pieces_are_the_sums_of_the_whole():
     assert pieces == pytest.approx(whole)
 
 
-def test_imitation_is_the_negative_log_likelihood():
+def test_imitation_is_the_weighted_negative_log_likelihood():
     logprobs = torch.tensor([-1.0, -2.0, -4.5], requires_grad=True)
-    total, sums = imitation(logprobs, torch.ones(3))
-    assert total.item() == 7.5 and report(merge([sums]), 3) == {"loss": 2.5, "entropy": 1.0}
+    total, sums = imitation(logprobs, torch.ones(3), torch.tensor([1.0, 1.0, 0.5]))
+    assert total.item() == 5.25 and report(merge([sums]), 2.5) == {"loss": 2.1, "entropy": 1.0}
+    total.backward()
+    assert logprobs.grad.tolist() == [-1.0, -1.0, -0.5]
