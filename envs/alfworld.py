@@ -110,9 +110,11 @@ class AlfworldEnv(TextEnv):
         first = observation = self.reset(task)
         player = self._player(task, first, rng)
         steps: list[DemoStep] = []
+        offered: dict[str, None] = {}  # so far: many are not possible now, and nothing happens
         while self._state is not None:
+            offered |= dict.fromkeys(observation.actions)
             wanted = player.act(observation)
-            action = rng.choice(observation.actions) if rng.random() < noise else wanted
+            action = rng.choice(list(offered)) if rng.random() < noise else wanted
             result = self.step(action)
             player.see(action, result.feedback)
             steps.append(DemoStep(observation, action, wanted, result))

@@ -96,7 +96,7 @@ class TextEnv(ABC):
 
     def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
         """Play the task with an expert that sees what an agent sees; with probability `noise` a step
-        takes a random admissible action instead of the expert's."""
+        takes a random action that is or was admissible instead of the expert's."""
         raise NotImplementedError(f"{type(self).__name__} has no demonstrator")
 
     @abstractmethod

@@ -19,16 +19,16 @@ from configs.load import load
 
 PROJECT = Path(__file__).resolve().parent.parent
 TINY = [
-    "warm_start.demos=32",
-    "warm_start.epochs=4",
+    "env.max_turns=10",  # demonstrations that take longer are left out
+    "env.slots=4",
+    "warm_start.demos=64",
     "warm_start.batch_rows=4",
     "warm_start.hints=0.05",
     "warm_start.lr=3e-3",
     "rollout.groups=2",
     "rollout.group_size=4",
-    "env.max_turns=4",
-    "env.slots=4",
     "evaluate.episodes=4",
+    "evaluate.cold_episodes=2",
     "credit.success_return=1.0",
     "teacher.refresh_every=2",
     "checkpoint.every=1",
