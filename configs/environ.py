@@ -19,8 +19,6 @@ def process_environment(threads: int = 0) -> dict[str, str]:
         "OMP_WAIT_POLICY": "passive",
         "OMP_NUM_THREADS": str(threads or len(os.sched_getaffinity(0))),
         "TOKENIZERS_PARALLELISM": "false",
-        # The engine lives in the actor's own process: it starts faster and weights need no copy.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         # DeepSpeed compiles its collectives with ninja from this environment; environments that share the
         # compiled files rebuild over each other.
