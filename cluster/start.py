@@ -98,11 +98,13 @@ def lacking(bundles: Sequence[Bundle], available: dict[str, float]) -> str | Non
     )
 
 
-def port_in_use(port: int) -> bool:
-    """Whether something on this machine listens on the port."""
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def listens(host: str, port: int) -> bool:
+    """Whether something takes connections there."""
+    try:
+        with socket.create_connection((host, port), timeout=5.0):
+            return True
+    except OSError:
+        return False
 
 
 def connect(config: Config) -> str | None:
@@ -122,15 +124,19 @@ def connect(config: Config) -> str | None:
         "logging_level": logging.WARNING,
     }
     if address:
+        advice = (
+            "Start one with `ray start --head` (with RAY_AUTH_MODE=token in both shells), "
+            "or leave out --address to start a local Ray."
+        )
+        host, _, port = address.rpartition("://")[2].rpartition(":")
+        if port.isdigit() and not listens(host, int(port)):  # Ray itself would go on trying for minutes
+            raise RunError(f"nothing answers at {address!r}, where a Ray cluster should be. {advice}")
         try:
             context = ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RunError(
-                f"cannot join the Ray cluster at {address!r}: {error}. Start one with `ray start --head` "
-                "(with RAY_AUTH_MODE=token in both shells), or leave out --address to start a local Ray."
-            ) from error
+            raise RunError(f"cannot join the Ray cluster at {address!r}: {error}. {advice}") from error
     else:
-        if config.cluster.dashboard and port_in_use(config.cluster.dashboard_port):
+        if config.cluster.dashboard and listens("127.0.0.1", config.cluster.dashboard_port):
             raise RunError(
                 f"port {config.cluster.dashboard_port} is in use. Set cluster.dashboard_port to a free one, "
                 "cluster.dashboard=false, or join the Ray that may hold it with --address auto."

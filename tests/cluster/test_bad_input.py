@@ -1,0 +1,76 @@
+"""What a user gets wrong, and what the command line answers before anything heavy starts."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.cli import app
+from cluster.failures import RunError
+from cluster.start import connect
+from configs.load import load
+from configs.schema import Config
+
+RECIPE = str(Path(__file__).resolve().parents[2] / "configs/nano.yaml")
+
+
+def answer(*arguments: str) -> str:
+    """What a command that must fail prints, on one line."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 1, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture
+def listener() -> Iterator[int]:
+    """A port of this machine that somebody else has."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("learner.lrr=1", "unknown key learner.lrr; the nearest is learner.lr"),
+        ("learner.lr=abc", "learner.lr = 'abc' is not allowed: float, at least 0.0"),
+        ("env.max_turns=0", "env.max_turns = 0 is not allowed: int, at least 1"),
+        ("prompt.preset=chat", "one of history, window"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_allowed(setting: str, said: str) -> None:
+    for command in ("train", "config", "sft"):
+        assert said in answer(command, RECIPE, setting)
+
+
+def test_a_missing_recipe_or_checkpoint_is_named(tmp_path: Path) -> None:
+    assert "absent.yaml" in answer("train", str(tmp_path / "absent.yaml"))
+    assert "holds no model" in answer("eval", str(tmp_path), RECIPE)
+
+
+def test_a_warm_start_without_demonstrations_is_refused() -> None:
+    assert "warm_start.demos is 0" in answer("sft", RECIPE, "warm_start.demos=0")
+
+
+def with_cluster(**settings: object) -> Config:
+    """The nano recipe with some cluster settings."""
+    config = load(Path(RECIPE), [])
+    return replace(config, cluster=replace(config.cluster, **settings))
+
+
+def test_a_port_in_use_is_named_before_ray_starts(listener: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(RunError, match=rf"port {listener} is in use.*cluster.dashboard_port"):
+        connect(with_cluster(dashboard_port=listener))
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(RunError, match=rf"nothing answers at '127.0.0.1:{port}'.*ray start --head"):
+        connect(with_cluster(address=f"127.0.0.1:{port}"))
