@@ -109,6 +109,9 @@ def _run(config: Config, start: Callable[[], Coroutine[Any, Any, None]]) -> None
         asyncio.run(start())
     except expected_errors() as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; resume=auto goes on from the last checkpoint", style="yellow")
+        raise typer.Exit(code=130) from None
 
 
 def _fail(message: str) -> Any:
