@@ -62,6 +62,8 @@ class Trainer:
             await self.warm_start()
         else:
             await self.publish(refresh_teacher=run.state.step == 0)
+        if config.warm_start.demos and not self.measured("after warm start"):
+            await self.evaluate("after warm start")
         try:
             run.view.phase("reinforcement", config.steps, run.state.step)
             while run.state.step < config.steps:
@@ -76,7 +78,7 @@ class Trainer:
         return run.state.evaluations
 
     async def warm_start(self) -> None:
-        """Evaluate cold, imitate, evaluate again, and checkpoint as step 0."""
+        """Evaluate cold, imitate, and checkpoint as step 0."""
         run, config = self.run, self.config
         await self.evaluate("before warm start")
         if config.warm_start.demos:
@@ -89,9 +91,8 @@ class Trainer:
 
             await imitate(config, self.actors, run.renderer, run.manifest.train, run.now, report)
             await self.publish(refresh_teacher=True)
-            await self.evaluate("after warm start")
         run.state.warm_started = True
-        await run.save()
+        await run.save()  # before it is measured: it must not be lost to what comes next
 
     async def step(self) -> None:
         """One training step: the loop of the picture above, once."""
@@ -231,6 +232,10 @@ class Trainer:
         run.metrics.write(run.state.step, "eval", result.metrics())
         self.write_trajectories(f"eval-{run.state.step:06d}", groups)
         run.view.say(f"{stage}: success {result.success:.1%} ({result.low:.1%} to {result.high:.1%})")
+
+    def measured(self, stage: str) -> bool:
+        """Whether that evaluation has been made, in this run or the one it goes on from."""
+        return any(evaluation.stage == stage for evaluation in self.run.state.evaluations)
 
     def record(self, groups: list[Group], values: dict[str, float]) -> None:
         """Metrics, progress and trajectories of a finished step."""
