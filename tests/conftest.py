@@ -28,6 +28,7 @@ def ray_local() -> Iterator[None]:
 
     path = os.pathsep.join([str(PROJECT), *filter(None, sys.path)])  # helpers beside the tests included
     ray.init(
+        address="local",  # never a cluster that happens to run on this machine
         num_cpus=4,  # logical: the actors of one small run, whatever the machine has
         include_dashboard=False,
         log_to_driver=True,
