@@ -159,6 +159,7 @@ def main(env: str = "toy", episodes: int = 8, steps: int = 40, rounds: int = 5) 
         settings = replace(settings, name=env)
     family = ToyFamily() if env == "toy" else make_family(settings)
     ray.init(
+        address="local",
         include_dashboard=False,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},

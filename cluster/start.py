@@ -142,6 +142,7 @@ def connect(config: Config) -> str | None:
                 "cluster.dashboard=false, or join the Ray that may hold it with --address auto."
             )
         context = ray.init(
+            address="local",  # else Ray would join a cluster that happens to run on this machine
             num_cpus=max(2, os.cpu_count() or 2),
             include_dashboard=config.cluster.dashboard,
             dashboard_port=config.cluster.dashboard_port if config.cluster.dashboard else None,
