@@ -22,6 +22,7 @@ class ToyEnv(TextEnv):
 
 class ToyFamily(EnvFamily):
     name = "toy"
+    answers = "tags"
     turn_limit = 50
 
     def manifest(self) -> Manifest:

@@ -1,4 +1,4 @@
-"""The command line: `hindsight train | sft | eval | config`."""
+"""The command line: `hindsight train | sft | eval | config | envs`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from cluster import cli_envs
 from configs.check import check, render
 from configs.environ import apply
 from configs.load import ConfigError, load
@@ -23,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train LLM agents over many turns with dense credit from hindsight.",
 )
+
+app.add_typer(cli_envs.app, name="envs")
 
 Recipe = Annotated[Path, typer.Argument(help="a recipe, e.g. configs/alfworld.yaml")]
 Overrides = Annotated[

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,24 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.failures import RunError
 from cluster.watch import within
 from configs.environ import actor_environment
-from configs.schema import Config
+from configs.schema import Config, Env
 from envs.base import EnvFamily
 from envs.pool import PoolHandles, start_pool
+from envs.registry import make_family
 from learner.group import LearnerGroup
 from rollout.engine import Engine, engine_env
+from rollout.models import resolve
+from rollout.serve import Address, Endpoint, endpoint_env
 from rollout.worker import Worker
 from teacher.scorer import Teacher, teacher_env
 
+USER_KEY = "HINDSIGHT_USER_KEY"  # variable that holds the key of the run's own endpoint
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """One reserved place: `role` is engine, learner or teacher."""
+    """One reserved place: `role` is engine, learner, teacher or user."""
 
     role: str
     cpus: float
@@ -55,6 +59,7 @@ class Actors:
     environments: PoolHandles
     learner: LearnerGroup | None
     teacher: Any | None
+    user: Any | None  # the endpoint that plays the user, where the run serves one
     teacher_context: int  # most tokens of one scoring request; 0 without a teacher
     group: PlacementGroup
 
@@ -63,7 +68,7 @@ class Actors:
         if self.learner is not None:
             self.learner.stop()
         handles = [*self.engines, *self.workers, self.environments.pool, *self.environments.shards]
-        for handle in [*handles, *([self.teacher] if self.teacher is not None else [])]:
+        for handle in [*handles, *filter(None, [self.teacher, self.user])]:
             ray.kill(handle)
         remove_placement_group(self.group)
 
@@ -79,6 +84,7 @@ def plan_bundles(config: Config, gpus: float, *, learner: bool, teacher: bool) -
     bundles = [Bundle("engine", *engine) for _ in range(config.rollout.engines)]
     bundles += [Bundle("learner", *rank) for _ in range(config.learner.ranks if learner else 0)]
     bundles += [Bundle("teacher", *scorer)] if teacher else []
+    bundles += [Bundle("user", *engine)] if serves_user(config) else []
     return bundles
 
 
@@ -96,6 +102,17 @@ def lacking(bundles: Sequence[Bundle], available: dict[str, float]) -> str | Non
         f"too few resources for {len(bundles)} actors: {'; '.join(short)}. "
         "Lower rollout.engines, rollout.tensor_parallel or learner.ranks, set cluster.share_gpu or add nodes."
     )
+
+
+def serves_user(config: Config) -> bool:
+    """Whether a model of this run plays the user that the agent talks to."""
+    return config.env.user.source == "engine"
+
+
+def talking_to(address: Address, env: Env) -> Env:
+    """The environment's settings with that endpoint as its user."""
+    user = replace(env.user, source="endpoint", url=address.url, model=address.model, key_variable=USER_KEY)
+    return replace(env, user=user)
 
 
 def listens(host: str, port: int) -> bool:
@@ -152,6 +169,49 @@ def connect(config: Config) -> str | None:
     return f"http://{url}" if url else None
 
 
+@dataclass(frozen=True)
+class Places:
+    """The reserved places of a run."""
+
+    group: PlacementGroup
+    bundles: Sequence[Bundle]
+
+    def __call__(self, role: str) -> list[dict[str, Any]]:
+        """Actor options, one per place of a role."""
+        return [
+            {
+                "num_cpus": bundle.cpus,
+                "num_gpus": bundle.gpus,
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                    self.group, placement_group_bundle_index=index
+                ),
+            }
+            for index, bundle in enumerate(self.bundles)
+            if bundle.role == role
+        ]
+
+
+async def reserve(config: Config, *, learner: bool, teacher: bool) -> Places:
+    """Reserve a place for every actor that computes, all or nothing.
+
+    Raises:
+        RunError: the cluster cannot hold them, or not within `cluster.start_timeout`.
+    """
+    bundles = plan_bundles(config, ray.cluster_resources().get("GPU", 0.0), learner=learner, teacher=teacher)
+    problem = lacking(bundles, ray.cluster_resources())
+    if problem:
+        raise RunError(problem)
+    group = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
+    waiting = f"reserving {len(bundles)} places (are they taken by another run?)"
+    await within(config.cluster.start_timeout, waiting, group.ready())
+    return Places(group, bundles)
+
+
+def variables(env: dict[str, str]) -> dict[str, Any]:
+    """Actor options that set environment variables."""
+    return {"runtime_env": {"env_vars": env}}
+
+
 async def start_actors(
     config: Config, model: str, family: EnvFamily, *, learner: bool = True, teacher: bool = True
 ) -> Actors:
@@ -160,31 +220,8 @@ async def start_actors(
     Raises:
         RunError: the cluster cannot hold them.
     """
-    gpus = ray.cluster_resources().get("GPU", 0.0)
-    bundles = plan_bundles(config, gpus, learner=learner, teacher=teacher)
-    problem = lacking(bundles, ray.cluster_resources())
-    if problem:
-        raise RunError(problem)
-    group = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
     timeout = config.cluster.start_timeout
-    await within(timeout, f"reserving {len(bundles)} places (are they taken by another run?)", group.ready())
-
-    def places(role: str) -> list[dict[str, Any]]:
-        return [
-            {
-                "num_cpus": bundle.cpus,
-                "num_gpus": bundle.gpus,
-                "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                    group, placement_group_bundle_index=index
-                ),
-            }
-            for index, bundle in enumerate(bundles)
-            if bundle.role == role
-        ]
-
-    def variables(env: dict[str, str]) -> dict[str, Any]:
-        return {"runtime_env": {"env_vars": env}}
-
+    places = await reserve(config, learner=learner, teacher=teacher)
     shared = {"max_concurrency": 4096, **variables(engine_env(config))}
     engines: list[Any] = [
         ray.remote(Engine).options(**shared, **place).remote(model, config, index)
@@ -195,7 +232,12 @@ async def start_actors(
         options = {**places("teacher")[0], **variables(teacher_env(config))}
         scorer = ray.remote(Teacher).options(**options).remote(model, config)
     ranks = LearnerGroup(config, model, places("learner")) if learner else None
-    environments = start_pool(config, family)
+    user = None
+    if serves_user(config):
+        options = {**places("user")[0], **variables(endpoint_env(config))}
+        served = str(resolve(config.env.user.model or model))
+        user = ray.remote(Endpoint).options(**options).remote(served, config)
+    environments = await start_environments(config, family, user)
     worker = ray.remote(Worker).options(
         num_cpus=0, max_concurrency=4096, **variables(actor_environment(threads=1))
     )
@@ -211,4 +253,13 @@ async def start_actors(
     context = 0
     if scorer is not None:
         context = (await within(timeout, "starting the teacher", scorer.ready.remote()))["context"]
-    return Actors(engines, workers, environments, ranks, scorer, context, group)
+    return Actors(engines, workers, environments, ranks, scorer, user, context, places.group)
+
+
+async def start_environments(config: Config, family: EnvFamily, user: Any | None) -> PoolHandles:
+    """The shards and their pool; where the run itself plays the user, once that answers."""
+    if user is None:
+        return start_pool(config, family)
+    starting = user.ready.remote()
+    address: Address = await within(config.cluster.start_timeout, "starting the user's endpoint", starting)
+    return start_pool(config, make_family(talking_to(address, config.env)), {USER_KEY: address.key})

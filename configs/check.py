@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
@@ -37,7 +38,7 @@ def allowed(item: Field[Any]) -> str:
     kind = kinds.get(str(item.type), str(item.type))
     meta = item.metadata
     if meta["choices"]:
-        return "one of " + ", ".join(meta["choices"])
+        return "one of " + ", ".join(meta["choices"]) + (f", or {meta['form']}" if meta["form"] else "")
     bounds = [f"at least {meta['low']}"] if meta["low"] is not None else []
     bounds += [f"at most {meta['high']}"] if meta["high"] is not None else []
     return f"{kind}, {' and '.join(bounds)}" if bounds else kind
@@ -60,11 +61,18 @@ def _within(item: Field[Any], value: Any) -> bool:
     low, high, choices = (item.metadata[name] for name in ("low", "high", "choices"))
     if value is None:
         return True  # only an optional setting can be null: loading has checked that
-    if choices and any(element not in choices for element in (value if isinstance(value, list) else [value])):
+    elements = value if isinstance(value, list) else [value]
+    if choices and not all(element in choices or _formed(item, element) for element in elements):
         return False
     if isinstance(value, float) and not abs(value) < float("inf"):  # rejects nan too
         return False
     return not ((low is not None and value < low) or (high is not None and value > high))
+
+
+def _formed(item: Field[Any], text: str) -> bool:
+    """Whether `text` has the form that the setting allows beside its choices."""
+    form = item.metadata["form"]
+    return bool(form) and re.fullmatch(re.sub(r"\w+", r"[\\w.]+", form), text) is not None
 
 
 def _contradictions(config: Config) -> list[str]:

@@ -17,9 +17,14 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
+    form: str = "",
 ) -> Any:
-    """A dataclass field that carries its help text and allowed values, for `configs.check` to read."""
-    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    """A dataclass field that carries its help text and allowed values, for `configs.check` to read.
+
+    `form` is another form that text may have beside its choices, such as "module:Class": its words stand for
+    any dotted names.
+    """
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "form": form}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -36,12 +41,39 @@ class Model:
 
 
 @dataclass(frozen=True)
+class User:
+    """The simulated customer that TauBench's agent talks to."""
+
+    source: str = setting(
+        "scripted",
+        "who plays it: the task's script; a model at an endpoint; or a model that the run serves itself",
+        choices=("scripted", "endpoint", "engine"),
+    )
+    url: str = setting("", "base address of an OpenAI-compatible endpoint")
+    model: str = setting("", "its model; for engine a folder or hub name, empty is model.path")
+    key_variable: str = setting("OPENAI_API_KEY", "environment variable that holds its key")
+    temperature: float = setting(0.0, "sampling temperature", low=0.0)
+    timeout: float = setting(60.0, "seconds one answer may take", low=0.1)
+    retries: int = setting(2, "further tries after a failed call", low=0)
+
+
+@dataclass(frozen=True)
 class Env:
-    name: str = setting("alfworld", "environment", choices=("alfworld",))
+    name: str = setting(
+        "alfworld",
+        "environment; module:Class is an EnvFamily of your own",
+        choices=("alfworld", "webshop", "taubench", "appworld", "bfcl"),
+        form="module:Class",
+    )
     data: str | None = setting(
-        None, "folder of official data; null generates games (ALFWorld: else $ALFWORLD_DATA)"
+        None,
+        "folder of official data; null takes what can be generated or comes with the packages "
+        "(ALFWorld: else $ALFWORLD_DATA; AppWorld: else $APPWORLD_ROOT)",
     )
     kinds: list[str] = setting([], "task types to keep; empty keeps all")
+    goals: str = setting(
+        "synthetic", "WebShop's goals: made from products, or by people", choices=("synthetic", "human")
+    )
     train_tasks: int = setting(600, "training tasks", low=1)
     eval_tasks: int = setting(120, "tasks of the fixed evaluation panel, drawn from unseen rooms", low=1)
     max_turns: int = setting(50, "turns per episode before it is truncated", low=1)
@@ -50,6 +82,13 @@ class Env:
     slots: int = setting(16, "environment processes per shard = episodes at once per shard", low=1)
     step_timeout: float = setting(20.0, "seconds a step may take before its slot is killed", low=0.1)
     reset_timeout: float = setting(60.0, "seconds a reset may take before its slot is killed", low=0.1)
+    memory_gib: float = setting(
+        4.0,
+        "memory of its own that a slot may hold: above it its next episode gets a fresh process, above twice "
+        "that it is killed; 0 sets no bound",
+        low=0.0,
+    )
+    user: User = field(default_factory=User)
 
 
 @dataclass(frozen=True)

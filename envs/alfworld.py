@@ -42,6 +42,7 @@ from envs.base import (
 )
 from envs.tasks import Manifest, TaskSpec
 
+RULES = "You act in a text world to finish a task, one action per turn."
 FORMAT = 1  # of generated games; raised when the same seed would give other games
 TREE = "json_2.1.1"  # the official data's folder
 UPSTREAM_DEFAULT = Path(
@@ -138,13 +139,14 @@ class AlfworldEnv(TextEnv):
         assert self._state is not None
         text = self._state["feedback"]
         actions = tuple(action for action in self._state["admissible_commands"] if action != "help")
-        return Observation(text, actions, state_key=text)
+        return Observation(text, actions, state_key=text, rules=RULES)
 
 
 class AlfworldFamily(EnvFamily):
     """ALFWorld's tasks: the official data where configured, else games generated once into the cache."""
 
     name = "alfworld"
+    answers = "tags"
     turn_limit = 50
 
     def __init__(self, config: Env, cache: Path, expert: str = "search") -> None:

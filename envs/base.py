@@ -9,6 +9,8 @@ from typing import Any
 
 from envs.tasks import Manifest, TaskSpec
 
+ANSWERS = ("tags", "tools", "code")  # <action>…</action>, calls of tools (`envs.calls`), a block of code
+
 
 class EnvError(RuntimeError):
     """An infrastructure failure of an environment: never a reward, always retried or counted."""
@@ -26,13 +28,28 @@ class DataMissing(EnvError):
     """The environment's data are not where the configuration says; the message tells how to get them."""
 
 
+class SettingError(EnvError, ValueError):
+    """A setting of the environment names what does not exist; the message names what does."""
+
+
 @dataclass(frozen=True)
 class Observation:
-    """What the agent may see before it acts."""
+    """What the agent may see before it acts.
+
+    `rules` and `tools` belong to the whole episode: the observation of a reset has them. Where a benchmark
+    adds tools later, it says so in the text.
+    """
 
     text: str
     actions: tuple[str, ...] = ()  # admissible actions; empty where the benchmark lists none
     state_key: str = ""  # equal keys = the same state for anchors (SERL, GiGPO)
+    role: str = "user"  # who speaks: "user" or "tool"
+    rules: str = ""  # who the agent is and what it must keep to: the system message
+    tools: tuple[Mapping[str, Any], ...] = ()  # schemas: {"name", "description", "parameters"} each
+
+    def admits(self, action: str) -> bool:
+        """Whether the action is admissible here, whatever way there is to write it."""
+        return not self.actions or action in self.actions
 
 
 @dataclass(frozen=True)
@@ -96,8 +113,25 @@ class TextEnv(ABC):
 
     def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
         """Play the task with an expert that sees what an agent sees; with probability `noise` a step
-        takes a random action that is or was admissible instead of the expert's."""
-        raise NotImplementedError(f"{type(self).__name__} has no demonstrator")
+        takes a random action that is or was admissible instead of the expert's.
+
+        This one replays the reference solution, without noise.
+
+        Raises:
+            EnvError: the task has no reference solution.
+        """
+        actions = self.reference(task)
+        if not actions:
+            raise EnvError(f"task {task.id} has no reference solution to demonstrate")
+        first = observation = self.reset(task)
+        steps: list[DemoStep] = []
+        for action in actions:
+            result = self.step(action)
+            steps.append(DemoStep(observation, action, action, result))
+            observation = result.observation
+            if result.terminated or result.truncated:
+                break
+        return Demonstration(task, first, tuple(steps), steps[-1].result.success)
 
     @abstractmethod
     def close(self) -> None:
@@ -105,14 +139,26 @@ class TextEnv(ABC):
 
 
 class EnvFamily(ABC):
-    """What is known of an environment before any instance exists: its tasks and its instances."""
+    """What is known of an environment before any instance exists: its tasks and its instances.
+
+    The registry makes one as `Family(env_settings, cache_folder)`. It is pickled into other processes.
+    """
 
     name: str
-    turn_limit: int  # the literature's limit of turns per episode
+    answers: str  # how the agent acts, one of ANSWERS
+    turn_limit: int  # the literature's limit of turns per episode; env.max_turns may be another
 
     @abstractmethod
     def manifest(self) -> Manifest:
         """The tasks, made or found.
+
+        Raises:
+            DataMissing: the configured data folder is not there.
+        """
+
+    def preload(self) -> None:  # noqa: B027 - a family without shared data needs none
+        """Load what all instances read. Called once, in a process from which slots are then forked,
+        so that they share its memory, page by page until one writes to it.
 
         Raises:
             DataMissing: the configured data folder is not there.

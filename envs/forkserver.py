@@ -81,11 +81,12 @@ def _serve(channel: socket.socket, make: Callable[[], Any], server: int) -> NoRe
 
 
 def _load(family_fd: int) -> Callable[[], Any]:
-    """The pickled family's `make`, or a function that raises what loading it raised, for the owner to see."""
+    """The preloaded family's `make`, or a function that raises what loading raised, for the owner to see."""
     try:
         with open(family_fd, "rb") as file:
             file.seek(0)  # the offset is shared with the owner and with earlier servers
             family: EnvFamily = pickle.load(file)
+        family.preload()
         return family.make
     except Exception as error:  # noqa: BLE001 - reported by every slot as its start-up failure
         failure = error

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -138,17 +138,24 @@ class PoolHandles:
         await asyncio.gather(*(_answer(shard, "ready", timeout=timeout) for shard in self.shards))
 
 
-def start_pool(config: Config, family: EnvFamily | None = None) -> PoolHandles:
+def start_pool(
+    config: Config, family: EnvFamily | None = None, variables: Mapping[str, str] | None = None
+) -> PoolHandles:
     """Create the pool and its shards in the running Ray cluster, without waiting for their processes.
 
     Args:
         family: the environment; by default the one that `config.env` names.
+        variables: environment variables that its processes get besides those of the cluster.
     """
     env = config.env
     family = family or make_family(env)
     limits = Limits.of(env)
     shard = ray.remote(Shard).options(
-        num_cpus=0.1, max_restarts=-1, max_concurrency=1000 + 4 * env.slots, scheduling_strategy="SPREAD"
+        num_cpus=0.1,
+        max_restarts=-1,
+        max_concurrency=1000 + 4 * env.slots,
+        scheduling_strategy="SPREAD",
+        runtime_env={"env_vars": dict(variables or {})},
     )
     shards = tuple(shard.remote(family, env.slots, limits) for _ in range(env.shards))
     # Waiting clients count as concurrent calls, and releases must get past any number of them.

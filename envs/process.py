@@ -125,6 +125,15 @@ class Slot:
         except (FileNotFoundError, ProcessLookupError):
             return 0
 
+    @property
+    def private(self) -> int:
+        """Resident bytes that it shares with no other process; 0 if it is gone."""
+        try:
+            lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+        return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
     async def call(self, method: str, *args: Any, deadline: float) -> Any:
         """`env.method(*args)` in the process, within `deadline` seconds.
 

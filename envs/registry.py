@@ -3,26 +3,60 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+from configs.load import nearest
 from configs.schema import Env
-from envs.base import DataMissing, EnvFamily
+from envs.base import ANSWERS, DataMissing, EnvFamily, SettingError
 
-FAMILIES = {"alfworld": "envs.alfworld:AlfworldFamily"}  # imported only when chosen
+FAMILIES = {  # name → module:class, imported only when chosen
+    "alfworld": "envs.alfworld:AlfworldFamily",
+    "webshop": "envs.webshop:WebShopFamily",
+    "taubench": "envs.taubench:TauFamily",
+    "appworld": "envs.appworld:AppWorldFamily",
+    "bfcl": "envs.bfcl:BfclFamily",
+}
+
+
+def find_family(name: str) -> type[EnvFamily]:
+    """The class that `name` stands for: one of FAMILIES, or a module:Class of one's own.
+
+    Raises:
+        ValueError: there is no such environment, or it is no EnvFamily.
+    """
+    place = FAMILIES.get(name, name)
+    module, colon, attribute = place.partition(":")
+    if not colon:
+        raise ValueError(
+            f"env.name={name!r} is not an environment; choose one of {', '.join(FAMILIES)} "
+            f"(the nearest is {nearest(name, list(FAMILIES))}), or name your own as module:Class"
+        )
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"env.name={name!r}: {place} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, EnvFamily)):
+        raise ValueError(f"env.name={name!r}: {place} is no subclass of envs.base.EnvFamily")
+    if getattr(found, "answers", None) not in ANSWERS:
+        raise ValueError(f"env.name={name!r}: {place}.answers has to be one of {', '.join(ANSWERS)}")
+    return found
 
 
 def make_family(env: Env) -> EnvFamily:
     """The family that `env.name` names.
 
     Raises:
-        ValueError: there is no such environment.
+        SettingError: there is no such environment, or it lacks what `env` asks of it.
         DataMissing: no cache folder can be found for what it generates.
     """
-    if env.name not in FAMILIES:
-        raise ValueError(f"env.name={env.name!r} is not an environment; choose one of {', '.join(FAMILIES)}")
-    module, family = FAMILIES[env.name].split(":")
-    return getattr(import_module(module), family)(env, cache_root())
+    root = cache_root()
+    try:
+        make: Callable[[Env, Path], EnvFamily] = find_family(env.name)
+        return make(env, root)
+    except ValueError as error:
+        raise SettingError(str(error)) from error
 
 
 def cache_root() -> Path:

@@ -33,16 +33,18 @@ class Lease:
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds that one call may take before its process is killed."""
+    """Seconds that one call may take before its process is killed, and bytes that a process may hold."""
 
     step: float
     reset: float  # also for making an instance and for a reference solution
     demonstrate: float  # a whole episode: a reset and as many steps as the turn limit allows
+    memory: int = 0  # of its own: above it the next episode gets a fresh process, twice that ends this one
 
     @staticmethod
     def of(env: Env) -> Limits:
         episode = env.reset_timeout + env.max_turns * env.step_timeout
-        return Limits(step=env.step_timeout, reset=env.reset_timeout, demonstrate=episode)
+        memory = int(env.memory_gib * 2**30)
+        return Limits(env.step_timeout, env.reset_timeout, episode, memory)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class ShardStats:
     steps: int  # steps that were answered, those inside demonstrations not counted
     kills: int  # processes killed because a call missed its deadline or its client had gone
     deaths: int  # processes that ended by themselves or from outside
+    recycles: int  # processes replaced between two episodes because they had grown too large
     replacements: int  # fresh processes put in the place of one that was lost
     rss: tuple[int, ...]  # bytes per seat, 0 where it is empty; pages shared among slots count in each
 
@@ -76,7 +79,7 @@ class Shard:
         self._wanted_spares = spares
         self._spares: deque[asyncio.Task[Slot]] = deque()
         self._starting = asyncio.Semaphore(os.cpu_count() or 1)  # more at once only miss deadlines
-        self._counts = dict.fromkeys(("episodes", "steps", "kills", "deaths", "replacements"), 0)
+        self._counts = dict.fromkeys(("episodes", "steps", "kills", "deaths", "recycles", "replacements"), 0)
 
     async def ready(self) -> None:
         """Fill every seat and warm the spares.
@@ -109,6 +112,7 @@ class Shard:
             if seat.slot is None or seat.playing != lease.serial:
                 raise SlotDied(f"slot {lease.slot} of shard {lease.shard} lost its episode: reset it")
             result = await self._call(seat, "step", action, deadline=self._limits.step)
+            self._bound(seat, lease)
         self._counts["steps"] += 1
         return result
 
@@ -158,8 +162,9 @@ class Shard:
         seat = self._claim(lease)
         async with seat.lock:
             self._claim(lease)
-            await self._fill(seat)
             seat.playing = -1
+            self._recycle(seat)
+            await self._fill(seat)
             result = await self._call(seat, method, *args, deadline=deadline)
             seat.playing = lease.serial
         return result
@@ -180,6 +185,28 @@ class Shard:
             seat.slot = await self._fresh()
             self._counts["replacements"] += seat.lost
             seat.lost = False
+
+    def _recycle(self, seat: _Seat) -> None:
+        """Part with a process that has grown over the ceiling; between episodes nothing is lost by it."""
+        slot, ceiling = seat.slot, self._limits.memory
+        if slot and ceiling and slot.rss > ceiling and slot.private > ceiling:  # the first is cheap to ask
+            slot.kill()
+            seat.slot = None
+            self._counts["recycles"] += 1
+
+    def _bound(self, seat: _Seat, lease: Lease) -> None:
+        """End a process that grows without end in the middle of an episode, before the machine is full.
+
+        Raises:
+            SlotDied: it held more than twice the ceiling.
+        """
+        slot, most = seat.slot, 2 * self._limits.memory
+        if slot and most and slot.rss > most and slot.private > most:
+            slot.kill()
+            self._empty(seat, slot)
+            raise SlotDied(
+                f"the process of slot {lease.slot} held over {most >> 20} MiB, twice env.memory_gib"
+            )
 
     def _empty(self, seat: _Seat, slot: Slot) -> None:
         """Take a lost process out of its seat and count it."""

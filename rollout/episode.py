@@ -12,7 +12,7 @@ import numpy as np
 from envs.base import Observation, StepResult
 from envs.tasks import TaskSpec
 from rollout.ledger import Conversation, Reply
-from rollout.render import CORRECTION, Renderer
+from rollout.render import Renderer
 from rollout.types import EngineError, Generation, Sampling, Trajectory, Turn
 
 SMALLEST_RESPONSE = 16  # tokens; with less room a response could only be cut off
@@ -74,7 +74,10 @@ async def play(
         if len(generation.ids) == 0:
             raise EngineError("the engine returned no token")
         reply = conversation.append_sampled(generation.ids, generation.logprobs)
-        result = _correct(observation, reward) if reply.action is None else await slot.step(reply.action)
+        if reply.action is None:
+            result = _correct(observation, renderer.form.correction, reward)
+        else:
+            result = await slot.step(reply.action)
         if len(turns) + 1 == limits.max_turns and not result.terminated:
             result = replace(result, truncated=True)
         turns.append(_turn(reply, observation, result, generation.weight_version))
@@ -92,11 +95,11 @@ def derive_seed(*parts: int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _correct(observation: Observation, reward: float) -> StepResult:
+def _correct(observation: Observation, correction: str, reward: float) -> StepResult:
     """What a malformed response leads to: the environment is not asked and stays as it is."""
     return StepResult(
-        observation=replace(observation, text=CORRECTION),
-        feedback=CORRECTION,
+        observation=replace(observation, text=correction, role="user"),
+        feedback=correction,
         reward=reward,
         terminated=False,
         truncated=False,
@@ -105,7 +108,6 @@ def _correct(observation: Observation, reward: float) -> StepResult:
 
 
 def _turn(reply: Reply, observation: Observation, result: StepResult, version: int) -> Turn:
-    admissible = not observation.actions or reply.action in observation.actions
     return Turn(
         sequence=reply.sequence,
         start=reply.start,
@@ -114,7 +116,7 @@ def _turn(reply: Reply, observation: Observation, result: StepResult, version: i
         observation=observation,
         response=reply.text,
         action=reply.action,
-        valid=reply.action is not None and admissible,
+        valid=reply.action is not None and observation.admits(reply.action),
         result=result,
         weight_version=version,
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from envs.base import Observation
 from rollout.render import Renderer
-from rollout.spans import find_action, token_span
+from rollout.spans import token_span
 from rollout.types import Span, TokenSequence
 
 
@@ -98,7 +98,7 @@ class Conversation:
     def _read(self, ids: np.ndarray, start: int) -> Reply:
         said = ids[:-1] if ids[-1] == self._renderer.end_id else ids
         text = self._renderer.decode(said)
-        chars = find_action(text)
+        chars = self._renderer.form.find(text)
         sequence, end = len(self._ids) - 1, start + len(ids)
         if chars is None:
             return Reply(sequence, start, end, text, None, None)

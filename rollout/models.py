@@ -53,7 +53,7 @@ SHAPES = {
     "nano": Shape(hidden=256, layers=4, intermediate=768),
     "small": Shape(hidden=512, layers=8, intermediate=1536),
 }
-RANDOM_CONTEXT = 4096  # positions of the random models
+RANDOM_CONTEXT = 32768  # positions of the random models, for the longest lists of tools
 VOCABULARY = 2048  # tokens of the random models, at most
 INITIAL_STD = 0.05  # of their weights, about 1/√hidden: transformers' 0.02 is meant for wider models
 

@@ -7,27 +7,31 @@ the episode, the latest (observation, action) pairs and the current observation.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from configs.schema import Config, Prompt
 from envs.base import Observation
-from rollout.spans import find_action
-from rollout.template import Message, TemplateError, split_template
+from envs.registry import find_family
+from rollout.answers import FORMS, describe_tools, function_schema
+from rollout.template import (
+    ChatPieces,
+    Message,
+    TemplateError,
+    split_template,
+    teaches_calls,
+    tool_result,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROLE = "You act in a text world to finish a task, one action per turn."
+NOTHING = Observation("")
 LISTED = "Pick the action from the listed ones and copy it word for word."
-FORMAT = "Reply with your action only: <action>your action</action>"
-FORMAT_THINK = (
-    "Reply with a short thought, then one action: <think>your thought</think><action>your action</action>"
-)
-CORRECTION = "Your reply held no action of the form <action>…</action>."
 
 
 class Renderer:
@@ -38,10 +42,17 @@ class Renderer:
         close_ids: (c,) int32, the tokens that end a user message and open the assistant's turn; every context
             that this class makes ends with exactly these.
         end_id: the token that ends the assistant's turn.
+        form: how the agent answers.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, context: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, context: int, answers: str = "tags"
+    ) -> None:
         """Takes the model's chat template apart.
+
+        Args:
+            context: most tokens in one sequence.
+            answers: a name of `rollout.answers.FORMS`.
 
         Raises:
             TemplateError: the tokenizer has no chat template, or one that cannot serve the preset.
@@ -57,13 +68,11 @@ class Renderer:
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
-        growing = prompt.preset == "history"
-        self._pieces = split_template(
-            self._render_chat,
-            sorted(special | {token.content for token in added}),
-            self.rules() if growing else None,
-            (lambda mark: self._reply(mark, mark)) if growing else None,
-        )
+        self.form = FORMS[answers]
+        self._marks = sorted(special | {token.content for token in added})
+        self._frames: dict[str, ChatPieces] = {}
+        self._teaches_calls = teaches_calls(lambda messages, tools: self._render_chat(messages, True, tools))
+        self._pieces = self._frame(NOTHING)  # only the opening differs from episode to episode
         self.end_id = int(tokenizer.get_vocab()[self._pieces.ending])
         self.close_ids = self._continue(self._pieces.closing)
         if self._encode(self._pieces.ending + "a")[0] != self.end_id:
@@ -73,7 +82,7 @@ class Renderer:
 
     def start(self, observation: Observation) -> np.ndarray:
         """The first context of a growing chat, (n,) int32."""
-        return self._message(self._encode(self._pieces.opening + self._observe(observation)))
+        return self._message(self._encode(self._frame(observation).opening + self._observe(observation)))
 
     def follow(self, last_sampled: np.ndarray, observation: Observation) -> np.ndarray:
         """What to append behind the sampled ids of a turn to make the next context, (n,) int32.
@@ -100,7 +109,7 @@ class Renderer:
             observation: the current one.
             step: number of the current turn, from 1.
         """
-        parts = [ROLE, first.text.strip()]
+        parts = [first.rules, self._tools(first), first.text.strip()]
         shown = past[max(0, len(past) - self.prompt.window) :]
         if step > 1:
             lines = [f"Steps taken so far: {step - 1}"]
@@ -111,10 +120,9 @@ class Renderer:
                     f"Step {number} action: {action or '(none)'}",
                 ]
             parts += ["\n".join(lines), f"Step {step}, now: {observation.text.strip()}"]
-        parts += [self._list_actions(observation), self._format()]
-        return self._message(
-            self._encode(self._pieces.opening + self._plain("\n\n".join(part for part in parts if part)))
-        )
+        parts += [self._list_actions(observation), self._request()]
+        text = self._plain("\n\n".join(part for part in parts if part))
+        return self._message(self._encode(self._frame(first).opening + text))
 
     def respond(self, action: str, thought: str = "") -> np.ndarray:
         """A demonstrated response with its end-of-turn token, (n,) int32; not for sampled ones."""
@@ -134,22 +142,42 @@ class Renderer:
 
     def parse(self, response: str) -> str | None:
         """The action of a response; None where it does not hold exactly one."""
-        span = find_action(response)
+        span = self.form.find(response)
         return None if span is None else response[span.start : span.end]
 
-    def rules(self) -> str:
-        """The system message of a growing chat."""
-        return " ".join([ROLE, *([LISTED] if self.prompt.list_actions else []), self._format()])
+    def rules(self, first: Observation = NOTHING) -> str:
+        """The system message of a growing chat that begins with this observation."""
+        listed = LISTED if self.prompt.list_actions and self.form is FORMS["tags"] else ""
+        parts = [first.rules, self._tools(first), listed, self._request()]
+        return (" " if self.form is FORMS["tags"] else "\n\n").join(part for part in parts if part)
 
-    def _format(self) -> str:
-        return FORMAT_THINK if self.prompt.think else FORMAT
+    def _frame(self, first: Observation) -> ChatPieces:
+        """What the template puts around an episode that begins with this observation."""
+        native = [function_schema(tool) for tool in first.tools] if self._teaches_calls else []
+        growing = self.prompt.preset == "history"
+        rules = self.rules(first) if growing else None
+        key = json.dumps([rules, native])
+        if key not in self._frames:
+            self._frames[key] = split_template(
+                lambda messages, open_turn: self._render_chat(messages, open_turn, native),
+                self._marks,
+                rules,
+                (lambda mark: self._reply(mark, mark)) if growing else None,
+            )
+        return self._frames[key]
+
+    def _tools(self, first: Observation) -> str:
+        return describe_tools(first.tools) if first.tools and not self._teaches_calls else ""
+
+    def _request(self) -> str:
+        return self.form.request_think if self.prompt.think else self.form.request
 
     def _reply(self, action: str, thought: str) -> str:
-        reasoning = f"<think>{thought}</think>" if self.prompt.think else ""
-        return f"{reasoning}<action>{action}</action>"
+        return (f"<think>{thought}</think>" if self.prompt.think else "") + self.form.write(action)
 
     def _observe(self, observation: Observation) -> str:
-        lines = [observation.text.strip(), self._list_actions(observation)]
+        said = observation.text.strip()
+        lines = [tool_result(said) if observation.role == "tool" else said, self._list_actions(observation)]
         return self._plain("\n".join(line for line in lines if line))
 
     def _list_actions(self, observation: Observation) -> str:
@@ -164,9 +192,11 @@ class Renderer:
     def _message(self, ids: np.ndarray) -> np.ndarray:
         return np.concatenate([ids, self.close_ids])
 
-    def _render_chat(self, messages: list[Message], open_turn: bool) -> str:
+    def _render_chat(self, messages: list[Message], open_turn: bool, tools: Sequence[dict[Any, Any]]) -> str:
         return str(
-            self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn)
+            self._tokenizer.apply_chat_template(
+                messages, tools=list(tools) or None, tokenize=False, add_generation_prompt=open_turn
+            )
         )
 
     def _encode(self, text: str) -> np.ndarray:
@@ -189,4 +219,5 @@ def load_renderer(model: str, config: Config) -> Renderer:
     """
     from transformers import AutoTokenizer
 
-    return Renderer(AutoTokenizer.from_pretrained(model), config.prompt, config.model.context)
+    answers = find_family(config.env.name).answers
+    return Renderer(AutoTokenizer.from_pretrained(model), config.prompt, config.model.context, answers)

@@ -1,4 +1,4 @@
-"""Where the action lies: in the decoded response, then in the sampled ids, which are never made anew."""
+"""Where characters of a decoded response lie in the sampled ids, which are never made anew."""
 
 from __future__ import annotations
 
@@ -8,23 +8,6 @@ from collections.abc import Callable
 import numpy as np
 
 from rollout.types import Span
-
-OPEN, CLOSE = "<action>", "</action>"
-THOUGHT_END = "</think>"
-
-
-def find_action(text: str) -> Span | None:
-    """The characters of the one action between its tags, surrounding white space left out.
-
-    Tags inside the reasoning do not count. None where there is no action, an empty one, or more than one.
-    """
-    body = text.rfind(THOUGHT_END) + 1
-    start, end = text.find(OPEN, body), text.find(CLOSE, body)
-    if start < 0 or end < start or text.count(OPEN, body) != 1 or text.count(CLOSE, body) != 1:
-        return None
-    inner = text[start + len(OPEN) : end]
-    first = start + len(OPEN) + len(inner) - len(inner.lstrip())
-    return Span(first, first + len(inner.strip())) if inner.strip() else None
 
 
 def token_span(ids: np.ndarray, chars: Span, decode: Callable[[np.ndarray], str]) -> Span:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2.exceptions import TemplateError as JinjaError
 
@@ -60,6 +61,27 @@ def split_template(
         except (TemplateError, JinjaError) as error:
             problems.append(str(error))
     raise TemplateError("; ".join(dict.fromkeys(problems)))
+
+
+def teaches_calls(render: Callable[[list[Message], list[dict[str, Any]]], str]) -> bool:
+    """Whether a template shows the model its tools, in the form of `envs.calls`, and what they returned.
+
+    Args:
+        render: (messages, tools) -> text.
+    """
+    tool = {"type": "function", "function": {"name": "probe", "description": "", "parameters": {}}}
+    asked: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        shown = render([*asked, {"role": "tool", "content": "c"}], [tool])
+        wrapped = render([*asked, {"role": "user", "content": tool_result("c")}], [tool])
+    except (JinjaError, TypeError):  # it has no such role, or cannot make a text of a schema
+        return False
+    return shown == wrapped and "probe" in shown and "<tool_call>" in shown
+
+
+def tool_result(text: str) -> str:
+    """What a tool returned, as the user's message that the templates in question make of it."""
+    return f"<tool_response>\n{text}\n</tool_response>"
 
 
 def _split(

@@ -16,7 +16,14 @@ FILES = sorted(
 )
 LISTS = sorted((PROJECT / "requirements").glob("*.txt"))
 # Functions that may catch everything, because they hand every error to another process as data.
-BROAD = frozenset({"envs/forkserver.py:_answer", "envs/forkserver.py:_load"})
+BROAD = frozenset(
+    {
+        "envs/forkserver.py:_answer",
+        "envs/forkserver.py:_load",
+        "envs/appworld_server.py:_answer",
+        "envs/appworld_server.py:_run",
+    }
+)
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PROJECT)))
 
 

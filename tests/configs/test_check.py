@@ -53,7 +53,15 @@ def test_values_outside_a_range_are_named(bounded: tuple[str, dataclasses.Field]
 def test_a_wrong_choice_lists_the_right_ones(key: str, item: dataclasses.Field) -> None:
     assert problems(f"{key}=nonsense")[0] == (
         f"{key} = 'nonsense' is not allowed: one of {', '.join(item.metadata['choices'])}"
+        + (", or module:Class" if key == "env.name" else "")
     )
+
+
+def test_an_environment_of_ones_own_is_named_by_module_and_class() -> None:
+    assert problems("env.name=my.games:Family") == []
+    assert problems("model.dtype=''")
+    for wrong in ("games", "':Family'", "'games:'", "my games:Family", "a:b:c", "''"):
+        assert problems(f"env.name={wrong}")[0].startswith("env.name = ")
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 from slot_tools import gone, run_async, running
-from toy_env import ToyFamily, UnloadableFamily, UnpicklableEnv, task
+from toy_env import PreloadingFamily, ToyFamily, UnloadableFamily, UnpicklableEnv, task
 
 from envs.base import DataMissing, EnvError, SlotDied, SlotTimeout
 from envs.process import Forkserver, Slot
@@ -46,6 +46,18 @@ async def test_an_episode_lives_in_another_process():
         assert int(await feedback(slot, "pid")) == slot.pid != os.getpid()
         assert await slot.call("reference", task(), deadline=20) == ["add"] * 100
         assert slot.alive and slot.rss > 1 << 20
+
+
+@run_async
+async def test_what_a_family_loads_ahead_is_loaded_once_and_its_failure_is_told():
+    with server(PreloadingFamily()) as forkserver:
+        slots = [await Slot.start(forkserver, 20) for _ in range(2)]
+        for slot in slots:
+            await slot.call("reset", task(), deadline=20)
+            assert await feedback(slot, "origin") == str(-forkserver.pid)
+    with pytest.raises(DataMissing, match="no such folder"):
+        async with started(PreloadingFamily(fail="no such folder")):
+            pass
 
 
 @run_async
@@ -212,7 +224,7 @@ import asyncio, sys
 sys.path[:] = {path!r}
 from envs.process import Forkserver, Slot
 from slot_tools import gone, run_async, running
-from toy_env import ToyFamily, task
+from toy_env import PreloadingFamily, ToyFamily, task
 
 async def main():
     server = Forkserver(ToyFamily())

@@ -38,7 +38,7 @@ async def pid_of(shard: Shard, holder: Lease) -> int:
 
 def test_a_demonstration_may_take_every_turn():
     limits = Limits.of(Env(max_turns=3, step_timeout=2.0, reset_timeout=10.0))
-    assert limits == Limits(step=2.0, reset=10.0, demonstrate=16.0)
+    assert limits == Limits(step=2.0, reset=10.0, demonstrate=16.0, memory=4 << 30)
 
 
 @run_async
@@ -201,3 +201,32 @@ async def test_closing_leaves_no_process():
         pids = [seat.slot.pid for seat in shard._seats] + [(await shard._spares[0]).pid, shard._server.pid]
         assert all(map(running, pids))
     assert [await gone(pid) for pid in pids] == [True] * 4
+
+
+@run_async
+async def test_a_process_that_leaks_is_recycled_between_episodes():
+    limits = Limits(step=5, reset=10, demonstrate=20, memory=128 << 20)
+    async with sharded(limits=limits) as shard:
+        await shard.reset(lease(), task())
+        first = await pid_of(shard, lease())
+        await shard.reset(lease(), task())
+        assert await pid_of(shard, lease()) == first
+        await shard.step(lease(), "leak 150")
+        await shard.step(lease(), "add")  # its episode goes on
+        await shard.reset(lease(), task())
+        assert await pid_of(shard, lease()) != first and await gone(first)
+        stats = await shard.stats()
+        assert (stats.recycles, stats.kills, stats.deaths, stats.replacements) == (1, 0, 0, 0)
+
+
+@run_async
+async def test_a_process_that_leaks_without_end_loses_its_episode():
+    limits = Limits(step=5, reset=10, demonstrate=20, memory=128 << 20)
+    async with sharded(limits=limits) as shard:
+        await shard.reset(lease(), task())
+        with pytest.raises(SlotDied, match=r"env\.memory_gib"):
+            await shard.step(lease(), "leak 300")
+        with pytest.raises(SlotDied, match="reset it"):
+            await shard.step(lease(), "add")
+        await shard.reset(lease(), task())
+        assert (await shard.stats()).kills == 1

@@ -93,6 +93,10 @@ class ToyEnv(TextEnv):
     def _child(self, _: str) -> int:
         return subprocess.Popen(["sleep", "600"]).pid
 
+    def _leak(self, mebibytes: str) -> str:
+        self.leaked = [*getattr(self, "leaked", []), bytearray(os.urandom(int(mebibytes) << 20))]
+        return "leaked"
+
     def _big(self, size: str) -> str:
         return "x" * int(size)
 
@@ -108,6 +112,7 @@ class ToyFamily(EnvFamily):
     slow: float = 0.0  # seconds that `make` takes
     env: type[ToyEnv] = ToyEnv
     name: str = "toy"
+    answers: str = "tags"
     turn_limit: int = 100
 
     def manifest(self) -> Manifest:
@@ -123,3 +128,11 @@ class ToyFamily(EnvFamily):
 class UnloadableFamily(ToyFamily):
     def __setstate__(self, state: object) -> None:
         raise ImportError("a library is missing")
+
+
+class PreloadingFamily(ToyFamily):
+    def preload(self) -> None:
+        if self.fail:
+            raise DataMissing(self.fail)
+        global IMPORTED_IN
+        IMPORTED_IN = -os.getpid()

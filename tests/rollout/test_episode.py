@@ -7,8 +7,9 @@ import pytest
 from rollout_toys import CHATML, TASK, ToyEngine, ToySlot, make_tokenizer
 
 from configs.schema import Prompt
+from rollout.answers import FORMS
 from rollout.episode import SMALLEST_RESPONSE, Limits, PromptTooLong, derive_seed, play
-from rollout.render import CORRECTION, Renderer
+from rollout.render import Renderer
 from rollout.types import EngineError, Generation
 
 TOKENIZER = make_tokenizer(CHATML)
@@ -52,11 +53,11 @@ def test_a_malformed_response_does_not_reach_the_environment():
     first, second, _ = trajectory.turns
     assert slot.actions == ["take key", "open door"] and trajectory.success
     assert (first.action, first.action_span, first.valid) == (None, None, False)
-    assert first.result.feedback == first.result.observation.text == CORRECTION
+    assert first.result.feedback == first.result.observation.text == FORMS["tags"].correction
     assert first.result.observation.actions == first.observation.actions and first.result.reward == 0.0
     assert first.result.observation.state_key == first.observation.state_key
     assert second.observation == first.result.observation
-    assert CORRECTION in renderer.decode(engine.asked[1][0])
+    assert FORMS["tags"].correction in renderer.decode(engine.asked[1][0])
 
 
 def test_an_inadmissible_action_is_the_environments_to_answer():

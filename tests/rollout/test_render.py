@@ -16,10 +16,12 @@ from rollout_toys import (
 
 from configs.schema import Prompt
 from envs.base import Observation
+from rollout.answers import FORMS
 from rollout.ledger import Conversation
-from rollout.render import FORMAT_THINK, Renderer
+from rollout.render import Renderer
 from rollout.template import TemplateError
 
+FORMAT_THINK = FORMS["tags"].request_think
 TOKENIZERS = {name: make_tokenizer(template) for name, template in TEMPLATES.items()}
 ENDINGS = {"chatml": "<|im_end|>", "headers": "<|eot|>", "inst": "</s>"}
 
@@ -51,7 +53,7 @@ def test_growing_chat_decodes_to_the_whole_template(name, think):
         "You hold the key.\nActions: open door",
         "Nothing happens.",
     ]
-    rules = render.rules()
+    rules = render.rules(ROOM)
     chat = [{"role": "system", "content": rules}]
     if name == "inst":
         chat, shown[0] = [], f"{rules}\n\n{shown[0]}"

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from rollout_toys import CHATML, make_tokenizer
 
 from configs.schema import Prompt
+from rollout.answers import find_action
 from rollout.render import Renderer
-from rollout.spans import find_action, token_span
+from rollout.spans import token_span
 from rollout.types import Span
 
 TOKENIZER = make_tokenizer(CHATML)

@@ -19,7 +19,9 @@ from rollout.vocabulary import CHATML, END, PAD, train_tokenizer
 TASK = TaskSpec("t", "toy", "clean", "train")
 ACTIONS = ("go to fridge 1", "open fridge 1", "look")
 START = Observation(
-    "You are in the middle of a room. You see a fridge 1.\n\nYour task is to: find a mug.", ACTIONS
+    "You are in the middle of a room. You see a fridge 1.\n\nYour task is to: find a mug.",
+    ACTIONS,
+    rules="You act in a text world to finish a task, one action per turn.",
 )
 EPISODES = (  # (response, feedback) per turn; the second response does not parse
     (

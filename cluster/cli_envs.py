@@ -1,0 +1,166 @@
+"""The command line: `hindsight envs install | check | play`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from configs.schema import Env
+from envs.base import EnvError, EnvFamily, Observation
+from envs.reference import Played, play_references
+from envs.registry import FAMILIES, make_family
+
+app = typer.Typer(no_args_is_help=True, help="The environments: install, check, play.")
+Name = Annotated[str, typer.Argument(help=f"{', '.join(FAMILIES)} or all")]
+console = Console()
+
+
+@app.command()
+def install(name: Name = "all") -> None:
+    """Make an environment's own interpreter, where its packages conflict with the main one."""
+    from envs.install import install as install_environment
+
+    for chosen in _names(name):
+        try:
+            install_environment(chosen, tell=console.print)
+        except EnvError as error:
+            _fail(str(error))
+
+
+@app.command()
+def check(
+    name: Name = "all",
+    tasks: Annotated[int, typer.Option(help="most tasks of each of the two panels", min=1)] = 120,
+) -> None:
+    """Play reference solutions through killable slots and print what came of them."""
+    table = Table(title="reference solutions")
+    for column in ("environment", "tasks", "solved", "mean reward", "turns", "turns/s of a slot"):
+        table.add_column(column, justify="left" if column == "environment" else "right")
+    problems = []
+    with Progress(console=console, transient=True) as progress:
+        for chosen in _names(name):
+            try:
+                played = _check(chosen, tasks, progress)
+            except EnvError as error:
+                table.add_row(chosen, "0", "-", "-", "-", "-")
+                problems.append(f"{chosen}: {error}")
+                continue
+            table.add_row(chosen, *_figures(played))
+            problems += [f"{chosen}: {problem}" for problem in played.problems]
+    console.print(table)
+    if problems:
+        _fail("\n".join(problems[:20]))
+
+
+@app.command()
+def play(
+    name: Name,
+    task: Annotated[str, typer.Option(help="task id; by default the first training task")] = "",
+    data: Annotated[str | None, typer.Option(help="folder of official data")] = None,
+) -> None:
+    """Play an episode in the terminal: ? shows the reference solution, Ctrl-D ends.
+
+    A tool is called as `name {"its": "arguments"}`; a block of code ends with an empty line.
+    """
+    env = Env(name=name, data=data)
+    family = _family(env)
+    specs = {
+        spec.id: spec for panel in (family.manifest().train, family.manifest().evaluation) for spec in panel
+    }
+    if task and task not in specs:
+        _fail(f"{name} has no task {task!r}; for example: {', '.join(list(specs)[:5])}")
+    spec = specs[task] if task else next(iter(specs.values()))
+    instance = family.make()
+    try:
+        reference = instance.reference(spec)
+        first = observation = instance.reset(spec)
+        if first.rules:
+            console.print(escape(first.rules), style="dim")
+        while True:
+            _show(observation)
+            action = _ask(family.answers, {tool["name"] for tool in first.tools})
+            if action == "?":
+                console.print(
+                    escape("\n".join(reference or ["this task has no reference solution"])), style="dim"
+                )
+                continue
+            result = instance.step(action)
+            observation = result.observation
+            if result.terminated or result.truncated:
+                _show(observation)
+                ending = "solved" if result.success else "not solved"
+                console.print(f"{ending}, reward {result.reward:g}", style="bold")
+                return
+    except EnvError as error:
+        _fail(str(error))
+    finally:
+        instance.close()
+
+
+def _names(name: str) -> list[str]:
+    return list(FAMILIES) if name == "all" else [name]
+
+
+def _family(env: Env) -> EnvFamily:
+    try:
+        return make_family(env)
+    except EnvError as error:
+        _fail(str(error))
+        raise
+
+
+def _check(name: str, tasks: int, progress: Progress) -> Played:
+    env = Env(name=name, train_tasks=tasks, eval_tasks=tasks, max_turns=200)
+    family = _family(env)
+    bar = progress.add_task(f"{name}: preparing", total=None)
+    manifest = family.manifest()
+    panels = [*manifest.train, *manifest.evaluation]
+    progress.update(bar, description=name, total=len(panels))
+    played = asyncio.run(
+        play_references(family, env, panels, lambda so_far: progress.update(bar, completed=so_far.tasks))
+    )
+    progress.remove_task(bar)
+    return played
+
+
+def _figures(played: Played) -> list[str]:
+    tasks = max(1, played.tasks)
+    return [
+        str(played.tasks),
+        f"{played.solved / tasks:.1%}",
+        f"{played.reward / tasks:.3f}",
+        f"{played.turns / tasks:.1f}",
+        f"{played.turns / max(1e-9, played.seconds):.1f}",
+    ]
+
+
+def _show(observation: Observation) -> None:
+    console.print(escape(observation.text), highlight=False)
+    if observation.actions:
+        console.print(escape(" · ".join(observation.actions)), style="cyan", highlight=False)
+
+
+def _ask(answers: str, tools: set[str]) -> str:
+    """What the player does, in the form that the environment takes."""
+    try:
+        lines = [console.input("[bold]> [/]")]
+        while answers == "code" and lines[-1].strip() and lines[0] != "?":
+            lines.append(console.input("[bold]. [/]"))
+    except EOFError:
+        raise typer.Exit(code=0) from None
+    typed = "\n".join(lines).strip()
+    name, _, arguments = typed.partition(" ")
+    if answers == "tools" and name in tools:
+        return f'<tool_call>{{"name": "{name}", "arguments": {arguments or "{}"}}}</tool_call>'
+    return typed
+
+
+def _fail(message: str) -> None:
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False)
+    raise typer.Exit(code=1)

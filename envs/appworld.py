@@ -1,0 +1,345 @@
+"""AppWorld: a person's errands over nine apps' APIs, done by writing Python, over upstream's AppWorld.
+
+    AppWorldFamily ──manifest──► tasks: our own small set made once into the cache, or the official data
+                   ──make──────► AppWorldEnv ──lines──► `envs.appworld_server` in AppWorld's own interpreter
+                                                          └─► the agent's code, shut in (`envs.sandbox`)
+
+An action is one piece of Python; what it defines stays for the next one. Success is upstream's: every test of
+the task passes on the final databases. Decrypted parts of AppWorld may not be published: what is unpacked or
+made here stays in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+from configs.schema import Env
+from envs.appworld_tasks import TURN
+from envs.base import DataMissing, EnvError, EnvFamily, Observation, StepResult, TextEnv
+from envs.install import interpreter, made_once, run
+from envs.lines import Lines, Lost
+from envs.tasks import Manifest, TaskSpec
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).resolve().parent
+KINDS = ("difficulty_1", "difficulty_2", "difficulty_3")  # upstream's grades
+SPLITS = {"train": "train", "evaluation": "test_normal"}  # upstream's datasets that the panels are drawn from
+BOOT = (
+    "import sys; sys.path.append({path!r}); from envs.{name} import main; sys.path.pop(); main({argument!r})"
+)
+# All of them: agents must not find their owner's keys. python-dotenv would read the .env of a project around.
+VARIABLES = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": ".",
+    "LANG": "C.UTF-8",
+    "TZ": "UTC",
+    "PYTHON_DOTENV_DISABLED": "1",
+}
+RULES = """\
+You are an assistant that runs errands for {first_name} {last_name} (email {email}, phone {phone_number}), \
+your supervisor, by writing Python. It is now {datetime}.
+
+Each of your answers is one piece of Python code. It is run, what it prints is shown to you, and its \
+variables stay for the next piece. You reach the supervisor's apps through the object `apis`, as in \
+`apis.APP.API(argument=value)`. The apps:
+{apps}
+
+Look things up before you use them:
+- print(apis.api_docs.show_app_descriptions()) lists the apps,
+- print(apis.api_docs.show_api_descriptions(app_name="APP")) lists the APIs of one,
+- print(apis.api_docs.show_api_doc(app_name="APP", api_name="API")) tells an API's arguments and results.
+
+Most apps want a login: `apis.supervisor.show_account_passwords()` and `apis.supervisor.show_profile()` have \
+what it takes, and the `access_token` that it returns is an argument of the app's other APIs. Long lists \
+come in pages.
+
+Do what you are asked and change nothing else. Nobody answers questions. When all is done, call \
+`apis.supervisor.complete_task(answer=...)` with the bare answer where you were asked for one, or \
+`apis.supervisor.complete_task()` where you were not. That ends the task."""
+
+
+class AppWorldEnv(TextEnv):
+    """One server and the episodes that it plays, one after the other.
+
+    A server that fails is replaced at the next reset. `mode` tells how the agent's code is shut in
+    (`envs.sandbox`).
+    """
+
+    def __init__(self, root: Path, python: Path, config: Env, mode: str = "") -> None:
+        """
+        Args:
+            root: the folder that holds AppWorld's `data`.
+            python: AppWorld's interpreter.
+            config: the limits on turns and time.
+            mode: of isolation; the strongest that works here by default.
+
+        Raises:
+            EnvError: the server does not get ready.
+        """
+        self._root = root
+        self._python = python
+        self._config = config
+        self._wanted = mode
+        self._server: subprocess.Popen[bytes] | None = None
+        self._turns = 0
+        self._playing = False
+        self._start()
+
+    def reset(self, task: TaskSpec) -> Observation:
+        self._playing = False
+        self._turns = 0
+        if self._server is None:
+            self._start()
+        begun = self._call("reset", task.id, seconds=self._config.reset_timeout)
+        self._playing = True
+        apps = "\n".join(f"- {app}: {text}" for app, text in begun["apps"].items())
+        rules = RULES.format(**begun["supervisor"], datetime=begun["datetime"], apps=apps)
+        return Observation(begun["instruction"], state_key=_key(begun["instruction"]), rules=rules)
+
+    def step(self, action: str) -> StepResult:
+        if not self._playing:
+            raise EnvError("no episode is under way: reset before stepping")
+        ran = self._call("execute", action, seconds=self._config.step_timeout)
+        self._turns += 1
+        lost = ran.get(
+            "lost"
+        )  # the agent's code has ended its own interpreter: a lost episode, and no failure of ours
+        terminated = bool(ran["completed"] or lost)
+        truncated = not terminated and self._turns >= self._config.max_turns
+        info: dict[str, Any] = {"lost": lost, "share": 0.0} if lost else {}
+        success = False
+        if terminated or truncated:
+            self._playing = False
+            if not lost:
+                verdict = self._call("evaluate", seconds=self._config.step_timeout)
+                success = verdict["success"]
+                info = {key: verdict[key] for key in ("passes", "failures")}
+                info["share"] = len(verdict["passes"]) / verdict["num_tests"]
+        observation = Observation(ran["output"], state_key=_key(ran["output"]))
+        return StepResult(observation, ran["output"], float(success), terminated, truncated, success, info)
+
+    def reference(self, task: TaskSpec) -> list[str] | None:
+        """The task's solution: turn by turn for our own tasks, one piece for official ones that have one."""
+        path = _folder(self._root, task.id) / "ground_truth" / "compiled_solution.py"
+        if not path.is_file():
+            return None
+        code = path.read_text()
+        if TURN in code:
+            return dedent(code.partition(":\n")[2]).strip().split(f"\n{TURN}\n")
+        return [f"{code.rstrip()}\n\nsolution(apis, requester)"]
+
+    def close(self) -> None:
+        """End the server, which takes its children along."""
+        self._playing = False
+        if self._server is None:
+            return
+        self._lines.close()
+        try:
+            self._server.wait(5)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            self._server.wait()
+        self._server = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._server = subprocess.Popen(
+                program(self._python, "appworld_server", theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # when our group is killed it sees us gone, and tidies up
+                env=VARIABLES,
+            )
+        self._lines = Lines(ours)
+        self._folder = Path(tempfile.mkdtemp(prefix="hindsight-appworld-"))
+        settings = {
+            "folder": str(self._folder),  # removed by the server, and by us where it cannot
+            "root": str(self._root.resolve()),
+            "seconds": self.code_seconds,
+            "cpu": self.code_seconds * self._config.max_turns + 60,
+            "patience": self._config.reset_timeout,
+            "mode": self._wanted,
+        }
+        self._send(settings)
+        told = self._call("hello", seconds=self._config.reset_timeout)
+        self.mode: str = told["mode"]
+        for mode, reason in told["weaker"].items():
+            log.warning(
+                "AppWorld: the agent's code is not shut in by %r here (%s), but by %r",
+                mode,
+                reason,
+                self.mode,
+            )
+
+    @property
+    def code_seconds(self) -> int:
+        """Seconds that one piece of code may take: so much less than a step that the rest of it fits in."""
+        return max(1, int(self._config.step_timeout / 2))
+
+    def _call(self, method: str, *args: Any, seconds: float) -> Any:
+        """What the server answers to a request.
+
+        Raises:
+            EnvError: it answered with an error; or it died, hangs or talks garbage, and has been killed.
+        """
+        if self._server is None:
+            raise EnvError("the server has failed: reset to start another")
+        self._send([method, *args])
+        try:
+            answer = self._lines.receive(
+                0.9 * seconds
+            )  # before the owner of this process loses patience with it
+            if not isinstance(answer, dict) or not answer.keys() & {"value", "error"}:
+                raise Lost("it answered no answer")
+        except Lost as error:
+            self._fail(error)
+        if "error" in answer:
+            raise EnvError(f"AppWorld's server could not {method}: {answer['error']}")
+        return answer["value"]
+
+    def _send(self, message: Any) -> None:
+        try:
+            self._lines.send(message)
+        except Lost as error:
+            self._fail(error)
+
+    def _fail(self, error: Lost) -> Any:
+        assert self._server is not None
+        self._playing = False
+        self._server.kill()
+        code = self._server.wait()
+        self._server = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._lines.close()
+        how = "killed" if code == -signal.SIGKILL else f"exit status {code}"
+        raise EnvError(f"AppWorld's server failed: {error} ({how})") from error
+
+
+class AppWorldFamily(EnvFamily):
+    """AppWorld's tasks: the official data where configured, else our own small set."""
+
+    name = "appworld"
+    answers = "code"
+    turn_limit = 40
+
+    def __init__(self, config: Env, cache: Path) -> None:
+        """
+        Raises:
+            ValueError: the configuration names a difficulty that AppWorld lacks.
+            DataMissing: the folder of official data holds none.
+        """
+        unknown = [kind for kind in config.kinds if kind not in KINDS]
+        if unknown:
+            raise ValueError(
+                f"env.kinds={unknown} are no AppWorld difficulties; choose from {', '.join(KINDS)}"
+            )
+        self._config = config
+        self._cache = cache
+        self._official = official_data(config.data)
+
+    def manifest(self) -> Manifest:
+        """
+        Raises:
+            DataMissing: AppWorld is not installed, or the data lack a dataset.
+        """
+        return Manifest(
+            train=self._panel("train", self._config.train_tasks),
+            evaluation=self._panel("evaluation", self._config.eval_tasks),
+        )
+
+    def make(self) -> AppWorldEnv:
+        return AppWorldEnv(self.root, interpreter(self.name, self._cache), self._config)
+
+    @property
+    def root(self) -> Path:
+        """The folder that holds `data`; our own set is made by whoever asks first, within a minute."""
+        python = interpreter(self.name, self._cache)
+        if self._official:
+            return self._official
+        sources = b"".join((HERE / f"{name}.py").read_bytes() for name in ("appworld_mini", "appworld_tasks"))
+        origin = hashlib.sha256(sources + str(python).encode()).hexdigest()[:12]
+
+        def make(draft: Path) -> None:
+            log.info("making a small AppWorld in %s", draft)
+            run(program(python, "appworld_mini", str(draft)), **VARIABLES)
+
+        return made_once(self._cache / "appworld" / f"mini-{origin}", make)
+
+    def _panel(self, panel: str, count: int) -> tuple[TaskSpec, ...]:
+        split, root = SPLITS[panel], self.root
+        listing = root / "data" / "datasets" / f"{split}.txt"
+        if not listing.is_file():
+            raise DataMissing(f"{listing} is not there: {HOW}")
+        tasks = [
+            _task(root, line.strip(), split) for line in listing.read_text().splitlines() if line.strip()
+        ]
+        kept = [task for task in tasks if task.kind in self._config.kinds or not self._config.kinds]
+        random.Random(f"{self._config.seed} {split}").shuffle(kept)
+        return tuple(kept[:count])
+
+
+HOW = (
+    "run `APPWORLD_ROOT=FOLDER appworld download data` with AppWorld's own interpreter and set env.data (or "
+    "APPWORLD_ROOT) to FOLDER, or set neither to use the small set of our own"
+)
+
+
+def official_data(configured: str | None) -> Path | None:
+    """The folder that holds the official `data`, `configured` or else $APPWORLD_ROOT; None: our own set.
+
+    Raises:
+        DataMissing: a folder is named that holds no data.
+    """
+    named = configured or os.environ.get("APPWORLD_ROOT")
+    if not named:
+        return None
+    folder = Path(named).expanduser().resolve()
+    if not (folder / "data" / "tasks").is_dir():
+        raise DataMissing(f"{folder} holds no AppWorld data (no data/tasks in it): {HOW}")
+    return folder
+
+
+def program(python: Path, name: str, argument: str | int) -> list[str]:
+    """The command that calls `envs.NAME.main(argument)` in another interpreter, without our settings."""
+    return [str(python), "-I", "-c", BOOT.format(path=str(HERE.parent), name=name, argument=argument)]
+
+
+def _folder(root: Path, task: str) -> Path:
+    return root / "data" / "tasks" / task
+
+
+def _task(root: Path, name: str, split: str) -> TaskSpec:
+    """A dataset's task with a digest of all its files."""
+    folder, digest = _folder(root, name), hashlib.sha256()
+    try:
+        kind = (
+            f"difficulty_{json.loads((folder / 'ground_truth' / 'metadata.json').read_text())['difficulty']}"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise DataMissing(f"task {name} of {split} is damaged ({error}): {HOW}") from error
+    for path in sorted(
+        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return TaskSpec(name, "appworld", kind, split, {"sha256": digest.hexdigest()})
+
+
+def _key(text: str) -> str:
+    """What anchors are grouped by: the last output, which is all that tells of the hidden state."""
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]

@@ -1,0 +1,248 @@
+"""AppWorld's side of `envs.appworld`: a server that runs in AppWorld's own interpreter.
+
+    AppWorldEnv ◄── lines ──► server ──fork──► world: upstream's AppWorld and the agent's code, shut in
+                                     ──fork──► judge: upstream's evaluator, shut in too
+
+Nothing listens anywhere: the server inherits one end of a socket pair, and ends when the other end closes. It
+imports AppWorld once and stays as it is; every episode gets a world forked from it, so that nothing that an
+agent's code did to its interpreter outlives the episode. A world sees its own task without the ground truth.
+When the episode ends, the databases that upstream has saved go to a judge, which sees the ground truth and
+never ran the agent's code. They are SQL statements from a world that is not trusted, so the judge is shut in
+too.
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+import os
+import re
+import shutil
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from appworld import AppWorld, update_root
+from appworld.apps import get_all_apps
+from appworld.collections.api_docs import ApiDocCollection
+from appworld.common.utils import import_apis_module, import_models_module
+from appworld.evaluator import evaluate_task
+
+from envs.lines import Lines, Lost
+from envs.sandbox import Child, Room, clear, spawn, strongest
+
+TASK = re.compile(r"[A-Za-z0-9-]+_[0-9]+")
+RUN = "episode"  # upstream's name of an experiment
+SAVED = Path("experiments/outputs") / RUN / "tasks"
+LONGEST = 20_000  # characters of one output; the middle of a longer one is left out
+GRACE = 1.5  # times the limit on code after which a world that does not stop itself is killed
+FAILED = "Execution failed. Traceback:\n"  # as upstream begins
+
+
+class World:
+    """Upstream's environment, in the child that runs the agent's code."""
+
+    def __init__(self, task: str, seconds: int) -> None:
+        update_root(os.getcwd())
+        self._world = AppWorld(task, RUN, load_ground_truth=False, timeout_seconds=seconds)
+
+    def begin(self) -> dict[str, Any]:
+        task = self._world.task
+        return {
+            "instruction": task.instruction,
+            "supervisor": {
+                key: str(task.supervisor[key]) for key in ("first_name", "last_name", "email", "phone_number")
+            },
+            "datetime": task.datetime.isoformat(" "),
+            "apps": task.app_descriptions,
+        }
+
+    def execute(self, code: str) -> dict[str, Any]:
+        return {"output": shorten(self._run(code)), "completed": bool(self._world.task_completed())}
+
+    def saved(self) -> dict[str, str]:
+        folder = SAVED / self._world.task_id / "dbs"
+        return {path.name: path.read_text() for path in folder.iterdir()}
+
+    def _run(self, code: str) -> str:
+        try:
+            ast.parse(code)
+        except SyntaxError:
+            pass  # upstream says it well
+        except (ValueError, RecursionError, MemoryError) as error:  # and does not expect these
+            return f"{FAILED}{type(error).__name__}: {error}"
+        try:
+            return self._world.execute(code)
+        except BaseException as error:  # noqa: BLE001 - what the agent raised is its observation
+            self._world.safety_guard.disable()
+            return FAILED + "".join(traceback.format_exception_only(error)).strip()
+
+
+def shorten(text: str) -> str:
+    if len(text) <= LONGEST:
+        return text
+    half = LONGEST // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half} characters left out …]\n{text[-half:]}"
+
+
+def judge(task: str, databases: dict[str, str]) -> dict[str, Any]:
+    """Upstream's verdict on a task's final databases."""
+    update_root(os.getcwd())
+    folder = SAVED / task / "dbs"
+    folder.mkdir(parents=True)
+    for name, content in databases.items():
+        (folder / Path(name).name).write_text(content)
+    return evaluate_task(task, RUN, save_report=False).to_dict()
+
+
+def _answer(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """Call `function`; the message that tells what came of it. Upstream raises plain Exceptions."""
+    try:
+        return {"value": function(*args)}
+    except Exception as error:  # noqa: BLE001 - whatever upstream raises is data for the other side
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+class Server:
+    """Plays one episode at a time for the environment at the other end of `lines`."""
+
+    def __init__(self, lines: Lines, settings: dict[str, Any]) -> None:
+        """
+        Args:
+            settings: an empty "folder" for the server alone, "root" of the data, "seconds" that one piece of
+                code may take, "cpu" seconds of a whole episode, "patience" in seconds with a world or judge
+                that starts, and "mode" of isolation, empty for the strongest that works here.
+        """
+        self._lines = lines
+        self._folder = Path(settings["folder"])
+        self._root = Path(settings["root"])
+        self._seconds: int = settings["seconds"]
+        self._cpu: int = settings["cpu"]
+        self._patience: float = settings["patience"]
+        self._mode: str = settings["mode"]
+        self._weaker: dict[str, str] = {}
+        self._world: Child | None = None
+        self._task = ""
+        update_root(str(self._root))
+        apps = get_all_apps(skip_admin=True)
+        ApiDocCollection.load(load_apps=tuple(apps), include_response_schemas=True)
+        for app in get_all_apps():
+            import_models_module(app)
+            import_apis_module(app)
+        gc.collect()
+        gc.freeze()  # keeps the collector from touching, and so copying, pages shared with the children
+
+    def serve(self) -> None:
+        """Answer requests until the other end hangs up."""
+        methods: dict[str, Callable[..., Any]] = {
+            method.__name__: method for method in (self.hello, self.reset, self.execute, self.evaluate)
+        }
+        while True:
+            method, *args = self._lines.receive()
+            self._lines.send(_answer(methods[method], *args))
+
+    def hello(self) -> dict[str, Any]:
+        if not self._mode:
+            self._mode, self._weaker = strongest(Room(self._folder, {}))
+        return {"mode": self._mode, "weaker": self._weaker}
+
+    def reset(self, task: str) -> dict[str, Any]:
+        self.drop()
+        if not TASK.fullmatch(task):
+            raise ValueError(f"{task!r} is no task's name")
+        self._task = task
+        self._world = self._spawn(["specs.json", "dbs"], lambda lines: _play(lines, task, self._seconds))
+        return self._say(self._world, "begin", self._patience)
+
+    def execute(self, code: str) -> dict[str, Any]:
+        """The code's output and whether the task is completed, or why the code has ended its own world."""
+        if self._world is None:
+            raise RuntimeError("no world is there: reset first")
+        try:
+            return self._say(self._world, ["execute", code], GRACE * self._seconds)
+        except (Lost, RuntimeError) as error:
+            self.drop()
+            return {
+                "output": f"{FAILED}The session has ended: {error}.",
+                "completed": False,
+                "lost": str(error),
+            }
+
+    def evaluate(self) -> dict[str, Any]:
+        """The verdict; the episode's world is gone with it."""
+        if self._world is None:
+            raise RuntimeError("no world is there: reset first")
+        task = self._task
+        databases = self._say(self._world, "saved", GRACE * self._seconds)
+        self.drop()
+        child = self._spawn(
+            ["specs.json", "dbs", "ground_truth"], lambda lines: _judge(lines, task, databases)
+        )
+        try:
+            return self._say(child, None, self._patience)
+        finally:
+            child.kill()
+            clear(self._folder)
+
+    def drop(self) -> None:
+        if self._world is not None:
+            self._world.kill()
+            self._world = None
+            clear(self._folder)
+
+    def _spawn(self, names: list[str], work: Callable[[Lines], None]) -> Child:
+        folder = Path("data/tasks") / self._task
+        paths = ["data/api_docs", "data/base_dbs", *(str(folder / name) for name in names)]
+        room = Room(self._folder, {path: self._root / path for path in paths}, cpu=self._cpu)
+        return spawn(self._mode, room, work)
+
+    def _say(self, child: Child, request: Any, seconds: float) -> Any:
+        """A child's answer to a request; None asks nothing, and only waits.
+
+        Raises:
+            Lost: the child ended, hangs, or answers garbage.
+            RuntimeError: it answered with an error.
+        """
+        if request is not None:
+            child.lines.send(request)
+        answer = child.lines.receive(seconds, watch=self._lines)
+        if not isinstance(answer, dict) or "value" not in answer:
+            raise RuntimeError(answer.get("error", "") if isinstance(answer, dict) else str(answer))
+        return answer["value"]
+
+
+def _play(lines: Lines, task: str, seconds: int) -> None:
+    """Be a world."""
+    made: list[World] = []
+
+    def begin() -> dict[str, Any]:
+        made.append(World(task, seconds))
+        return made[0].begin()
+
+    lines.receive()
+    lines.send(_answer(begin))
+    while True:
+        request = lines.receive()
+        if request == "saved":
+            lines.send(_answer(made[0].saved))
+        else:
+            lines.send(_answer(made[0].execute, request[1]))
+
+
+def _judge(lines: Lines, task: str, databases: dict[str, str]) -> None:
+    lines.send(_answer(judge, task, databases))
+    lines.receive()  # until it is killed
+
+
+def main(channel: int) -> None:
+    """Serve over the descriptor `channel`; the first message holds the settings."""
+    lines = Lines(socket.socket(fileno=channel))
+    settings = lines.receive()
+    try:
+        Server(lines, settings).serve()
+    except Lost:
+        pass  # nobody is there any more; the kernel ends the world with this process
+    finally:
+        shutil.rmtree(settings["folder"], ignore_errors=True)

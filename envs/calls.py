@@ -1,0 +1,90 @@
+"""Tool calls as text: how an agent's answer holds them, and what it says instead of calling a tool.
+
+    <tool_call>
+    {"name": "cd", "arguments": {"folder": "documents"}}
+    </tool_call>
+
+This is what the chat templates of Hermes, Qwen and their relatives teach. An answer is one or more calls,
+with or without words around them, or words alone: a message to the user. Nothing of it is ever evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+BLOCK = re.compile(re.escape(OPEN) + "(.*?)" + re.escape(CLOSE), re.DOTALL)
+DEPTH = 32  # most nested lists and objects of a call; what copies or prints one recurses
+
+
+class MalformedCall(ValueError):
+    """An answer with a tool call that cannot be read; the message is for the agent."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a tool."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def read_calls(answer: str) -> tuple[Call, ...]:
+    """The calls of an answer, in order; none where it is a message.
+
+    Raises:
+        MalformedCall: a block is not closed, is not JSON, or is no call.
+    """
+    rest = BLOCK.sub("", answer)
+    if OPEN in rest or CLOSE in rest:
+        raise MalformedCall(f"A tool call opens with {OPEN} and ends with {CLOSE}.")
+    return tuple(_read(block) for block in BLOCK.findall(answer))
+
+
+def write_calls(calls: Iterable[Call]) -> str:
+    """An answer that `read_calls` reads as `calls`."""
+    return "\n".join(
+        f"{OPEN}\n{json.dumps({'name': call.name, 'arguments': call.arguments}, ensure_ascii=False)}\n{CLOSE}"
+        for call in calls
+    )
+
+
+def read_json(text: str) -> Any:
+    """JSON that can safely be copied, compared, printed and sent on.
+
+    Raises:
+        MalformedCall: it is no JSON, or holds what only Python's reader takes for JSON (NaN, which equals
+            nothing, and lone surrogates), or is nested too deeply.
+    """
+    try:
+        found = json.loads(text)
+        json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
+        deep = _depth(found) > DEPTH
+    except ValueError as error:  # RecursionError is no ValueError
+        raise MalformedCall(f"A tool call has to be one JSON object: {error}.") from None
+    except RecursionError:
+        deep = True
+    if deep:
+        raise MalformedCall("A tool call is nested too deeply.")
+    return found
+
+
+def _read(block: str) -> Call:
+    found = read_json(block)
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+        raise MalformedCall('A tool call has the form {"name": "…", "arguments": {…}}.')
+    arguments = found.get("arguments", {})
+    if not isinstance(arguments, dict):
+        raise MalformedCall(f'The "arguments" of {found["name"]} have to be a JSON object.')
+    return Call(found["name"], arguments)
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects lie in one another at most."""
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)

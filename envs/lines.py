@@ -1,0 +1,76 @@
+"""JSON messages over a socket, one a line: how a server in another interpreter is spoken to."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import time
+from typing import Any
+
+LONGEST = 64 << 20  # bytes of one message; more is taken for garbage
+
+
+class Lost(ConnectionError):
+    """The other side is gone, silent beyond the deadline, or talks garbage."""
+
+
+class Abandoned(ConnectionError):
+    """The watched side hung up meanwhile: nobody waits for the answer any more."""
+
+
+class Lines:
+    """One end of a socket over which messages travel."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._read = bytearray()
+
+    def send(self, message: Any) -> None:
+        """Raises Lost where the other side is gone."""
+        try:
+            self.socket.sendall(json.dumps(message).encode() + b"\n")
+        except OSError as error:
+            raise Lost(f"it cannot be written to: {error}") from error
+
+    def receive(self, seconds: float | None = None, watch: Lines | None = None) -> Any:
+        """The next message.
+
+        Raises:
+            Lost: it ended, said nothing readable, or nothing within `seconds`.
+            Abandoned: `watch` hung up.
+        """
+        until = None if seconds is None else time.monotonic() + seconds
+        while (end := self._read.find(b"\n")) < 0:
+            ends = [self.socket] + ([watch.socket] if watch else [])
+            ready, _, _ = select.select(ends, [], [], until and max(0.0, until - time.monotonic()))
+            if not ready:
+                raise Lost(f"it did not answer within {seconds:g} s")
+            if watch and watch.socket in ready and not _recv(watch.socket, 1, socket.MSG_PEEK):
+                raise Abandoned
+            if self.socket in ready:
+                self._fill()
+        line, self._read = bytes(self._read[:end]), self._read[end + 1 :]
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise Lost(f"it answered what is no JSON: {error}") from error
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def _fill(self) -> None:
+        data = _recv(self.socket, 1 << 16, 0)
+        if not data:
+            raise Lost("it ended")
+        self._read += data
+        if len(self._read) > LONGEST:
+            raise Lost(f"it answered more than {LONGEST >> 20} MiB")
+
+
+def _recv(sock: socket.socket, count: int, flags: int) -> bytes:
+    """What is there to be read; nothing where the other side has gone."""
+    try:
+        return sock.recv(count, flags)
+    except ConnectionError:
+        return b""

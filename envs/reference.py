@@ -1,0 +1,78 @@
+"""Reference solutions, played through killable slots: does an environment work on this machine?
+
+tasks ──► K seats of one shard, each: reference ─► reset ─► step … ─► success?
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from configs.schema import Env
+from envs.base import EnvError, EnvFamily
+from envs.shard import Lease, Limits, Shard
+from envs.tasks import TaskSpec
+
+
+@dataclass
+class Played:
+    """What came of the reference solutions of one environment."""
+
+    tasks: int = 0
+    solved: int = 0
+    reward: float = 0.0  # summed over tasks
+    turns: int = 0
+    seconds: float = 0.0  # wall time of resets and steps, all seats together
+    problems: list[str] = field(default_factory=list)  # one line per task that was not solved
+
+
+async def play_references(
+    family: EnvFamily, env: Env, tasks: Sequence[TaskSpec], shown: Callable[[Played], None]
+) -> Played:
+    """Play the reference solution of every task, as many at once as the machine has cores.
+
+    Args:
+        shown: called after every task.
+    """
+    seats = min(os.cpu_count() or 1, max(1, len(tasks)))
+    shard = Shard(family, seats, Limits.of(env), spares=0)
+    played, queue = Played(), list(reversed(list(enumerate(tasks))))
+
+    async def seat(number: int) -> None:
+        while queue:
+            serial, task = queue.pop()
+            await _play(shard, Lease(0, number, serial), task, played)
+            shown(played)
+
+    try:
+        await asyncio.gather(*map(seat, range(seats)))
+    finally:
+        await shard.close()
+    return played
+
+
+async def _play(shard: Shard, lease: Lease, task: TaskSpec, played: Played) -> None:
+    played.tasks += 1
+    try:
+        actions = await shard.reference(lease, task)
+        if not actions:
+            played.problems.append(f"{task.id}: no reference solution")
+            return
+        started = time.monotonic()
+        await shard.reset(lease, task)
+        for action in actions:
+            result = await shard.step(lease, action)
+            played.turns += 1
+            if result.terminated or result.truncated:
+                break
+    except EnvError as error:
+        played.problems.append(f"{task.id}: {error}")
+        return
+    played.seconds += time.monotonic() - started
+    played.solved += result.success
+    played.reward += result.reward
+    if not result.success:
+        played.problems.append(f"{task.id}: reward {result.reward:g} after {len(actions)} actions")

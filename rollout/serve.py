@@ -1,0 +1,99 @@
+"""A model of the run behind an OpenAI-compatible address: who plays the user that an agent talks to.
+
+environment slot ──HTTP──► vLLM's own server, a process below this actor, with weights that never change
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+
+import httpx
+import ray
+
+from configs.schema import Config
+from rollout.engine import engine_env
+from rollout.types import EngineError
+
+NAME = "user"  # the model's name at the endpoint
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the endpoint answers, and the key that it asks for."""
+
+    url: str
+    key: str
+    model: str = NAME
+
+
+class Endpoint:
+    """vLLM's server with one model; made a Ray actor by ``ray.remote(Endpoint)`` with `endpoint_env`."""
+
+    def __init__(self, model: str, config: Config) -> None:
+        """Start serving `model`, a folder."""
+        host = ray.util.get_node_ip_address()
+        with socket.create_server((host, 0)) as probe:
+            port = probe.getsockname()[1]
+        self.address = Address(f"http://{host}:{port}/v1", secrets.token_hex(16))
+        self._log = tempfile.NamedTemporaryFile(prefix="hindsight-user-", suffix=".log")  # noqa: SIM115
+        self._server = subprocess.Popen(
+            server_command(model, config, host, port),
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "VLLM_API_KEY": self.address.key},  # not an argument: those are public
+            preexec_fn=_die_with_parent,
+        )
+
+    async def ready(self) -> Address:
+        """Wait until it answers.
+
+        Raises:
+            EngineError: the server ended; the message has the end of its log.
+        """
+        health = self.address.url.removesuffix("/v1") + "/health"
+        async with httpx.AsyncClient(timeout=5.0) as client:
+            while self._server.poll() is None:
+                try:
+                    if (await client.get(health)).is_success:
+                        return self.address
+                except httpx.TransportError:
+                    await asyncio.sleep(0.5)
+        with open(self._log.name, errors="replace") as log:
+            raise EngineError(
+                f"the user's endpoint ended with {self._server.returncode}: {log.read()[-2000:]}"
+            )
+
+
+def server_command(model: str, config: Config, host: str, port: int) -> list[str]:
+    """vLLM's command line for this endpoint."""
+    rollout = config.rollout
+    # Not `vllm serve`: that asks for metadata of a package named vllm, which the CPU build is not.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    command += ["--host", host, "--port", str(port), "--served-model-name", NAME]
+    command += ["--dtype", config.model.dtype, "--max-num-seqs", str(rollout.max_seqs)]
+    command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    command += ["--gpu-memory-utilization", str(rollout.gpu_memory)]
+    if not rollout.compile:
+        command.append("--enforce-eager")
+    return command
+
+
+def endpoint_env(config: Config) -> dict[str, str]:
+    """Environment variables that the actor must start with."""
+    return engine_env(config) | {"VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.rollout.kv_cache_gib)))}
+
+
+def _die_with_parent() -> None:
+    """The server must not outlive the actor, however that ends (Linux)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

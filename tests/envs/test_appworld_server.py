@@ -1,0 +1,211 @@
+"""AppWorld's server: how the agent's code is shut in, and what a failing or orphaned server leads to."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from slot_tools import running
+from test_appworld import CONFIG, PROJECT, family, play, python  # noqa: F401 - fixtures
+
+from envs.appworld import AppWorldEnv
+from envs.base import EnvError
+from envs.install import interpreter
+from envs.registry import cache_root
+from envs.sandbox import MODES, NOBODY
+
+FAST = replace(CONFIG, step_timeout=12)  # six seconds for a piece of code
+OWNER = """
+import pickle, sys
+family = pickle.load(open(sys.argv[1], "rb"))
+env = family.make()
+env.reset(family.manifest().train[0])
+env.step("__import__('threading').Thread(target=__import__('threading').Event().wait).start()")
+print(env._server.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def task(family):  # noqa: F811
+    return family.manifest().train[0]
+
+
+@pytest.fixture(scope="module")
+def env(family):  # noqa: F811
+    """An environment in the strongest mode that works here."""
+    env = AppWorldEnv(family.root, interpreter("appworld", cache_root()), FAST)
+    yield env
+    env.close()
+
+
+@pytest.fixture(params=MODES)
+def shut(request, family, task, env):  # noqa: F811
+    """An environment in each mode that works here, with an episode under way."""
+    shut = AppWorldEnv(family.root, interpreter("appworld", cache_root()), FAST, request.param)
+    try:
+        shut.reset(task)
+        yield shut
+    except EnvError as error:
+        assert env.mode != request.param
+        pytest.skip(f"this platform or account cannot shut code in by {request.param!r}: {error}")
+    finally:
+        shut.close()
+
+
+def family_of(pid: int) -> set[int]:
+    """The process and its descendants."""
+    found = {pid}
+    for path in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda path: int(path.parent.name)):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) in found:
+            found.add(int(path.parent.name))
+    return found
+
+
+def sockets(pid: int) -> set[str]:
+    """Inodes of the sockets that the process holds."""
+    ends = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    return {end[8:-1] for end in ends if end.startswith("socket:")}
+
+
+def gone(pids: set[int], within: float = 20) -> bool:
+    until = time.monotonic() + within
+    while any(map(running, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not any(map(running, pids))
+
+
+def test_what_the_agents_code_can_reach_and_that_it_can_win(shut, task):
+    def tell(expression: str) -> str:
+        return shut.step(f"print({expression})").feedback.strip()
+
+    variables = set(json.loads(tell("sorted(__import__('os').environ)")))
+    assert variables <= {
+        "PATH",
+        "HOME",
+        "LANG",
+        "TZ",
+        "PYTHON_DOTENV_DISABLED",
+        "APPWORLD_ROOT",
+        "APPWORLD_CACHE",
+    }
+    truth = tell("[str(path) for path in __import__('pathlib').Path('data/tasks').rglob('ground_truth')]")
+    assert truth == "[]"
+    limits = json.loads(tell("[list(__import__('resource').getrlimit(limit)) for limit in (0, 4, 7, 9)]"))
+    # CPU seconds, core files, descriptors, bytes of memory
+    assert limits == [[6 * 40 + 60] * 2, [0, 0], [256, 256], [2 << 30] * 2]
+    status = "__import__('ctypes').CDLL(None).prctl(39, 0, 0, 0, 0)"  # PR_GET_NO_NEW_PRIVS
+    assert tell(status) == "1"
+    assert not sockets(shut._server.pid) & sockets(max(family_of(shut._server.pid)))
+    uid = int(tell("__import__('os').getuid()"))
+    exists = "__import__('os').path.exists"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(1)
+        shut.step(f"s = __import__('socket').create_connection({listener.getsockname()!r}, timeout=2)")
+        try:
+            listener.accept()
+            connected = True
+        except TimeoutError:
+            connected = False
+    seen = tell(f"[{exists}({str(PROJECT)!r}), {exists}('/etc/passwd'), {exists}('/proc/1')]")
+    if shut.mode == "namespaces":
+        assert (uid, connected, seen) == (NOBODY, False, "[false, false, false]")
+        assert tell("__import__('os').getpid()") == "1"
+    elif shut.mode == "user":
+        assert (uid, connected) == (NOBODY, True)
+    else:
+        assert (uid, connected) == (os.getuid(), True)
+    assert play(shut, task, shut.reference(task))[-1].success
+
+
+def test_code_over_its_time_is_stopped_or_its_interpreter_is(env, task):
+    env.reset(task)
+    began = time.monotonic()
+    assert "timed out after 6 seconds" in env.step("while True: pass").feedback
+    assert not env.step("1").terminated
+    spin = "def spin():\n    while True: pass\n"
+    result = env.step(spin + "while True:\n    try: spin()\n    except BaseException: pass")
+    assert (result.terminated, result.reward) == (True, 0.0)
+    assert "did not answer within 9 s" in result.info["lost"]
+    assert time.monotonic() - began < 60
+
+
+def test_a_dead_hung_or_babbling_server_is_an_error_and_is_replaced(env, task):
+    env.reset(task)
+    pids = family_of(env._server.pid)
+    assert len(pids) >= 2
+    os.kill(env._server.pid, signal.SIGKILL)
+    with pytest.raises(EnvError, match="server failed"):
+        env.step("1")
+    assert gone(pids)
+    with pytest.raises(EnvError, match="reset"):
+        env.step("1")
+
+    env.reset(task)  # a new server
+    pids = family_of(env._server.pid)
+    os.kill(env._server.pid, signal.SIGSTOP)
+    with pytest.raises(EnvError, match=r"did not answer within 10\.8 s"):
+        env.step("1")
+    assert gone(pids)
+
+    env.reset(task)
+    ours, theirs = socket.socketpair()
+    env._lines.socket, kept = ours, env._lines.socket
+    with kept, theirs:
+        theirs.sendall(b'{"neither": 1}\n')
+        with pytest.raises(EnvError, match="no answer"):
+            env.step("1")
+    assert env._server is None
+    assert not env._folder.exists()
+
+
+def test_a_server_that_cannot_start_is_an_error(family):  # noqa: F811
+    with pytest.raises(EnvError, match="server failed"):
+        AppWorldEnv(family.root, Path("/bin/false"), FAST)
+
+
+def test_server_and_world_die_with_a_killed_owner_and_listen_nowhere(family, tmp_path):  # noqa: F811
+    (tmp_path / "family").write_bytes(pickle.dumps(family))
+    (tmp_path / "tmp").mkdir()
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path / "family")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+    )
+    try:
+        server = int(owner.stdout.readline())
+        pids = family_of(server)
+        assert len(pids) >= 2
+        listening = {
+            line.split()[index]
+            for name, index, state, listens in (
+                ("tcp", 9, 3, "0A"),
+                ("tcp6", 9, 3, "0A"),
+                ("unix", 6, 3, "00010000"),
+            )
+            for line in Path(f"/proc/{server}/net/{name}").read_text().splitlines()[1:]
+            if line.split()[state] == listens
+        }
+        assert not listening & set().union(*map(sockets, pids))
+        folders = set(Path(tempfile.gettempdir()).glob("hindsight-appworld-*"))
+        assert folders
+    finally:
+        owner.kill()  # SIGKILL
+        owner.wait()
+    assert gone(pids)
+    assert set(Path(tempfile.gettempdir()).glob("hindsight-appworld-*")) < folders
