@@ -1,4 +1,4 @@
-"""The command line: `hindsight train | sft | eval | config | envs`."""
+"""The command line: `hindsight train | sft | eval | config | methods | envs`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from cluster import cli_envs
+from configs.catalogue import COLUMNS, catalogue
 from configs.check import check, render
 from configs.environ import apply
 from configs.load import ConfigError, load
@@ -89,6 +92,15 @@ def show_config(recipe: Recipe, overrides: Overrides = None) -> None:
     problems = check(config)
     if problems:
         _fail("\n".join(problems))
+
+
+@app.command("methods")
+def show_methods() -> None:
+    """What `method=…` can be, and what each method is made of."""
+    table = Table(*COLUMNS, show_lines=True)
+    for method in catalogue():
+        table.add_row(*(escape(cell) for cell in method.cells))
+    Console().print(table)
 
 
 def _read(recipe: Path, overrides: list[str] | None, address: str | None) -> Config:

@@ -22,9 +22,11 @@ from configs.check import render
 from configs.schema import Config
 from envs.registry import make_family
 from envs.tasks import Manifest
+from feedback.judge import JudgeClient, open_judge
 from learner.checkpoint import latest, step_of, writing
 from rollout.models import resolve
 from rollout.render import Renderer, load_renderer
+from rollout.worker import generate_on
 
 
 @dataclass
@@ -47,6 +49,8 @@ class Run:
     manifest: Manifest
     ledger: PromptLedger
     renderer: Renderer
+    opening: np.ndarray | None  # ids that open one more user message (feedback.placement=message)
+    judge: JudgeClient | None  # who writes feedback, where a model does
     canary: np.ndarray  # (L,) int32 ids whose log-probs tell whether two copies of the weights are the same
     actors: Actors
     metrics: Metrics
@@ -76,9 +80,9 @@ class Run:
         ) as folder:
             await learner.save(folder)
             await learner.save_model(folder / "model")
-            if self.actors.teacher is not None:
-                saving = self.actors.teacher.save.remote(str(folder / "teacher.safetensors"))
-                await within(self.config.teacher.timeout, "saving the teacher", saving)
+            for name, scorer in self.actors.scorers().items():
+                saving = scorer.save.remote(str(folder / f"{name}.safetensors"))
+                await within(self.config.teacher.timeout, f"saving the {name}", saving)
             (folder / "driver.json").write_text(json.dumps(self._driver_state(), indent=1))
 
     async def restore(self, folder: Path) -> None:
@@ -91,17 +95,17 @@ class Run:
                 f"{folder} was made with other tasks (digest {saved['tasks']}, now {self.manifest.digest}). "
                 "Use the same env settings, or a new `out`."
             )
-        teacher = self.actors.teacher if saved["step"] > 0 else None  # at step 0 it is the student
-        held = folder / "teacher.safetensors"
-        if teacher is not None and not held.is_file():
-            raise RunError(
-                f"{folder} was made without a teacher. Keep reweight.strength=0 and feedback.source=none, "
-                "or start a new run with another `out`."
-            )
+        scorers = self.actors.scorers() if saved["step"] > 0 else {}  # at step 0 they are the student
+        for name in scorers:
+            if not (folder / f"{name}.safetensors").is_file():
+                raise RunError(
+                    f"{folder} was made without a {name}. Keep the method and its settings as they were, "
+                    "or start a new run with another `out`."
+                )
         await learner.load(folder)
-        if teacher is not None:
-            loading = teacher.load.remote(str(held))
-            await within(self.config.teacher.timeout, "restoring the teacher", loading)
+        for name, scorer in scorers.items():
+            loading = scorer.load.remote(str(folder / f"{name}.safetensors"))
+            await within(self.config.teacher.timeout, f"restoring the {name}", loading)
         evaluations = [Evaluation(**values) for values in saved["evaluations"]]
         self.state = State(saved["step"], saved["version"], saved["warm_started"], evaluations)
         self.ledger.restore(saved["ledger"])
@@ -119,7 +123,17 @@ class Run:
 
 def needs_teacher(config: Config) -> bool:
     """Whether any step of the run asks a teacher."""
-    return config.feedback.source != "none" and config.reweight.strength > 0 and config.steps > 0
+    asked = config.reweight.strength > 0 or config.distil.weight > 0
+    return config.feedback.on and asked and config.steps > 0
+
+
+def start_judge(config: Config, renderer: Renderer, actors: Actors) -> JudgeClient | None:
+    """Who writes feedback; None where no model does."""
+    if not config.feedback.judged:
+        return None
+    seconds = config.judge.timeout
+    engines = [generate_on(engine, index, seconds) for index, engine in enumerate(actors.engines)]
+    return open_judge(config.judge, Path(config.out) / "judge", renderer, engines)
 
 
 def checkpoints(config: Config) -> Path:
@@ -159,6 +173,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     view.say("preparing the model and the tasks")
     model = resolve(config.model.path)
     renderer = load_renderer(str(model), config)
+    opening = renderer.second_message() if config.feedback.placement == "message" else None
     family = make_family(config.env)
     manifest = family.manifest()
     view.say(
@@ -167,6 +182,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     view.phase("starting actors", None)
     actors = await start_actors(config, str(model), family, teacher=needs_teacher(config))
     metrics = Metrics(Path(config.out))
+    judge = start_judge(config, renderer, actors) if needs_teacher(config) else None
     try:
         run = Run(
             config=config,
@@ -175,6 +191,8 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
             manifest=manifest,
             ledger=PromptLedger(manifest.train, config.seed),
             renderer=renderer,
+            opening=opening,
+            judge=judge,
             canary=renderer.encode(renderer.rules()),
             actors=actors,
             metrics=metrics,
@@ -189,4 +207,6 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         yield run
     finally:
         metrics.close()
+        if judge is not None:
+            await judge.close()
         await actors.stop()

@@ -38,7 +38,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Bundle:
-    """One reserved place: `role` is engine, learner, teacher or user."""
+    """One reserved place: `role` is engine, learner, teacher, reference or user."""
 
     role: str
     cpus: float
@@ -59,6 +59,7 @@ class Actors:
     environments: PoolHandles
     learner: LearnerGroup | None
     teacher: Any | None
+    reference: Any | None  # the policy that loss.kl holds to, where it is on
     user: Any | None  # the endpoint that plays the user, where the run serves one
     teacher_context: int  # most tokens of one scoring request; 0 without a teacher
     group: PlacementGroup
@@ -68,9 +69,14 @@ class Actors:
         if self.learner is not None:
             self.learner.stop()
         handles = [*self.engines, *self.workers, self.environments.pool, *self.environments.shards]
-        for handle in [*handles, *filter(None, [self.teacher, self.user])]:
+        for handle in [*handles, *self.scorers().values(), *filter(None, [self.user])]:
             ray.kill(handle)
         remove_placement_group(self.group)
+
+    def scorers(self) -> dict[str, Any]:
+        """Those that hold a copy of the student's weights to score with, by name."""
+        both = {"teacher": self.teacher, "reference": self.reference}
+        return {name: actor for name, actor in both.items() if actor is not None}
 
 
 def plan_bundles(config: Config, gpus: float, *, learner: bool, teacher: bool) -> list[Bundle]:
@@ -84,6 +90,7 @@ def plan_bundles(config: Config, gpus: float, *, learner: bool, teacher: bool) -
     bundles = [Bundle("engine", *engine) for _ in range(config.rollout.engines)]
     bundles += [Bundle("learner", *rank) for _ in range(config.learner.ranks if learner else 0)]
     bundles += [Bundle("teacher", *scorer)] if teacher else []
+    bundles += [Bundle("reference", *scorer)] if learner and config.loss.kl > 0 else []
     bundles += [Bundle("user", *engine)] if serves_user(config) else []
     return bundles
 
@@ -227,10 +234,11 @@ async def start_actors(
         ray.remote(Engine).options(**shared, **place).remote(model, config, index)
         for index, place in enumerate(places("engine"))
     ]
-    scorer: Any = None
-    if teacher:
-        options = {**places("teacher")[0], **variables(teacher_env(config))}
-        scorer = ray.remote(Teacher).options(**options).remote(model, config)
+    scorers: dict[str, Any] = {
+        role: ray.remote(Teacher).options(**place, **variables(teacher_env(config))).remote(model, config)
+        for role in ("teacher", "reference")
+        for place in places(role)
+    }
     ranks = LearnerGroup(config, model, places("learner")) if learner else None
     user = None
     if serves_user(config):
@@ -251,9 +259,19 @@ async def start_actors(
     waits += [ranks.start()] if ranks else []
     await asyncio.gather(*waits)
     context = 0
-    if scorer is not None:
-        context = (await within(timeout, "starting the teacher", scorer.ready.remote()))["context"]
-    return Actors(engines, workers, environments, ranks, scorer, user, context, places.group)
+    for role, scorer in scorers.items():
+        context = (await within(timeout, f"starting the {role}", scorer.ready.remote()))["context"]
+    return Actors(
+        engines,
+        workers,
+        environments,
+        ranks,
+        scorers.get("teacher"),
+        scorers.get("reference"),
+        user,
+        context,
+        places.group,
+    )
 
 
 async def start_environments(config: Config, family: EnvFamily, user: Any | None) -> PoolHandles:

@@ -13,37 +13,19 @@ import asyncio
 import json
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from ray.exceptions import RayActorError
-
 from cluster.evaluate import Evaluation, evaluate, panel
+from cluster.fill import Filled, Filler
 from cluster.metrics import readable, rollout_metrics
 from cluster.run import Run
 from cluster.warm_start import imitate
-from cluster.watch import Deadline, within
-from envs.tasks import TaskSpec
-from feedback.sources import hindsight
-from learner.credit import advantages
+from cluster.watch import within
 from learner.publish import publish
 from learner.reweight import strength_at
-from learner.rows import make_rows
-from rollout.types import Failure, Group
-from teacher.contexts import Limits, build_requests
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A group, ready to be trained on. `scores`: (trajectory, turn) -> teacher log-probs of the action."""
-
-    ordinal: int
-    group: Group
-    scores: dict[tuple[int, int], np.ndarray]
-    rolled_out: float  # time.monotonic() when its last episode ended
-    teacher_seconds: float
-    failures: tuple[Failure, ...]
+from learner.rows import Row, make_rows
+from rollout.types import Group
 
 
 class Trainer:
@@ -53,6 +35,7 @@ class Trainer:
         self.run = run
         self.config = run.config
         self.actors = run.actors
+        self.filler = Filler(run)
         self.in_flight: deque[tuple[int, asyncio.Task[Filled]]] = deque()
 
     async def train(self) -> list[Evaluation]:
@@ -97,7 +80,7 @@ class Trainer:
     async def step(self) -> None:
         """One training step: the loop of the picture above, once."""
         run, config = self.run, self.config
-        strength = strength_at(run.state.step, config.reweight) if config.feedback.source != "none" else 0.0
+        strength = strength_at(run.state.step, config.reweight) if config.feedback.on else 0.0
         started = time.monotonic()
         self.admit(strength)
         filled = []
@@ -108,14 +91,9 @@ class Trainer:
         rolled_out, scored = max(one.rolled_out for one in filled), time.monotonic()
 
         groups = [one.group for one in filled]
-        scores = {(one.ordinal, *turn): values for one in filled for turn, values in one.scores.items()}
-        rows = make_rows(groups, scores, config.credit)
+        rows = self.rows(filled)
         run.now("updating")
-        stats = (
-            await self.learner.update(rows, objective="policy", strength=strength, lr=self.lr())
-            if rows
-            else {}
-        )
+        stats = await self.learner.update(rows, strength, self.lr()) if any(rows.values()) else {}
         updated = time.monotonic()
 
         run.state.step += 1
@@ -128,9 +106,12 @@ class Trainer:
         rollout_seconds = max(1e-6, rolled_out - started)
         values = rollout_metrics(groups, rollout_seconds, run.state.version - 1) | {
             **{f"learner/{name}": value for name, value in stats.items()},
-            "learner/rows": float(len(rows)),
+            "learner/rows": float(sum(map(len, rows.values()))),
             "learner/strength": strength,
-            "teacher/spans": float(len(scores)),
+            "feedback/texts": float(sum(len(one.hindsight.texts) for one in filled)),
+            "feedback/asked": float(sum(one.hindsight.asked for one in filled)),
+            "feedback/unreadable": float(sum(one.hindsight.unreadable for one in filled)),
+            "teacher/spans": float(sum(one.teacher_spans for one in filled)),
             "teacher/seconds_busy": sum(one.teacher_seconds for one in filled),
             "publish/canary_gap": report.canary_gap,
             "failures/total": float(run.budget.counts.total()),
@@ -155,40 +136,25 @@ class Trainer:
         capacity = self.config.rollout.groups * (1 + self.config.rollout.max_staleness)
         while len(self.in_flight) < capacity:
             ordinal = self.run.ledger.admit()
-            fill = self.fill(ordinal, self.run.ledger.task(ordinal), strength)
+            fill = self.filler.fill(ordinal, self.run.ledger.task(ordinal), strength)
             self.in_flight.append((ordinal, asyncio.create_task(fill)))
 
-    async def fill(self, ordinal: int, task: TaskSpec, strength: float) -> Filled:
-        """One group end to end: rollout, feedback, teacher. A lost teacher costs only the reweighting."""
-        config, workers = self.config, self.actors.workers
-        call = workers[ordinal % len(workers)].rollout.remote(
-            ordinal, task, config.rollout.group_size, config.rollout.temperature, config.seed
-        )
-        # Each turn has its own deadline in the worker; this one only catches a worker that is gone.
-        group: Group = await within(config.cluster.stall_timeout * 4, f"rolling out group {ordinal}", call)
-        self.run.watchdog.beat("rolling out")
-        rolled_out = time.monotonic()
-        informative = any(values.any() for values in advantages(group, config.credit))
-        if strength == 0.0 or not informative:
-            return Filled(ordinal, group, {}, rolled_out, 0.0, group.failures)
-        try:
-            scores = await self.score(group)
-        except (RayActorError, Deadline) as error:
-            failures = (*group.failures, Failure("teacher", str(error), task.id))
-            return Filled(ordinal, group, {}, rolled_out, 0.0, failures)
-        return Filled(ordinal, group, scores, rolled_out, time.monotonic() - rolled_out, group.failures)
-
-    async def score(self, group: Group) -> dict[tuple[int, int], np.ndarray]:
-        """The teacher's log-probs of every action that has hindsight."""
-        assert self.actors.teacher is not None
-        renderer, config = self.run.renderer, self.config
-        texts = hindsight(group, config.feedback)
-        limits = Limits(config.feedback.max_tokens, self.actors.teacher_context)
-        requests = build_requests(group, texts, renderer.close_ids, renderer.encode, limits)
-        sequences = [[sequence.ids for sequence in t.sequences] for t in group.trajectories]
-        call = self.actors.teacher.score.remote(sequences, requests)
-        scored = await within(config.teacher.timeout, f"scoring group {group.ordinal}", call)
-        return {(r.trajectory, r.turn): values for r, values in zip(requests, scored, strict=True)}
+    def rows(self, filled: Sequence[Filled]) -> dict[str, list[Row]]:
+        """What the learner trains on, by objective."""
+        config = self.config
+        scores = {(one.ordinal, *turn): values for one in filled for turn, values in one.scores.items()}
+        reference = {(one.ordinal, *turn): values for one in filled for turn, values in one.reference.items()}
+        groups = [one.group for one in filled] if config.loss.policy > 0 else []
+        return {
+            "policy": make_rows(
+                groups,
+                scores,
+                config.credit,
+                config.reweight.tokens,
+                reference if config.loss.kl > 0 else None,
+            ),
+            "distil": [row for one in filled for row in one.distil],
+        }
 
     def release(self, filled: Filled) -> None:
         """Close the books on a group. One that infrastructure emptied comes again."""
@@ -206,12 +172,11 @@ class Trainer:
         weights = await self.learner.export(run.state.version)
         own = await self.learner.score(run.canary)
         report = await publish(self.actors.engines, weights, run.canary, own, config.publish.tolerance)
-        if refresh_teacher and self.actors.teacher is not None:
-            await within(
-                config.teacher.timeout,
-                "refreshing the teacher",
-                self.actors.teacher.load_weights.remote(weights),
-            )
+        first = run.state.step == 0  # what the warm start made is where teacher and reference begin
+        for name, scorer in self.actors.scorers().items():
+            if refresh_teacher and (first or name == "teacher"):
+                loading = scorer.load_weights.remote(weights, whole=first)
+                await within(config.teacher.timeout, f"refreshing the {name}", loading)
         return report
 
     async def evaluate(self, stage: str) -> None:

@@ -76,6 +76,6 @@ async def imitate(
     plan = batches(rows, settings.batch_rows, settings.epochs, config.seed)
     for step, batch in enumerate(plan):
         lr = linear(step, len(plan), settings.lr, warmup=max(1, len(plan) // 20))
-        stats = await actors.learner.update(batch, objective="imitation", strength=0.0, lr=lr)
+        stats = await actors.learner.update({"imitation": batch}, strength=0.0, lr=lr)
         report(step + 1, len(plan), stats)
     return len(demonstrations)

@@ -90,12 +90,26 @@ def _contradictions(config: Config) -> list[str]:
             f"allowed is less than model.context = {context}",
         ),
         (
-            config.steps > 0 and rollout.group_size == 1,
+            config.steps > 0 and rollout.group_size == 1 and config.loss.policy > 0,
             "rollout.group_size = 1 makes every advantage 0: "
-            f"credit.advantage = {config.credit.advantage} compares siblings, allowed is at least 2",
+            f"credit.advantage = {config.credit.advantage} compares siblings, allowed is at least 2, "
+            "or loss.policy = 0",
         ),
         (
-            config.reweight.strength > 0 and config.feedback.source == "none",
+            config.steps > 0 and config.loss.policy == 0 and config.distil.weight == 0,
+            "loss.policy = 0 and distil.weight = 0 leave nothing to train on: set one of them above 0",
+        ),
+        (
+            config.distil.weight > 0 and not config.feedback.on,
+            f"distil.weight = {config.distil.weight} has no use with feedback.source = none: name a source",
+        ),
+        (
+            config.distil.weight > 0 and config.reweight.strength > 0,
+            f"reweight.strength = {config.reweight.strength} and distil.weight = {config.distil.weight} use "
+            "the teacher in two ways at once: set one of them to 0",
+        ),
+        (
+            config.reweight.strength > 0 and not config.feedback.on,
             f"reweight.strength = {config.reweight.strength} has no use with feedback.source = none: "
             "set reweight.strength=0 (plain GRPO) or name a source",
         ),
@@ -119,7 +133,47 @@ def _contradictions(config: Config) -> list[str]:
             f"allowed is at least model.context = {context}",
         ),
     ]
-    return [problem for broken, problem in rules if broken]
+    return [problem for broken, problem in rules + _feedback(config) if broken]
+
+
+def _feedback(config: Config) -> list[tuple[bool, str]]:
+    """Rules of what the teacher is shown and who writes it: (broken, problem)."""
+    feedback, judge = config.feedback, config.judge
+    pooled = ("immediate", "next_observation", "future")
+    endpoint = feedback.judged and judge.source == "endpoint"
+    return [
+        (
+            feedback.success == "only" and feedback.source != "none",
+            f"feedback.source = {feedback.source} is not shown with feedback.success = only: "
+            "set feedback.source=none, or feedback.success to or / and",
+        ),
+        (
+            feedback.success in ("or", "and") and feedback.source == "none",
+            f"feedback.success = {feedback.success} joins a source, and feedback.source = none: "
+            "name one, or set feedback.success=only",
+        ),
+        (
+            feedback.granularity == "anchor" and feedback.source not in pooled,
+            f"feedback.granularity = anchor cannot pool feedback.source = {feedback.source}: "
+            f"allowed are {', '.join(pooled)}",
+        ),
+        (
+            feedback.anchor_feedback
+            and (feedback.granularity == "step" or feedback.source not in pooled[1:]),
+            "feedback.anchor_feedback = True adds to what anchors tell of next_observation or future: "
+            f"set it to false with feedback.granularity = {feedback.granularity}, "
+            f"feedback.source = {feedback.source}",
+        ),
+        (
+            endpoint and not (judge.url and judge.model),
+            "judge.source = endpoint needs judge.url (with its /v1) and judge.model",
+        ),
+        (
+            endpoint and not os.environ.get(judge.key_variable),
+            f"judge.key_variable = {judge.key_variable!r} is not in the environment: export it (any text, "
+            "where the endpoint asks for no key)",
+        ),
+    ]
 
 
 def _paths(config: Config) -> list[str]:

@@ -25,14 +25,16 @@ class ConfigError(ValueError):
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Defaults, then the recipe at `path` (after the ones it names as `base`), then `key=value` overrides.
 
-    Types are checked here; ranges and contradictions by `configs.check.check`.
+    What names a `method` is laid over that method's settings (configs/methods). Types are checked here;
+    ranges and contradictions by `configs.check.check`.
 
     Raises:
         ConfigError: unknown keys (with the nearest known one), wrong types, unreadable files, all at once.
     """
     recipes = _recipes(Path(path)) if path is not None else []
-    layers = [(str(file), values) for file, values in recipes]
-    layers.append(("command line", _parse_overrides(overrides)))
+    named = [(str(file), values) for file, values in recipes]
+    named.append(("command line", _parse_overrides(overrides)))
+    layers = [layer for source, values in named for layer in (*_method(source, values), (source, values))]
     merged = OmegaConf.structured(Config)
     problems = [problem for source, values in layers for problem in _merge(merged, source, values)]
     if problems:
@@ -57,6 +59,25 @@ def _recipes(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         if parent is None:
             return chain[::-1]
         path = path.parent / str(parent)
+
+
+def methods() -> dict[str, Path]:
+    """Every method by its name: the file of its settings."""
+    return {file.stem: file for file in sorted((RECIPES / "methods").glob("*.yaml"))}
+
+
+def _method(source: str, values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The settings of the method that a layer names, if it names one."""
+    name = values.get("method")
+    if not name:
+        return []
+    known = methods()
+    if name not in known:
+        raise ConfigError(
+            f"{source}: method = {name!r} is not known; the nearest is {nearest(str(name), list(known))}. "
+            f"There are {', '.join(known)}"
+        )
+    return [(str(known[name]), _read(known[name]))]
 
 
 def _read(path: Path) -> dict[str, Any]:

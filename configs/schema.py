@@ -1,33 +1,15 @@
 """Every setting of Hindsight with its default, its meaning and its allowed range.
 
-`setting(default, help, ...)` keeps the three together; `configs.load` merges YAML and `key=value` over it and
-`configs.check` reports every value out of range.
+The sections that make up a method are in `configs.method`. `configs.load` merges YAML and `key=value` over
+all of it, and `configs.check` reports every value out of range.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    form: str = "",
-) -> Any:
-    """A dataclass field that carries its help text and allowed values, for `configs.check` to read.
-
-    `form` is another form that text may have beside its choices, such as "module:Class": its words stand for
-    any dotted names.
-    """
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "form": form}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+from configs.method import Credit, Distil, Feedback, Judge, Loss, Reweight, Teacher
+from configs.setting import setting
 
 
 @dataclass(frozen=True)
@@ -146,56 +128,6 @@ class WarmStart:
 
 
 @dataclass(frozen=True)
-class Credit:
-    advantage: str = setting("grpo", "advantage estimator", choices=("grpo",))
-    statistics: str = setting(
-        "turns",
-        "mean and std of a group over turn samples or trajectories",
-        choices=("turns", "trajectories"),
-    )
-    success_return: float = setting(10.0, "return of a successful trajectory", low=0.0)
-    malformed_penalty: float = setting(0.1, "taken off the return of a malformed turn", low=0.0)
-
-
-@dataclass(frozen=True)
-class Feedback:
-    source: str = setting("immediate", "what the teacher is shown", choices=("none", "immediate"))
-    granularity: str = setting("step", "where the hindsight comes from", choices=("step",))
-    max_tokens: int = setting(
-        512, "longest hindsight section; a longer one is shortened in its middle", low=8
-    )
-
-
-@dataclass(frozen=True)
-class Reweight:
-    strength: float = setting(
-        0.5, "λ₀: weight of the teacher's signal at step 0; 0 is plain GRPO", low=0.0, high=1.0
-    )
-    decay_steps: int = setting(50, "K: λ falls linearly to 0 over so many steps; 0 keeps it constant", low=0)
-    clip: float = setting(0.2, "ε: token weights stay within [1−ε, 1+ε]", low=0.0, high=1.0)
-
-
-@dataclass(frozen=True)
-class Teacher:
-    refresh_every: int = setting(
-        10, "steps between hard copies of the student; 0 keeps the first weights", low=0
-    )
-    batch_tokens: int = setting(8192, "token budget of one scoring forward", low=64)
-    timeout: float = setting(600.0, "seconds one scoring call may take", low=1.0)
-
-
-@dataclass(frozen=True)
-class Loss:
-    clip_low: float = setting(0.2, "PPO clip below 1", low=0.0, high=1.0)
-    clip_high: float = setting(0.2, "PPO clip above 1", low=0.0)
-    dual_clip: float = setting(3.0, "bound of the loss on negative advantages; 0 switches it off", low=0.0)
-    entropy: float = setting(0.001, "coefficient of the entropy bonus", low=0.0)
-    importance_cap: float = setting(
-        2.0, "cap of the rollout/learner importance weight; 0 switches it off", low=0.0
-    )
-
-
-@dataclass(frozen=True)
 class Learner:
     ranks: int = setting(1, "DeepSpeed ranks, one actor and (with GPUs) one GPU each", low=1)
     zero_stage: int = setting(1, "ZeRO stage", low=0, high=3)
@@ -257,6 +189,7 @@ class Config:
     """One run."""
 
     out: str = setting("runs/default", "folder of everything the run writes")
+    method: str = setting("", "the method whose settings lie below these: a file of configs/methods")
     steps: int = setting(20, "training steps of reinforcement", low=0)
     seed: int = setting(0, "seed of task order, sampling and training", low=0)
     resume: str = setting(
@@ -270,7 +203,9 @@ class Config:
     warm_start: WarmStart = field(default_factory=WarmStart)
     credit: Credit = field(default_factory=Credit)
     feedback: Feedback = field(default_factory=Feedback)
+    judge: Judge = field(default_factory=Judge)
     reweight: Reweight = field(default_factory=Reweight)
+    distil: Distil = field(default_factory=Distil)
     teacher: Teacher = field(default_factory=Teacher)
     loss: Loss = field(default_factory=Loss)
     learner: Learner = field(default_factory=Learner)

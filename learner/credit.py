@@ -1,40 +1,138 @@
-"""Credit: how much better than its group a turn did. Pure NumPy."""
+"""Credit: how much better than its peers a turn did. Pure NumPy.
+
+Each estimator takes a task group of N trajectories and gives (T_i,) float32 advantages, one for each turn of
+each trajectory. They differ in who a turn's peers are:
+
+    grpo, rloo   every turn, or every trajectory, of the group
+    gigpo        these, and the turns at the same anchor
+    hgpo         the turns in the same state that came there by the same k states, for k = 0 … K
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from configs.schema import Credit
+from feedback.anchors import Member, anchors
 from rollout.types import Group, Trajectory
 
+ROUNDING = 1e-9  # returns that differ by less are the same: divided by their spread, they would explode
 
-def turn_returns(trajectory: Trajectory, credit: Credit) -> np.ndarray:
-    """(T,) float64 return of each turn: the trajectory's outcome less a penalty if it was malformed."""
+
+def turn_returns(trajectory: Trajectory, credit: Credit, discount: float = 1.0) -> np.ndarray:
+    """(T,) float64 return of each turn: the trajectory's outcome, discounted by the turns that it was still
+    away, less a penalty if the turn was malformed."""
     malformed = np.array([turn.action is None for turn in trajectory.turns], dtype=np.float64)
-    return credit.success_return * float(trajectory.success) - credit.malformed_penalty * malformed
+    away = np.arange(len(malformed))[::-1]
+    outcome = credit.success_return * float(trajectory.success)
+    return outcome * discount**away - credit.malformed_penalty * malformed
 
 
-def grpo(returns: Sequence[np.ndarray], statistics: str) -> list[np.ndarray]:
-    """(T_i,) float32 advantage of each turn of each trajectory: (R - mean) / (std + 1e-6), std unbiased.
+def grpo(group: Group, credit: Credit) -> list[np.ndarray]:
+    """A = (R − mean) / (std + 1e-6), std unbiased (arXiv 2402.03300); without std: Dr.GRPO (2503.20783).
 
-    Args:
-        returns: (T_i,) return of each turn, one array per trajectory of the group.
-        statistics: what mean and std run over: "turns" counts every turn, so that long trajectories weigh
-            more (SERL's published setting); "trajectories" counts each once, with the mean of its turns.
-
-    A group of one trajectory, or of equal returns, says nothing: all zeros.
+    What mean and std run over is `credit.statistics`: "turns" counts every turn, so that long trajectories
+    weigh more (SERL's published setting); "trajectories" counts each once, with the mean of its turns.
     """
-    played = [values for values in returns if len(values)]
-    if len(played) > 1:
-        samples = np.concatenate(played) if statistics == "turns" else np.array([v.mean() for v in played])
-        if np.ptp(samples) > 0:
-            mean, scale = samples.mean(), samples.std(ddof=1) + 1e-6
-            return [((values - mean) / scale).astype(np.float32) for values in returns]
-    return [np.zeros(len(values), dtype=np.float32) for values in returns]
+    returns = [turn_returns(trajectory, credit) for trajectory in group.trajectories]
+    samples = _samples(returns, credit.statistics)
+    return _float32(_relative(values, samples, credit.normalise, ddof=1) for values in returns)
+
+
+def rloo(group: Group, credit: Credit) -> list[np.ndarray]:
+    """A = n/(n−1)·(R − mean), which is R less the mean of the n − 1 other samples (arXiv 2402.14740)."""
+    returns = [turn_returns(trajectory, credit) for trajectory in group.trajectories]
+    samples = _samples(returns, credit.statistics)
+    others = max(1, len(samples) - 1)
+    return _float32(len(samples) / others * _relative(values, samples, "none") for values in returns)
+
+
+def gigpo(group: Group, credit: Credit) -> list[np.ndarray]:
+    """A = A_E + ω·A_S (arXiv 2505.10978, equation 8).
+
+    A_E is GRPO's. A_S compares a turn's discounted return G_t in the same way with those at its anchor; a
+    turn alone at its anchor has A_S = 0.
+    """
+    total = [values.astype(np.float64) for values in grpo(group, credit)]
+    steps = [turn_returns(trajectory, credit, credit.discount) for trajectory in group.trajectories]
+    for anchor in anchors(group, credit.similarity):
+        for (index, number), advantage in _compare(steps, anchor, credit.normalise, ddof=1):
+            total[index][number] += credit.step_weight * advantage
+    return _float32(total)
+
+
+def hgpo(group: Group, credit: Credit) -> list[np.ndarray]:
+    """A = Σ_k w_k·A_k / Σ_k w_k over the k = 0 … K with A_k ≠ 0 (arXiv 2602.22817).
+
+    A_k compares G_t, with the population's std, over the turns whose current state and k states before it
+    are equal; a turn has no A_k for more states than came before it. w_k = (k + `credit.history_offset`)^α:
+    an offset of 2 is the authors' code, 1 their paper. With `credit.join_group`, GRPO's advantage is one
+    more term, of weight 1.
+    """
+    steps = [turn_returns(trajectory, credit, credit.discount) for trajectory in group.trajectories]
+    joined = grpo(group, credit) if credit.join_group else [np.zeros(len(values)) for values in steps]
+    total = [values.astype(np.float64) for values in joined]
+    weight = [(values != 0).astype(np.float64) for values in joined]
+    found = anchors(group, credit.similarity)
+    for k in range(credit.history + 1):
+        w = (k + credit.history_offset) ** credit.history_alpha
+        for members in _same_history(found, k):
+            for (index, number), advantage in _compare(steps, members, credit.normalise, ddof=0):
+                total[index][number] += w * advantage
+                weight[index][number] += w * (advantage != 0)
+    return _float32(sums / np.where(w > 0, w, 1.0) for sums, w in zip(total, weight, strict=True))
+
+
+ESTIMATORS: dict[str, Callable[[Group, Credit], list[np.ndarray]]] = {
+    "grpo": grpo,
+    "rloo": rloo,
+    "gigpo": gigpo,
+    "hgpo": hgpo,
+}
 
 
 def advantages(group: Group, credit: Credit) -> list[np.ndarray]:
     """(T_i,) float32 advantage of each turn of each trajectory, by the configured estimator."""
-    return grpo([turn_returns(t, credit) for t in group.trajectories], credit.statistics)
+    return ESTIMATORS[credit.advantage](group, credit)
+
+
+def _relative(values: np.ndarray, samples: np.ndarray, normalise: str, ddof: int = 0) -> np.ndarray:
+    """(values − mean) / (std + 1e-6), or without std; all 0 where fewer than two samples, or equal ones, say
+    nothing."""
+    if len(samples) < 2 or np.ptp(samples) < ROUNDING:
+        return np.zeros(len(values))
+    scale = samples.std(ddof=ddof) + 1e-6 if normalise == "std" else 1.0
+    return (values - samples.mean()) / scale
+
+
+def _samples(returns: Sequence[np.ndarray], statistics: str) -> np.ndarray:
+    """What a group's statistics run over; empty where fewer than two trajectories can be compared."""
+    played = [values for values in returns if len(values)]
+    if len(played) < 2:
+        return np.zeros(0)
+    return np.concatenate(played) if statistics == "turns" else np.array([v.mean() for v in played])
+
+
+def _same_history(found: Sequence[Sequence[Member]], k: int) -> Iterable[list[Member]]:
+    """Turns that share their current state and the k states before it. `found`: a group's anchors."""
+    state = {member: place for place, anchor in enumerate(found) for member in anchor}
+    shared: dict[tuple[int, ...], list[Member]] = defaultdict(list)
+    for index, number in state:
+        if number >= k:
+            shared[tuple(state[index, number - back] for back in range(k + 1))].append((index, number))
+    return shared.values()
+
+
+def _compare(
+    steps: Sequence[np.ndarray], peers: Sequence[Member], normalise: str, ddof: int
+) -> Iterable[tuple[Member, float]]:
+    """Each of `peers` with its advantage over all of them. `steps`: (T_i,) G_t of each trajectory."""
+    values = np.array([steps[index][number] for index, number in peers])
+    return zip(peers, _relative(values, values, normalise, ddof), strict=True)
+
+
+def _float32(values: Iterable[np.ndarray]) -> list[np.ndarray]:
+    return [array.astype(np.float32) for array in values]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import ray
 from ray.exceptions import RayError
 
 from configs.schema import Config
-from learner.losses import merge, report
-from learner.pack import over_ranks, split
+from learner.losses import OBJECTIVES, merge, report
+from learner.pack import over_ranks
+from learner.plan import plan_updates, weigh
 from learner.rank import LearnerError, Rank, learner_env
 from learner.rows import Row
 from rollout.weights import WeightSet
@@ -24,7 +25,7 @@ STATE_BYTES = 16
 
 
 class LearnerGroup:
-    """The DeepSpeed ranks. Calls must not overlap: each waits for all ranks."""
+    """The DeepSpeed ranks. Each call is for all of them; calls that overlap are answered in order."""
 
     def __init__(self, config: Config, model: str, places: Sequence[dict[str, Any]] = ()) -> None:
         """
@@ -53,53 +54,70 @@ class LearnerGroup:
         self.checkpoint_bytes = parameters * STATE_BYTES
         return {"parameters": float(parameters), "seconds": time.monotonic() - began}
 
-    async def update(
-        self, rows: Sequence[Row], objective: str, strength: float, lr: float
-    ) -> dict[str, float]:
+    async def update(self, rows: Mapping[str, Sequence[Row]], strength: float, lr: float) -> dict[str, float]:
         """Train on the rows once; returns the statistics of `learner.losses.report` and this call's costs.
 
         Args:
-            objective: "policy", in `config.learner.updates` optimiser steps, or "imitation", in one.
+            rows: by objective: "policy" and "distil", whose weighted losses are summed, in
+                `config.learner.updates` optimiser steps; or "imitation", in one.
             strength: λ of this step; 0 is plain GRPO. lr: learning rate of every optimiser step.
 
         Raises:
-            ValueError: there are no rows or the objective is unknown.
+            ValueError: there are no rows or an objective is unknown.
             LearnerError: a rank failed or missed its deadline, or the numbers are not finite.
         """
-        if not rows or objective not in ("policy", "imitation"):
-            raise ValueError(
-                f"an update needs rows (got {len(rows)}) and policy or imitation (got {objective})"
-            )
+        rows = {objective: own for objective, own in rows.items() if own}
+        if not rows or set(rows) - set(OBJECTIVES):
+            raise ValueError(f"an update needs rows for one of {', '.join(OBJECTIVES)} (got {list(rows)})")
         began = time.monotonic()
-        learner = self.config.learner
-        parts = split(rows, learner.updates if objective == "policy" else 1)
-        weigh = len if objective == "policy" else np.sum
-        tokens = [float(sum(weigh(row.advantages) for row in part)) for part in parts]
         plans = [
-            over_ranks([len(row.ids) for row in part], learner.micro_tokens, learner.ranks) for part in parts
+            plan_updates(objective, own, self.config, weigh(objective, self.config))
+            for objective, own in rows.items()
         ]
         work = [
             [
-                [[part[i] for i in micro] for micro in plan[rank]]
-                for part, plan in zip(parts, plans, strict=True)
+                [
+                    (plan.objective, micro, plan.scales[step])
+                    for plan in plans
+                    for micro in plan.work[rank][step]
+                ]
+                for step in range(len(plans[0].scales))
             ]
-            for rank in range(learner.ranks)
+            for rank in range(self.config.learner.ranks)
         ]
         calls = [
-            rank.update.remote(share, tokens, objective, strength, lr)
-            for rank, share in zip(self.ranks, work, strict=True)
+            rank.update.remote(share, strength, lr) for rank, share in zip(self.ranks, work, strict=True)
         ]
-        sums = await _answers("update", calls, learner.timeout)
-        return report(merge(sums), sum(tokens)) | {
-            "grad_norm": sums[0]["grad_norm"],
+        sums = await self._answers("update", calls)
+        stats: dict[str, float] = {}
+        for plan in plans:
+            merged = merge(part[plan.objective] for part, _ in sums)
+            stats |= report(plan.objective, merged, plan.tokens, plan.denominator)
+        return stats | {
+            "grad_norm": sums[0][1],
             "lr": lr,
             "strength": strength,
-            "tokens": sum(tokens),
-            "tokens_read": float(sum(len(row.ids) for row in rows)),
-            "rows": float(len(rows)),
-            "micro_batches": float(sum(len(plan[0]) for plan in plans)),
+            "tokens": sum(plan.tokens for plan in plans),
+            "tokens_read": float(sum(len(row.ids) for own in rows.values() for row in own)),
+            "rows": float(sum(map(len, rows.values()))),
+            "micro_batches": float(sum(map(len, work[0]))),
             "seconds": time.monotonic() - began,
         }
+
+    async def candidates(self, rows: Sequence[Row], k: int) -> list[np.ndarray]:
+        """Per row, (P, k) int32: the student's k likeliest tokens at each position, likeliest first."""
+        learner = self.config.learner
+        lengths = [len(row.ids) for row in rows]
+        places = over_ranks(lengths, learner.micro_tokens, learner.ranks)
+        calls = [
+            rank.candidates.remote([[rows[i] for i in micro] for micro in place], k)
+            for rank, place in zip(self.ranks, places, strict=True)
+        ]
+        found: dict[int, np.ndarray] = {}
+        for place, answer in zip(places, await self._answers("candidates", calls), strict=True):
+            for micro, arrays in zip(place, answer, strict=True):
+                found.update(zip(micro, arrays, strict=True))
+        return [found[index] for index in range(len(rows))]
 
     async def export(self, version: int) -> WeightSet:
         """The current weights, in the object store."""
@@ -131,7 +149,9 @@ class LearnerGroup:
         """Call a collective method with the same arguments on every rank."""
         if not self.ranks:
             raise LearnerError(f"learner.{method}: the ranks are not running; call start first")
-        calls = [getattr(rank, method).remote(*args) for rank in self.ranks]
+        return await self._answers(method, [getattr(rank, method).remote(*args) for rank in self.ranks])
+
+    async def _answers(self, method: str, calls: list[Any]) -> list[Any]:
         return await _answers(method, calls, self.config.learner.timeout)
 
 

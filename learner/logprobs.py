@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,12 +11,20 @@ from torch.utils.checkpoint import checkpoint
 CHUNK = 1024  # positions whose (chunk, vocabulary) float32 logits are held at once
 
 
+class TokenScores(NamedTuple):
+    """What a model says at P positions; a tuple, since DeepSpeed looks for tensors in those."""
+
+    logprobs: torch.Tensor  # (P,) float32 of the targets
+    entropy: torch.Tensor  # (P,) float32, nats
+    candidates: torch.Tensor  # (P, k) float32 log-probs of the candidates, or int64 the likeliest tokens
+
+
 class UnsupportedModel(ValueError):
     """The model does more between its trunk and its logits than one linear head."""
 
 
 class TokenHead(nn.Module):
-    """The output layer as hidden states -> (log-prob of a target, entropy), in chunks of positions.
+    """The output layer as hidden states -> `TokenScores`, in chunks of positions.
 
     It is one module call whatever the number of chunks: under ZeRO-3 every call gathers the weight, and
     ranks must gather equally often.
@@ -29,26 +37,40 @@ class TokenHead(nn.Module):
         self.bias = output.bias
 
     def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(P, H) hidden states, (P,) targets -> (P,) float32 log-probs, (P,) float32 entropies in nats."""
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        temperature: float,
+        candidates: torch.Tensor,
+        likeliest: int,
+    ) -> TokenScores:
+        """(P, H) hidden states, (P,) targets, (P, k) candidates -> what `TokenLogprobs.forward` returns."""
         if len(targets) <= CHUNK:
-            return self.chunk(hidden, targets, temperature)
+            return TokenScores(*self.chunk(hidden, targets, temperature, candidates, likeliest))
         parts = [
-            checkpoint(self.chunk, part, target, temperature, use_reentrant=False)
-            for part, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+            checkpoint(self.chunk, part, target, temperature, others, likeliest, use_reentrant=False)
+            for part, target, others in zip(
+                hidden.split(CHUNK), targets.split(CHUNK), candidates.split(CHUNK), strict=True
+            )
         ]
-        logprobs, entropies = zip(*parts, strict=True)
-        return torch.cat(logprobs), torch.cat(entropies)
+        return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def chunk(
-        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        temperature: float,
+        candidates: torch.Tensor,
+        likeliest: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`forward` for positions whose logits fit in memory together."""
         logits = nn.functional.linear(hidden, self.weight, self.bias).float() / temperature
         logprobs = logits.log_softmax(dim=-1)
         chosen = logprobs.gather(1, targets[:, None])[:, 0]
-        return chosen, -(logprobs.exp() * logprobs).sum(dim=-1)
+        entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
+        if likeliest:
+            return chosen, entropy, logprobs.topk(min(likeliest, logprobs.shape[1]), dim=-1).indices
+        return chosen, entropy, logprobs.gather(1, candidates)
 
 
 class TokenLogprobs(nn.Module):
@@ -78,8 +100,10 @@ class TokenLogprobs(nn.Module):
         cols: torch.Tensor,
         targets: torch.Tensor,
         temperature: float = 1.0,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-prob and entropy at P positions.
+        candidates: torch.Tensor | None = None,
+        likeliest: int = 0,
+    ) -> TokenScores:
+        """Log-probs and entropy at P positions.
 
         Args:
             ids: (B, L), padded on the right. Attention is causal, so no real token sees the padding and no
@@ -87,9 +111,11 @@ class TokenLogprobs(nn.Module):
             rows, cols: (P,) where the hidden state that predicts each target lies.
             targets: (P,) token ids.
             temperature: divides the logits, as the sampler did.
-
-        Returns:
-            (P,) float32 log-probs and (P,) float32 entropies in nats.
+            candidates: (P, k) other tokens whose log-probs are wanted at the same positions.
+            likeliest: where not 0, the k likeliest tokens are named instead.
         """
+        if candidates is None:
+            candidates = targets[:, None][:, :0]
         hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return self.head(hidden[rows, cols], targets, temperature)
+        made: TokenScores = self.head(hidden[rows, cols], targets, temperature, candidates, likeliest)
+        return made

@@ -1,19 +1,22 @@
-"""Losses over the sampled tokens of a micro-batch, as sums: the caller's denominator makes them token means.
+"""Losses over the sampled tokens of a micro-batch, as weighted sums: the caller divides by a denominator that
+counts all micro-batches of all ranks, so that how rows are packed changes nothing.
 
 P = number of sampled tokens in the micro-batch; it may be 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from configs.schema import Loss
 from learner.reweight import raw_weights, reweight
+from learner.rows import Row
 
 RATIO_BOUND = 20.0  # log-ratio beyond which exp is not taken
+OBJECTIVES = ("policy", "distil", "imitation")
 PEAKS = ("mismatch_max",)  # statistics that are merged by their maximum; all others are sums
 
 
@@ -25,6 +28,33 @@ class Tokens:
     old: torch.Tensor  # learner's log-probs before this batch's first optimiser step
     rollout: torch.Tensor  # engine's log-probs
     teacher: torch.Tensor  # log-probs under the teacher's context; NaN where it did not score
+    reference: torch.Tensor  # log-probs of the reference policy; NaN where nothing computed them
+    weights: torch.Tensor  # share of the token in its row's loss, by `token_weights`
+
+
+def token_weights(rows: torch.Tensor, aggregation: str) -> torch.Tensor:
+    """(P,) float32 weight of each token; with `denominator` they make the means of `loss.aggregation`.
+
+    Args:
+        rows: (P,) int64, the row of each token. A row is never split over micro-batches.
+    """
+    if aggregation == "sequence-mean":
+        return 1.0 / torch.bincount(rows)[rows]
+    return torch.ones_like(rows, dtype=torch.float32)
+
+
+def denominator(rows: Sequence[Row], loss: Loss) -> float:
+    """What the sum over all `rows`, whatever rank has them, is divided by.
+
+    token-mean      Σ_i Σ_j l_ij / Σ_i n_i            every token counts alike (DAPO, arXiv 2503.14476)
+    sequence-mean   Σ_i (Σ_j l_ij / n_i) / B          every row counts alike (GRPO, arXiv 2402.03300)
+    constant        Σ_i (Σ_j l_ij / constant) / B     no bias for short rows (Dr.GRPO, arXiv 2503.20783)
+
+    over B rows of n_i tokens. A row is a trajectory in the history preset, a turn in the window preset.
+    """
+    if loss.aggregation == "token-mean":
+        return float(sum(len(row.positions) for row in rows))
+    return len(rows) * (loss.constant if loss.aggregation == "constant" else 1.0)
 
 
 def importance(old: torch.Tensor, rollout: torch.Tensor, cap: float) -> torch.Tensor:
@@ -47,23 +77,52 @@ def surrogate(
     return value, bound > free
 
 
+def kl_divergence(logprobs: torch.Tensor, reference: torch.Tensor, estimator: str) -> torch.Tensor:
+    """(P,) estimate of KL(π ‖ π_ref) on tokens sampled from π, with r = π_ref / π:
+
+    k1   −log r             unbiased, but as a loss its expected gradient is 0: a measure, not a pull
+    k2   (log r)² / 2       biased; as a loss its expected gradient is that of the KL divergence
+    k3   r − 1 − log r      unbiased and never negative (GRPO, arXiv 2402.03300, equation 4)
+    """
+    log_ratio = reference - logprobs
+    if estimator == "k1":
+        return -log_ratio
+    if estimator == "k2":
+        return log_ratio.square() / 2
+    return torch.exp(log_ratio.clamp(-RATIO_BOUND, RATIO_BOUND)) - 1.0 - log_ratio
+
+
 def policy(
     logprobs: torch.Tensor, entropy: torch.Tensor, tokens: Tokens, loss: Loss, strength: float, clip: float
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Sum over tokens of the reweighted dual-clip loss less the entropy bonus, and sums of its statistics.
+    """Weighted sum over tokens of the reweighted dual-clip loss, less the entropy bonus, plus the KL penalty;
+    and sums of its statistics, each token counted alike.
 
     Args:
         logprobs: (P,) current policy at the sampling temperature, with gradient.
         entropy: (P,) of the current policy, with gradient where `loss.entropy` > 0.
         strength: λ of `learner.reweight`. clip: its ε.
+
+    Raises:
+        ValueError: `loss.kl` > 0 and a token has no reference log-prob.
     """
     gap = tokens.teacher - logprobs.detach()
     shaped = reweight(tokens.advantages, gap, strength, clip)
     value, clipped = surrogate(logprobs, tokens.old, shaped, loss)
-    total = (importance(tokens.old, tokens.rollout, loss.importance_cap) * value).sum()
+    total = (tokens.weights * importance(tokens.old, tokens.rollout, loss.importance_cap) * value).sum()
     if loss.entropy > 0:
-        total = total - loss.entropy * entropy.sum()
-    sums = {"loss": total, "entropy": entropy.sum(), "clipped": clipped.sum()}
+        total = total - loss.entropy * (tokens.weights * entropy).sum()
+    sums = {"entropy": entropy.sum(), "clipped": clipped.sum()}
+    if loss.kl > 0:
+        if torch.isnan(tokens.reference).any():
+            raise ValueError(
+                f"loss.kl = {loss.kl} needs the reference policy's log-prob of every sampled token: "
+                "fill Row.reference_logprobs, or set loss.kl=0"
+            )
+        penalty = kl_divergence(logprobs, tokens.reference, loss.kl_estimator)
+        total = total + loss.kl * (tokens.weights * penalty).sum()
+        sums["kl"] = penalty.sum()
+    sums["loss"] = total
     return total, {
         **{name: float(value.detach()) for name, value in sums.items()},
         **mismatch_sums(tokens.old, tokens.rollout),
@@ -118,13 +177,18 @@ def merge(parts: Iterable[dict[str, float]]) -> dict[str, float]:
     return merged
 
 
-def report(sums: dict[str, float], tokens: float) -> dict[str, float]:
-    """The statistics of one update from its merged sums over `tokens` tokens (or their weights).
+def report(objective: str, sums: dict[str, float], tokens: float, denominator: float) -> dict[str, float]:
+    """The statistics of one objective of an update from its merged sums over `tokens` tokens (or their
+    weights); the loss is over `denominator`.
 
     Teacher statistics appear only where the teacher scored a token; `ess` is the effective sample size of the
     uncapped importance weights as a share of the tokens.
     """
-    stats = {"loss": sums["loss"] / tokens, "entropy": sums["entropy"] / tokens}
+    if objective == "distil":
+        return {f"distil_{name}": sums[name] / tokens for name in ("loss", "distance", "gap")} | {
+            "distil_tokens": tokens
+        }
+    stats = {"loss": sums["loss"] / denominator, "entropy": sums["entropy"] / tokens}
     if "mismatch" in sums:
         stats |= {
             "clip_fraction": sums["clipped"] / tokens,
@@ -133,6 +197,8 @@ def report(sums: dict[str, float], tokens: float) -> dict[str, float]:
             "ess": sums["ratio"] ** 2 / (tokens * sums["ratio_squared"]),
             "teacher_tokens": sums["scored"],
         }
+        if "kl" in sums:
+            stats["kl"] = sums["kl"] / tokens
         if sums["scored"]:
             stats |= {
                 "teacher_gap": sums["gap"] / sums["scored"],

@@ -63,6 +63,9 @@ class Batch:
     advantages: torch.Tensor  # (P,) float32
     rollout: torch.Tensor  # (P,) float32
     teacher: torch.Tensor  # (P,) float32, NaN where not scored
+    reference: torch.Tensor  # (P,) float32, NaN where not computed
+    candidates: torch.Tensor  # (P, k) int64, other tokens at the same positions; k may be 0
+    teacher_candidates: torch.Tensor  # (P, k) float32, the teacher's log-probs of those
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
@@ -84,7 +87,24 @@ def collate(rows: Sequence[Row]) -> Batch:
         advantages=torch.from_numpy(_joined([row.advantages for row in rows], np.float32)),
         rollout=torch.from_numpy(_joined([row.rollout_logprobs for row in rows], np.float32)),
         teacher=torch.from_numpy(_joined([row.teacher_logprobs for row in rows], np.float32)),
+        reference=torch.from_numpy(_joined([_reference(row) for row in rows], np.float32)),
+        candidates=torch.from_numpy(_stacked([row.candidates for row in rows], len(owners), np.int64)),
+        teacher_candidates=torch.from_numpy(
+            _stacked([row.teacher_candidates for row in rows], len(owners), np.float32)
+        ),
     )
+
+
+def _reference(row: Row) -> np.ndarray:
+    if row.reference_logprobs is None:
+        return np.full(len(row.positions), np.nan, dtype=np.float32)
+    return row.reference_logprobs
+
+
+def _stacked(arrays: Sequence[np.ndarray | None], positions: int, dtype: type) -> np.ndarray:
+    """(P, k) of all rows; k = 0 where they have none."""
+    given = [array for array in arrays if array is not None]
+    return np.concatenate(given).astype(dtype) if given else np.zeros((positions, 0), dtype)
 
 
 def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import socket
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,11 +17,13 @@ import torch
 from configs.environ import actor_environment
 from configs.schema import Config
 from learner import losses
-from learner.logprobs import TokenLogprobs
+from learner.distil import Likelihoods, distil
+from learner.logprobs import TokenLogprobs, TokenScores
 from learner.pack import Batch, collate
 from learner.rows import Row
 from rollout.weights import WeightSet, describe, digest, pack
 
+Piece = tuple[str, Sequence[Row], float]  # objective, rows of a micro-batch, scale of their summed loss
 CHECKPOINT = "learner"  # folder that DeepSpeed makes inside the one it is given
 
 
@@ -94,56 +97,68 @@ class Rank:
         return parameters
 
     def update(
-        self,
-        work: Sequence[Sequence[Sequence[Row]]],
-        tokens: Sequence[float],
-        objective: str,
-        strength: float,
-        lr: float,
-    ) -> dict[str, float]:
-        """One optimiser step per mini-batch; returns the sums of `learner.losses` over this rank's tokens.
+        self, work: Sequence[Sequence[Piece]], strength: float, lr: float
+    ) -> tuple[dict[str, dict[str, float]], float]:
+        """One optimiser step per mini-batch.
 
         Args:
-            work: [mini-batch][micro-batch][row]; as many micro-batches on every rank, an empty one included.
-            tokens: what the sum of each mini-batch is divided by: its loss-bearing tokens over all ranks, or
-                the sum of their weights for imitation.
-            objective: "policy" or "imitation". strength: λ of this step. lr: its learning rate.
+            work: [mini-batch][micro-batch]: objective, rows, and what their summed loss is multiplied by. As
+                many on every rank, with the same objectives in the same order, empty ones included.
+            strength: λ of this step. lr: its learning rate.
+
+        Returns:
+            By objective, the sums of `learner.losses` over this rank's tokens; and the mean gradient norm.
 
         Raises:
             LearnerError: a loss or gradient is not finite; the weights are then not to be used.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        batches = [[collate(rows).to(self.device) for rows in micros] for micros in work]
+        batches = [[collate(rows).to(self.device) for _, rows, _ in micros] for micros in work]
         old: list[list[torch.Tensor]] | None = None
-        if objective == "policy" and len(work) > 1:
+        if len(work) > 1:
             with torch.no_grad():
-                old = [[self._forward(batch)[0] for batch in micros] for micros in batches]
-        parts, norms = [], []
-        for step, micros in enumerate(batches):
-            for index, batch in enumerate(micros):
+                old = [[self._forward(batch).logprobs for batch in micros] for micros in batches]
+        parts: dict[str, list[dict[str, float]]] = defaultdict(list)
+        norms = []
+        for step, micros in enumerate(work):
+            for index, (objective, _, scale) in enumerate(micros):
                 self.engine.set_gradient_accumulation_boundary(index == len(micros) - 1)
-                logprobs, entropy = self._forward(batch)
-                before = old[step][index] if old else logprobs.detach()
-                total, sums = self._loss(batch, logprobs, entropy, before, objective, strength)
+                batch = batches[step][index]
+                made = self._forward(batch)
+                before = old[step][index] if old else made.logprobs.detach()
+                total, sums = self._loss(batch, made, before, objective, strength)
                 if not math.isfinite(sums["loss"]):
                     raise LearnerError("the loss is not finite: lower learner.lr and go on from a checkpoint")
-                # DeepSpeed averages gradients over ranks; the token mean wants their sum.
-                self.engine.backward(total * (self.config.learner.ranks / tokens[step]))
+                # DeepSpeed averages gradients over ranks; a mean over all ranks' rows wants their sum.
+                self.engine.backward(total * (self.config.learner.ranks * scale))
                 self.engine.step()
-                parts.append(sums)
-            norms.append(float(self.engine.get_global_grad_norm()))
+                parts[objective].append(sums)
+            if micros:
+                norms.append(float(self.engine.get_global_grad_norm()))
         if not all(math.isfinite(norm) for norm in norms):
             raise LearnerError("the gradient is not finite: lower learner.lr and go on from a checkpoint")
-        return losses.merge(parts) | {"grad_norm": sum(norms) / len(norms)}
+        merged = {objective: losses.merge(sums) for objective, sums in parts.items()}
+        return merged, sum(norms) / len(norms)
+
+    def candidates(self, micros: Sequence[Sequence[Row]], k: int) -> list[list[np.ndarray]]:
+        """Per micro-batch and row, (P, k) int32: the likeliest tokens at each position, likeliest first."""
+        answers = []
+        for rows in micros:
+            batch = collate(rows).to(self.device)
+            with torch.no_grad():
+                found = self._forward(batch, likeliest=k).candidates.cpu().numpy().astype(np.int32)
+            cuts = np.cumsum([len(row.positions) for row in rows])[:-1]
+            answers.append(np.split(found, cuts) if rows else [])
+        return answers
 
     def score(self, ids: np.ndarray) -> np.ndarray:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""
         tokens = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(self.device)
         cols = torch.arange(len(tokens) - 1, device=self.device)
         with torch.no_grad():
-            logprobs, _ = self.engine(tokens[None], torch.zeros_like(cols), cols, tokens[1:])
-        return logprobs.cpu().numpy()
+            made: TokenScores = self.engine(tokens[None], torch.zeros_like(cols), cols, tokens[1:])
+        return made.logprobs.cpu().numpy()
 
     def export(self, version: int) -> WeightSet | None:
         """The weights under the model's own names, in the object store; None on all ranks but 0."""
@@ -177,24 +192,27 @@ class Rank:
             self.engine.module.lm.save_pretrained(folder, state_dict=weights)
             AutoTokenizer.from_pretrained(self.model).save_pretrained(folder)
 
-    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(P,) log-probs and entropies at the sampling temperature."""
-        return self.engine(batch.ids, batch.rows, batch.cols, batch.targets, self.config.rollout.temperature)
+    def _forward(self, batch: Batch, likeliest: int = 0) -> TokenScores:
+        """At the sampling temperature."""
+        temperature = self.config.rollout.temperature
+        made: TokenScores = self.engine(
+            batch.ids, batch.rows, batch.cols, batch.targets, temperature, batch.candidates, likeliest
+        )
+        return made
 
     def _loss(
-        self,
-        batch: Batch,
-        logprobs: torch.Tensor,
-        entropy: torch.Tensor,
-        old: torch.Tensor,
-        objective: str,
-        strength: float,
+        self, batch: Batch, made: TokenScores, old: torch.Tensor, objective: str, strength: float
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """The objective's sum over one micro-batch and the sums of its statistics."""
         if objective == "imitation":
-            return losses.imitation(logprobs, entropy, batch.advantages)
-        tokens = losses.Tokens(batch.advantages, old, batch.rollout, batch.teacher)
-        return losses.policy(logprobs, entropy, tokens, self.config.loss, strength, self.config.reweight.clip)
+            return losses.imitation(made.logprobs, made.entropy, batch.advantages)
+        if objective == "distil":
+            teacher = Likelihoods(batch.teacher, batch.teacher_candidates)
+            return distil(Likelihoods(made.logprobs, made.candidates), teacher, old, self.config.distil)
+        loss = self.config.loss
+        weights = losses.token_weights(batch.rows, loss.aggregation)
+        tokens = losses.Tokens(batch.advantages, old, batch.rollout, batch.teacher, batch.reference, weights)
+        return losses.policy(made.logprobs, made.entropy, tokens, loss, strength, self.config.reweight.clip)
 
     def _parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every full parameter on the CPU, under the model's own name; each rank must run it to its end."""

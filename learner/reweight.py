@@ -1,4 +1,7 @@
-"""SERL's token weights: reward gives an update its direction, hindsight only its size (arXiv 2605.19447)."""
+"""SERL's token weights: reward gives an update its direction, hindsight only its size (arXiv 2605.19447).
+
+RLSD (arXiv 2604.03128) has the same weights on all tokens of a response: `teacher.contexts.scored_span`.
+"""
 
 from __future__ import annotations
 

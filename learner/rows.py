@@ -9,11 +9,11 @@ import numpy as np
 
 from configs.schema import Credit
 from learner.credit import advantages
-from rollout.types import Group, Trajectory, Turn
+from rollout.types import Group, Span, Trajectory
+from teacher.contexts import scored_span
 
-Scores = Mapping[
-    tuple[int, int, int], np.ndarray
-]  # (group ordinal, trajectory, turn) -> log-probs of its action
+# (group ordinal, trajectory, turn) -> log-probs of its scored span
+Scores = Mapping[tuple[int, int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,29 @@ class Row:
     teacher_logprobs: (
         np.ndarray
     )  # (P,) float32, log-prob under the teacher's context; NaN where it did not score
+    reference_logprobs: np.ndarray | None = None  # (P,) float32, of the reference policy; None: not computed
+    candidates: np.ndarray | None = None  # (P, k) int32, the student's likeliest tokens, for distillation
+    teacher_candidates: np.ndarray | None = None  # (P, k) float32, the teacher's log-probs of those
 
 
-def make_rows(groups: Sequence[Group], scores: Scores, credit: Credit) -> list[Row]:
+def make_rows(
+    groups: Sequence[Group],
+    scores: Scores,
+    credit: Credit,
+    tokens: str = "action",
+    reference: Scores | None = None,
+) -> list[Row]:
     """One row for each token sequence that holds sampled tokens; a group of zero advantages gives none.
 
-    The advantage of a turn goes to every token it sampled: reasoning, format and action. Only the action's
-    tokens carry teacher log-probs, and only where `scores` has the turn.
+    The advantage of a turn goes to every token it sampled: reasoning, format and action. Teacher log-probs
+    are on the tokens of its `teacher.contexts.scored_span`, and only where `scores` has the turn.
+
+    Args:
+        tokens: `reweight.tokens`.
+        reference: the reference policy's log-probs of whole responses, where it is asked.
 
     Raises:
-        ValueError: a score does not fit its turn's action, or a sampled token has no log-prob.
+        ValueError: a score does not fit its turn's span, or a sampled token has no log-prob.
     """
     rows = []
     for group in groups:
@@ -44,25 +57,33 @@ def make_rows(groups: Sequence[Group], scores: Scores, credit: Credit) -> list[R
         if not any(values.any() for values in per_trajectory):
             continue
         for index, (trajectory, values) in enumerate(zip(group.trajectories, per_trajectory, strict=True)):
-            rows += _trajectory_rows(trajectory, values, (group.ordinal, index), scores)
+            owner = (group.ordinal, index)
+            teacher = _spread(trajectory, owner, scores, tokens)
+            frozen = None if reference is None else _spread(trajectory, owner, reference, "response")
+            rows += _trajectory_rows(trajectory, values, owner, teacher, frozen)
     return rows
 
 
 def _trajectory_rows(
-    trajectory: Trajectory, values: np.ndarray, owner: tuple[int, int], scores: Scores
+    trajectory: Trajectory,
+    values: np.ndarray,
+    owner: tuple[int, int],
+    teacher: list[np.ndarray],
+    reference: list[np.ndarray] | None,
 ) -> list[Row]:
-    """The rows of one trajectory. `values`: (T,) advantages; `owner`: (group ordinal, trajectory)."""
+    """The rows of one trajectory.
+
+    Args:
+        values: (T,) advantages.
+        owner: (group ordinal, trajectory).
+        teacher, reference: (L,) log-probs of each sequence; NaN where not scored.
+    """
     rows = []
     for index, sequence in enumerate(trajectory.sequences):
         advantage = np.full(len(sequence.ids), np.nan, dtype=np.float32)  # NaN: not sampled
-        teacher = np.full(len(sequence.ids), np.nan, dtype=np.float32)
         for number, turn in enumerate(trajectory.turns):
-            if turn.sequence != index:
-                continue
-            advantage[turn.start : turn.end] = values[number]
-            key = (*owner, number)
-            if key in scores:
-                _place(teacher, turn, scores[key], key)
+            if turn.sequence == index:
+                advantage[turn.start : turn.end] = values[number]
         positions = np.flatnonzero(~np.isnan(advantage)).astype(np.int32)
         if len(positions) == 0:
             continue
@@ -71,14 +92,33 @@ def _trajectory_rows(
             raise ValueError(
                 f"group {owner[0]}, trajectory {owner[1]}: a sampled token has no rollout log-prob"
             )
-        rows.append(Row(sequence.ids, positions, advantage[positions], rollout, teacher[positions]))
+        rows.append(
+            Row(
+                ids=sequence.ids,
+                positions=positions,
+                advantages=advantage[positions],
+                rollout_logprobs=rollout,
+                teacher_logprobs=teacher[index][positions],
+                reference_logprobs=None if reference is None else reference[index][positions],
+            )
+        )
     return rows
 
 
-def _place(teacher: np.ndarray, turn: Turn, score: np.ndarray, key: tuple[int, int, int]) -> None:
-    """Write one action's teacher log-probs at its positions."""
-    if turn.action_span is None:
+def _spread(trajectory: Trajectory, owner: tuple[int, int], scores: Scores, tokens: str) -> list[np.ndarray]:
+    """(L,) float32 per sequence: the scores of each turn at its span, NaN elsewhere."""
+    spread = [np.full(len(sequence.ids), np.nan, dtype=np.float32) for sequence in trajectory.sequences]
+    for number, turn in enumerate(trajectory.turns):
+        key = (*owner, number)
+        if key in scores:
+            _place(spread[turn.sequence], scored_span(turn, tokens), scores[key], key)
+    return spread
+
+
+def _place(row: np.ndarray, span: Span | None, score: np.ndarray, key: tuple[int, int, int]) -> None:
+    """Write one turn's scores at its span."""
+    if span is None:
         raise ValueError(f"turn {key} has no action, so nothing of it may be scored")
-    if len(score) != len(turn.action_span):
-        raise ValueError(f"turn {key}: {len(score)} scores for an action of {len(turn.action_span)} tokens")
-    teacher[turn.action_span.start : turn.action_span.end] = score
+    if len(score) != len(span):
+        raise ValueError(f"turn {key}: {len(score)} scores for a span of {len(span)} tokens")
+    row[span.start : span.end] = score

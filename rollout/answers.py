@@ -19,7 +19,7 @@ from envs.calls import MalformedCall, read_calls
 from rollout.types import Span
 
 OPEN, CLOSE = "<action>", "</action>"
-THOUGHT_END = "</think>"
+THOUGHT, THOUGHT_END = "<think>", "</think>"
 FENCE = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
@@ -76,6 +76,11 @@ def describe_tools(tools: Sequence[Mapping[str, Any]]) -> str:
 def function_schema(tool: Mapping[str, Any]) -> dict[str, Any]:
     """A tool in the form that chat templates take."""
     return {"type": "function", "function": dict(tool)}
+
+
+def without_thought(text: str) -> str:
+    """A response less its reasoning; a thought that was never closed goes too."""
+    return text[_behind_thought(text) :].partition(THOUGHT)[0].strip()
 
 
 def _behind_thought(text: str) -> int:

@@ -104,12 +104,16 @@ class Engine:
     async def generate(self, prompt_ids: np.ndarray, sampling: Sampling) -> Generation:
         """Sample one response to `prompt_ids`, (L,) int. Raises EngineError."""
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
+        schema = sampling.json_schema
         params = SamplingParams(
             temperature=sampling.temperature,
+            top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
             seed=sampling.seed,
             logprobs=0,
+            structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
         )
         output = await self._run(prompt_ids, params)
         sampled: Any = output.outputs[0]

@@ -22,6 +22,7 @@ from rollout.template import (
     ChatPieces,
     Message,
     TemplateError,
+    between_users,
     split_template,
     teaches_calls,
     tool_result,
@@ -82,7 +83,7 @@ class Renderer:
 
     def start(self, observation: Observation) -> np.ndarray:
         """The first context of a growing chat, (n,) int32."""
-        return self._message(self._encode(self._frame(observation).opening + self._observe(observation)))
+        return self._message(self._encode(self._frame(observation).opening + self.show(observation)))
 
     def follow(self, last_sampled: np.ndarray, observation: Observation) -> np.ndarray:
         """What to append behind the sampled ids of a turn to make the next context, (n,) int32.
@@ -91,7 +92,7 @@ class Renderer:
         """
         ended = len(last_sampled) > 0 and last_sampled[-1] == self.end_id
         # Encoded behind the ending, then cut off: a tokenizer may treat the front of a text differently.
-        ids = self._encode(self._pieces.ending + self._pieces.bridge + self._observe(observation))
+        ids = self._encode(self._pieces.ending + self._pieces.bridge + self.show(observation))
         return self._message(ids[1:] if ended else ids)
 
     def window(
@@ -132,6 +133,21 @@ class Renderer:
     def encode(self, text: str) -> np.ndarray:
         """Text that goes inside a message, (n,) int32; it cannot hold a token that ends a turn."""
         return self._continue(self._plain(text))
+
+    def second_message(self) -> np.ndarray:
+        """What ends a user message and opens another one behind it, (n,) int32.
+
+        Raises:
+            TemplateError: the template takes no two user messages in a row.
+        """
+        return self._continue(
+            between_users(lambda messages, open_turn: self._render_chat(messages, open_turn, []))
+        )
+
+    def chat(self, messages: Sequence[Message]) -> np.ndarray:
+        """Messages of a chat apart from any episode, which the assistant is to answer, (n,) int32."""
+        plain = [{**message, "content": self._plain(message["content"])} for message in messages]
+        return self._encode(self._render_chat(plain, True, []))
 
     def decode(self, ids: np.ndarray) -> str:
         """Text of ids, special tokens shown, nothing tidied: decoding a prefix gives a prefix."""
@@ -175,7 +191,8 @@ class Renderer:
     def _reply(self, action: str, thought: str) -> str:
         return (f"<think>{thought}</think>" if self.prompt.think else "") + self.form.write(action)
 
-    def _observe(self, observation: Observation) -> str:
+    def show(self, observation: Observation) -> str:
+        """An observation as a growing chat shows it: its text and, where they are listed, its actions."""
         said = observation.text.strip()
         lines = [tool_result(said) if observation.role == "tool" else said, self._list_actions(observation)]
         return self._plain("\n".join(line for line in lines if line))

@@ -79,6 +79,22 @@ def teaches_calls(render: Callable[[list[Message], list[dict[str, Any]]], str]) 
     return shown == wrapped and "probe" in shown and "<tool_call>" in shown
 
 
+def between_users(render: RenderChat) -> str:
+    """What a template puts between two user messages that follow each other.
+
+    Raises:
+        TemplateError: it takes no such messages.
+    """
+    marks = ("mark0here", "mark1here")
+    try:
+        shown = render([{"role": "user", "content": mark} for mark in marks], True)
+    except JinjaError as error:
+        raise TemplateError(
+            f"the chat template takes no two user messages in a row ({error}): use feedback.placement=section"
+        ) from error
+    return _around(_around(shown, marks[0])[1], marks[1])[0]
+
+
 def tool_result(text: str) -> str:
     """What a tool returned, as the user's message that the templates in question make of it."""
     return f"<tool_response>\n{text}\n</tool_response>"

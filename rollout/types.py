@@ -28,11 +28,16 @@ class Span:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an engine samples one response. top-p is always 1: log-probs must be the policy's own."""
+    """How an engine samples one response.
+
+    What is trained on has the defaults of the last two: log-probs must be the policy's own.
+    """
 
     temperature: float
     max_tokens: int
     seed: int | None = None
+    top_p: float = 1.0
+    json_schema: str | None = None  # the response is held to this JSON schema
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class EngineError(RuntimeError):
 class Failure:
     """One infrastructure failure, counted against the run's budget."""
 
-    kind: str  # "env_died" | "env_timeout" | "env_error" | "engine" | "teacher"
+    kind: str  # "env_died" | "env_timeout" | "env_error" | "engine" | "teacher" | "judge"
     message: str
     task: str  # TaskSpec.id
 
@@ -102,6 +107,7 @@ class Group:
     task: TaskSpec
     trajectories: tuple[Trajectory, ...]  # fewer than asked for where retries did not help
     failures: tuple[Failure, ...] = ()
+    reference: tuple[str, ...] = ()  # the task's reference solution, where feedback.source asks for it
 
     @property
     def oldest_version(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,12 +55,13 @@ class Worker:
         """
         seeds = [derive_seed(seed, ordinal, index) for index in range(size)]
         played = await _all(self._episode(ordinal, task, temperature, own) for own in seeds)
-        return Group(
+        group = Group(
             ordinal=ordinal,
             task=task,
             trajectories=tuple(one for one in played if isinstance(one, Trajectory)),
             failures=tuple(one for one in played if isinstance(one, Failure)),
         )
+        return await self._with_reference(group) if self._config.feedback.source == "reference" else group
 
     async def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
         """An expert's episode.
@@ -112,28 +114,43 @@ class Worker:
         return failure
 
     def _generate_on(self, engine: int) -> Generate:
-        seconds = self._config.rollout.request_timeout
+        return generate_on(self._engines[engine], engine, self._config.rollout.request_timeout)
 
-        async def generate(ids: np.ndarray, sampling: Sampling) -> Generation:
-            try:
-                async with asyncio.timeout(seconds):
-                    generation: Generation = await self._engines[engine].generate.remote(ids, sampling)
-                    return generation
-            except TimeoutError as error:
-                raise EngineError(f"engine {engine} did not answer within {seconds:g} s") from error
-            except RayTaskError as error:
-                if isinstance(error.cause, EngineError):
-                    raise error.cause from None  # as the engine raised it, without Ray's wrapping
+    async def _with_reference(self, group: Group) -> Group:
+        """The group with its task's reference solution; without where infrastructure failed."""
+        try:
+            async with lease_slot(self._pool) as slot:
+                actions = await slot.reference(group.task)
+        except EnvError as error:
+            if isinstance(error, DataMissing):
                 raise
-            except (RayActorError, ObjectLostError) as error:
-                raise EngineError(f"engine {engine} is gone: {error}") from error
-
-        return generate
+            return replace(group, failures=(*group.failures, self._count_failure(error, group.task)))
+        return replace(group, reference=tuple(actions or ()))
 
     def _count_failure(self, error: EnvError | EngineError, task: TaskSpec) -> Failure:
         failure = Failure(failure_kind(error), str(error), task.id)
         self._counts[f"failures/{failure.kind}"] += 1
         return failure
+
+
+def generate_on(handle: Any, engine: int, seconds: float) -> Generate:
+    """Generation on one engine actor, under a deadline; whatever breaks on the way is an EngineError."""
+
+    async def generate(ids: np.ndarray, sampling: Sampling) -> Generation:
+        try:
+            async with asyncio.timeout(seconds):
+                generation: Generation = await handle.generate.remote(ids, sampling)
+                return generation
+        except TimeoutError as error:
+            raise EngineError(f"engine {engine} did not answer within {seconds:g} s") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, EngineError):
+                raise error.cause from None  # as the engine raised it, without Ray's wrapping
+            raise
+        except (RayActorError, ObjectLostError) as error:
+            raise EngineError(f"engine {engine} is gone: {error}") from error
+
+    return generate
 
 
 def failure_kind(error: EnvError | EngineError) -> str:

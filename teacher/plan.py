@@ -45,6 +45,7 @@ class TreeTokens:
     seen: np.ndarray  # (L,) int32, how many trunk tokens each token sees
     predictors: np.ndarray  # (W,) int32, where the logits of each wanted token are
     targets: np.ndarray  # (W,) int32, the wanted tokens
+    candidates: np.ndarray  # (W, k) int32, others wanted at the same positions; k may be 0
     sizes: tuple[int, ...]  # wanted tokens per request, in the order of Tree.requests
 
 
@@ -78,7 +79,7 @@ def lay_out(tree: Tree, requests: Sequence[ScoreRequest], ids: np.ndarray) -> Tr
     """
     trunk = np.arange(tree.trunk, dtype=np.int32)
     tokens, positions, branch, seen = [ids[: tree.trunk]], [trunk], [np.zeros_like(trunk)], [trunk + 1]
-    predictors, targets = [], []
+    predictors, targets, candidates = [], [], []
     start = tree.trunk
     for number, index in enumerate(tree.requests, start=1):
         request = requests[index]
@@ -89,6 +90,8 @@ def lay_out(tree: Tree, requests: Sequence[ScoreRequest], ids: np.ndarray) -> Tr
         seen.append(np.full_like(steps, request.cut))
         predictors.append(start + steps[request.span.start - 1 : request.span.end - 1])
         targets.append(request.tail[request.span.start : request.span.end])
+        wanted = request.candidates
+        candidates.append(np.zeros((len(request.span), 0), np.int32) if wanted is None else wanted)
         start += len(steps)
     return TreeTokens(
         ids=np.concatenate(tokens),
@@ -97,6 +100,7 @@ def lay_out(tree: Tree, requests: Sequence[ScoreRequest], ids: np.ndarray) -> Tr
         seen=np.concatenate(seen),
         predictors=np.concatenate(predictors),
         targets=np.concatenate(targets),
+        candidates=np.concatenate(candidates),
         sizes=tuple(map(len, targets)),
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +38,14 @@ def teacher_env(config: Config) -> dict[str, str]:
     return actor_environment(config.cluster.threads)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What the teacher gives to one request."""
+
+    logprobs: np.ndarray  # (n,) float32 of the span's tokens
+    candidates: np.ndarray  # (n, k) float32 of the request's candidates; k may be 0
+
+
 class SpanScorer:
     """Log-probs of spans under a causal LM, without logits anywhere else."""
 
@@ -59,26 +68,23 @@ class SpanScorer:
     @torch.inference_mode()
     def score(
         self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest]
-    ) -> list[np.ndarray]:
+    ) -> list[Scored]:
         """
         Args:
             sequences: per trajectory, the ids of its sequences, (L,) int32 each.
 
-        Returns:
-            Per request, (len(span),) float32 log-probs.
-
         Raises:
             BudgetError: a request alone is over the budget.
         """
-        scores: dict[int, np.ndarray] = {}
+        scores: dict[int, Scored] = {}
         for trees in plan_forwards(requests, self.budget):
             rows = [lay_out(tree, requests, sequences[tree.trajectory][tree.sequence]) for tree in trees]
-            for tree, row, logprobs in zip(trees, rows, self._forward(rows), strict=True):
-                scores.update(_per_request(tree, row, logprobs))
+            for tree, row, scored in zip(trees, rows, self._forward(rows), strict=True):
+                scores.update(_per_request(tree, row, scored))
         return [scores[index] for index in range(len(requests))]
 
-    def _forward(self, rows: list[TreeTokens]) -> Iterator[np.ndarray]:
-        """Per row, its (W,) wanted log-probs."""
+    def _forward(self, rows: list[TreeTokens]) -> Iterator[Scored]:
+        """Per row, its W wanted positions."""
         ids = self._stack([row.ids for row in rows])
         positions = self._stack([row.positions for row in rows])
         mask = tree_mask(self._stack([row.branch for row in rows]), self._stack([row.seen for row in rows]))
@@ -88,15 +94,17 @@ class SpanScorer:
         self.computed += ids.numel()
         for row, states in zip(rows, hidden, strict=True):
             wanted = states[torch.from_numpy(row.predictors).to(states.device)]
-            yield self._logprobs(wanted, torch.from_numpy(row.targets).to(states.device)).cpu().numpy()
+            tokens = np.concatenate([row.targets[:, None], row.candidates], axis=1)
+            logprobs = self._logprobs(wanted, torch.from_numpy(tokens).to(states.device)).cpu().numpy()
+            yield Scored(logprobs[:, 0], logprobs[:, 1:])
 
-    def _logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """(W, H) states and (W,) targets -> (W,) float32 log-probs."""
+    def _logprobs(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """(W, H) states and (W, n) tokens -> (W, n) float32 log-probs."""
         head = self.model.get_output_embeddings()
         parts = []
-        for states, chosen in zip(hidden.split(HEAD_ROWS), targets.long().split(HEAD_ROWS), strict=True):
+        for states, chosen in zip(hidden.split(HEAD_ROWS), tokens.long().split(HEAD_ROWS), strict=True):
             logits = head(states).float() / self.temperature
-            parts.append(logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1))
+            parts.append(logits.gather(1, chosen) - logits.logsumexp(dim=-1, keepdim=True))
         return torch.cat(parts)
 
     def _stack(self, arrays: list[np.ndarray]) -> torch.Tensor:
@@ -139,8 +147,10 @@ def tree_mask(branch: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     return (earlier & (in_trunk | in_tail)) | (order[:, None] == order[None, :])
 
 
-def _per_request(tree: Tree, row: TreeTokens, logprobs: np.ndarray) -> dict[int, np.ndarray]:
-    return dict(zip(tree.requests, np.split(logprobs, np.cumsum(row.sizes)[:-1]), strict=True))
+def _per_request(tree: Tree, row: TreeTokens, scored: Scored) -> dict[int, Scored]:
+    cuts = np.cumsum(row.sizes)[:-1]
+    parts = map(Scored, np.split(scored.logprobs, cuts), np.split(scored.candidates, cuts))
+    return dict(zip(tree.requests, parts, strict=True))
 
 
 def load_strictly(model: torch.nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -181,6 +191,13 @@ class Teacher:
         # Moved in place: `to` of a PreTrainedModel is decorated beyond what a type checker can follow.
         torch.nn.Module.to(loaded, device)
         self._scorer = SpanScorer(loaded, config.teacher.batch_tokens, config.rollout.temperature)
+        # A moving average in bfloat16 would round small steps away.
+        self._average = (
+            {name: value.detach().float() for name, value in loaded.named_parameters()}
+            if config.teacher.ema < 1
+            else None
+        )
+        self._share = config.teacher.ema
         self._version = 0
         self._spans = 0
         self._seconds = 0.0
@@ -190,8 +207,11 @@ class Teacher:
         positions = int(self._scorer.model.config.max_position_embeddings)
         return {"version": self._version, "context": min(positions, self._scorer.budget)}
 
-    def load_weights(self, weights: WeightSet) -> None:
-        """Become a hard copy of the student.
+    def load_weights(self, weights: WeightSet, whole: bool = True) -> None:
+        """Take over the student: as a hard copy, or the share `teacher.ema` of it.
+
+        Args:
+            whole: a hard copy, whatever `teacher.ema` says.
 
         Raises:
             WeightsError: the buffer is not the one that was sent, or not this model's.
@@ -201,14 +221,15 @@ class Teacher:
         flat = ray.get(weights.data)
         if (found := digest(flat)) != weights.digest:
             raise WeightsError(f"weights {weights.version} were sent as {weights.digest}, arrived as {found}")
-        load_strictly(self._scorer.model, unpack(flat, weights.layout))
+        self._take(unpack(flat, weights.layout), 1.0 if whole else self._share)
         self._version = weights.version
 
     def save(self, path: str) -> None:
         """Write the weights as a safetensors file: a resumed run needs the teacher of the last refresh."""
         from safetensors.torch import save_file
 
-        tensors = {name: value.detach().cpu() for name, value in self._scorer.model.named_parameters()}
+        held = self._average or dict(self._scorer.model.named_parameters())
+        tensors = {name: value.detach().cpu() for name, value in held.items()}
         save_file(tensors, path, metadata={"version": str(self._version)})
 
     def load(self, path: str) -> None:
@@ -220,12 +241,23 @@ class Teacher:
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
-            load_strictly(self._scorer.model, ((name, file.get_tensor(name)) for name in list(file.keys())))
+            self._take(((name, file.get_tensor(name)) for name in list(file.keys())), 1.0)
             self._version = int(file.metadata()["version"])
+
+    def _take(self, tensors: Iterable[tuple[str, torch.Tensor]], share: float) -> None:
+        """Move by `share` of the way to these weights."""
+        if self._average is None:
+            load_strictly(self._scorer.model, tensors)
+            return
+        given = {name: tensor.to(self._scorer.model.device).float() for name, tensor in tensors}
+        for name, value in self._average.items():
+            if name in given:  # `load_strictly` says what is missing
+                given[name] = value.lerp_(given[name], share)
+        load_strictly(self._scorer.model, given.items())
 
     def score(
         self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest]
-    ) -> list[np.ndarray]:
+    ) -> list[Scored]:
         """`SpanScorer.score`."""
         start = time.perf_counter()
         scores = self._scorer.score(sequences, requests)

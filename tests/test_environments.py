@@ -5,28 +5,18 @@ Engine, learner and teacher are started once and trained on one environment afte
 
 from __future__ import annotations
 
-import asyncio
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import ray
+from shared_actors import Shared
 
-import cluster.run
-from cluster.run import open_run
-from cluster.start import Actors, start_actors, variables
-from cluster.train import Trainer
-from cluster.view import View
-from configs.environ import actor_environment
 from configs.load import load
 from configs.schema import Config
-from envs.base import EnvFamily
 from envs.install import install
-from envs.pool import start_pool
-from envs.registry import FAMILIES, make_family
-from rollout.worker import Worker
+from envs.registry import FAMILIES
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # (tokens of a sequence, turns): as many as a demonstration takes
@@ -72,50 +62,21 @@ def settings(name: str, out: Path) -> Config:
     )
 
 
-@dataclass
-class Lent(Actors):
-    """Actors of a run of which only the environment's own end with it."""
-
-    async def stop(self) -> None:
-        for handle in [*self.workers, self.environments.pool, *self.environments.shards]:
-            ray.kill(handle)
-
-
 @pytest.fixture(scope="module")
-def actors(ray_local: None, tmp_path_factory: pytest.TempPathFactory, nano: Path) -> Any:
+def shared(ray_local: None, nano: Path) -> Iterator[Shared]:
     """Engine, learner and teacher for the longest context, with ALFWorld's environments."""
-    longest, first = settings(LONGEST, tmp_path_factory.mktemp("first")), settings("alfworld", Path("unused"))
-    config = replace(longest, env=first.env)
-    started = asyncio.run(start_actors(config, str(nano), make_family(config.env)))
-    yield started
-    asyncio.run(started.stop())
-
-
-async def lend(actors: Actors, config: Config, model: str, family: EnvFamily, **_: Any) -> Lent:
-    """The shared actors with environments and a worker of this run's own."""
-    environments = start_pool(config, family)
-    worker = ray.remote(Worker).options(
-        num_cpus=0, max_concurrency=4096, **variables(actor_environment(threads=1))
-    )
-    workers = [worker.remote(model, config, actors.engines, environments.pool)]
-    await environments.ready(config.cluster.start_timeout)
-    return Lent(**vars(actors) | {"workers": workers, "environments": environments})
+    longest, first = settings(LONGEST, Path("unused")), settings("alfworld", Path("unused"))
+    actors = Shared(replace(longest, env=first.env), str(nano))
+    yield actors
+    actors.close()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_two_training_steps(
-    name: str, actors: Actors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(name)
-    monkeypatch.setattr(cluster.run, "start_actors", lambda *args, **kwargs: lend(actors, *args, **kwargs))
-    config = settings(name, tmp_path / "run")
-
-    async def run() -> None:
-        async with open_run(config, View()) as opened:
-            opened.state.version = 100 * list(FAMILIES).index(name)  # no version of weights comes twice
-            await opened.watchdog.guard(Trainer(opened).train())
-
-    asyncio.run(run())
+    shared.train(settings(name, tmp_path / "run"), monkeypatch)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     warm = [row for row in rows if row["kind"] == "warm_start"]
     steps = [row for row in rows if row["kind"] == "train"]

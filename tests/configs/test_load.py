@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.check import render
-from configs.load import ConfigError, load, nearest
+from configs.check import check, render
+from configs.load import ConfigError, load, methods, nearest
 from configs.schema import Config
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -56,7 +56,7 @@ def test_a_base_that_leads_back_is_refused(tmp_path: Path) -> None:
     ("wrong", "right"),
     [
         ("rollout.temperture", "rollout.temperature"),
-        ("temperature", "rollout.temperature"),
+        ("eval_temperature", "rollout.eval_temperature"),
         ("rollout.group_sizes", "rollout.group_size"),
         ("learner.refresh_every", "teacher.refresh_every"),
         ("stps", "steps"),
@@ -112,3 +112,18 @@ def test_nearest_prefers_the_whole_name() -> None:
 def test_a_rendered_recipe_loads_back_equal(recipe: Path, tmp_path: Path) -> None:
     config = load(recipe)
     assert load(write(tmp_path, "resolved.yaml", render(config))) == config
+
+
+def test_what_names_a_method_is_laid_over_it(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "recipe.yaml", "reweight: {strength: 0.9, clip: 0.1}\nsteps: 3\n")
+    assert load(recipe, ["method=grpo"]).reweight.strength == 0.0
+    assert load(recipe, ["method=serl", "reweight.clip=0.3"]).reweight.clip == 0.3
+    inside = write(tmp_path, "inside.yaml", "base: recipe.yaml\nmethod: serl\nreweight: {strength: 0.7}\n")
+    config = load(inside)
+    assert (config.method, config.reweight.strength, config.reweight.clip) == ("serl", 0.7, 0.2)
+    assert "method = 'serll' is not known; the nearest is serl" in problems(recipe, "method=serll")
+
+
+@pytest.mark.parametrize("name", methods())
+def test_every_method_is_sound(name: str) -> None:
+    assert check(load(RECIPES[0].with_name("nano.yaml"), [f"method={name}"])) == []

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from configs.schema import Loss
 from envs.base import Observation, StepResult
 from envs.tasks import TaskSpec
-from learner.losses import Tokens, policy
+from learner.losses import Tokens, denominator, policy, token_weights
 from learner.pack import collate, micro_batches
 from learner.rows import Row
 from rollout.types import Group, Span, TokenSequence, Trajectory, Turn
@@ -18,8 +18,8 @@ TASK = TaskSpec("t", "toy", "find", "train")
 VOCABULARY = 64
 
 
-def turn(sequence, start, end, span=None, action="look", valid=True):
-    seen = Observation("a room")
+def turn(sequence, start, end, span=None, action="look", valid=True, state="a room"):
+    seen = Observation("a room", state_key=state)
     result = StepResult(seen, "", 0.0, False, False, False)
     return Turn(sequence, start, end, span and Span(*span), seen, "", action, valid, result, 0)
 
@@ -48,9 +48,19 @@ def group(*trajectories, ordinal=0):
     return Group(ordinal, TASK, trajectories)
 
 
+def visits(success, states, malformed=()):
+    """One turn of two sampled tokens in each state; the turns numbered in `malformed` did not parse."""
+    spans = [(3 * number + 1, 3 * number + 3) for number in range(len(states))]
+    turns = [
+        turn(0, *span, action=None if number in malformed else "look", state=state)
+        for number, (span, state) in enumerate(zip(spans, states, strict=True))
+    ]
+    return trajectory(turns, success, length=3 * len(states) + 1)
+
+
 def random_rows(count, seed=0, longest=24, teacher=True):
     """Rows of 4 … `longest` tokens; about half of each bears loss, and about half of that was scored."""
-    rng = np.random.default_rng(seed)
+    rng, reference = np.random.default_rng(seed), np.random.default_rng(seed + 1)
     rows = []
     for _ in range(count):
         length = int(rng.integers(4, longest + 1))
@@ -66,6 +76,7 @@ def random_rows(count, seed=0, longest=24, teacher=True):
                 advantages=rng.normal(size=size).astype(np.float32),
                 rollout_logprobs=rng.uniform(-5, -3, size).astype(np.float32),
                 teacher_logprobs=scores,
+                reference_logprobs=reference.uniform(-6, -2, size).astype(np.float32),
             )
         )
     return rows
@@ -87,17 +98,24 @@ def tiny_llama(tied=True, seed=0, dtype=torch.float32):
     return LlamaForCausalLM(shape).to(dtype)
 
 
+def held_tokens(batch, old, aggregation="token-mean"):
+    """What the policy loss holds fixed of a micro-batch."""
+    weights = token_weights(batch.rows, aggregation)
+    return Tokens(batch.advantages, old, batch.rollout, batch.teacher, batch.reference, weights)
+
+
 def token_mean(model, rows, budget, loss=None, strength=0.5, order=None):
     """The policy loss of all rows and its gradient, summed over micro-batches as a rank does."""
+    loss = loss or Loss()
     rows = [rows[i] for i in order] if order else rows
-    tokens = sum(len(row.positions) for row in rows)
+    whole_batch = denominator(rows, loss)
     model.zero_grad()
     whole = 0.0
     for indices in micro_batches([len(row.ids) for row in rows], budget):
         batch = collate([rows[i] for i in indices])
-        logprobs, entropy = model(batch.ids, batch.rows, batch.cols, batch.targets)
-        held = Tokens(batch.advantages, logprobs.detach(), batch.rollout, batch.teacher)
-        total, _ = policy(logprobs, entropy, held, loss or Loss(), strength, 0.2)
-        (total / tokens).backward()
-        whole += float(total.detach()) / tokens
+        logprobs, entropy, _ = model(batch.ids, batch.rows, batch.cols, batch.targets)
+        held = held_tokens(batch, logprobs.detach(), loss.aggregation)
+        total, _ = policy(logprobs, entropy, held, loss, strength, 0.2)
+        (total / whole_batch).backward()
+        whole += float(total.detach()) / whole_batch
     return whole, torch.cat([p.grad.flatten() for p in model.parameters()])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learner_toys import VOCABULARY, random_rows, tiny_llama, token_mean
+from learner_toys import VOCABULARY, held_tokens, random_rows, tiny_llama, token_mean
 
 from configs.schema import Loss
 from learner import logprobs as module
@@ -26,10 +26,22 @@ def test_equal_to_the_models_own_logits(tied, temperature, chunk, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", chunk)
     lm = tiny_llama(tied)
     batch = collate(random_rows(5))
-    made, entropy = TokenLogprobs(lm)(batch.ids, batch.rows, batch.cols, batch.targets, temperature)
+    made, entropy, _ = TokenLogprobs(lm)(batch.ids, batch.rows, batch.cols, batch.targets, temperature)
     table = (lm(batch.ids).logits / temperature).log_softmax(-1)[batch.rows, batch.cols]
     torch.testing.assert_close(made, table.gather(1, batch.targets[:, None])[:, 0])
     torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=table).entropy())
+
+
+@pytest.mark.parametrize("chunk", [1024, 3])
+def test_candidates_and_the_likeliest(chunk, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    model, batch = TokenLogprobs(tiny_llama()), collate(random_rows(5))
+    place = (batch.ids, batch.rows, batch.cols, batch.targets, 0.7)
+    table = (model.lm(batch.ids).logits / 0.7).log_softmax(-1)[batch.rows, batch.cols]
+    chosen = model(*place, None, 4).candidates
+    torch.testing.assert_close(table.gather(1, chosen), table.topk(4).values)
+    torch.testing.assert_close(model(*place, chosen).candidates, table.topk(4).values)
+    assert model(*place).candidates.shape == (len(batch.targets), 0)
 
 
 def test_chunks_change_no_gradient(monkeypatch):
@@ -43,13 +55,20 @@ def test_chunks_change_no_gradient(monkeypatch):
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.integers(1, 9), st.integers(0, 1000), st.integers(4, 120), st.randoms(use_true_random=False))
-def test_packing_and_order_change_neither_loss_nor_gradient(count, seed, budget, random):
+@given(
+    st.integers(1, 9),
+    st.integers(0, 1000),
+    st.integers(4, 120),
+    st.sampled_from(["token-mean", "sequence-mean", "constant"]),
+    st.randoms(use_true_random=False),
+)
+def test_packing_and_order_change_neither_loss_nor_gradient(count, seed, budget, aggregation, random):
     model, rows = TokenLogprobs(tiny_llama()), random_rows(count, seed)
+    loss = Loss(aggregation=aggregation, constant=10.0, kl=0.1)
     order = list(range(count))
     random.shuffle(order)
-    whole = token_mean(model, rows, 10**6)
-    packed = token_mean(model, rows, budget, order=order)
+    whole = token_mean(model, rows, 10**6, loss)
+    packed = token_mean(model, rows, budget, loss, order=order)
     assert packed[0] == pytest.approx(whole[0], rel=1e-4, abs=1e-5)
     torch.testing.assert_close(packed[1], whole[1], rtol=1e-3, atol=1e-5)
 
@@ -61,8 +80,8 @@ def test_gradient_of_a_weight_equals_finite_differences():
     batch = collate(rows)
 
     def value():
-        logprobs, entropy = model(batch.ids, batch.rows, batch.cols, batch.targets)
-        held = Tokens(batch.advantages.double(), old, batch.rollout.double(), batch.teacher.double())
+        logprobs, entropy, _ = model(batch.ids, batch.rows, batch.cols, batch.targets)
+        held = Tokens(*(column.double() for column in vars(held_tokens(batch, old)).values()))
         return policy(logprobs.double(), entropy.double(), held, loss, 0.5, 0.2)[0]
 
     old = model(batch.ids, batch.rows, batch.cols, batch.targets)[0].detach().double()
@@ -82,8 +101,8 @@ def test_gradient_of_a_weight_equals_finite_differences():
 
 def test_an_empty_batch_runs_and_moves_nothing():
     model, batch = TokenLogprobs(tiny_llama()), collate([])
-    logprobs, entropy = model(batch.ids, batch.rows, batch.cols, batch.targets)
-    held = Tokens(batch.advantages, logprobs.detach(), batch.rollout, batch.teacher)
+    logprobs, entropy, _ = model(batch.ids, batch.rows, batch.cols, batch.targets)
+    held = held_tokens(batch, logprobs.detach())
     policy(logprobs, entropy, held, Loss(), 0.5, 0.2)[0].backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 

@@ -5,21 +5,41 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.schema import Loss
-from learner.losses import Tokens, imitation, importance, merge, policy, report, surrogate
+from learner.losses import (
+    Tokens,
+    denominator,
+    imitation,
+    importance,
+    kl_divergence,
+    merge,
+    policy,
+    report,
+    surrogate,
+    token_weights,
+)
+from learner.pack import over_ranks
+from learner.rows import Row
+
+KL = {  # of π from π_ref, with d = log π − log π_ref
+    "k1": lambda d: d,
+    "k2": lambda d: d * d / 2,
+    "k3": lambda d: math.exp(-d) - 1 + d,
+}
 
 
 def reference(logprobs, entropies, tokens, loss, strength, clip):
     """The whole policy loss, token by token, written from the equations."""
     total = 0.0
-    columns = (tokens.advantages, tokens.old, tokens.rollout, tokens.teacher)
-    for logprob, entropy, advantage, old, rollout, teacher in zip(
-        logprobs.tolist(), entropies.tolist(), *(column.tolist() for column in columns), strict=True
+    columns = (logprobs, entropies, *vars(tokens).values())
+    for logprob, entropy, advantage, old, rollout, teacher, anchor, share in zip(
+        *(column.tolist() for column in columns), strict=True
     ):
         if not math.isnan(teacher):
             sign = (advantage > 0) - (advantage < 0)
@@ -33,7 +53,8 @@ def reference(logprobs, entropies, tokens, loss, strength, clip):
             value = min(value, -loss.dual_clip * advantage)
         if loss.importance_cap:
             value *= min(math.exp(old - rollout), loss.importance_cap)
-        total += value - loss.entropy * entropy
+        penalty = loss.kl * KL[loss.kl_estimator](logprob - anchor)
+        total += share * (value - loss.entropy * entropy + penalty)
     return total
 
 
@@ -44,7 +65,7 @@ def tokens_of(count, seed, dtype=torch.float64):
         return low + (high - low) * torch.rand(count, generator=generator, dtype=dtype)
 
     teacher = torch.where(draw(0, 1) < 0.5, draw(-4, 0), math.nan)
-    made = Tokens(draw(-3, 3), draw(-3, 0), draw(-3, 0), teacher)
+    made = Tokens(draw(-3, 3), draw(-3, 0), draw(-3, 0), teacher, draw(-3, 0), draw(0, 1))
     return draw(-3, 0), draw(0, 4), made
 
 
@@ -55,7 +76,12 @@ def tokens_of(count, seed, dtype=torch.float64):
     st.floats(0, 1),
     st.sampled_from([0.0, 0.2]),
     st.sampled_from(
-        [Loss(), Loss(dual_clip=0.0, importance_cap=0.0, entropy=0.0), Loss(0.1, 0.3, 1.5, 0.1, 1.0)]
+        [
+            Loss(),
+            Loss(dual_clip=0.0, importance_cap=0.0, entropy=0.0, kl=0.3, kl_estimator="k1"),
+            Loss(0.1, 0.3, 1.5, 0.1, 1.0, kl=0.3, kl_estimator="k2"),
+            Loss(kl=0.01, kl_estimator="k3"),
+        ]
     ),
 )
 def test_policy_equals_the_slow_reference(count, seed, strength, clip, loss):
@@ -88,15 +114,16 @@ def test_importance_weights_are_capped_above_only():
     assert importance(old, rollout, 0.0).tolist() == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("seed", range(5))
-def test_gradient_equals_finite_differences(seed):
+def test_gradient_equals_finite_differences(seed, estimator):
     logprobs, entropies, tokens = tokens_of(12, seed)
     # the teacher's gap is detached, so it is held where the current policy put it
     held = replace(tokens, teacher=torch.full_like(tokens.teacher, math.nan))
     logits = logprobs.clone().requires_grad_(True)
 
     def loss_of(values):
-        return policy(values, entropies, held, Loss(), 0.5, 0.2)[0]
+        return policy(values, entropies, held, Loss(kl=0.7, kl_estimator=estimator), 0.5, 0.2)[0]
 
     assert torch.autograd.gradcheck(loss_of, (logits,), eps=1e-6, atol=1e-6)
 
@@ -108,7 +135,7 @@ def test_teacher_weights_carry_no_gradient_of_their_own():
     held = replace(tokens, teacher=logprobs.detach() + gap)
     policy(logprobs, entropies, held, Loss(dual_clip=0.0, importance_cap=0.0), 1.0, 0.2)[0].backward()
     weight = torch.exp(torch.sign(tokens.advantages) * gap).clamp(0.8, 1.2)
-    torch.testing.assert_close(logprobs.grad, -tokens.advantages * weight * math.exp(0.1))
+    torch.testing.assert_close(logprobs.grad, -tokens.weights * tokens.advantages * weight * math.exp(0.1))
 
 
 def test_no_strength_and_no_teacher_give_the_same_loss_and_gradient_to_the_bit():
@@ -122,11 +149,27 @@ def test_no_strength_and_no_teacher_give_the_same_loss_and_gradient_to_the_bit()
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
+@given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 0.9))
+def test_reward_alone_decides_the_sign_of_every_update(seed, strength, clip):
+    """With a teacher on every token (RLSD) as with one on some (SERL)."""
+    _, entropies, tokens = tokens_of(12, seed)
+    scores = torch.linspace(-9, 9, 12, dtype=torch.float64)
+    everywhere = replace(tokens, teacher=scores, weights=torch.ones_like(scores))
+    logprobs = tokens.old.clone().requires_grad_(True)
+    policy(logprobs, entropies, everywhere, Loss(entropy=0.0), strength, clip)[0].backward()
+    assert torch.equal(torch.sign(logprobs.grad), -torch.sign(tokens.advantages))
+
+
 def test_statistics_by_hand():
     old = torch.tensor([math.log(2.0), 0.0])
-    tokens = Tokens(torch.tensor([1.0, -1.0]), old, torch.zeros(2), old + torch.tensor([0.1, math.nan]))
-    _, sums = policy(old.clone(), torch.tensor([1.0, 3.0]), tokens, Loss(entropy=0.0), 0.5, 0.2)
-    stats = report(merge([sums]), 2)
+    teacher, reference = old + torch.tensor([0.1, math.nan]), old - torch.tensor([0.2, 0.4])
+    half = torch.full((2,), 0.5)
+    tokens = Tokens(torch.tensor([1.0, -1.0]), old, torch.zeros(2), teacher, reference, half)
+    loss = Loss(entropy=0.0, kl=0.1, kl_estimator="k1")
+    total, sums = policy(old.clone(), torch.tensor([1.0, 3.0]), tokens, loss, 0.5, 0.2)
+    stats = report("policy", merge([sums]), tokens=2, denominator=4)
+    assert stats["loss"] == pytest.approx(float(total) / 4)
+    assert stats["kl"] == pytest.approx(0.3)
     assert stats["entropy"] == pytest.approx(2.0)
     assert stats["mismatch_kl"] == pytest.approx((2 - 1 - math.log(2)) / 2)
     assert stats["mismatch_max"] == pytest.approx(math.log(2))
@@ -142,16 +185,114 @@ def test_sums_of_pieces_are_the_sums_of_the_whole():
     whole = policy(logprobs, entropies, tokens, Loss(), 0.5, 0.2)[1]
 
     def piece(part):
-        cut = Tokens(*(getattr(tokens, name)[part] for name in ("advantages", "old", "rollout", "teacher")))
+        cut = Tokens(*(column[part] for column in vars(tokens).values()))
         return policy(logprobs[part], entropies[part], cut, Loss(), 0.5, 0.2)[1]
 
     pieces = merge(piece(part) for part in (slice(0, 11), slice(11, 11), slice(11, 30)))
     assert pieces == pytest.approx(whole)
 
 
+def test_kl_estimators_by_hand():
+    # π = 1/2, π_ref = 1/4: log ratio ln 2, r = 1/2
+    logprob, reference = torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)])
+    found = [float(kl_divergence(logprob, reference, name)) for name in ("k1", "k2", "k3")]
+    assert found == pytest.approx([math.log(2), math.log(2) ** 2 / 2, 0.5 - 1 + math.log(2)])
+    assert all(float(kl_divergence(logprob, logprob, name)) == 0 for name in ("k1", "k2", "k3"))
+
+
+def test_kl_estimators_over_a_whole_distribution():
+    """Summed over every token, weighted by its probability, as sampling would on average."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, generator=generator, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(7, generator=generator, dtype=torch.float64).log_softmax(-1)
+    logprobs = logits.log_softmax(-1)
+    sampled = logprobs.detach().exp()
+    divergence = (logprobs.exp() * (logprobs - reference)).sum()
+    (pull,) = torch.autograd.grad(divergence, logits, retain_graph=True)
+    exact = float(divergence.detach())
+    gradients = {}
+    for name in ("k1", "k2", "k3"):
+        estimate = (sampled * kl_divergence(logprobs, reference, name)).sum()
+        (gradients[name],) = torch.autograd.grad(estimate, logits, retain_graph=True)
+        assert name == "k2" or float(estimate.detach()) == pytest.approx(exact)  # unbiased
+    torch.testing.assert_close(gradients["k2"], pull)
+    torch.testing.assert_close(gradients["k1"], torch.zeros_like(pull))
+    # that of k3 is the gradient of KL(π_ref ‖ π)
+    torch.testing.assert_close(gradients["k3"], logprobs.detach().exp() - reference.exp())
+
+
+@given(st.lists(st.tuples(st.floats(-30, 0), st.floats(-30, 0)), min_size=1, max_size=20))
+def test_k2_and_k3_are_never_negative(pairs):
+    logprobs, reference = torch.tensor(pairs, dtype=torch.float64).T
+    for name in ("k2", "k3"):
+        assert (kl_divergence(logprobs, reference, name) >= -1e-12).all()
+
+
+def test_a_penalty_without_a_reference_is_refused():
+    logprobs, entropies, tokens = tokens_of(3, 0)
+    missing = replace(tokens, reference=torch.tensor([-1.0, math.nan, -1.0]))
+    policy(logprobs, entropies, missing, Loss(), 0.5, 0.2)
+    with pytest.raises(ValueError, match=r"loss\.kl = 0\.01 needs"):
+        policy(logprobs, entropies, missing, Loss(kl=0.01), 0.5, 0.2)
+
+
+def test_aggregations_by_hand():
+    # two rows of one and three tokens, with the losses 8 and 1 2 3
+    rows, values = torch.tensor([0, 1, 1, 1]), torch.tensor([8.0, 1.0, 2.0, 3.0])
+    held = [row_of(1), row_of(3)]
+    found = {
+        mode: float((token_weights(rows, mode) * values).sum())
+        / denominator(held, Loss(aggregation=mode, constant=4.0))
+        for mode in ("token-mean", "sequence-mean", "constant")
+    }
+    assert found == pytest.approx(
+        {"token-mean": 14 / 4, "sequence-mean": (8 + 2) / 2, "constant": (8 / 4 + 6 / 4) / 2}
+    )
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=20),
+    st.integers(1, 100),
+    st.integers(1, 4),
+    st.sampled_from(["token-mean", "sequence-mean", "constant"]),
+)
+def test_ranks_and_micro_batches_change_no_mean(sizes, budget, ranks, aggregation):
+    """Each rank's sums over its micro-batches, as `Rank.update` scales them and DeepSpeed averages them."""
+    loss = Loss(aggregation=aggregation, constant=7.0)
+    values = [[100.0 * index + number for number in range(size)] for index, size in enumerate(sizes)]
+    whole = denominator([row_of(size) for size in sizes], loss)
+    per_rank = []
+    for micros in over_ranks(sizes, budget, ranks):
+        sums = 0.0
+        for micro in micros:
+            owners = torch.tensor(
+                [place for place, index in enumerate(micro) for _ in values[index]], dtype=torch.int64
+            )
+            flat = torch.tensor([value for index in micro for value in values[index]])
+            sums += float((token_weights(owners, aggregation) * flat).sum())
+        per_rank.append(sums * ranks / whole)
+    expected = {
+        "token-mean": sum(map(sum, values)) / sum(sizes),
+        "sequence-mean": sum(sum(row) / len(row) for row in values) / len(values),
+        "constant": sum(sum(row) / 7.0 for row in values) / len(values),
+    }
+    assert sum(per_rank) / ranks == pytest.approx(expected[aggregation], rel=1e-5)
+
+
+def row_of(size):
+    """A row of so many sampled tokens, of which only the number matters."""
+    nothing = np.zeros(size, np.float32)
+    return Row(
+        np.zeros(size + 1, np.int32), np.arange(1, size + 1, dtype=np.int32), nothing, nothing, nothing
+    )
+
+
 def test_imitation_is_the_weighted_negative_log_likelihood():
     logprobs = torch.tensor([-1.0, -2.0, -4.5], requires_grad=True)
     total, sums = imitation(logprobs, torch.ones(3), torch.tensor([1.0, 1.0, 0.5]))
-    assert total.item() == 5.25 and report(merge([sums]), 2.5) == {"loss": 2.1, "entropy": 1.0}
+    assert total.item() == 5.25 and report("imitation", merge([sums]), 2.5, 2.5) == {
+        "loss": 2.1,
+        "entropy": 1.0,
+    }
     total.backward()
     assert logprobs.grad.tolist() == [-1.0, -1.0, -0.5]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -59,8 +61,15 @@ def test_a_collated_token_is_where_its_row_has_it(count, seed):
             assert batch.advantages[place] == row.advantages[number]
             assert batch.rollout[place] == row.rollout_logprobs[number]
             np.testing.assert_equal(batch.teacher[place].item(), float(row.teacher_logprobs[number]))
+            assert batch.reference[place] == row.reference_logprobs[number]
             place += 1
     assert place == len(batch.targets) == len(batch.rows) == len(batch.cols)
+
+
+def test_rows_without_a_reference_have_none():
+    with_one, without = random_rows(1)[0], replace(random_rows(1)[0], reference_logprobs=None)
+    known = ~torch.isnan(collate([with_one, without]).reference)
+    assert known.tolist() == [True] * len(with_one.positions) + [False] * len(without.positions)
 
 
 def test_no_rows_give_a_batch_that_runs():

@@ -79,9 +79,9 @@ async def resumes_exactly(learner, rows, target):
     """After `load`, the same update gives the same numbers and the same weights as it did after `save`."""
     target.mkdir()
     await learner.save(target)
-    first = await learner.update(rows, "policy", 0.5, LR), await learner.export(2)
+    first = await learner.update({"policy": rows}, 0.5, LR), await learner.export(2)
     await learner.load(target)
-    second = await learner.update(rows, "policy", 0.5, LR), await learner.export(2)
+    second = await learner.update({"policy": rows}, 0.5, LR), await learner.export(2)
     costs = {"seconds": 0.0}
     assert first[0] | costs == second[0] | costs
     assert first[1].digest == second[1].digest
@@ -92,7 +92,7 @@ def test_two_ranks_of_zero_3_equal_plain_pytorch(ray_local, folder, tmp_path):
 
     async def check(learner):
         await learner.start()
-        stats = await learner.update(rows, "policy", 0.5, LR)
+        stats = await learner.update({"policy": rows}, 0.5, LR)
         loss, norm, weights = plain_update(rows)
         assert stats["loss"] == pytest.approx(loss, rel=1e-4)
         assert stats["grad_norm"] == pytest.approx(norm, rel=1e-4)
@@ -121,7 +121,7 @@ def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
         (tmp_path / "fresh").mkdir()
         await learner.save(tmp_path / "fresh")
 
-        stats = await learner.update(rows, "policy", 0.5, LR)
+        stats = await learner.update({"policy": rows}, 0.5, LR)
         assert stats["grad_norm"] == pytest.approx(plain_update(rows)[1], rel=0.05)
         assert {"loss", "entropy", "clip_fraction", "mismatch_kl", "mismatch_max", "ess"} <= set(stats)
         assert {"teacher_gap", "weight_mean", "weight_clip_fraction"} <= set(stats)
@@ -132,11 +132,11 @@ def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
         digests = []
         for held, strength in ((rows, 0.0), (random_rows(9, teacher=False), 0.5), (rows, 0.5)):
             await learner.load(tmp_path / "fresh")
-            await learner.update(held, "policy", strength, LR)
+            await learner.update({"policy": held}, strength, LR)
             digests.append((await learner.export(1)).digest)
         assert digests[0] == digests[1] != digests[2]  # λ = 0 is GRPO to the bit
 
-        losses = [(await learner.update(rows, "imitation", 0.0, 1e-2))["loss"] for _ in range(8)]
+        losses = [(await learner.update({"imitation": rows}, 0.0, 1e-2))["loss"] for _ in range(8)]
         assert losses[-1] < losses[0]
         await resumes_exactly(learner, rows, tmp_path / "state")
         await loads_elsewhere(learner, tmp_path / "model")
@@ -150,7 +150,7 @@ def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder)
 
     async def check(learner):
         await learner.start()
-        stats = await learner.update(rows, "policy", 0.0, 1e-2)
+        stats = await learner.update({"policy": rows}, 0.0, 1e-2)
         # The second and third mini-batch were sampled by weights that the first one has left behind.
         assert stats["micro_batches"] >= 3 and stats["clip_fraction"] > 0
         # The gap to the engine is that of the old policy: the weights before this call.
@@ -169,14 +169,14 @@ def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder)
 
 async def fails_with_a_reason(learner, rows, folder):
     with pytest.raises(ValueError, match="needs rows"):
-        await learner.update([], "policy", 0.0, LR)
+        await learner.update({"policy": []}, 0.0, LR)
     with pytest.raises(ValueError, match="policy or imitation"):
-        await learner.update(rows, "mystery", 0.0, LR)
+        await learner.update({"mystery": rows}, 0.0, LR)
     with pytest.raises(LearnerError, match=r"no learner state|failed on a rank"):
         await learner.load(folder / "nowhere")
     broken = replace(rows[0], advantages=np.full_like(rows[0].advantages, np.nan))
     with pytest.raises(LearnerError, match="not finite"):
-        await learner.update([broken], "policy", 0.0, LR)
+        await learner.update({"policy": [broken]}, 0.0, LR)
     learner.stop()
     with pytest.raises(LearnerError, match="not running"):
         await learner.score(np.arange(4))

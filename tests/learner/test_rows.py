@@ -41,6 +41,23 @@ def test_an_action_that_parsed_but_was_not_admissible_is_scored_too():
     np.testing.assert_array_equal(row.teacher_logprobs, np.float32([np.nan, -1.0, -2.0, np.nan]))
 
 
+def test_scores_of_whole_responses_land_on_every_sampled_token():
+    scores = {(0, 0, 1): np.array([-1.0, -2.0, -3.0]), (0, 1, 1): np.array([-4.0, -5.0, -6.0])}
+    won, lost = make_rows([group(WON, LOST)], scores, Credit(), "response")
+    nan = np.nan
+    np.testing.assert_array_equal(won.teacher_logprobs, np.float32([nan] * 4 + [-1.0, -2.0, -3.0]))
+    np.testing.assert_array_equal(lost.teacher_logprobs, np.float32([nan] * 5 + [-4.0, -5.0, -6.0]))
+
+
+def test_a_reference_is_on_every_sampled_token():
+    lengths = {(0, 0, 0): 4, (0, 0, 1): 3, (0, 1, 0): 5, (0, 1, 1): 3}
+    scores = {key: -np.arange(1.0, n + 1) for key, n in lengths.items()}
+    won, lost = make_rows([group(WON, LOST)], {}, Credit(), reference=scores)
+    assert won.reference_logprobs.tolist() == [-1, -2, -3, -4, -1, -2, -3]
+    assert lost.reference_logprobs.tolist() == [-1, -2, -3, -4, -5, -1, -2, -3]
+    assert make_rows([group(WON, LOST)], {}, Credit())[0].reference_logprobs is None
+
+
 def test_one_row_for_each_sequence():
     turns = [turn(0, 3, 5, (3, 4)), turn(1, 6, 9, (7, 9))]
     sequences = (sequence(6, [(3, 5)]), sequence(9, [(6, 9)]), sequence(4, []))
@@ -58,7 +75,7 @@ def test_a_group_that_says_nothing_gives_no_rows():
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ({(0, 0, 0): np.zeros(3)}, "3 scores for an action of 2"),
+        ({(0, 0, 0): np.zeros(3)}, "3 scores for a span of 2"),
         ({(0, 1, 1): np.zeros(3)}, "no action"),
     ],
 )

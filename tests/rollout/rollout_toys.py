@@ -95,6 +95,11 @@ class ToySlot:
         observation = Observation(text, ROOM.actions, f"key={self.key}")
         return StepResult(observation, text, float(won), won, False, won)
 
+    async def reference(self, task: TaskSpec) -> list[str] | None:
+        if self.faults and (fault := self.faults.pop(0)) is not None:
+            raise fault
+        return ["take key", "open door"]
+
     async def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> str:
         if self.faults and (fault := self.faults.pop(0)) is not None:
             raise fault

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from rollout_toys import CHATML, TASK, ToyEngine, ToyPool, make_tokenizer
 
 import rollout.worker
-from configs.schema import Config, Env, Model, Rollout
+from configs.schema import Config, Env, Feedback, Model, Rollout
 from envs.base import DataMissing, EnvError, SlotDied, SlotTimeout
 from rollout.episode import PromptTooLong
 from rollout.types import EngineError
@@ -46,6 +47,18 @@ def roll(worker, *ordinals, size=4, seed=11):
         return await asyncio.gather(*(worker.rollout(o, TASK, size, 1.0, seed) for o in ordinals))
 
     return asyncio.run(groups())
+
+
+def test_groups_have_the_reference_solution_where_it_is_hindsight(model):
+    plain = Worker(model, config(), [toy_engine()], ToyPool())
+    [group] = roll(plain, 1)
+    assert group.reference == ()
+    asking = replace(config(), feedback=Feedback(source="reference"))
+    [group] = roll(Worker(model, asking, [toy_engine()], ToyPool()), 1)
+    assert group.reference == ("take key", "open door") and len(group.trajectories) == 4
+    faults = [None] * 8 + [SlotTimeout("hung")]  # 4 episodes of 2 steps, then the reference
+    [group] = roll(Worker(model, asking, [toy_engine()], ToyPool(faults)), 1)
+    assert group.reference == () and [f.kind for f in group.failures] == ["env_timeout"]
 
 
 def test_groups_play_side_by_side(model):

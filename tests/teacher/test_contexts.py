@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +13,23 @@ from hypothesis import strategies as st
 from teacher_toys import make_group, make_renderer
 
 from configs.schema import Feedback
-from feedback.sources import IMMEDIATE_TITLE, hindsight
-from teacher.contexts import CLOSING_LINE, ContextError, Limits, build_requests, hint_ids
+from feedback import reflect, target
+from feedback.hindsight import hindsight
+from feedback.sources import IMMEDIATE_TITLE
+from feedback.transcript import Style
+from teacher.contexts import CLOSING_LINE, ContextError, Limits, build_requests, hint_ids, plain_requests
 
-GOLDEN = Path(__file__).parent / "golden" / "serl_immediate.txt"
+GOLDEN = Path(__file__).parent / "golden"
 WIDE = Limits(section=512, context=4096)
 
 
-def requests_of(preset, limits=WIDE, texts=None):
+def requests_of(preset, limits=WIDE, texts=None, message=False, tokens="action"):
     renderer = make_renderer(preset)
     group = make_group(renderer)
-    texts = hindsight(group, Feedback()) if texts is None else texts
-    return renderer, group, build_requests(group, texts, renderer.close_ids, renderer.encode, limits)
+    texts = asyncio.run(hindsight(group, Feedback())).texts if texts is None else texts
+    opening = renderer.second_message() if message else None
+    requests = build_requests(group, texts, renderer.close_ids, renderer.encode, limits, opening, tokens)
+    return renderer, group, requests
 
 
 def ids_of(group, request):
@@ -31,12 +37,53 @@ def ids_of(group, request):
     return np.concatenate([sequence[: request.cut], request.tail])
 
 
-def test_prompt_reads_as_the_golden_file():
-    renderer, group, requests = requests_of("history")
-    request = next(request for request in requests if request.turn == 3)
+def shown(renderer, group, request):
     ids, start = ids_of(group, request), request.cut + request.span.start
-    shown = renderer.decode(ids[:start]) + "⟦" + renderer.decode(ids[start:]) + "⟧\n"
-    assert shown == GOLDEN.read_text(encoding="utf-8")
+    return renderer.decode(ids[:start]) + "⟦" + renderer.decode(ids[start:]) + "⟧\n"
+
+
+def golden(name):
+    return (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("tokens", "name"), [("action", "serl_immediate"), ("response", "rlsd_immediate")])
+def test_prompt_reads_as_the_golden_file(tokens, name):
+    renderer, group, requests = requests_of("history", tokens=tokens)
+    request = next(request for request in requests if request.turn == 3)
+    assert shown(renderer, group, request) == golden(name)
+
+
+def diagnosed(renderer):
+    """HERO's text for turn 2 of the first episode."""
+    answer = '{"turn": 3, "verdict": "invalid", "cause": "No mug is in sight.", "fix": "open fridge 1"}'
+    return reflect.read(answer, make_group(renderer).trajectories[0], Style(show=renderer.show)).texts
+
+
+def corrected(renderer):
+    """HINT-SD's text for turn 2 of the first episode."""
+    answer = '{"failures": [{"turn": 3, "correction": "Open the fridge before you take the mug."}]}'
+    return target.read(answer, make_group(renderer).trajectories[0], Style(show=renderer.show)).texts
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"), [("hero", diagnosed, False), ("hint_sd", corrected, True)]
+)
+def test_methods_prompts_read_as_their_golden_files(name, write, message):
+    texts = {(0, number): text for number, text in write(make_renderer()).items()}
+    renderer, group, [request] = requests_of("history", texts=texts, message=message)
+    assert shown(renderer, group, request) == golden(name)
+
+
+def test_a_message_of_its_own_is_a_message_and_keeps_its_limits():
+    text = "first words " + "and so on " * 200 + "last words"
+    renderer, _, (whole,) = requests_of("history", replace(WIDE, section=4000), {(0, 2): text}, True)
+    behind = text + "<|im_end|>\n<|im_start|>assistant\n<action>take mug 1"
+    assert renderer.decode(whole.tail) == "<|im_end|>\n<|im_start|>user\n" + behind
+    _, _, (short,) = requests_of("history", replace(WIDE, section=60), {(0, 2): text}, True)
+    opening, response = len(renderer.second_message()), len(whole.tail) - len(renderer.encode(text))
+    assert len(short.tail) == 60 + response and response > opening
+    kept = renderer.decode(short.tail)
+    assert kept.startswith("<|im_end|>\n<|im_start|>user\nfirst words") and " … " in kept
 
 
 @pytest.mark.parametrize("preset", ["history", "window"])
@@ -61,6 +108,36 @@ def test_context_is_the_students_with_hindsight_inserted(preset):
         assert np.array_equal(ids[-back:], student[-back:])
         inserted = renderer.decode(ids[request.cut : -back])
         assert inserted == f"\n\n{IMMEDIATE_TITLE}\n{turn.result.feedback}\n\n{CLOSING_LINE}"
+
+
+@pytest.mark.parametrize("preset", ["history", "window"])
+def test_a_whole_response_is_scored_behind_the_same_prompt(preset):
+    _, group, actions = requests_of(preset)
+    _, _, responses = requests_of(preset, tokens="response")
+    for action, response in zip(actions, responses, strict=True):
+        turn = group.trajectories[action.trajectory].turns[action.turn]
+        sampled = group.trajectories[action.trajectory].sequences[turn.sequence].ids[turn.start : turn.end]
+        assert np.array_equal(response.tail[response.span.start : response.span.end], sampled)
+        assert response.cut == action.cut and response.span.end == len(response.tail)
+        assert np.array_equal(response.tail[: len(action.tail)], action.tail)
+
+
+def test_a_turn_without_an_action_has_a_response_to_score():
+    _, _, (request,) = requests_of("history", texts={(0, 1): "text"}, tokens="response")
+    assert len(request.span) > 0
+
+
+@pytest.mark.parametrize("preset", ["history", "window"])
+def test_a_reference_sees_what_the_student_saw(preset):
+    group = make_group(make_renderer(preset))
+    requests = plain_requests(group)
+    assert len(requests) == sum(len(trajectory.turns) for trajectory in group.trajectories)
+    for request in requests:
+        trajectory = group.trajectories[request.trajectory]
+        turn = trajectory.turns[request.turn]
+        seen = ids_of(group, request)
+        assert np.array_equal(seen, trajectory.sequences[turn.sequence].ids[: turn.end])
+        assert request.cut + request.span.start == turn.start and len(request.span) == turn.end - turn.start
 
 
 def slice_of(turn):

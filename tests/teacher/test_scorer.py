@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import ray
@@ -11,7 +14,7 @@ from transformers import GraniteConfig, GraniteForCausalLM
 
 from configs.schema import Cluster, Config, Feedback, Model
 from configs.schema import Teacher as Settings
-from feedback.sources import hindsight
+from feedback.hindsight import hindsight
 from rollout.types import Span
 from rollout.weights import WeightSet, digest, pack, unpack
 from teacher.contexts import Limits, ScoreRequest, build_requests
@@ -49,7 +52,8 @@ def naive(model, temperature, sequences, requests):
     return scores
 
 
-def assert_equal_scores(found, expected):
+def assert_equal_scores(scored, expected):
+    found = [one.logprobs for one in scored]
     assert [score.shape for score in found] == [score.shape for score in expected]
     for score, right in zip(found, expected, strict=True):
         assert score.dtype == np.float32
@@ -62,7 +66,9 @@ def test_shared_prefixes_change_no_score(budget, seed):
     model, (sequences, requests) = make_model(), random_case(seed)
     found = SpanScorer(model, budget, temperature=0.7).score(sequences, requests)
     assert_equal_scores(found, naive(model, 0.7, sequences, requests))
-    assert np.ptp(np.concatenate(found)) > 1  # sharp enough that a wrong context would show
+    assert (
+        np.ptp(np.concatenate([one.logprobs for one in found])) > 1
+    )  # sharp enough that a wrong context would show
 
 
 @pytest.mark.parametrize("preset", ["history", "window"])
@@ -71,12 +77,30 @@ def test_rollout_scores_equal_naive_ones(preset):
     group = make_group(renderer)
     sequences = [[sequence.ids for sequence in trajectory.sequences] for trajectory in group.trajectories]
     requests = build_requests(
-        group, hindsight(group, Feedback()), renderer.close_ids, renderer.encode, LIMITS
+        group, asyncio.run(hindsight(group, Feedback())).texts, renderer.close_ids, renderer.encode, LIMITS
     )
     scorer = SpanScorer(model, 2048, temperature=1.0)
     assert_equal_scores(scorer.score(sequences, requests), naive(model, 1.0, sequences, requests))
     dense = sum(request.cut + len(request.tail) for request in requests)
     assert scorer.computed < dense if preset == "history" else scorer.computed < 1.1 * dense
+
+
+@pytest.mark.parametrize("budget", [80, 4096])
+def test_candidates_are_scored_where_the_tokens_are(budget):
+    """Asked for the whole vocabulary, it gives the distribution that predicts each token of the span."""
+    model, (sequences, requests) = make_model(), random_case(3)
+    vocabulary = model.config.vocab_size
+    everything = [
+        replace(request, candidates=np.tile(np.arange(vocabulary, dtype=np.int32), (len(request.span), 1)))
+        for request in requests
+    ]
+    scored = SpanScorer(model, budget, temperature=0.7).score(sequences, everything)
+    assert_equal_scores(scored, naive(model, 0.7, sequences, requests))
+    for request, one in zip(requests, scored, strict=True):
+        assert one.candidates.shape == (len(request.span), vocabulary)
+        np.testing.assert_allclose(np.exp(one.candidates).sum(axis=1), 1.0, atol=1e-4)
+        tokens = request.tail[request.span.start : request.span.end]
+        np.testing.assert_allclose(one.candidates[np.arange(len(tokens)), tokens], one.logprobs, atol=1e-5)
 
 
 def test_nothing_to_score():
@@ -102,7 +126,7 @@ def test_loaded_weights_score_like_their_model(tied):
     sequences, requests = random_case(0)
     expected = naive(student, 1.0, sequences, requests)
     scorer = SpanScorer(teacher, 4096, 1.0)
-    assert not np.allclose(scorer.score(sequences, requests)[0], expected[0], atol=0.1)
+    assert not np.allclose(scorer.score(sequences, requests)[0].logprobs, expected[0], atol=0.1)
     load_strictly(teacher, unpack(*pack(student.named_parameters())))
     assert_equal_scores(scorer.score(sequences, requests), expected)
 

@@ -1,0 +1,151 @@
+"""From a task to a group that can be trained on: rollout, feedback, teacher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from ray.exceptions import RayActorError
+
+from cluster.run import Run
+from cluster.watch import Deadline, within
+from envs.tasks import TaskSpec
+from feedback.hindsight import Hindsight, hindsight
+from learner.credit import advantages
+from learner.distil_rows import distil_rows, plain_rows, with_candidates
+from learner.rows import Row
+from rollout.types import Failure, Group
+from teacher.contexts import Limits, ScoreRequest, build_requests, plain_requests
+from teacher.scorer import Scored
+
+Turn = tuple[int, int]  # (trajectory, turn)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A group, ready to be trained on."""
+
+    ordinal: int
+    group: Group
+    rolled_out: float  # time.monotonic() when its last episode ended
+    failures: tuple[Failure, ...]
+    hindsight: Hindsight = field(default_factory=Hindsight)
+    scores: Mapping[Turn, np.ndarray] = field(
+        default_factory=dict
+    )  # the teacher's log-probs of the turn's span
+    reference: Mapping[Turn, np.ndarray] = field(default_factory=dict)  # the reference policy's, of all of it
+    distil: Sequence[Row] = ()  # rows of the distillation loss
+    teacher_seconds: float = 0.0
+    teacher_spans: int = 0
+
+
+class Filler:
+    """Fills groups, many at once."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.config = run.config
+        self.actors = run.actors
+
+    async def fill(self, ordinal: int, task: TaskSpec, strength: float) -> Filled:
+        """One group end to end. It trains without a judge, a teacher or a reference that is lost.
+
+        Args:
+            strength: λ of the step; 0 asks no teacher for weights.
+        """
+        group = await self.roll_out(ordinal, task)
+        filled = Filled(ordinal, group, time.monotonic(), group.failures)
+        informative = any(values.any() for values in advantages(group, self.config.credit))
+        distils = self.config.distil.weight > 0
+        weighs = informative and strength > 0
+        if not (distils or weighs or self.actors.reference):
+            return filled
+        started = time.monotonic()
+        try:
+            if self.actors.reference is not None and informative:
+                filled = replace(filled, reference=await self.refer(group))
+            if distils or weighs:
+                known = await hindsight(
+                    group,
+                    self.config.feedback,
+                    self.config.judge,
+                    self.run.judge,
+                    self.run.renderer.show,
+                    distils,
+                )
+                self.run.watchdog.beat("gathering hindsight")
+                filled = replace(filled, hindsight=known, failures=(*filled.failures, *known.failures))
+                filled = await (self.teach if distils else self.weigh)(filled)
+        except (RayActorError, Deadline) as error:
+            lost = Failure("teacher", str(error), task.id)
+            filled = replace(filled, failures=(*filled.failures, lost))
+        return replace(filled, teacher_seconds=time.monotonic() - started)
+
+    async def roll_out(self, ordinal: int, task: TaskSpec) -> Group:
+        """The group's episodes."""
+        config, workers = self.config, self.actors.workers
+        call = workers[ordinal % len(workers)].rollout.remote(
+            ordinal, task, config.rollout.group_size, config.rollout.temperature, config.seed
+        )
+        # Each turn has its own deadline in the worker; this one only catches a worker that is gone.
+        group: Group = await within(config.cluster.stall_timeout * 4, f"rolling out group {ordinal}", call)
+        self.run.watchdog.beat("rolling out")
+        return group
+
+    async def weigh(self, filled: Filled) -> Filled:
+        """The teacher's log-probs of what was done, for the weights of SERL and RLSD."""
+        requests = self.requests(filled, self.config.reweight.tokens)
+        scored = await self.score(self.actors.teacher, filled.group, requests)
+        scores = {(r.trajectory, r.turn): s.logprobs for r, s in zip(requests, scored, strict=True)}
+        return replace(filled, scores=scores, teacher_spans=len(requests))
+
+    async def teach(self, filled: Filled) -> Filled:
+        """Student and teacher on the tokens of every turn that has hindsight, for distillation."""
+        group, distil = filled.group, self.config.distil
+        requests = self.requests(filled, "response")
+        if not requests:
+            return filled
+        rows = plain_rows(group, requests)
+        if distil.divergence != "sampled":
+            assert self.actors.learner is not None
+            found = await self.actors.learner.candidates(list(rows.values()), distil.top_k)
+            rows = {
+                owner: replace(row, candidates=candidates)
+                for (owner, row), candidates in zip(rows.items(), found, strict=True)
+            }
+            requests = with_candidates(group, requests, rows)
+        scored = await self.score(self.actors.teacher, group, requests)
+        made = distil_rows(group, requests, scored, rows)
+        return replace(filled, distil=made, teacher_spans=len(requests))
+
+    async def refer(self, group: Group) -> dict[Turn, np.ndarray]:
+        """The reference policy's log-probs of everything that was sampled."""
+        requests = plain_requests(group)
+        scored = await self.score(self.actors.reference, group, requests)
+        return {(r.trajectory, r.turn): s.logprobs for r, s in zip(requests, scored, strict=True)}
+
+    def requests(self, filled: Filled, tokens: str) -> list[ScoreRequest]:
+        """What to ask the teacher: the chosen tokens of every turn that has a text."""
+        renderer, config = self.run.renderer, self.config
+        limits = Limits(config.feedback.max_tokens, self.actors.teacher_context)
+        return build_requests(
+            filled.group,
+            filled.hindsight.texts,
+            renderer.close_ids,
+            renderer.encode,
+            limits,
+            opening=self.run.opening,
+            tokens=tokens,
+        )
+
+    async def score(self, scorer: Any, group: Group, requests: Sequence[ScoreRequest]) -> list[Scored]:
+        """One answer per request."""
+        sequences = [[sequence.ids for sequence in t.sequences] for t in group.trajectories]
+        call = scorer.score.remote(sequences, requests)
+        scored: list[Scored] = await within(
+            self.config.teacher.timeout, f"scoring group {group.ordinal}", call
+        )
+        return scored

@@ -1,0 +1,92 @@
+"""The hindsight of a group, whatever the method: the one entry point of this room.
+
+group ─► source: what the environment said, or what a judge writes ─► with a successful sibling ─► texts
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+from configs.schema import Feedback, Judge
+from feedback import reflect, target, verdict
+from feedback.judge import Ask, JudgeError
+from feedback.pool import Key
+from feedback.reading import Analyst, Reading, Unreadable
+from feedback.sources import asked_about, combined, source_texts
+from feedback.transcript import Show, Style, plain
+from rollout.types import Failure, Group
+
+ANALYSTS: dict[str, Analyst] = {"judge": verdict, "reflect": reflect, "target": target}
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """What is known of a group's turns after the fact."""
+
+    texts: dict[Key, str] = field(default_factory=dict)  # (trajectory, turn) -> text, in that order
+    failures: tuple[Failure, ...] = ()  # questions that nobody answered
+    asked: int = 0  # questions put to the judge
+    unreadable: int = 0  # answers that could not be read, and turns that an answer left out
+
+
+async def hindsight(
+    group: Group,
+    feedback: Feedback,
+    judge: Judge | None = None,
+    ask: Ask | None = None,
+    show: Show = plain,
+    whole_turns: bool = False,
+) -> Hindsight:
+    """The texts of a group's turns; a turn without one trains without hindsight.
+
+    Args:
+        judge: how to ask. ask: whom. Both are needed where `feedback.judged`.
+        show: an observation as the student was shown it, `Renderer.show`.
+        whole_turns: also turns whose answer did not parse, for signals on more than the action's tokens.
+    """
+    style, gathered = Style(feedback, show=show), Hindsight()
+    if not feedback.judged:
+        texts = source_texts(group, style)
+    elif judge is None or ask is None:
+        raise ValueError(f"feedback.source={feedback.source} needs a judge to ask")
+    else:
+        gathered = await _ask(group, replace(style, characters=judge.characters), judge, ask)
+        texts = gathered.texts
+    shown = {
+        (index, number): text
+        for (index, number), text in combined(group, texts, feedback).items()
+        if whole_turns or group.trajectories[index].turns[number].action_span is not None
+    }
+    return replace(gathered, texts=shown)
+
+
+async def _ask(group: Group, style: Style, judge: Judge, ask: Ask) -> Hindsight:
+    """One question about each trajectory that needs one, all at once."""
+    analyst = ANALYSTS[style.feedback.source]
+
+    async def about(index: int, question: str) -> Reading | Failure:
+        messages = [{"role": "user", "content": question}]
+        try:
+            answer = await ask(messages, analyst.SCHEMA, judge.max_tokens, judge.temperature)
+            return analyst.read(answer, group.trajectories[index], style)
+        except JudgeError as error:
+            return Failure("judge", str(error), group.task.id)
+        except Unreadable:
+            return Reading(unreadable=1)
+
+    questions = {
+        index: question
+        for index in asked_about(group, style.feedback)
+        if (question := analyst.question(group, index, style)) is not None
+    }
+    answers = await asyncio.gather(*(about(*item) for item in questions.items()))
+    readings = {
+        index: answer for index, answer in zip(questions, answers, strict=True) if isinstance(answer, Reading)
+    }
+    return Hindsight(
+        texts={(i, turn): text for i, reading in readings.items() for turn, text in reading.texts.items()},
+        failures=tuple(answer for answer in answers if isinstance(answer, Failure)),
+        asked=len(questions),
+        unreadable=sum(reading.unreadable for reading in readings.values()),
+    )

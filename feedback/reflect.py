@@ -1,0 +1,119 @@
+"""HERO's reflection: a diagnosis of each turn, once its trajectory has ended (arXiv 2606.11559). Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from feedback.reading import Reading, Unreadable, listed, words
+from feedback.sources import NEXT_TITLE
+from feedback.transcript import ELLIPSIS, Style, outcome, section, shortened, steps, task
+from rollout.answers import without_thought
+from rollout.types import Group, Trajectory
+
+GOOD = "good"
+VERDICTS = (GOOD, "unnecessary", "invalid", "wrong")
+LONGEST = 60  # words of one diagnosis
+DIAGNOSIS_TITLE = "Diagnosis of the action taken at this step:"
+REWARD_TITLE = "Final reward of this attempt:"
+SCHEMA: dict[str, Any] | None = {
+    "type": "object",
+    "properties": {
+        "turns": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "turn": {"type": "integer"},
+                    "verdict": {"type": "string", "enum": list(VERDICTS)},
+                    "cause": {"type": "string"},
+                    "fix": {"type": ["string", "null"]},
+                },
+                "required": ["turn", "verdict", "cause", "fix"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["turns"],
+    "additionalProperties": False,
+}
+REQUEST = (
+    "You see how the attempt ended. Look back and diagnose each of its {turns} turns: was the action needed, "
+    "was it valid, and if it did not help, why?\n"
+    'Reply with JSON only, {{"turns": [{{"turn": 1, "verdict": "…", "cause": "…", "fix": "…"}}, …]}}, '
+    "with one object for each turn.\n"
+    "- verdict: good (it helped), unnecessary (it changed nothing that matters), invalid (the environment "
+    "did not take it) or wrong (it led away from the goal).\n"
+    "- cause: why it deserves that verdict; empty for a good one.\n"
+    "- fix: what to answer instead, or null.\n"
+    "At most {words} words a turn."
+)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was wrong with one turn."""
+
+    verdict: str  # one of VERDICTS
+    cause: str
+    fix: str | None
+
+    def text(self) -> str:
+        """In at most LONGEST words."""
+        said = f"{self.verdict}: {self.cause}" + (f" Better: {self.fix}" if self.fix else "")
+        kept = said.split()
+        return said if len(kept) <= LONGEST else " ".join(kept[:LONGEST]) + ELLIPSIS.rstrip()
+
+
+def question(group: Group, index: int, style: Style) -> str | None:
+    """Task, every turn, and how it ended."""
+    trajectory = group.trajectories[index]
+    parts = [
+        section("Task:", task(trajectory)),
+        *shortened(steps(trajectory), style.characters),
+        section("How it ended:", outcome(trajectory)),
+        REQUEST.format(turns=len(trajectory.turns), words=LONGEST),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def read(answer: str, trajectory: Trajectory, style: Style) -> Reading:
+    """The teacher's sections: next observation, diagnosis, final reward. A turn judged good gets none.
+
+    Raises:
+        Unreadable: no turn has a diagnosis.
+    """
+    found = diagnoses(answer, len(trajectory.turns))
+    texts = {
+        number: _section(trajectory, number, diagnosis, style)
+        for number, diagnosis in sorted(found.items())
+        if diagnosis.verdict != GOOD
+    }
+    return Reading(texts, unreadable=len(trajectory.turns) - len(found))
+
+
+def diagnoses(answer: str, turns: int) -> dict[int, Diagnosis]:
+    """Turn (from 0) -> its diagnosis; the first of several. What is not a diagnosis of a turn is left out.
+
+    Raises:
+        Unreadable: there is none at all.
+    """
+    found: dict[int, Diagnosis] = {}
+    for item in listed(without_thought(answer), "turns"):
+        number, verdict, cause = item.get("turn"), item.get("verdict"), words(item.get("cause"))
+        if type(number) is not int or not 1 <= number <= turns:  # True is an int too
+            continue
+        if verdict in VERDICTS and (cause or verdict == GOOD):
+            found.setdefault(number - 1, Diagnosis(verdict, cause, words(item.get("fix")) or None))
+    if not found:
+        raise Unreadable(f"no diagnosis in {answer[:200]!r}")
+    return found
+
+
+def _section(trajectory: Trajectory, number: int, diagnosis: Diagnosis, style: Style) -> str:
+    parts = [
+        section(NEXT_TITLE, style.show(trajectory.turns[number].result.observation)),
+        section(DIAGNOSIS_TITLE, diagnosis.text()),
+        f"{REWARD_TITLE} {trajectory.reward:.3g}",
+    ]
+    return "\n\n".join(part for part in parts if part)

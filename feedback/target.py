@@ -1,0 +1,75 @@
+"""HINT-SD's targets: the turns that made a trajectory fail, each corrected (arXiv 2605.17873). Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from feedback.reading import Reading, Unreadable, listed, words
+from feedback.transcript import Style, outcome, section, steps, task
+from rollout.answers import without_thought
+from rollout.types import Group, Trajectory
+
+TITLE = "A review of your attempt, written when it had failed, says about your next turn:"
+CUT = "[earlier turns are left out]\n"
+SCHEMA: dict[str, Any] | None = {
+    "type": "object",
+    "properties": {
+        "failures": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"turn": {"type": "integer"}, "correction": {"type": "string"}},
+                "required": ["turn", "correction"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["failures"],
+    "additionalProperties": False,
+}
+ONE = (
+    "Find the first turn in which the agent made a mistake that this failure comes from. Say how to correct "
+    "it in fewer than three sentences."
+)
+SEVERAL = (
+    "Find the one to {most} turns in which the agent made the mistakes that this failure comes from, "
+    "earliest first. Say for each how to correct that turn alone, in fewer than three sentences."
+)
+FORM = 'Reply with JSON only: {"failures": [{"turn": 1, "correction": "…"}]}'
+
+
+def question(group: Group, index: int, style: Style) -> str | None:
+    """Task, outcome and the end of the trajectory; None for a successful one."""
+    trajectory, most = group.trajectories[index], style.feedback.targets
+    if trajectory.success:
+        return None
+    written = "\n\n".join(steps(trajectory))
+    if len(written) > style.characters:
+        written = CUT + written[-style.characters :]
+    find = ONE if most == 1 else SEVERAL.format(most=most)
+    parts = [
+        section("Task:", task(trajectory)),
+        section("How it ended:", outcome(trajectory)),
+        section("Attempt:", written),
+        f"The attempt above failed. {find}\n{FORM}",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def read(answer: str, trajectory: Trajectory, style: Style) -> Reading:
+    """The message before each target turn, at most feedback.targets of them, earliest first.
+
+    Raises:
+        Unreadable: there is no failure in the answer, or one that is not a turn of this trajectory or says
+            nothing: then nothing of the answer is used.
+    """
+    failures = listed(without_thought(answer), "failures")
+    texts: dict[int, str] = {}
+    for item in failures:
+        number, correction = item.get("turn"), words(item.get("correction"))
+        if type(number) is not int or not 1 <= number <= len(trajectory.turns) or not correction:
+            raise Unreadable(f"no correction of one of {len(trajectory.turns)} turns: {str(item)[:200]}")
+        texts.setdefault(number - 1, f"{TITLE}\n{correction}")
+    if not texts:
+        raise Unreadable(f"no failure in {answer[:200]!r}")
+    return Reading(dict(sorted(texts.items())[: style.feedback.targets]))

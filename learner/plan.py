@@ -1,0 +1,70 @@
+"""What one update of the learner is made of: rows by objective, mini-batch, rank and micro-batch. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from configs.schema import Config
+from learner.losses import denominator
+from learner.pack import over_ranks, split
+from learner.rows import Row
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work of one objective."""
+
+    objective: str
+    work: list[list[list[list[Row]]]]  # [rank][mini-batch][micro-batch][row]
+    scales: list[float]  # per mini-batch: the objective's weight over its denominator
+    tokens: float  # loss-bearing tokens, or the sum of their weights for imitation
+    denominator: float  # summed over mini-batches
+
+
+def weigh(objective: str, config: Config) -> float:
+    """What the loss of an objective is multiplied by before losses are summed."""
+    return {"policy": config.loss.policy, "distil": config.distil.weight, "imitation": 1.0}[objective]
+
+
+def plan_updates(objective: str, rows: Sequence[Row], config: Config, weight: float) -> Plan:
+    """Spread rows over mini-batches, ranks and micro-batches; every rank gets equally many micro-batches.
+
+    There are as many mini-batches for every objective, so that each optimiser step sees all of them; one that
+    has fewer rows than that leaves the last ones empty.
+    """
+    learner = config.learner
+    count = 1 if objective == "imitation" else learner.updates
+    parts = split(rows, count)
+    parts += [[] for _ in range(count - len(parts))]
+    denominators = [_denominator(objective, part, config) for part in parts]
+    places = [
+        over_ranks([len(row.ids) for row in part], learner.micro_tokens, learner.ranks) for part in parts
+    ]
+    work = [
+        [
+            [[part[i] for i in micro] for micro in place[rank]]
+            for part, place in zip(parts, places, strict=True)
+        ]
+        for rank in range(learner.ranks)
+    ]
+    return Plan(
+        objective=objective,
+        work=work,
+        scales=[weight / max(1e-9, value) for value in denominators],
+        tokens=sum(_tokens(objective, part) for part in parts),
+        denominator=sum(denominators),
+    )
+
+
+def _tokens(objective: str, rows: Sequence[Row]) -> float:
+    if objective == "imitation":
+        return float(sum(np.sum(row.advantages) for row in rows))
+    return float(sum(len(row.positions) for row in rows))
+
+
+def _denominator(objective: str, rows: Sequence[Row], config: Config) -> float:
+    """The sum of a mini-batch's loss over all ranks is divided by this."""
+    return denominator(rows, config.loss) if objective == "policy" else _tokens(objective, rows)

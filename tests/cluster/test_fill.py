@@ -1,0 +1,133 @@
+"""Filling a group in the driver: rollout, feedback, teacher, and what is left where one of them fails."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ray.exceptions import RayActorError
+
+from cluster.fill import Filler
+from configs.schema import Config, Distil, Feedback, Loss
+from envs.base import Observation, StepResult
+from envs.tasks import TaskSpec
+from feedback.judge import JudgeError
+from rollout.types import Failure, Group, Span, TokenSequence, Trajectory, Turn
+from teacher.scorer import Scored
+
+TASK = TaskSpec("t", "toy", "open", "train")
+CLOSE = np.array([7, 8], dtype=np.int32)
+
+
+def trajectory(success):
+    ids = np.array([1, 2, 7, 8, 3, 4, 5], dtype=np.int32)
+    result = StepResult(Observation("later"), "Dark.", float(success), success, False, success)
+    turn = Turn(0, 4, 7, Span(5, 6), Observation("now"), "<action>look</action>", "look", True, result, 0)
+    sequence = TokenSequence(ids, np.zeros(7, dtype=np.float32))
+    return Trajectory(TASK, (sequence,), (turn,), success, float(success), "terminated")
+
+
+def remote(function):
+    """What an actor's method looks like to the driver."""
+
+    async def call(*args):
+        return function(*args)
+
+    return SimpleNamespace(remote=call)
+
+
+def score_of(request):
+    width = 0 if request.candidates is None else request.candidates.shape[1]
+    size = len(request.span)
+    return Scored(np.full(size, -1.0, np.float32), np.full((size, width), -2.0, np.float32))
+
+
+async def likeliest(rows, k):
+    return [np.tile(np.arange(k, dtype=np.int32), (len(row.positions), 1)) for row in rows]
+
+
+def fill(feedback, judge=None, score=None, strength=0.5, successes=(True, False), **settings):
+    """One group through the driver's code, with toys for everything that runs elsewhere."""
+    group = Group(3, TASK, tuple(map(trajectory, successes)), (Failure("engine", "was slow", "t"),))
+    asked = []
+
+    def scored(sequences, requests):
+        asked.extend(requests)
+        return [score_of(request) for request in requests]
+
+    def encode(text):
+        return np.full(len(text.split()), 9, dtype=np.int32)
+
+    run = SimpleNamespace(
+        config=Config(feedback=feedback, **settings),
+        actors=SimpleNamespace(
+            workers=[SimpleNamespace(rollout=remote(lambda *args: group))],
+            teacher=SimpleNamespace(score=remote(score or scored)),
+            teacher_context=512,
+            reference=SimpleNamespace(score=remote(scored)) if "loss" in settings else None,
+            learner=SimpleNamespace(candidates=likeliest),
+        ),
+        renderer=SimpleNamespace(close_ids=CLOSE, encode=encode, show=lambda observation: observation.text),
+        opening=None,
+        judge=judge,
+        watchdog=SimpleNamespace(beat=lambda doing: None),
+    )
+    return asyncio.run(Filler(run).fill(3, TASK, strength)), asked
+
+
+def kinds(filled):
+    return [failure.kind for failure in filled.failures]
+
+
+async def judge(messages, schema, max_tokens, temperature):
+    if "success, reward 1" in messages[0]["content"]:
+        raise JudgeError("gone")
+    return "This attempt failed."
+
+
+def test_turns_with_hindsight_are_scored():
+    filled, asked = fill(Feedback())
+    assert filled.hindsight.texts.keys() == filled.scores.keys() == {(0, 0), (1, 0)} and len(asked) == 2
+    assert kinds(filled) == ["engine"]
+
+
+def test_a_judges_failure_costs_its_trajectory_and_is_counted():
+    filled, _ = fill(Feedback(source="judge"), judge)
+    assert filled.scores.keys() == {(1, 0)} and kinds(filled) == ["engine", "judge"]
+    assert filled.hindsight.asked == 2
+
+
+def test_a_lost_teacher_keeps_the_judges_failures():
+    def lost(*args):
+        raise RayActorError()
+
+    filled, _ = fill(Feedback(source="judge"), judge, score=lost)
+    assert filled.scores == {} and kinds(filled) == ["engine", "judge", "teacher"]
+
+
+@pytest.mark.parametrize("idle", [{"strength": 0.0}, {"successes": (True, True)}])
+def test_nobody_is_asked_where_it_would_not_count(idle):
+    filled, asked = fill(Feedback(source="judge"), None, **idle)  # without a judge, asking would raise
+    assert (filled.scores, filled.hindsight.texts, asked) == ({}, {}, [])
+
+
+@pytest.mark.parametrize("divergence", ["jsd", "sampled"])
+def test_distillation_learns_from_groups_that_all_failed(divergence):
+    """Every token of the turns that have hindsight, whatever the advantages."""
+    distil = Distil(weight=1.0, divergence=divergence, top_k=2)
+    filled, asked = fill(Feedback(), strength=0.0, successes=(False, False), distil=distil)
+    assert filled.scores == {} and filled.teacher_spans == len(asked) == 2 and len(filled.distil) == 2
+    for row in filled.distil:
+        assert row.positions.tolist() == [4, 5, 6] and row.teacher_logprobs.tolist() == [-1.0] * 3
+        if divergence == "sampled":
+            assert row.candidates is None and row.teacher_candidates is None
+        else:
+            assert row.candidates.tolist() == [[0, 1]] * 3 and (row.teacher_candidates == -2.0).all()
+
+
+def test_a_reference_is_asked_for_all_that_was_sampled():
+    filled, _ = fill(Feedback(source="none"), strength=0.0, loss=Loss(kl=0.01))
+    assert {turn: len(values) for turn, values in filled.reference.items()} == {(0, 0): 3, (1, 0): 3}
+    assert filled.hindsight.texts == {}

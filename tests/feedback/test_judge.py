@@ -1,0 +1,339 @@
+"""The judge's client against a real server: retries, timeouts, kept answers, budget, bounds; and engines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+import feedback.judge
+from configs.schema import Judge, Prompt
+from feedback.judge import Endpoint, EngineAsk, JudgeBudgetSpent, JudgeClient, JudgeError, open_judge
+from rollout.render import Renderer
+from rollout.types import EngineError, Generation, Sampling
+from rollout.vocabulary import CHATML, END, PAD, train_tokenizer
+
+KEY = "sk-very-secret"
+QUESTION = [{"role": "user", "content": "Did it succeed?"}]
+SCHEMA = {"type": "object", "properties": {"turn": {"type": "integer"}}}
+
+
+class Server:
+    """Answers each request with the next of `script`, the last one again and again: (status, body) or a
+    function of the handler. It notes every request."""
+
+    def __init__(self, *script):
+        self.script = list(script)
+        self.requests, self.keys = [], []
+        self.busy = self.busiest = 0
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                outer.answer(self)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+    def answer(self, handler):
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        with self.lock:
+            self.requests.append((handler.path, body))
+            self.keys.append(handler.headers["Authorization"])
+            self.busy += 1
+            self.busiest = max(self.busiest, self.busy)
+            step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        try:
+            if callable(step):
+                step = step(handler)
+            if step is not None:
+                send(handler, *step)
+        finally:
+            with self.lock:
+                self.busy -= 1
+
+
+def send(handler, status, body, kind="application/json"):
+    data = (body if isinstance(body, str) else json.dumps(body)).encode()
+    with suppress(BrokenPipeError, ConnectionResetError):  # the client has given up
+        handler.send_response(status)
+        handler.send_header("Content-Type", kind)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.send_header("retry-after-ms", "1")
+        handler.end_headers()
+        handler.wfile.write(data)
+
+
+def said(text):
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    return 200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
+    servers = []
+
+    def start(*script):
+        servers.append(Server(*script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def settings(server, **changes):
+    chosen = {"source": "endpoint", "url": server.url, "model": "m", "key_variable": "TEST_JUDGE_KEY"}
+    return Judge(**(chosen | {"timeout": 5.0, "retries": 2} | changes))
+
+
+def ask(client, *questions, schema=None):
+    """Ask questions at once; each comes back as its answer or its JudgeError."""
+
+    async def one(question):
+        try:
+            return await client([{"role": "user", "content": question}], schema, 64, 0.0)
+        except JudgeError as error:
+            return error
+
+    async def run():
+        answers = await asyncio.gather(*map(one, questions))
+        await client.close()
+        return answers
+
+    return asyncio.run(run())
+
+
+def test_the_endpoint_is_asked_as_configured(serve):
+    server = serve(said("It failed."))
+    assert ask(Endpoint(settings(server, top_p=0.9)), "Why?", schema=SCHEMA) == ["It failed."]
+    [(path, body)] = server.requests
+    assert path == "/v1/chat/completions" and server.keys == [f"Bearer {KEY}"]
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
+    assert body == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Why?"}],
+        "max_tokens": 64,
+        "temperature": 0.0,
+        "top_p": 0.9,
+        "response_format": form,
+    }
+    assert ask(Endpoint(settings(server)), "Why?") == ["It failed."]
+    assert "response_format" not in server.requests[1][1]
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+def test_what_may_pass_is_tried_again(serve, status):
+    server = serve((status, {"error": {"message": "busy"}}), (status, "busy", "text/html"), said("ok"))
+    assert ask(Endpoint(settings(server)), "Why?") == ["ok"]
+    assert len(server.requests) == 3
+
+
+def test_it_gives_up_after_its_retries(serve):
+    server = serve((500, {"error": {"message": "down for good"}}))
+    [error] = ask(Endpoint(settings(server, retries=1)), "Why?")
+    assert isinstance(error, JudgeError) and "down for good" in str(error) and len(server.requests) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
+def test_what_will_not_pass_is_not_tried_again_and_the_key_stays_hidden(serve, status):
+    server = serve((status, {"error": {"message": f"no good: {'x' * 435} {KEY}"}}))
+    [error] = ask(Endpoint(settings(server)), "Why?")
+    assert "no good" in str(error) and KEY[:8] not in str(error) and len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, "<html>hello</html>", "text/html"),
+        (200, "{not json"),
+        (200, {}),
+        (200, []),
+        (200, {"choices": None}),
+        (200, {"choices": []}),
+        (200, {"choices": [{"message": None}]}),
+        (200, {"choices": ["text"]}),
+        (200, {"choices": [{"message": {"content": ["a", "b"]}}]}),
+        said(None),
+    ],
+    ids=str,
+)
+def test_answers_that_are_none_are_a_judges_failure(serve, answer):
+    [error] = ask(Endpoint(settings(serve(answer), retries=0)), "Why?")
+    assert isinstance(error, JudgeError)
+
+
+def test_a_slow_endpoint_is_not_waited_for(serve):
+    server = serve(lambda handler: time.sleep(1.0))
+    started = time.monotonic()
+    [error] = ask(Endpoint(settings(server, timeout=0.2, retries=0)), "Why?")
+    assert isinstance(error, JudgeError) and time.monotonic() - started < 0.9
+
+
+def test_an_endpoint_that_drips_is_not_waited_for(serve, monkeypatch):
+    monkeypatch.setattr(feedback.judge, "LONGEST_PAUSE", 0.3)
+
+    def drip(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(60):
+                handler.wfile.write(b" ")
+                time.sleep(0.05)
+
+    started = time.monotonic()
+    [error] = ask(Endpoint(settings(serve(drip), timeout=0.3, retries=0)), "Why?")
+    assert "did not answer within 0.6 s" in str(error) and time.monotonic() - started < 2.5
+
+
+def test_an_endpoint_that_is_not_there(serve):
+    server = serve(said("ok"))
+    gone = settings(server, url="http://127.0.0.1:9/v1", retries=0)
+    [error] = ask(Endpoint(gone), "Why?")
+    assert isinstance(error, JudgeError) and "127.0.0.1:9" in str(error)
+
+
+def test_a_missing_key_is_named(serve, monkeypatch):
+    monkeypatch.delenv("TEST_JUDGE_KEY")
+    with pytest.raises(JudgeError, match="TEST_JUDGE_KEY"):
+        Endpoint(settings(serve(said("ok"))))
+
+
+def test_answers_are_kept_and_never_paid_twice(serve, tmp_path):
+    server = serve(said("first"), said("second"), said("third"))
+    chosen = settings(server)
+    client = open_judge(chosen, tmp_path / "judge", None, [])
+    assert ask(client, "a") == ["first"]
+    again = open_judge(chosen, tmp_path / "judge", None, [])  # a resumed run
+    assert again.asked == 1
+    assert ask(again, "a", "b") == ["first", "second"]
+    other = open_judge(settings(server, model="other"), tmp_path / "judge", None, [])
+    assert ask(other, "a") == ["third"]
+    files = list((tmp_path / "judge").iterdir())
+    assert len(files) == 3 and all(KEY not in file.read_text() for file in files)
+    kept = [json.loads(file.read_text()) for file in files]
+    assert {(one["messages"][0]["content"], one["answer"]) for one in kept} == {
+        ("a", "first"),
+        ("b", "second"),
+        ("a", "third"),
+    }
+
+
+def test_failures_are_not_kept(serve, tmp_path):
+    server = serve((400, {"error": {"message": "no"}}), said("yes"))
+    for expected in (JudgeError, str):
+        [answer] = ask(JudgeClient(Endpoint(settings(server)), settings(server), tmp_path), "a")
+        assert isinstance(answer, expected)
+
+
+def test_half_characters_in_an_answer_can_be_kept(serve, tmp_path):
+    server = serve((200, json.dumps(said("\ud800 half")[1])))
+    [answer] = ask(JudgeClient(Endpoint(settings(server)), settings(server), tmp_path), "a")
+    again = ask(JudgeClient(Endpoint(settings(server)), settings(server), tmp_path), "a")
+    assert again == [answer] and len(server.requests) == 1
+
+
+def test_the_budget_holds_for_the_whole_run(serve, tmp_path):
+    server = serve(said("ok"))
+    chosen = settings(server, budget=3, concurrency=2)
+    answers = ask(JudgeClient(Endpoint(chosen), chosen, tmp_path), *"abcde")
+    assert [answer == "ok" for answer in answers].count(True) == 3 == len(server.requests)
+    spent = [answer for answer in answers if answer != "ok"]
+    assert all(isinstance(error, JudgeBudgetSpent) and "judge.budget = 3" in str(error) for error in spent)
+    resumed = ask(JudgeClient(Endpoint(chosen), chosen, tmp_path), *"af")
+    assert resumed[0] == "ok" and isinstance(resumed[1], JudgeBudgetSpent) and len(server.requests) == 3
+
+
+def test_no_more_questions_at_once_than_allowed(serve):
+    def slow(handler):
+        time.sleep(0.05)
+        return said("ok")
+
+    server = serve(slow)
+    chosen = settings(server, concurrency=3)
+    assert ask(JudgeClient(Endpoint(chosen), chosen), *"abcdefghijkl") == ["ok"] * 12
+    assert 2 <= server.busiest <= 3
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    core = PreTrainedTokenizerFast(
+        tokenizer_object=train_tokenizer(500, sentences=300), eos_token=END, pad_token=PAD
+    )
+    core.chat_template = CHATML
+    return Renderer(core, Prompt(), context=256)
+
+
+def engine(renderer, *script):
+    """An engine that answers with texts, in order; an exception is raised."""
+    left, asked = list(script), []
+
+    async def generate(ids: np.ndarray, sampling: Sampling) -> Generation:
+        asked.append((ids, sampling))
+        step = left.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        sampled = np.append(renderer.encode(step), np.int32(renderer.end_id))
+        return Generation(sampled, np.zeros(len(sampled), np.float32), "stop", 0)
+
+    generate.asked = asked
+    return generate
+
+
+def test_an_engine_is_asked_in_the_models_own_chat(renderer):
+    one = engine(renderer, "It failed.")
+    client = open_judge(Judge(top_p=0.95), None, renderer, [one])
+    assert ask(client, "Why? <|im_end|>", schema=SCHEMA) == ["It failed."]
+    [(ids, sampling)] = one.asked
+    assert renderer.decode(ids) == "<|im_start|>user\nWhy? < |im_end|><|im_end|>\n<|im_start|>assistant\n"
+    assert (sampling.temperature, sampling.top_p, json.loads(sampling.json_schema)) == (0.0, 0.95, SCHEMA)
+    assert sampling.max_tokens == 64 and sampling.seed is not None
+
+
+def test_engines_take_turns_and_stand_in_for_each_other(renderer):
+    down = EngineError("engine 1 is gone")
+    one, two = engine(renderer, "a", "b", "c"), engine(renderer, down, down)
+    client = EngineAsk(renderer, [one, two], Judge(retries=1))
+
+    async def run():
+        return [await client(QUESTION, None, 8, 0.0) for _ in range(3)]
+
+    assert asyncio.run(run()) == ["a", "b", "c"] and len(two.asked) == 1
+    assert one.asked[0][1].json_schema is None
+
+
+def test_no_engine_left_is_a_judges_failure(renderer):
+    broken = engine(renderer, *[EngineError("down")] * 3)
+    [error] = ask(JudgeClient(EngineAsk(renderer, [broken], Judge(retries=2)), Judge()), "a")
+    assert isinstance(error, JudgeError) and "down" in str(error) and len(broken.asked) == 3
+
+
+def test_a_question_too_long_for_the_engine_names_the_fix(renderer):
+    client = JudgeClient(EngineAsk(renderer, [engine(renderer, "a", "a")], Judge()), Judge())
+    [error] = ask(client, "word " * 300)
+    assert "judge.characters" in str(error)
+    close = "a " * (renderer.context - len(renderer.chat(QUESTION)) - 20)
+    one = engine(renderer, "a")
+    ask(JudgeClient(EngineAsk(renderer, [one], Judge()), Judge()), close)
+    [(ids, sampling)] = one.asked
+    assert sampling.max_tokens == min(64, renderer.context - len(ids))

@@ -1,0 +1,92 @@
+"""One engine, one learner, one teacher for many short runs: starting them takes longer than the runs."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import ray
+
+import cluster.run
+from cluster.run import Run, open_run
+from cluster.start import Actors, start_actors, variables
+from cluster.train import Trainer
+from cluster.view import View
+from configs.environ import actor_environment
+from configs.schema import Config
+from envs.base import EnvFamily
+from envs.pool import start_pool
+from envs.registry import make_family
+from rollout.worker import Worker
+
+
+@dataclass
+class Lent(Actors):
+    """Actors of a run of which only the environment's own end with it."""
+
+    async def stop(self) -> None:
+        for handle in [*self.workers, self.environments.pool, *self.environments.shards]:
+            ray.kill(handle)
+
+
+class Shared:
+    """Actors that runs borrow, one run at a time."""
+
+    def __init__(self, config: Config, model: str) -> None:
+        self.model = model
+        self.actors = asyncio.run(start_actors(config, model, make_family(config.env)))
+        self.version = 0  # of weights: none comes twice
+
+    def close(self) -> None:
+        asyncio.run(self.actors.stop())
+
+    def train(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A whole run with these actors and environments of its own."""
+        self._configure(config)
+        monkeypatch.setattr(cluster.run, "start_actors", self._lend)
+
+        async def run() -> None:
+            async with open_run(config, View()) as opened:
+                await self._run(opened)
+
+        asyncio.run(run())
+
+    async def _run(self, opened: Run) -> None:
+        self.version += 100
+        opened.state.version = self.version
+        await opened.watchdog.guard(Trainer(opened).train())
+
+    def _configure(self, config: Config) -> None:
+        """Each actor keeps the settings that it was made with; give it those of this run."""
+
+        def set_rank(rank: Any, settings: Config) -> None:
+            rank.config = settings
+
+        def set_teacher(teacher: Any, settings: Config) -> None:
+            model = teacher._scorer.model
+            teacher._share = settings.teacher.ema
+            held = model.named_parameters() if settings.teacher.ema < 1 else ()
+            teacher._average = {name: value.detach().float() for name, value in held} or None
+
+        assert self.actors.learner is not None
+        self.actors.learner.config = config
+        calls = [rank.__ray_call__.remote(set_rank, config) for rank in self.actors.learner.ranks]
+        calls += [one.__ray_call__.remote(set_teacher, config) for one in self.actors.scorers().values()]
+        ray.get(calls, timeout=120)
+
+    async def _lend(self, config: Config, model: str, family: EnvFamily, *, teacher: bool, **_: Any) -> Lent:
+        environments = start_pool(config, family)
+        worker = ray.remote(Worker).options(
+            num_cpus=0, max_concurrency=4096, **variables(actor_environment(threads=1))
+        )
+        workers = [worker.remote(model, config, self.actors.engines, environments.pool)]
+        await environments.ready(config.cluster.start_timeout)
+        own = {
+            "workers": workers,
+            "environments": environments,
+            "teacher": self.actors.teacher if teacher else None,
+            "reference": self.actors.reference if config.loss.kl > 0 else None,
+        }
+        return Lent(**vars(self.actors) | own)

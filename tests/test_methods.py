@@ -1,0 +1,93 @@
+"""Two training steps of every method on ALFWorld, and of some on WebShop: real actors, the nano model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shared_actors import Shared
+
+from configs.load import load, methods
+from configs.schema import Config
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+TINY = [
+    "model.path=nano",
+    "model.context=1536",
+    "steps=2",
+    "env.train_tasks=6",
+    "env.eval_tasks=2",
+    "env.slots=4",
+    "rollout.groups=1",
+    "rollout.group_size=4",
+    "rollout.max_tokens=24",
+    "rollout.max_seqs=4",
+    "warm_start.demos=6",
+    "warm_start.batch_rows=2",
+    "warm_start.lr=1e-3",
+    "feedback.max_tokens=128",
+    "evaluate.episodes=2",
+    "evaluate.cold_episodes=2",
+    "checkpoint.every=9",
+    "learner.micro_tokens=4096",
+    "teacher.batch_tokens=4096",
+]
+TURNS = {"alfworld": 12, "webshop": 4}
+
+
+def settings(method: str, out: Path, env: str = "alfworld") -> Config:
+    overrides = [*TINY, f"env.max_turns={TURNS[env]}", f"out={out}", f"method={method}"]
+    # Two steps of a judge with the nano model's answers: they are read or counted as unreadable.
+    judged = ["judge.source=engine", "judge.max_tokens=64", "judge.characters=1500"]
+    return load(CONFIGS / f"{env}.yaml", overrides + judged)
+
+
+@pytest.fixture(scope="module")
+def shared(ray_local: None, nano: Path) -> Iterator[Shared]:
+    """Engine, learner, teacher and a reference policy."""
+    config = settings("serl", Path("unused"))
+    actors = Shared(replace(config, loss=replace(config.loss, kl=0.01)), str(nano))
+    yield actors
+    actors.close()
+
+
+def train(shared: Shared, config: Config, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The rows of the run's training steps."""
+    shared.train(config, monkeypatch)
+    lines = (Path(config.out) / "metrics.jsonl").read_text().splitlines()
+    steps = [row for row in map(json.loads, lines) if row["kind"] == "train"]
+    assert [row["step"] for row in steps] == [1, 2]
+    return steps
+
+
+def total(steps: list[dict[str, Any]], name: str) -> float:
+    return sum(row.get(name, 0.0) for row in steps)
+
+
+@pytest.mark.parametrize("name", methods())
+def test_two_steps(name: str, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(name, tmp_path / "run")
+    steps = train(shared, config, monkeypatch)
+    judged = config.feedback.judged
+    assert total(steps, "failures/total") == 0
+    if config.distil.weight > 0 and not judged and config.feedback.source != "reference":
+        assert total(steps, "learner/distil_tokens") > 0 and total(steps, "teacher/spans") > 0
+    if judged and config.distil.weight > 0:
+        assert total(steps, "feedback/asked") > 0
+    if config.reweight.strength == 0 and config.distil.weight == 0:
+        assert total(steps, "teacher/spans") == 0
+    if config.loss.kl > 0 and total(steps, "learner/rows") > 0:
+        assert "learner/kl" in steps[0] or "learner/kl" in steps[1]
+
+
+@pytest.mark.parametrize("name", ["serl", "gigpo", "sdpo", "hero"])
+def test_another_environment(
+    name: str, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(name, tmp_path / "run", env="webshop")
+    shared.train(config, monkeypatch)
+    assert (tmp_path / "run/checkpoints/step-00000002/model/config.json").is_file()
