@@ -26,9 +26,9 @@ TINY = [
     "rollout.group_size=4",
     "rollout.max_tokens=24",
     "rollout.max_seqs=4",
-    "warm_start.demos=6",
-    "warm_start.batch_rows=2",
-    "warm_start.lr=1e-3",
+    "warm_start.demos=0",
+    "warm_start.batch_rows=4",
+    "warm_start.lr=3e-3",
     "feedback.max_tokens=128",
     "evaluate.episodes=2",
     "evaluate.cold_episodes=2",
@@ -36,7 +36,7 @@ TINY = [
     "learner.micro_tokens=4096",
     "teacher.batch_tokens=4096",
 ]
-TURNS = {"alfworld": 12, "webshop": 4}
+TURNS = {"alfworld": 6, "webshop": 3}
 
 
 def settings(method: str, out: Path, env: str = "alfworld") -> Config:
@@ -47,10 +47,14 @@ def settings(method: str, out: Path, env: str = "alfworld") -> Config:
 
 
 @pytest.fixture(scope="module")
-def shared(ray_local: None, nano: Path) -> Iterator[Shared]:
-    """Engine, learner, teacher and a reference policy."""
+def shared(ray_local: None, nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """Engine, learner, teacher and a reference policy, with a student that has seen a few demonstrations."""
+    folder = tmp_path_factory.mktemp("warm") / "run"
     config = settings("serl", Path("unused"))
     actors = Shared(replace(config, loss=replace(config.loss, kl=0.01)), str(nano))
+    with pytest.MonkeyPatch.context() as patch:  # some answers parse then and some do not: advantages differ
+        warm = ["steps=0", "warm_start.demos=48", "env.train_tasks=12", "env.max_turns=12"]
+        actors.train(load(CONFIGS / "alfworld.yaml", [*TINY, f"out={folder}", *warm]), patch)
     yield actors
     actors.close()
 
