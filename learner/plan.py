@@ -53,7 +53,7 @@ def plan_updates(objective: str, rows: Sequence[Row], config: Config, weight: fl
     return Plan(
         objective=objective,
         work=work,
-        scales=[weight / max(1e-9, value) for value in denominators],
+        scales=[weight / value if value else 0.0 for value in denominators],
         tokens=sum(_tokens(objective, part) for part in parts),
         denominator=sum(denominators),
     )

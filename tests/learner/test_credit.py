@@ -62,7 +62,7 @@ def returns_of(rows, credit, discount=1.0):
 
 
 def standard(value, peers, credit, deviation):
-    if len(peers) < 2 or len(set(peers)) == 1:
+    if len(peers) < 2 or max(peers) - min(peers) < 1e-9:  # the same up to rounding
         return 0.0
     scale = deviation(peers) + 1e-6 if credit.normalise == "std" else 1.0
     return (value - fmean(peers)) / scale
