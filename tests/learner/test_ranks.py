@@ -170,7 +170,7 @@ def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder)
 async def fails_with_a_reason(learner, rows, folder):
     with pytest.raises(ValueError, match="needs rows"):
         await learner.update({"policy": []}, 0.0, LR)
-    with pytest.raises(ValueError, match="policy or imitation"):
+    with pytest.raises(ValueError, match="policy, distil, imitation"):
         await learner.update({"mystery": rows}, 0.0, LR)
     with pytest.raises(LearnerError, match=r"no learner state|failed on a rank"):
         await learner.load(folder / "nowhere")
