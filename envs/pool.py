@@ -206,7 +206,14 @@ class LeasedSlot:
 
     async def _open(self, method: str, *args: Any, within: float) -> Any:
         making = self._limits.reset  # a fresh process may have to be made first
-        return await _answer(self._shard, method, self.lease, *args, timeout=making + within + TRAVEL)
+        timeout = making + within + TRAVEL
+        try:
+            return await _answer(self._shard, method, self.lease, *args, timeout=timeout)
+        except SlotDied as error:
+            if not isinstance(error.__cause__, ActorUnavailableError):
+                raise
+            # The shard was between two lives. An opening has no past to lose: it is asked for once more.
+            return await _answer(self._shard, method, self.lease, *args, timeout=timeout)
 
 
 async def _answer(actor: Any, method: str, *args: Any, timeout: float | None) -> Any:
