@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +16,28 @@ from cluster.start import Actors, start_actors, variables
 from cluster.train import Trainer
 from cluster.view import View
 from configs.environ import actor_environment
+from configs.load import load
 from configs.schema import Config
 from envs.base import EnvFamily
 from envs.pool import start_pool
 from envs.registry import make_family
 from rollout.worker import Worker
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# Tokens of a demonstration in the nano words: they are ALFWorld's, other texts take two or three a word.
+CONTEXTS = {"alfworld": 1024, "webshop": 4096, "taubench": 20480, "appworld": 8192, "bfcl": 16384}
+WIDE = [  # budgets that hold the longest of them
+    f"learner.micro_tokens={max(CONTEXTS.values())}",
+    f"teacher.batch_tokens={max(CONTEXTS.values())}",
+    "learner.checkpointing=false",
+]
+
+
+def longest() -> Config:
+    """Settings of actors that any run of the tests can borrow: the longest context, a reference policy."""
+    tiny = ["model.path=nano", "env.train_tasks=6", "env.eval_tasks=2", "env.slots=2", "rollout.max_seqs=4"]
+    context = f"model.context={max(CONTEXTS.values())}"
+    return load(CONFIGS / "alfworld.yaml", [*tiny, *WIDE, context, "loss.kl=0.01"])
 
 
 @dataclass

@@ -1,17 +1,15 @@
 """Two training steps on every environment: real engine, real learner, real teacher, on the nano model.
 
-Engine, learner and teacher are started once and trained on one environment after another.
+Engine, learner and teacher are those of `shared_actors`, trained on one environment after another.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shared_actors import Shared
+from shared_actors import CONTEXTS, WIDE, Shared
 
 from configs.load import load
 from configs.schema import Config
@@ -19,15 +17,13 @@ from envs.install import install
 from envs.registry import FAMILIES
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-# (tokens of a sequence, turns): as many as a demonstration takes
-SIZES = {
-    "alfworld": (1024, 12),
-    "webshop": (4096, 6),
-    "taubench": (20480, 10),
-    "appworld": (8192, 4),
-    "bfcl": (16384, 12),
-}
-LONGEST = max(SIZES, key=SIZES.__getitem__)
+TURNS = {
+    "alfworld": 12,
+    "webshop": 6,
+    "taubench": 10,
+    "appworld": 4,
+    "bfcl": 12,
+}  # a demonstration takes so many
 TINY = [
     "model.path=nano",  # its words are ALFWorld's: other texts take it two or three tokens a word
     "steps=2",
@@ -49,26 +45,8 @@ TINY = [
 
 
 def settings(name: str, out: Path) -> Config:
-    longest, _ = SIZES[LONGEST]
-    context, turns = SIZES[name]
-    budgets = [
-        f"learner.micro_tokens={longest}",
-        f"teacher.batch_tokens={longest}",
-        "learner.checkpointing=false",
-    ]
-    return load(
-        CONFIGS / f"{name}.yaml",
-        [*TINY, *budgets, f"model.context={context}", f"env.max_turns={turns}", f"out={out}"],
-    )
-
-
-@pytest.fixture(scope="module")
-def shared(ray_local: None, nano: Path) -> Iterator[Shared]:
-    """Engine, learner and teacher for the longest context, with ALFWorld's environments."""
-    longest, first = settings(LONGEST, Path("unused")), settings("alfworld", Path("unused"))
-    actors = Shared(replace(longest, env=first.env), str(nano))
-    yield actors
-    actors.close()
+    own = [f"model.context={CONTEXTS[name]}", f"env.max_turns={TURNS[name]}", f"out={out}"]
+    return load(CONFIGS / f"{name}.yaml", [*TINY, *WIDE, *own])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

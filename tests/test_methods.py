@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +37,21 @@ TINY = [
 TURNS = {"alfworld": 6, "webshop": 3}
 
 
-def settings(method: str, out: Path, env: str = "alfworld") -> Config:
+def settings(method: str, out: Path, *more: str, env: str = "alfworld") -> Config:
     overrides = [*TINY, f"env.max_turns={TURNS[env]}", f"out={out}", f"method={method}"]
     # Two steps of a judge with the nano model's answers: they are read or counted as unreadable.
     judged = ["judge.source=engine", "judge.max_tokens=64", "judge.characters=1500"]
-    return load(CONFIGS / f"{env}.yaml", overrides + judged)
+    return load(CONFIGS / f"{env}.yaml", overrides + judged + list(more))
 
 
 @pytest.fixture(scope="module")
-def shared(ray_local: None, nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """Engine, learner, teacher and a reference policy, with a student that has seen a few demonstrations."""
-    folder = tmp_path_factory.mktemp("warm") / "run"
-    config = settings("serl", Path("unused"))
-    actors = Shared(replace(config, loss=replace(config.loss, kl=0.01)), str(nano))
-    with pytest.MonkeyPatch.context() as patch:  # some answers parse then and some do not: advantages differ
-        warm = ["steps=0", "warm_start.demos=48", "env.train_tasks=12", "env.max_turns=12"]
-        actors.train(load(CONFIGS / "alfworld.yaml", [*TINY, f"out={folder}", *warm]), patch)
-    yield actors
-    actors.close()
+def warmed(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """A student after a few demonstrations: some answers parse and some do not, so advantages differ."""
+    warm = ["steps=0", "warm_start.demos=48", "env.train_tasks=12", "env.max_turns=12"]
+    out = f"out={tmp_path_factory.mktemp('warm') / 'run'}"
+    with pytest.MonkeyPatch.context() as patch:
+        shared.train(load(CONFIGS / "alfworld.yaml", [*TINY, out, *warm]), patch)
+    return shared
 
 
 def train(shared: Shared, config: Config, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -73,9 +68,9 @@ def total(steps: list[dict[str, Any]], name: str) -> float:
 
 
 @pytest.mark.parametrize("name", methods())
-def test_two_steps(name: str, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_steps(name: str, warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(name, tmp_path / "run")
-    steps = train(shared, config, monkeypatch)
+    steps = train(warmed, config, monkeypatch)
     judged = config.feedback.judged
     assert total(steps, "failures/total") == 0
     if config.distil.weight > 0 and not judged and config.feedback.source != "reference":
@@ -90,8 +85,18 @@ def test_two_steps(name: str, shared: Shared, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["serl", "gigpo", "sdpo", "hero"])
 def test_another_environment(
-    name: str, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(name, tmp_path / "run", env="webshop")
-    shared.train(config, monkeypatch)
+    warmed.train(config, monkeypatch)
     assert (tmp_path / "run/checkpoints/step-00000002/model/config.json").is_file()
+
+
+def test_strength_zero_runs_no_teacher_and_staleness_stays_bounded(
+    warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ["reweight.strength=0", "feedback.source=none", "rollout.max_staleness=1"]
+    steps = train(warmed, settings("serl", tmp_path / "run", *plain), monkeypatch)
+    assert [row["rollout/staleness"] for row in steps] == [0, 1]
+    assert all(row["teacher/spans"] == 0 for row in steps)
+    assert not (tmp_path / "run/checkpoints/step-00000002/teacher.safetensors").exists()
