@@ -87,7 +87,8 @@ def _feedback(config: Config) -> str:
         "and": "successful sibling and ",
     }
     source = "" if feedback.source == "none" else feedback.source.replace("_", " ")
-    shown = sibling[feedback.success] + source
+    alone = "" if feedback.observation else " without the observation"
+    shown = sibling[feedback.success] + source + alone
     return f"{shown}, per {feedback.granularity}" if shown else "–"
 
 

@@ -79,6 +79,9 @@ class Feedback:
         "a trajectory as numbered responses without their reasoning, or as pairs of observation and action",
         choices=("responses", "pairs"),
     )
+    observation: bool = setting(
+        True, "reflect: show the next observation above the diagnosis; false is HERO's ablation"
+    )
     targets: int = setting(
         1, "target: most steps of a failed trajectory that get a correction", low=1, high=3
     )

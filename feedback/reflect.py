@@ -111,8 +111,9 @@ def diagnoses(answer: str, turns: int) -> dict[int, Diagnosis]:
 
 
 def _section(trajectory: Trajectory, number: int, diagnosis: Diagnosis, style: Style) -> str:
+    seen = style.show(trajectory.turns[number].result.observation) if style.feedback.observation else ""
     parts = [
-        section(NEXT_TITLE, style.show(trajectory.turns[number].result.observation)),
+        section(NEXT_TITLE, seen),
         section(DIAGNOSIS_TITLE, diagnosis.text()),
         f"{REWARD_TITLE} {trajectory.reward:.3g}",
     ]

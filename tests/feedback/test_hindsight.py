@@ -141,6 +141,15 @@ def test_judge_with_a_successful_sibling():
     assert all("A successful attempt at the same task" in asked[0][0]["content"] for asked in ask.asked)
 
 
+def test_a_diagnosis_can_stand_alone():
+    first = group(kitchen().trajectories[0])
+    answer = json.dumps({"turns": DIAGNOSES})
+    both = gather(first, scripted(answer), source="reflect", whole_turns=True).texts
+    alone = gather(first, scripted(answer), source="reflect", observation=False, whole_turns=True).texts
+    assert alone == {key: text[text.index(reflect.DIAGNOSIS_TITLE) :] for key, text in both.items()}
+    assert alone != both
+
+
 def test_turns_left_out_by_a_reflection_are_counted():
     answer = json.dumps({"turns": DIAGNOSES})
     cut = answer[: answer.index('{"turn": 3') + 20]  # the answer ran into its limit
