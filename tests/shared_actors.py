@@ -12,10 +12,9 @@ import ray
 
 import cluster.run
 from cluster.run import Run, open_run
-from cluster.start import Actors, start_actors, variables
+from cluster.start import Actors, start_actors
 from cluster.train import Trainer
 from cluster.view import View
-from configs.environ import actor_environment
 from configs.load import load
 from configs.schema import Config
 from envs.base import EnvFamily
@@ -42,19 +41,19 @@ def longest() -> Config:
 
 @dataclass
 class Lent(Actors):
-    """Actors of a run of which only the environment's own end with it."""
+    """Actors that do not end with the run that borrowed them."""
 
     async def stop(self) -> None:
-        for handle in [*self.workers, self.environments.pool, *self.environments.shards]:
-            ray.kill(handle)
+        pass
 
 
 class Shared:
-    """Actors that runs borrow, one run at a time."""
+    """Actors that runs borrow, one run at a time. Environments change where a run asks for others."""
 
     def __init__(self, config: Config, model: str) -> None:
         self.model = model
         self.actors = asyncio.run(start_actors(config, model, make_family(config.env)))
+        self.env = config.env
         self.version = 0  # of weights: none comes twice
 
     def close(self) -> None:
@@ -95,16 +94,16 @@ class Shared:
         ray.get(calls, timeout=120)
 
     async def _lend(self, config: Config, model: str, family: EnvFamily, *, teacher: bool, **_: Any) -> Lent:
-        environments = start_pool(config, family)
-        worker = ray.remote(Worker).options(
-            num_cpus=0, max_concurrency=4096, **variables(actor_environment(threads=1))
-        )
-        workers = [worker.remote(model, config, self.actors.engines, environments.pool)]
-        await environments.ready(config.cluster.start_timeout)
+        actors = self.actors
+        if config.env != self.env:
+            for handle in [actors.environments.pool, *actors.environments.shards]:
+                ray.kill(handle)
+            actors.environments, self.env = start_pool(config, family), config.env
+            await actors.environments.ready(config.cluster.start_timeout)
+        remake = (model, config, actors.engines, actors.environments.pool)
+        ray.get([worker.__ray_call__.remote(Worker.__init__, *remake) for worker in actors.workers])
         own = {
-            "workers": workers,
-            "environments": environments,
-            "teacher": self.actors.teacher if teacher else None,
-            "reference": self.actors.reference if config.loss.kl > 0 else None,
+            "teacher": actors.teacher if teacher else None,
+            "reference": actors.reference if config.loss.kl > 0 else None,
         }
-        return Lent(**vars(self.actors) | own)
+        return Lent(**vars(actors) | own)
