@@ -14,7 +14,7 @@ from cluster.run import Run
 from cluster.watch import Deadline, within
 from envs.tasks import TaskSpec
 from feedback.hindsight import Hindsight, hindsight
-from learner.credit import advantages
+from learner.credit import informative
 from learner.distil_rows import distil_rows, plain_rows, with_candidates
 from learner.rows import Row
 from rollout.types import Failure, Group
@@ -58,14 +58,14 @@ class Filler:
         """
         group = await self.roll_out(ordinal, task)
         filled = Filled(ordinal, group, time.monotonic(), group.failures)
-        informative = any(values.any() for values in advantages(group, self.config.credit))
+        teaches = informative(group, self.config.credit)
         distils = self.config.distil.weight > 0
-        weighs = informative and strength > 0
+        weighs = teaches and strength > 0
         if not (distils or weighs or self.actors.reference):
             return filled
         started = time.monotonic()
         try:
-            if self.actors.reference is not None and informative:
+            if self.actors.reference is not None and teaches:
                 filled = replace(filled, reference=await self.refer(group))
             if distils or weighs:
                 known = await hindsight(

@@ -65,20 +65,21 @@ class Run:
         self.view.now(doing, done, total)
 
     async def save(self) -> None:
-        """One atomic checkpoint: learner, teacher, driver state, and the model for others to load.
+        """One atomic checkpoint: learner, critic, teacher, driver state, and the model for others to load.
 
         A step has one checkpoint; where it is there already, nothing is written.
         """
-        learner = self.actors.learner
+        learner, critic = self.actors.learner, self.actors.critic
         assert learner is not None
         newest = latest(checkpoints(self.config))
         if newest is not None and step_of(newest) == self.state.step:
             return
         self.now("saving a checkpoint")
-        with writing(
-            checkpoints(self.config), self.state.step, self.config.checkpoint.keep, learner.checkpoint_bytes
-        ) as folder:
+        size = learner.checkpoint_bytes + (critic.checkpoint_bytes if critic else 0)
+        with writing(checkpoints(self.config), self.state.step, self.config.checkpoint.keep, size) as folder:
             await learner.save(folder)
+            if critic is not None:
+                await critic.save(folder)
             await learner.save_model(folder / "model")
             for name, scorer in self.actors.scorers().items():
                 saving = scorer.save.remote(str(folder / f"{name}.safetensors"))
@@ -87,7 +88,7 @@ class Run:
 
     async def restore(self, folder: Path) -> None:
         """Take over a checkpoint; the next batch is the one that would have come."""
-        learner = self.actors.learner
+        learner, critic = self.actors.learner, self.actors.critic
         assert learner is not None
         saved = json.loads((folder / "driver.json").read_text())
         if saved["tasks"] != self.manifest.digest:
@@ -95,16 +96,21 @@ class Run:
                 f"{folder} was made with other tasks (digest {saved['tasks']}, now {self.manifest.digest}). "
                 "Use the same env settings, or a new `out`."
             )
-        scorers = self.actors.scorers() if saved["step"] > 0 else {}  # at step 0 they are the student
-        for name in scorers:
-            if not (folder / f"{name}.safetensors").is_file():
+        started = saved["step"] > 0  # at step 0 the scorers are the student, and the critic knows nothing
+        scorers = self.actors.scorers() if started else {}
+        critic = critic if started else None
+        held = {name: folder / f"{name}.safetensors" for name in scorers}
+        for name, place in (held | ({"critic": folder / "critic"} if critic else {})).items():
+            if not place.exists():
                 raise RunError(
                     f"{folder} was made without a {name}. Keep the method and its settings as they were, "
                     "or start a new run with another `out`."
                 )
         await learner.load(folder)
+        if critic is not None:
+            await critic.load(folder)
         for name, scorer in scorers.items():
-            loading = scorer.load.remote(str(folder / f"{name}.safetensors"))
+            loading = scorer.load.remote(str(held[name]))
             await within(self.config.teacher.timeout, f"restoring the {name}", loading)
         evaluations = [Evaluation(**values) for values in saved["evaluations"]]
         self.state = State(saved["step"], saved["version"], saved["warm_started"], evaluations)

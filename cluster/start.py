@@ -25,6 +25,7 @@ from configs.schema import Config, Env
 from envs.base import EnvFamily
 from envs.pool import PoolHandles, start_pool
 from envs.registry import make_family
+from learner.critic import Critic
 from learner.group import LearnerGroup
 from rollout.engine import Engine, engine_env
 from rollout.models import resolve
@@ -38,7 +39,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Bundle:
-    """One reserved place: `role` is engine, learner, teacher, reference or user."""
+    """One reserved place: `role` is engine, learner, critic, teacher, reference or user."""
 
     role: str
     cpus: float
@@ -52,12 +53,13 @@ class Bundle:
 
 @dataclass
 class Actors:
-    """Handles of everything that runs. `learner` and `teacher` are absent where they are not needed."""
+    """Handles of everything that runs; an actor that is not needed is absent."""
 
     engines: list[Any]
     workers: list[Any]
     environments: PoolHandles
     learner: LearnerGroup | None
+    critic: Critic | None  # what credit.advantage = gae asks
     teacher: Any | None
     reference: Any | None  # the policy that loss.kl holds to, where it is on
     user: Any | None  # the endpoint that plays the user, where the run serves one
@@ -66,8 +68,8 @@ class Actors:
 
     async def stop(self) -> None:
         """End every actor and give the reservation back."""
-        if self.learner is not None:
-            self.learner.stop()
+        for trained in filter(None, (self.learner, self.critic)):
+            trained.stop()
         handles = [*self.engines, *self.workers, self.environments.pool, *self.environments.shards]
         for handle in [*handles, *self.scorers().values(), *filter(None, [self.user])]:
             ray.kill(handle)
@@ -81,16 +83,18 @@ class Actors:
 
 def plan_bundles(config: Config, gpus: float, *, learner: bool, teacher: bool) -> list[Bundle]:
     """What to reserve. `cluster.share_gpu` splits one GPU; without GPUs each gets a share of a core."""
+    beside = ["critic"] * config.learner.ranks if learner and has_critic(config) else []
+    beside += ["teacher"] * teacher + ["reference"] * (learner and config.loss.kl > 0)
     if gpus == 0:
-        engine, rank, scorer = (0.5, 0.0), (0.5, 0.0), (0.25, 0.0)
+        engine, rank, other = (0.5, 0.0), (0.5, 0.0), (0.25, 0.0)
     elif config.cluster.share_gpu:
-        engine, rank, scorer = (1.0, 0.4), (1.0, 0.4), (1.0, 0.2)
+        # Rounded down to the ten-thousandths that Ray counts in.
+        engine, rank, other = (1.0, 0.4), (1.0, 0.4), (1.0, 2000 // max(1, len(beside)) / 10_000)
     else:
-        engine, rank, scorer = (1.0, float(config.rollout.tensor_parallel)), (1.0, 1.0), (1.0, 1.0)
+        engine, rank, other = (1.0, float(config.rollout.tensor_parallel)), (1.0, 1.0), (1.0, 1.0)
     bundles = [Bundle("engine", *engine) for _ in range(config.rollout.engines)]
     bundles += [Bundle("learner", *rank) for _ in range(config.learner.ranks if learner else 0)]
-    bundles += [Bundle("teacher", *scorer)] if teacher else []
-    bundles += [Bundle("reference", *scorer)] if learner and config.loss.kl > 0 else []
+    bundles += [Bundle(role, *other) for role in beside]
     bundles += [Bundle("user", *engine)] if serves_user(config) else []
     return bundles
 
@@ -109,6 +113,11 @@ def lacking(bundles: Sequence[Bundle], available: dict[str, float]) -> str | Non
         f"too few resources for {len(bundles)} actors: {'; '.join(short)}. "
         "Lower rollout.engines, rollout.tensor_parallel or learner.ranks, set cluster.share_gpu or add nodes."
     )
+
+
+def has_critic(config: Config) -> bool:
+    """Whether any step of the run asks a critic."""
+    return config.credit.critic and config.steps > 0
 
 
 def serves_user(config: Config) -> bool:
@@ -240,6 +249,7 @@ async def start_actors(
         for place in places(role)
     }
     ranks = LearnerGroup(config, model, places("learner")) if learner else None
+    critic = Critic(config, model, places("critic")) if places("critic") else None
     user = None
     if serves_user(config):
         options = {**places("user")[0], **variables(endpoint_env(config))}
@@ -256,7 +266,7 @@ async def start_actors(
         within(timeout, f"starting engine {i}", e.ready.remote()) for i, e in enumerate(engines)
     ]
     waits += [environments.ready(timeout)]
-    waits += [ranks.start()] if ranks else []
+    waits += [trained.start() for trained in (ranks, critic) if trained]
     await asyncio.gather(*waits)
     context = 0
     for role, scorer in scorers.items():
@@ -266,6 +276,7 @@ async def start_actors(
         workers,
         environments,
         ranks,
+        critic,
         scorers.get("teacher"),
         scorers.get("reference"),
         user,

@@ -1,7 +1,7 @@
 """The driver: one loop, whatever the method.
 
     admit ─► fill (one group, overlapping all others) ─► take ─► rows ─► update ─► publish ─► release
-               rollout → feedback → teacher
+               rollout → feedback → teacher                    critic   critic
 
 `max_staleness = 0` is synchronous training; with S > 0 the loop keeps S more steps of groups in flight and
 takes them in the order of their admission, so that no group is ever more than S weight versions old.
@@ -24,8 +24,14 @@ from cluster.warm_start import imitate
 from cluster.watch import within
 from learner.publish import publish
 from learner.reweight import strength_at
-from learner.rows import Row, make_rows
+from learner.rows import Advantages, Row, make_rows
+from learner.value_rows import estimate, value_rows
 from rollout.types import Group
+
+
+async def nothing() -> dict[str, float]:
+    """What an update without rows says."""
+    return {}
 
 
 class Trainer:
@@ -91,9 +97,7 @@ class Trainer:
         rolled_out, scored = max(one.rolled_out for one in filled), time.monotonic()
 
         groups = [one.group for one in filled]
-        rows = self.rows(filled)
-        run.now("updating")
-        stats = await self.learner.update(rows, strength, self.lr()) if any(rows.values()) else {}
+        learned = await self.learn(filled, strength)
         updated = time.monotonic()
 
         run.state.step += 1
@@ -105,8 +109,7 @@ class Trainer:
 
         rollout_seconds = max(1e-6, rolled_out - started)
         values = rollout_metrics(groups, rollout_seconds, run.state.version - 1) | {
-            **{f"learner/{name}": value for name, value in stats.items()},
-            "learner/rows": float(sum(map(len, rows.values()))),
+            **learned,
             "learner/strength": strength,
             "feedback/texts": float(sum(len(one.hindsight.texts) for one in filled)),
             "feedback/asked": float(sum(one.hindsight.asked for one in filled)),
@@ -117,7 +120,7 @@ class Trainer:
             "failures/total": float(run.budget.counts.total()),
             "seconds/rollout": rollout_seconds,
             "seconds/teacher": scored - rolled_out,  # what the rollouts did not hide
-            "seconds/learner": updated - scored,
+            "seconds/learner": updated - scored - learned.get("seconds/critic", 0.0),
             "seconds/publish": published - updated,
             "seconds/step": published - started,
         }
@@ -139,8 +142,33 @@ class Trainer:
             fill = self.filler.fill(ordinal, self.run.ledger.task(ordinal), strength)
             self.in_flight.append((ordinal, asyncio.create_task(fill)))
 
-    def rows(self, filled: Sequence[Filled]) -> dict[str, list[Row]]:
-        """What the learner trains on, by objective."""
+    async def learn(self, filled: Sequence[Filled], strength: float) -> dict[str, float]:
+        """Update the learner, and the critic beside it; returns what both say of it."""
+        run, critic, peak = self.run, self.actors.critic, self.config.learner.lr
+        started = time.monotonic()
+        taught, estimated = await self.estimate([one.group for one in filled])
+        figures = {"seconds/critic": time.monotonic() - started} if critic is not None else {}
+        rows = self.rows(filled, estimated)
+        run.now("updating")
+        learning, fitting = await asyncio.gather(
+            self.learner.update(rows, strength, self.warmed(peak)) if any(rows.values()) else nothing(),
+            critic.fit(taught, self.warmed(self.config.critic.lr)) if critic and taught else nothing(),
+        )
+        figures |= {f"learner/{name}": value for name, value in learning.items()}
+        figures |= {f"critic/{name}": value for name, value in fitting.items()}
+        return figures | {"learner/rows": float(sum(map(len, rows.values())))}
+
+    async def estimate(self, groups: Sequence[Group]) -> tuple[list[Row], Advantages | None]:
+        """What the critic is to learn, and the advantages that its values give; None without a critic."""
+        if self.actors.critic is None:
+            return [], None
+        self.run.now("asking the critic")
+        rows = value_rows(groups, self.config.credit)
+        values = await self.actors.critic.values(list(rows.values()))
+        return estimate(groups, rows, values, self.config.credit)
+
+    def rows(self, filled: Sequence[Filled], estimated: Advantages | None) -> dict[str, list[Row]]:
+        """What the learner trains on, by objective. `estimated`: advantages by a critic, if there is one."""
         config = self.config
         scores = {(one.ordinal, *turn): values for one in filled for turn, values in one.scores.items()}
         reference = {(one.ordinal, *turn): values for one in filled for turn, values in one.reference.items()}
@@ -152,6 +180,7 @@ class Trainer:
                 config.credit,
                 config.reweight.tokens,
                 reference if config.loss.kl > 0 else None,
+                estimated,
             ),
             "distil": [row for one in filled for row in one.distil],
         }
@@ -172,7 +201,9 @@ class Trainer:
         weights = await self.learner.export(run.state.version)
         own = await self.learner.score(run.canary)
         report = await publish(self.actors.engines, weights, run.canary, own, config.publish.tolerance)
-        first = run.state.step == 0  # what the warm start made is where teacher and reference begin
+        first = run.state.step == 0  # what the warm start made is where teacher, reference and critic begin
+        if refresh_teacher and first and self.actors.critic is not None:
+            await self.actors.critic.load_weights(weights)
         for name, scorer in self.actors.scorers().items():
             if refresh_teacher and (first or name == "teacher"):
                 loading = scorer.load_weights.remote(weights, whole=first)
@@ -217,10 +248,9 @@ class Trainer:
         lines = (json.dumps(readable(t), ensure_ascii=False) for group in groups for t in group.trajectories)
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
-    def lr(self) -> float:
-        """Learning rate of the coming update: linear warm-up, then constant."""
-        settings = self.config.learner
-        return settings.lr * min(1.0, (self.run.state.step + 1) / max(1, settings.warmup_steps))
+    def warmed(self, peak: float) -> float:
+        """Learning rate of the coming update: linear warm-up to `peak`, then constant."""
+        return peak * min(1.0, (self.run.state.step + 1) / max(1, self.config.learner.warmup_steps))
 
     @property
     def learner(self) -> Any:

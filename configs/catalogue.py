@@ -73,6 +73,8 @@ def _credit(config: Config) -> str:
         return "–"
     parts = [config.credit.advantage]
     parts += [f"over {config.credit.statistics}"] if config.credit.advantage in ("grpo", "rloo") else []
+    if config.credit.critic:
+        parts += [f"over {config.credit.step}s", f"γ = {config.credit.gamma:g}, λ = {config.credit.lam:g}"]
     parts += ["without std"] if config.credit.normalise == "none" else []
     parts += [f"KL {config.loss.kl:g}"] if config.loss.kl else []
     return ", ".join(parts)

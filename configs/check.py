@@ -90,12 +90,6 @@ def _contradictions(config: Config) -> list[str]:
             f"allowed is less than model.context = {context}",
         ),
         (
-            config.steps > 0 and rollout.group_size == 1 and config.loss.policy > 0,
-            "rollout.group_size = 1 makes every advantage 0: "
-            f"credit.advantage = {config.credit.advantage} compares siblings, allowed is at least 2, "
-            "or loss.policy = 0",
-        ),
-        (
             config.steps > 0 and config.loss.policy == 0 and config.distil.weight == 0,
             "loss.policy = 0 and distil.weight = 0 leave nothing to train on: set one of them above 0",
         ),
@@ -133,7 +127,25 @@ def _contradictions(config: Config) -> list[str]:
             f"allowed is at least model.context = {context}",
         ),
     ]
-    return [problem for broken, problem in rules + _feedback(config) if broken]
+    return [problem for broken, problem in rules + _credit(config) + _feedback(config) if broken]
+
+
+def _credit(config: Config) -> list[tuple[bool, str]]:
+    """Rules of who a turn is compared with: (broken, problem)."""
+    credit, learns = config.credit, config.loss.policy > 0
+    return [
+        (
+            config.steps > 0 and config.rollout.group_size == 1 and learns and not credit.critic,
+            "rollout.group_size = 1 makes every advantage 0: "
+            f"credit.advantage = {credit.advantage} compares siblings, allowed is at least 2, gae, "
+            "or loss.policy = 0",
+        ),
+        (
+            credit.critic and not learns,
+            "credit.advantage = gae would train a critic for nothing with loss.policy = 0: "
+            "set loss.policy above 0, or another credit.advantage",
+        ),
+    ]
 
 
 def _feedback(config: Config) -> list[tuple[bool, str]]:

@@ -9,7 +9,11 @@ from configs.setting import setting
 
 @dataclass(frozen=True)
 class Credit:
-    advantage: str = setting("grpo", "advantage estimator", choices=("grpo", "rloo", "gigpo", "hgpo"))
+    advantage: str = setting(
+        "grpo",
+        "advantage estimator: siblings compared in one way or another, or gae with a critic (PPO)",
+        choices=("grpo", "rloo", "gigpo", "hgpo", "gae"),
+    )
     statistics: str = setting(
         "turns",
         "mean and std of a group over turn samples or trajectories",
@@ -32,6 +36,27 @@ class Credit:
     history_alpha: float = setting(1.0, "hgpo: α of the weights (k + history_offset)^α", low=0.0)
     history_offset: int = setting(2, "hgpo: 2 as in the authors' code, 1 as in their paper", low=1)
     join_group: bool = setting(False, "hgpo: grpo's advantage is one more term, of weight 1")
+    step: str = setting("token", "gae: a step is a sampled token, or a turn", choices=("token", "turn"))
+    gamma: float = setting(1.0, "gae: γ, what a later reward is worth one step earlier", low=0.0, high=1.0)
+    lam: float = setting(
+        1.0, "gae: λ, from the critic's next value (0) to the rewards that came (1)", low=0.0, high=1.0
+    )
+    whiten: bool = setting(True, "gae: advantages less their mean, over their std, of the batch's tokens")
+
+    @property
+    def critic(self) -> bool:
+        """Whether a critic's values take the place of siblings."""
+        return self.advantage == "gae"
+
+
+@dataclass(frozen=True)
+class Critic:
+    """PPO's critic (credit.advantage = gae). What it does not set it has from the learner."""
+
+    lr: float = setting(1e-5, "peak learning rate", low=0.0)
+    clip: float = setting(
+        0.5, "how far a value may move in one training step, in units of the return; 0 sets no bound", low=0.0
+    )
 
 
 @dataclass(frozen=True)

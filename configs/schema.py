@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from configs.method import Credit, Distil, Feedback, Judge, Loss, Reweight, Teacher
+from configs.method import Credit, Critic, Distil, Feedback, Judge, Loss, Reweight, Teacher
 from configs.setting import setting
 
 
@@ -202,6 +202,7 @@ class Config:
     rollout: Rollout = field(default_factory=Rollout)
     warm_start: WarmStart = field(default_factory=WarmStart)
     credit: Credit = field(default_factory=Credit)
+    critic: Critic = field(default_factory=Critic)
     feedback: Feedback = field(default_factory=Feedback)
     judge: Judge = field(default_factory=Judge)
     reweight: Reweight = field(default_factory=Reweight)

@@ -6,6 +6,8 @@ each trajectory. They differ in who a turn's peers are:
     grpo, rloo   every turn, or every trajectory, of the group
     gigpo        these, and the turns at the same anchor
     hgpo         the turns in the same state that came there by the same k states, for k = 0 … K
+
+Without peers, by a critic's values: `learner.gae` and `learner.value_rows`.
 """
 
 from __future__ import annotations
@@ -97,6 +99,12 @@ ESTIMATORS: dict[str, Callable[[Group, Credit], list[np.ndarray]]] = {
 def advantages(group: Group, credit: Credit) -> list[np.ndarray]:
     """(T_i,) float32 advantage of each turn of each trajectory, by the configured estimator."""
     return ESTIMATORS[credit.advantage](group, credit)
+
+
+def informative(group: Group, credit: Credit) -> bool:
+    """Whether the policy loss has something to learn from a group: where siblings are compared, one of them
+    must have done better than another."""
+    return credit.critic or any(values.any() for values in advantages(group, credit))
 
 
 def _relative(values: np.ndarray, samples: np.ndarray, normalise: str, ddof: int = 0) -> np.ndarray:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import ray
@@ -27,6 +27,9 @@ STATE_BYTES = 16
 class LearnerGroup:
     """The DeepSpeed ranks. Each call is for all of them; calls that overlap are answered in order."""
 
+    RANK: ClassVar[type[Rank]] = Rank
+    OBJECTIVES: ClassVar[tuple[str, ...]] = OBJECTIVES
+
     def __init__(self, config: Config, model: str, places: Sequence[dict[str, Any]] = ()) -> None:
         """
         Args:
@@ -42,7 +45,7 @@ class LearnerGroup:
         """Start the ranks and load the model; returns its parameters and the seconds it took."""
         began = time.monotonic()
         env = {"env_vars": learner_env(self.config, gpu=self.places[0].get("num_gpus", 0) > 0)}
-        actor = ray.remote(Rank)
+        actor = ray.remote(self.RANK)
         self.ranks = [
             actor.options(runtime_env=env, **place).remote(self.config, self.model, rank)
             for rank, place in enumerate(self.places)
@@ -67,8 +70,9 @@ class LearnerGroup:
             LearnerError: a rank failed or missed its deadline, or the numbers are not finite.
         """
         rows = {objective: own for objective, own in rows.items() if own}
-        if not rows or set(rows) - set(OBJECTIVES):
-            raise ValueError(f"an update needs rows for one of {', '.join(OBJECTIVES)} (got {list(rows)})")
+        if not rows or set(rows) - set(self.OBJECTIVES):
+            known = ", ".join(self.OBJECTIVES)
+            raise ValueError(f"an update needs rows for one of {known} (got {list(rows)})")
         began = time.monotonic()
         plans = [
             plan_updates(objective, own, self.config, weigh(objective, self.config))
@@ -106,15 +110,19 @@ class LearnerGroup:
 
     async def candidates(self, rows: Sequence[Row], k: int) -> list[np.ndarray]:
         """Per row, (P, k) int32: the student's k likeliest tokens at each position, likeliest first."""
+        return await self._per_row("candidates", rows, k)
+
+    async def _per_row(self, method: str, rows: Sequence[Row], *args: Any) -> list[np.ndarray]:
+        """What a method of the ranks that takes micro-batches gives to each row."""
         learner = self.config.learner
         lengths = [len(row.ids) for row in rows]
         places = over_ranks(lengths, learner.micro_tokens, learner.ranks)
         calls = [
-            rank.candidates.remote([[rows[i] for i in micro] for micro in place], k)
+            getattr(rank, method).remote([[rows[i] for i in micro] for micro in place], *args)
             for rank, place in zip(self.ranks, places, strict=True)
         ]
         found: dict[int, np.ndarray] = {}
-        for place, answer in zip(places, await self._answers("candidates", calls), strict=True):
+        for place, answer in zip(places, await self._answers(method, calls), strict=True):
             for micro, arrays in zip(place, answer, strict=True):
                 found.update(zip(micro, arrays, strict=True))
         return [found[index] for index in range(len(rows))]

@@ -138,6 +138,22 @@ def imitation(
     return total, {"loss": float(total.detach()), "entropy": float((weights * entropy.detach()).sum())}
 
 
+def value(
+    values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, clip: float
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Sum over tokens of ½·max((V − R)², (V_old + clip(V − V_old, −c, c) − R)²), PPO's loss of its critic: a
+    value that has moved c towards its return moves no further; and sums of its statistics.
+
+    Args:
+        values: (P,) V with gradient. old: (P,) V_old before the update. returns: (P,) R.
+        clip: c; 0 leaves the second term out.
+    """
+    free = (values - returns).square()
+    bound = (old + (values - old).clamp(-clip, clip) - returns).square() if clip > 0 else free
+    total = 0.5 * torch.maximum(free, bound).sum()
+    return total, {"loss": float(total.detach()), "clipped": float((bound > free).sum())}
+
+
 def mismatch_sums(old: torch.Tensor, rollout: torch.Tensor) -> dict[str, float]:
     """Sums for the gap between the engine that sampled and the learner that trains.
 
@@ -184,6 +200,8 @@ def report(objective: str, sums: dict[str, float], tokens: float, denominator: f
     Teacher statistics appear only where the teacher scored a token; `ess` is the effective sample size of the
     uncapped importance weights as a share of the tokens.
     """
+    if objective == "value":
+        return {"loss": sums["loss"] / denominator, "clip_fraction": sums["clipped"] / tokens}
     if objective == "distil":
         return {f"distil_{name}": sums[name] / tokens for name in ("loss", "distance", "gap")} | {
             "distil_tokens": tokens

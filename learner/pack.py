@@ -66,6 +66,8 @@ class Batch:
     reference: torch.Tensor  # (P,) float32, NaN where not computed
     candidates: torch.Tensor  # (P, k) int64, other tokens at the same positions; k may be 0
     teacher_candidates: torch.Tensor  # (P, k) float32, the teacher's log-probs of those
+    values: torch.Tensor  # (P,) float32, NaN where not computed
+    returns: torch.Tensor  # (P,) float32, NaN where not computed
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
@@ -87,18 +89,22 @@ def collate(rows: Sequence[Row]) -> Batch:
         advantages=torch.from_numpy(_joined([row.advantages for row in rows], np.float32)),
         rollout=torch.from_numpy(_joined([row.rollout_logprobs for row in rows], np.float32)),
         teacher=torch.from_numpy(_joined([row.teacher_logprobs for row in rows], np.float32)),
-        reference=torch.from_numpy(_joined([_reference(row) for row in rows], np.float32)),
+        reference=_optional(rows, "reference_logprobs"),
         candidates=torch.from_numpy(_stacked([row.candidates for row in rows], len(owners), np.int64)),
         teacher_candidates=torch.from_numpy(
             _stacked([row.teacher_candidates for row in rows], len(owners), np.float32)
         ),
+        values=_optional(rows, "values"),
+        returns=_optional(rows, "returns"),
     )
 
 
-def _reference(row: Row) -> np.ndarray:
-    if row.reference_logprobs is None:
-        return np.full(len(row.positions), np.nan, dtype=np.float32)
-    return row.reference_logprobs
+def _optional(rows: Sequence[Row], name: str) -> torch.Tensor:
+    """(P,) float32 of a field that rows may lack; NaN there."""
+    held = [(getattr(row, name), len(row.positions)) for row in rows]
+    return torch.from_numpy(
+        _joined([np.full(size, np.nan) if array is None else array for array, size in held], np.float32)
+    )
 
 
 def _stacked(arrays: Sequence[np.ndarray | None], positions: int, dtype: type) -> np.ndarray:

@@ -26,7 +26,8 @@ class Plan:
 
 def weigh(objective: str, config: Config) -> float:
     """What the loss of an objective is multiplied by before losses are summed."""
-    return {"policy": config.loss.policy, "distil": config.distil.weight, "imitation": 1.0}[objective]
+    weights = {"policy": config.loss.policy, "distil": config.distil.weight, "imitation": 1.0, "value": 1.0}
+    return weights[objective]
 
 
 def plan_updates(objective: str, rows: Sequence[Row], config: Config, weight: float) -> Plan:

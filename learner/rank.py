@@ -8,7 +8,7 @@ import os
 import socket
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import ray
@@ -24,7 +24,6 @@ from learner.rows import Row
 from rollout.weights import WeightSet, describe, digest, pack
 
 Piece = tuple[str, Sequence[Row], float]  # objective, rows of a micro-batch, scale of their summed loss
-CHECKPOINT = "learner"  # folder that DeepSpeed makes inside the one it is given
 
 
 class LearnerError(RuntimeError):
@@ -55,6 +54,8 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
 class Rank:
     """One process of the learner. Every method but `address` is collective: all ranks call it together."""
 
+    NAME: ClassVar[str] = "learner"  # in messages; and the folder that DeepSpeed makes inside a checkpoint's
+
     def __init__(self, config: Config, model: str, rank: int) -> None:
         """`model`: folder or hub name of a causal LM; `rank`: 0 … config.learner.ranks − 1."""
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -84,15 +85,15 @@ class Rank:
         lm = AutoModelForCausalLM.from_pretrained(self.model, dtype=getattr(torch, self.config.model.dtype))
         if self.config.learner.checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        policy = TokenLogprobs(lm.train())
+        module = self._wrap(lm.train())
         self.layout = tuple(describe(name, parameter) for name, parameter in lm.named_parameters())
         parameters = sum(parameter.numel() for parameter in lm.parameters())
         learner = self.config.learner
         optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=learner.lr, weight_decay=learner.weight_decay, fused=True
+            module.parameters(), lr=learner.lr, weight_decay=learner.weight_decay, fused=True
         )
         self.engine, *_ = deepspeed.initialize(
-            model=policy.to(self.device), optimizer=optimizer, config=deepspeed_config(self.config)
+            model=module.to(self.device), optimizer=optimizer, config=deepspeed_config(self.config)
         )
         return parameters
 
@@ -118,18 +119,17 @@ class Rank:
         old: list[list[torch.Tensor]] | None = None
         if len(work) > 1:
             with torch.no_grad():
-                old = [[self._forward(batch).logprobs for batch in micros] for micros in batches]
+                old = [[self._old(batch) for batch in micros] for micros in batches]
         parts: dict[str, list[dict[str, float]]] = defaultdict(list)
         norms = []
         for step, micros in enumerate(work):
             for index, (objective, _, scale) in enumerate(micros):
                 self.engine.set_gradient_accumulation_boundary(index == len(micros) - 1)
                 batch = batches[step][index]
-                made = self._forward(batch)
-                before = old[step][index] if old else made.logprobs.detach()
-                total, sums = self._loss(batch, made, before, objective, strength)
+                before = old[step][index] if old else None
+                total, sums = self._loss(batch, before, objective, strength)
                 if not math.isfinite(sums["loss"]):
-                    raise LearnerError("the loss is not finite: lower learner.lr and go on from a checkpoint")
+                    raise LearnerError(f"the loss is not finite: {self._advice()}")
                 # DeepSpeed averages gradients over ranks; a mean over all ranks' rows wants their sum.
                 self.engine.backward(total * (self.config.learner.ranks * scale))
                 self.engine.step()
@@ -137,7 +137,7 @@ class Rank:
             if micros:
                 norms.append(float(self.engine.get_global_grad_norm()))
         if not all(math.isfinite(norm) for norm in norms):
-            raise LearnerError("the gradient is not finite: lower learner.lr and go on from a checkpoint")
+            raise LearnerError(f"the gradient is not finite: {self._advice()}")
         merged = {objective: losses.merge(sums) for objective, sums in parts.items()}
         return merged, sum(norms) / len(norms)
 
@@ -171,7 +171,7 @@ class Rank:
 
     def save(self, folder: str) -> None:
         """Write weights and optimiser state; every rank writes its part."""
-        self.engine.save_checkpoint(folder, tag=CHECKPOINT, save_latest=False)
+        self.engine.save_checkpoint(folder, tag=self.NAME, save_latest=False)
 
     def load(self, folder: str) -> None:
         """Take over what `save` wrote.
@@ -179,9 +179,9 @@ class Rank:
         Raises:
             LearnerError: there is nothing to load.
         """
-        path, _ = self.engine.load_checkpoint(folder, tag=CHECKPOINT)
+        path, _ = self.engine.load_checkpoint(folder, tag=self.NAME)
         if path is None:
-            raise LearnerError(f"no learner state in {folder}: resume from a complete checkpoint")
+            raise LearnerError(f"no {self.NAME} state in {folder}: resume from a complete checkpoint")
 
     def save_model(self, folder: str) -> None:
         """Write a folder that transformers and vLLM load: weights, configuration, tokenizer."""
@@ -192,6 +192,10 @@ class Rank:
             self.engine.module.lm.save_pretrained(folder, state_dict=weights)
             AutoTokenizer.from_pretrained(self.model).save_pretrained(folder)
 
+    def _wrap(self, lm: Any) -> torch.nn.Module:
+        """The causal LM with the head that this rank trains."""
+        return TokenLogprobs(lm)
+
     def _forward(self, batch: Batch, likeliest: int = 0) -> TokenScores:
         """At the sampling temperature."""
         temperature = self.config.rollout.temperature
@@ -200,10 +204,20 @@ class Rank:
         )
         return made
 
+    def _old(self, batch: Batch) -> torch.Tensor:
+        """(P,) what the loss takes as old, by the weights before the first of several optimiser steps."""
+        return self._forward(batch).logprobs
+
     def _loss(
-        self, batch: Batch, made: TokenScores, old: torch.Tensor, objective: str, strength: float
+        self, batch: Batch, old: torch.Tensor | None, objective: str, strength: float
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """The objective's sum over one micro-batch and the sums of its statistics."""
+        """The objective's sum over one micro-batch and the sums of its statistics.
+
+        Args:
+            old: (P,) by `_old`; None in the only optimiser step, whose weights are the old ones.
+        """
+        made = self._forward(batch)
+        old = made.logprobs.detach() if old is None else old
         if objective == "imitation":
             return losses.imitation(made.logprobs, made.entropy, batch.advantages)
         if objective == "distil":
@@ -213,6 +227,9 @@ class Rank:
         weights = losses.token_weights(batch.rows, loss.aggregation)
         tokens = losses.Tokens(batch.advantages, old, batch.rollout, batch.teacher, batch.reference, weights)
         return losses.policy(made.logprobs, made.entropy, tokens, loss, strength, self.config.reweight.clip)
+
+    def _advice(self) -> str:
+        return f"lower {self.NAME}.lr and go on from a checkpoint"
 
     def _parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every full parameter on the CPU, under the model's own name; each rank must run it to its end."""

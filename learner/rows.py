@@ -14,6 +14,8 @@ from teacher.contexts import scored_span
 
 # (group ordinal, trajectory, turn) -> log-probs of its scored span
 Scores = Mapping[tuple[int, int, int], np.ndarray]
+# (group ordinal, trajectory) -> of each turn, (n,) advantages of its tokens
+Advantages = Mapping[tuple[int, int], Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Row:
     reference_logprobs: np.ndarray | None = None  # (P,) float32, of the reference policy; None: not computed
     candidates: np.ndarray | None = None  # (P, k) int32, the student's likeliest tokens, for distillation
     teacher_candidates: np.ndarray | None = None  # (P, k) float32, the teacher's log-probs of those
+    values: np.ndarray | None = None  # (P,) float32, V before the position by the critic before its update
+    returns: np.ndarray | None = None  # (P,) float32, what V is pulled to
 
 
 def make_rows(
@@ -38,23 +42,30 @@ def make_rows(
     credit: Credit,
     tokens: str = "action",
     reference: Scores | None = None,
+    estimated: Advantages | None = None,
 ) -> list[Row]:
     """One row for each token sequence that holds sampled tokens; a group of zero advantages gives none.
 
-    The advantage of a turn goes to every token it sampled: reasoning, format and action. Teacher log-probs
+    The advantage of a turn goes to every token it sampled: reasoning, format and action; a critic may give
+    each token its own. Teacher log-probs
     are on the tokens of its `teacher.contexts.scored_span`, and only where `scores` has the turn.
 
     Args:
         tokens: `reweight.tokens`.
         reference: the reference policy's log-probs of whole responses, where it is asked.
+        estimated: the advantages by a critic; None compares siblings.
 
     Raises:
         ValueError: a score does not fit its turn's span, or a sampled token has no log-prob.
     """
     rows = []
     for group in groups:
-        per_trajectory = advantages(group, credit)
-        if not any(values.any() for values in per_trajectory):
+        per_trajectory: Sequence[Sequence[np.ndarray] | np.ndarray] = (
+            advantages(group, credit)
+            if estimated is None
+            else [estimated[group.ordinal, index] for index in range(len(group.trajectories))]
+        )
+        if not any(np.any(turn) for values in per_trajectory for turn in values):
             continue
         for index, (trajectory, values) in enumerate(zip(group.trajectories, per_trajectory, strict=True)):
             owner = (group.ordinal, index)
@@ -66,7 +77,7 @@ def make_rows(
 
 def _trajectory_rows(
     trajectory: Trajectory,
-    values: np.ndarray,
+    values: Sequence[np.ndarray] | np.ndarray,
     owner: tuple[int, int],
     teacher: list[np.ndarray],
     reference: list[np.ndarray] | None,
@@ -74,7 +85,7 @@ def _trajectory_rows(
     """The rows of one trajectory.
 
     Args:
-        values: (T,) advantages.
+        values: of each turn, its advantage or (n,) those of its tokens.
         owner: (group ordinal, trajectory).
         teacher, reference: (L,) log-probs of each sequence; NaN where not scored.
     """

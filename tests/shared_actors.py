@@ -12,7 +12,7 @@ import ray
 
 import cluster.run
 from cluster.run import Run, open_run
-from cluster.start import Actors, start_actors
+from cluster.start import Actors, has_critic, start_actors
 from cluster.train import Trainer
 from cluster.view import View
 from configs.load import load
@@ -33,10 +33,10 @@ WIDE = [  # budgets that hold the longest of them
 
 
 def longest() -> Config:
-    """Settings of actors that any run of the tests can borrow: the longest context, a reference policy."""
+    """Settings of actors that any run of the tests can borrow: the longest context, every role."""
     tiny = ["model.path=nano", "env.train_tasks=6", "env.eval_tasks=2", "env.slots=2", "rollout.max_seqs=4"]
     context = f"model.context={max(CONTEXTS.values())}"
-    return load(CONFIGS / "alfworld.yaml", [*tiny, *WIDE, context, "loss.kl=0.01"])
+    return load(CONFIGS / "alfworld.yaml", [*tiny, *WIDE, context, "loss.kl=0.01", "credit.advantage=gae"])
 
 
 @dataclass
@@ -87,9 +87,11 @@ class Shared:
             held = model.named_parameters() if settings.teacher.ema < 1 else ()
             teacher._average = {name: value.detach().float() for name, value in held} or None
 
-        assert self.actors.learner is not None
-        self.actors.learner.config = config
-        calls = [rank.__ray_call__.remote(set_rank, config) for rank in self.actors.learner.ranks]
+        calls = []
+        for trained in (self.actors.learner, self.actors.critic):
+            assert trained is not None
+            trained.config = config
+            calls += [rank.__ray_call__.remote(set_rank, config) for rank in trained.ranks]
         calls += [one.__ray_call__.remote(set_teacher, config) for one in self.actors.scorers().values()]
         ray.get(calls, timeout=120)
 
@@ -103,6 +105,7 @@ class Shared:
         remake = (model, config, actors.engines, actors.environments.pool)
         ray.get([worker.__ray_call__.remote(Worker.__init__, *remake) for worker in actors.workers])
         own = {
+            "critic": actors.critic if has_critic(config) else None,
             "teacher": actors.teacher if teacher else None,
             "reference": actors.reference if config.loss.kl > 0 else None,
         }

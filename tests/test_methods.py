@@ -79,6 +79,7 @@ def test_two_steps(name: str, warmed: Shared, tmp_path: Path, monkeypatch: pytes
         assert total(steps, "feedback/asked") > 0
     if config.reweight.strength == 0 and config.distil.weight == 0:
         assert total(steps, "teacher/spans") == 0
+    assert (total(steps, "critic/rows") > 0) == config.credit.critic
     if config.loss.kl > 0 and total(steps, "learner/rows") > 0:
         assert "learner/kl" in steps[0] or "learner/kl" in steps[1]
 
@@ -91,6 +92,20 @@ def test_another_environment(
     steps = train(warmed, config, monkeypatch)
     assert total(steps, "failures/total") == 0 and total(steps, "rollout/episodes") == 4
     assert (tmp_path / "run/checkpoints/step-00000002/model/config.json").is_file()
+
+
+def test_a_critic_goes_on_where_it_was(
+    warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step, then one more by a fresh critic that takes over the checkpoint: a new one says 0 of all."""
+    more = ["prompt.preset=window", "credit.step=turn", "loss.kl=0.01", "resume=auto"]
+    out = tmp_path / "run"
+    warmed.train(settings("ppo", out, *more, "steps=1"), monkeypatch)
+    first, second = train(warmed, settings("ppo", out, *more), monkeypatch)
+    assert first["critic/value_mean"] == 0 != second["critic/value_mean"]
+    # A turn is a row and a step of its own, so the critic learns one position of each.
+    assert first["critic/tokens"] == first["critic/rows"] == first["learner/rows"] > 4
+    assert first["learner/tokens"] > first["critic/tokens"] and "learner/kl" in first
 
 
 def test_strength_zero_runs_no_teacher_and_staleness_stays_bounded(

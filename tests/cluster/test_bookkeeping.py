@@ -13,7 +13,7 @@ from cluster.failures import BudgetSpent, FailureBudget
 from cluster.start import lacking, plan_bundles
 from cluster.warm_start import batches, linear
 from cluster.watch import Deadline, Stalled, Watchdog, within
-from configs.schema import Cluster, Config, Learner, Rollout
+from configs.schema import Cluster, Config, Credit, Learner, Loss, Rollout
 from envs.tasks import TaskSpec
 from rollout.types import Failure
 
@@ -105,8 +105,20 @@ def test_lacking_resources_are_named_with_the_fix() -> None:
 
 
 def test_one_shared_gpu_holds_everything() -> None:
-    config = Config(cluster=Cluster(share_gpu=True))
-    assert lacking(plan_bundles(config, gpus=1, learner=True, teacher=True), {"CPU": 8.0, "GPU": 1.0}) is None
+    ppo = Config(cluster=Cluster(share_gpu=True), credit=Credit(advantage="gae"), loss=Loss(kl=0.01))
+    for config in (Config(cluster=Cluster(share_gpu=True)), ppo):
+        bundles = plan_bundles(config, gpus=1, learner=True, teacher=True)
+        assert lacking(bundles, {"CPU": 8.0, "GPU": 1.0}) is None
+
+
+def test_a_critic_has_as_many_ranks_as_the_learner_and_only_where_it_is_asked() -> None:
+    def critics(credit: Credit, steps: int) -> int:
+        config = Config(steps=steps, credit=credit, learner=Learner(ranks=2))
+        bundles = plan_bundles(config, gpus=8, learner=True, teacher=False)
+        return [bundle.role for bundle in bundles].count("critic")
+
+    assert critics(Credit(advantage="gae"), steps=1) == 2
+    assert critics(Credit(), steps=1) == critics(Credit(advantage="gae"), steps=0) == 0
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 3))

@@ -97,6 +97,10 @@ def test_numbers_that_are_none_are_refused(value: str) -> None:
             ],
             "judge.key_variable = 'NO_SUCH_KEY'",
         ),
+        (
+            ["credit.advantage=gae", "loss.policy=0", "distil.weight=1", "reweight.strength=0"],
+            "credit.advantage",
+        ),
         (["loss.dual_clip=0.5"], "loss.dual_clip = 0.5"),
         (["loss.importance_cap=0.5"], "loss.importance_cap = 0.5"),
         (["learner.micro_tokens=1024"], "learner.micro_tokens = 1024"),
@@ -118,6 +122,7 @@ def test_one_contradiction_gives_one_problem(overrides: list[str], named: str) -
         ["feedback.source=next_observation", "feedback.granularity=anchor", "feedback.anchor_feedback=true"],
         ["feedback.source=reflect"],
         ["rollout.group_size=1", "steps=0"],
+        ["rollout.group_size=1", "credit.advantage=gae"],
         ["loss.dual_clip=0", "loss.importance_cap=0"],
     ],
 )

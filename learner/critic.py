@@ -1,0 +1,123 @@
+"""PPO's critic: the student's trunk with a head for V, trained by DeepSpeed ranks of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import ray
+import torch
+from torch import nn
+
+from learner import losses
+from learner.group import LearnerGroup
+from learner.pack import Batch, collate
+from learner.rank import Rank
+from learner.rows import Row
+from learner.value_rows import fit
+from rollout.weights import WeightSet, unpack
+
+
+class ValueHead(nn.Module):
+    """Hidden states -> V in float32, whatever the weights are stored in. It starts at V = 0."""
+
+    def __init__(self, hidden: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, hidden, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(1, dtype=dtype))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(P, H) -> (P,) float32."""
+        # In bfloat16 a return of 10 could not be told from one of 10.03.
+        return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())[:, 0]
+
+
+class TokenValues(nn.Module):
+    """A causal LM without its output layer, and a value head. Names in the trunk are the LM's own."""
+
+    def __init__(self, lm: Any) -> None:
+        """`lm`: a transformers causal LM."""
+        super().__init__()
+        self.trunk_name = lm.base_model_prefix
+        self.add_module(self.trunk_name, lm.base_model)
+        self.value_head = ValueHead(lm.config.get_text_config().hidden_size, lm.dtype)
+
+    def forward(self, ids: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
+        """(P,) float32 V of the states that end with the tokens at `rows`, `cols`; see `TokenLogprobs`."""
+        trunk = getattr(self, self.trunk_name)
+        hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
+        values: torch.Tensor = self.value_head(hidden[rows, cols])
+        return values
+
+
+class CriticRank(Rank):
+    """One process of the critic."""
+
+    NAME = "critic"
+
+    def values(self, micros: Sequence[Sequence[Row]]) -> list[list[np.ndarray]]:
+        """Per micro-batch and row, (P,) float32 V of the state from which each position was sampled."""
+        answers = []
+        for rows in micros:
+            with torch.no_grad():
+                found = self._values(collate(rows).to(self.device)).cpu().numpy()
+            cuts = np.cumsum([len(row.positions) for row in rows])[:-1]
+            answers.append(np.split(found, cuts) if rows else [])
+        return answers
+
+    def load_weights(self, weights: WeightSet) -> None:
+        """Take over the student's trunk."""
+        import deepspeed
+
+        tensors = dict(unpack(ray.get(weights.data), weights.layout))
+        sharded = self.config.learner.zero_stage == 3
+        for name, parameter in self.engine.module.named_parameters():
+            if name.startswith("value_head."):
+                continue
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=sharded):
+                if self.rank == 0 or not sharded:
+                    parameter.data.copy_(tensors[name])
+        # The optimiser has float32 copies of its own, except where DeepSpeed leaves it as it is (stage 0).
+        if hasattr(self.engine.optimizer, "refresh_fp32_params"):
+            self.engine.optimizer.refresh_fp32_params()
+
+    def _wrap(self, lm: Any) -> nn.Module:
+        return TokenValues(lm)
+
+    def _values(self, batch: Batch) -> torch.Tensor:
+        values: torch.Tensor = self.engine(batch.ids, batch.rows, batch.cols)
+        return values
+
+    def _old(self, batch: Batch) -> torch.Tensor:
+        return batch.values
+
+    def _loss(
+        self, batch: Batch, old: torch.Tensor | None, objective: str, strength: float
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        old = batch.values if old is None else old
+        return losses.value(self._values(batch), old, batch.returns, self.config.critic.clip)
+
+
+class Critic(LearnerGroup):
+    """The critic's ranks, as many and sharded as the learner's. What concerns a vocabulary is not for it."""
+
+    RANK: ClassVar[type[Rank]] = CriticRank
+    OBJECTIVES = ("value",)
+
+    async def values(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """Per row, (P,) float32 V of the state from which each position was sampled."""
+        return await self._per_row("values", rows)
+
+    async def fit(self, rows: Sequence[Row], lr: float) -> dict[str, float]:
+        """Pull V to the rows' returns; the statistics of `update`, and how good V was before.
+
+        Args:
+            rows: with values and returns.
+        """
+        stats = await self.update({"value": rows}, 0.0, lr)
+        return {name: figure for name, figure in stats.items() if name != "strength"} | fit(rows)
+
+    async def load_weights(self, weights: WeightSet) -> None:
+        """Take over the student's trunk; the head stays as it is."""
+        await self._same("load_weights", weights)

@@ -1,0 +1,150 @@
+"""The critic: its loss, its values, and its ranks on real Ray and DeepSpeed against plain PyTorch."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from learner_toys import random_rows, tiny_llama
+
+from configs.schema import Cluster, Config, Learner, Model
+from configs.schema import Critic as Settings
+from learner.critic import Critic, TokenValues
+from learner.losses import value
+from learner.pack import collate
+from rollout.weights import WeightSet, digest, pack
+
+number = st.floats(-20, 20)
+
+
+@given(st.lists(st.tuples(number, number, number), max_size=6), st.sampled_from([0.0, 0.5]))
+def test_loss_equals_a_naive_one(tokens, clip):
+    total, naive, held = 0.0, 0.0, 0
+    for v, old, target in tokens:
+        near = min(max(v, old - clip), old + clip) if clip else v
+        naive += 0.5 * max((v - target) ** 2, (near - target) ** 2)
+        held += (near - target) ** 2 > (v - target) ** 2
+    columns = torch.tensor(tokens, dtype=torch.float64).reshape(-1, 3).T
+    total, sums = value(*columns, clip)
+    assert float(total) == pytest.approx(naive, abs=1e-9)
+    assert (sums["loss"], sums["clipped"]) == (pytest.approx(naive, abs=1e-9), held)
+
+
+def test_loss_by_hand():
+    """V = 0.25 within reach of 0, and 2 beyond it: ½·0.75², and ½·max(1, 2.5²) with R = 1 and 3."""
+    values = torch.tensor([0.25, 2.0], requires_grad=True)
+    total, sums = value(values, torch.zeros(2), torch.tensor([1.0, 3.0]), 0.5)
+    total.backward()
+    assert float(total.detach()) == pytest.approx(0.28125 + 3.125) and sums["clipped"] == 1
+    assert values.grad.tolist() == [-0.75, 0.0]  # what has moved far enough moves no further
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_are_read_before_each_sampled_token(dtype):
+    lm = tiny_llama(tied=False, dtype=dtype).eval()
+    critic = TokenValues(tiny_llama(tied=False, dtype=dtype).eval())
+    rows = random_rows(4)
+    batch = collate(rows)
+    assert (critic(batch.ids, batch.rows, batch.cols) == 0).all()
+    torch.nn.init.normal_(critic.value_head.weight)
+    torch.nn.init.constant_(critic.value_head.bias, 0.5)
+    found = critic(batch.ids, batch.rows, batch.cols)
+    assert found.dtype == torch.float32
+    weight = critic.value_head.weight[0].float()
+    expected = []
+    for row in rows:
+        for position in row.positions:
+            before = torch.from_numpy(row.ids[:position].astype(np.int64))[None]
+            state = lm(before, output_hidden_states=True).hidden_states[-1][0, -1]
+            expected.append(float((state.float() @ weight).detach()) + 0.5)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.3
+    np.testing.assert_allclose(found.detach(), expected, atol=tolerance)
+    assert "model.embed_tokens.weight" in dict(critic.named_parameters())
+    assert not any("lm_head" in name for name, _ in critic.named_parameters())
+
+
+CONFIG = Config(
+    model=Model(dtype="float32"),
+    learner=Learner(micro_tokens=24, timeout=120.0),
+    cluster=Cluster(threads=1, start_timeout=240.0),
+    critic=Settings(clip=0.0),
+)
+LR = 3e-3
+
+
+def taught(rows, returns=None):
+    """Rows with zero values, and returns that depend on the row or are all the same."""
+    return [
+        replace(
+            row,
+            values=np.zeros(len(row.positions), np.float32),
+            returns=np.full(len(row.positions), index - 2 if returns is None else returns, np.float32),
+        )
+        for index, row in enumerate(rows)
+    ]
+
+
+def plain_updates(rows, count):
+    """(values, gradient norm, loss) of each of some updates in plain PyTorch, from the weights of seed 1."""
+    critic = TokenValues(tiny_llama(seed=1))
+    optimizer = torch.optim.AdamW(critic.parameters(), lr=LR, weight_decay=CONFIG.learner.weight_decay)
+    batch = collate(rows)
+    history = []
+    for _ in range(count):
+        optimizer.zero_grad()
+        values = critic(batch.ids, batch.rows, batch.cols)
+        loss = 0.5 * (values - batch.returns).square().mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(critic.parameters(), CONFIG.learner.grad_clip)
+        optimizer.step()
+        history.append((values.detach().numpy(), float(norm), float(loss.detach())))
+    return history
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("model")
+    tiny_llama(seed=0).save_pretrained(made)
+    return made
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 3)])
+def test_ranks_equal_plain_pytorch(ray_local, folder, tmp_path, ranks, stage):
+    """From the student's weights, not the folder's; then through a checkpoint; then to constant returns."""
+    rows = taught(random_rows(5, longest=24))
+    config = replace(CONFIG, learner=replace(CONFIG.learner, ranks=ranks, zero_stage=stage))
+    critic = Critic(config, str(folder), [{"num_cpus": 0.25}] * ranks)
+
+    async def check():
+        await critic.start()
+        flat, layout = pack(tiny_llama(seed=1).named_parameters())
+        await critic.load_weights(WeightSet(1, layout, digest(flat), ray.put(flat)))
+        for values, norm, loss in plain_updates(rows, 3):
+            found = np.concatenate(await critic.values(rows))
+            np.testing.assert_allclose(found, values, atol=2e-3)
+            stats = await critic.fit(rows, LR)
+            assert stats["loss"] == pytest.approx(loss, rel=1e-3)
+            assert stats["grad_norm"] == pytest.approx(norm, rel=1e-2)
+            assert {"explained_variance", "value_mean", "clip_fraction"} <= stats.keys()
+        await critic.save(tmp_path)
+        kept = await critic.values(rows)
+        constant = taught(rows, 2.0)
+        losses = [(await critic.fit(constant, 1e-2))["loss"] for _ in range(25)]
+        assert losses[0] > 1 and losses[-1] < 0.05
+        await critic.load(tmp_path)
+        for ours, before in zip(await critic.values(rows), kept, strict=True):
+            np.testing.assert_array_equal(ours, before)
+        with pytest.raises(ValueError, match="one of value"):
+            await critic.update({"policy": rows}, 0.0, LR)
+        assert await critic.values([]) == []
+
+    try:
+        asyncio.run(check())
+    finally:
+        critic.stop()
