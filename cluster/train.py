@@ -20,7 +20,7 @@ from cluster.evaluate import Evaluation, evaluate, panel
 from cluster.fill import Filled, Filler
 from cluster.metrics import readable, rollout_metrics
 from cluster.run import Run
-from cluster.warm_start import imitate
+from cluster.warm_start import imitate, linear
 from cluster.watch import within
 from learner.publish import publish
 from learner.reweight import strength_at
@@ -204,9 +204,14 @@ class Trainer:
         first = run.state.step == 0  # what the warm start made is where teacher, reference and critic begin
         if refresh_teacher and first and self.actors.critic is not None:
             await self.actors.critic.load_weights(weights)
+        averaged = weights
+        if refresh_teacher and config.averages_adapter and self.actors.teacher is not None:
+            share = 1.0 if first else config.teacher.ema
+            averaged = await self.learner.export_average(run.state.version, share)
         for name, scorer in self.actors.scorers().items():
             if refresh_teacher and (first or name == "teacher"):
-                loading = scorer.load_weights.remote(weights, whole=first)
+                given = averaged if name == "teacher" else weights
+                loading = scorer.load_weights.remote(given, whole=first)
                 await within(config.teacher.timeout, f"refreshing the {name}", loading)
         return report
 
@@ -249,8 +254,11 @@ class Trainer:
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
     def warmed(self, peak: float) -> float:
-        """Learning rate of the coming update: linear warm-up to `peak`, then constant."""
-        return peak * min(1.0, (self.run.state.step + 1) / max(1, self.config.learner.warmup_steps))
+        """Learning rate of the coming update: linear warm-up to `peak`, then constant or linear to 0."""
+        settings, step = self.config.learner, self.run.state.step
+        if settings.schedule == "linear":
+            return linear(step, self.config.steps, peak, settings.warmup_steps)
+        return peak * min(1.0, (step + 1) / max(1, settings.warmup_steps))
 
     @property
     def learner(self) -> Any:

@@ -106,4 +106,5 @@ def _teacher(config: Config) -> str:
     if teacher.refresh_every == 0:
         return "frozen"
     copy = "copy" if teacher.ema == 1 else f"EMA {teacher.ema:g}"
+    copy += " of the adapter" if config.averages_adapter else ""
     return f"{copy} every {'step' if teacher.refresh_every == 1 else f'{teacher.refresh_every} steps'}"

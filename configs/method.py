@@ -199,7 +199,10 @@ class Teacher:
         10, "steps between refreshes from the student; 0 keeps the first weights", low=0
     )
     ema: float = setting(
-        1.0, "share of the student that a refresh takes over; 1 is a hard copy", low=0.0001, high=1.0
+        1.0,
+        "share of the student (of its adapter, if any) that a refresh takes over; 1 is a hard copy",
+        low=0.0001,
+        high=1.0,
     )
     batch_tokens: int = setting(8192, "token budget of one scoring forward", low=64)
     timeout: float = setting(600.0, "seconds one scoring call may take", low=1.0)

@@ -128,11 +128,29 @@ class WarmStart:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """An adapter that is trained in the place of the weights, which stay as they are."""
+
+    rank: int = setting(0, "rank of the adapter; 0 trains all weights", low=0)
+    alpha: int = setting(64, "the adapter is multiplied by alpha / rank", low=1)
+    dropout: float = setting(
+        0.0,
+        "of the adapter's input in imitation and distillation; the policy loss has none",
+        low=0.0,
+        high=0.9,
+    )
+    targets: list[str] = setting([], "names of the linear layers that get one; empty is all but the head")
+
+
+@dataclass(frozen=True)
 class Learner:
     ranks: int = setting(1, "DeepSpeed ranks, one actor and (with GPUs) one GPU each", low=1)
     zero_stage: int = setting(1, "ZeRO stage", low=0, high=3)
     lr: float = setting(1e-6, "peak learning rate", low=0.0)
     warmup_steps: int = setting(0, "steps of linear warm-up", low=0)
+    schedule: str = setting(
+        "constant", "after the warm-up; linear falls to 0 over the run", choices=("constant", "linear")
+    )
     weight_decay: float = setting(0.01, "AdamW weight decay", low=0.0)
     grad_clip: float = setting(1.0, "global gradient norm is clipped to this", low=0.0)
     micro_tokens: int = setting(8192, "token budget of a micro-batch, padding included", low=64)
@@ -141,6 +159,7 @@ class Learner:
     )
     checkpointing: bool = setting(False, "recompute activations to save memory")
     timeout: float = setting(3600.0, "seconds one update may take", low=1.0)
+    lora: Lora = field(default_factory=Lora)
 
 
 @dataclass(frozen=True)
@@ -214,3 +233,8 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluate: Evaluate = field(default_factory=Evaluate)
     cluster: Cluster = field(default_factory=Cluster)
+
+    @property
+    def averages_adapter(self) -> bool:
+        """Whether the teacher's moving average is of an adapter: then the learner keeps it."""
+        return self.learner.lora.rank > 0 and self.teacher.ema < 1

@@ -20,8 +20,9 @@ from learner.rank import LearnerError, Rank, learner_env
 from learner.rows import Row
 from rollout.weights import WeightSet
 
-# Most bytes a parameter takes in a checkpoint: weight, float32 master copy, two Adam moments.
-STATE_BYTES = 16
+# Most bytes a parameter takes in a checkpoint: weight, float32 master copy, two Adam moments; a frozen one's
+# weight is in the model that is written for others.
+STATE_BYTES, FROZEN_BYTES = 16, 4
 
 
 class LearnerGroup:
@@ -42,7 +43,7 @@ class LearnerGroup:
         self.checkpoint_bytes = 0  # estimated size of what `save` writes; known after `start`
 
     async def start(self) -> dict[str, float]:
-        """Start the ranks and load the model; returns its parameters and the seconds it took."""
+        """Start the ranks and load the model; returns parameters, how many are trained, and seconds."""
         began = time.monotonic()
         env = {"env_vars": learner_env(self.config, gpu=self.places[0].get("num_gpus", 0) > 0)}
         actor = ray.remote(self.RANK)
@@ -53,9 +54,11 @@ class LearnerGroup:
         limit = self.config.cluster.start_timeout
         [(host, port)] = await _answers("address", [self.ranks[0].address.remote()], limit)
         starts = [rank.start.remote(host, port) for rank in self.ranks]
-        parameters = (await _answers("start", starts, limit))[0]
-        self.checkpoint_bytes = parameters * STATE_BYTES
-        return {"parameters": float(parameters), "seconds": time.monotonic() - began}
+        parameters, trained = (await _answers("start", starts, limit))[0]
+        frozen = parameters if self.config.learner.lora.rank else 0
+        self.checkpoint_bytes = trained * STATE_BYTES + frozen * FROZEN_BYTES
+        seconds = time.monotonic() - began
+        return {"parameters": float(parameters), "trained": float(trained), "seconds": seconds}
 
     async def update(self, rows: Mapping[str, Sequence[Row]], strength: float, lr: float) -> dict[str, float]:
         """Train on the rows once; returns the statistics of `learner.losses.report` and this call's costs.
@@ -130,6 +133,10 @@ class LearnerGroup:
     async def export(self, version: int) -> WeightSet:
         """The current weights, in the object store."""
         return (await self._same("export", version))[0]
+
+    async def export_average(self, version: int, share: float) -> WeightSet:
+        """The weights with the adapter's average, after it moved by `share` of the way to the adapter."""
+        return (await self._same("export_average", version, share))[0]
 
     async def score(self, ids: np.ndarray) -> np.ndarray:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""

@@ -8,6 +8,8 @@ import os
 import socket
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from configs.environ import actor_environment
 from configs.schema import Config
 from learner import losses
+from learner.adapter import Adapter, Pair
 from learner.distil import Likelihoods, distil
 from learner.logprobs import TokenLogprobs, TokenScores
 from learner.pack import Batch, collate
@@ -61,6 +64,7 @@ class Rank:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.config, self.model, self.rank = config, model, rank
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        self.adapter: Adapter | None = None
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port, for rank 0 to host the rendezvous."""
@@ -68,8 +72,12 @@ class Rank:
             free.bind(("", 0))
             return ray.util.get_node_ip_address(), free.getsockname()[1]
 
-    def start(self, host: str, port: int) -> int:
-        """Join the process group and load the model; returns its number of parameters."""
+    def start(self, host: str, port: int) -> tuple[int, int]:
+        """Join the process group and load the model; returns its parameters and how many numbers it trains.
+
+        Raises:
+            AdapterError: the model cannot carry `learner.lora`.
+        """
         os.environ.update(
             RANK=str(self.rank),
             WORLD_SIZE=str(self.config.learner.ranks),
@@ -85,22 +93,25 @@ class Rank:
         lm = AutoModelForCausalLM.from_pretrained(self.model, dtype=getattr(torch, self.config.model.dtype))
         if self.config.learner.checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        module = self._wrap(lm.train())
-        self.layout = tuple(describe(name, parameter) for name, parameter in lm.named_parameters())
         parameters = sum(parameter.numel() for parameter in lm.parameters())
+        module = self._wrap(lm.train())
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        count = sum(parameter.numel() for parameter in trained)
         learner = self.config.learner
-        optimizer = torch.optim.AdamW(
-            module.parameters(), lr=learner.lr, weight_decay=learner.weight_decay, fused=True
-        )
+        optimizer = torch.optim.AdamW(trained, lr=learner.lr, weight_decay=learner.weight_decay, fused=True)
         self.engine, *_ = deepspeed.initialize(
             model=module.to(self.device), optimizer=optimizer, config=deepspeed_config(self.config)
         )
-        return parameters
+        return parameters, count
 
     def update(
         self, work: Sequence[Sequence[Piece]], strength: float, lr: float
     ) -> tuple[dict[str, dict[str, float]], float]:
         """One optimiser step per mini-batch.
+
+        An adapter's dropout is on for imitation and distillation. The policy loss compares the policy with
+        the one that acted, which had none: with dropout off their ratio is 1 before the first step. Old
+        log-probs are without dropout, so with several steps distillation's importance ratio has its noise.
 
         Args:
             work: [mini-batch][micro-batch]: objective, rows, and what their summed loss is multiplied by. As
@@ -115,6 +126,8 @@ class Rank:
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
+        if self.adapter:  # a resumed run goes on with the dropout that would have come
+            torch.manual_seed(hash((self.config.seed, self.engine.global_steps, self.rank)))
         batches = [[collate(rows).to(self.device) for _, rows, _ in micros] for micros in work]
         old: list[list[torch.Tensor]] | None = None
         if len(work) > 1:
@@ -127,11 +140,12 @@ class Rank:
                 self.engine.set_gradient_accumulation_boundary(index == len(micros) - 1)
                 batch = batches[step][index]
                 before = old[step][index] if old else None
-                total, sums = self._loss(batch, before, objective, strength)
-                if not math.isfinite(sums["loss"]):
-                    raise LearnerError(f"the loss is not finite: {self._advice()}")
-                # DeepSpeed averages gradients over ranks; a mean over all ranks' rows wants their sum.
-                self.engine.backward(total * (self.config.learner.ranks * scale))
+                with self._dropout(objective != "policy"):
+                    total, sums = self._loss(batch, before, objective, strength)
+                    if not math.isfinite(sums["loss"]):
+                        raise LearnerError(f"the loss is not finite: {self._advice()}")
+                    # DeepSpeed averages gradients over ranks; a mean over all ranks' rows wants their sum.
+                    self.engine.backward(total * (self.config.learner.ranks * scale))
                 self.engine.step()
                 parts[objective].append(sums)
             if micros:
@@ -162,16 +176,27 @@ class Rank:
 
     def export(self, version: int) -> WeightSet | None:
         """The weights under the model's own names, in the object store; None on all ranks but 0."""
-        if self.rank:
-            for _ in self._parameters():
-                pass
-            return None
-        flat, layout = pack(self._parameters(), self.layout)
-        return WeightSet(version=version, layout=layout, digest=digest(flat), data=ray.put(flat))
+        return self._export(version, average=False)
+
+    def export_average(self, version: int, share: float) -> WeightSet | None:
+        """Move the adapter's average by `share` of the way to the adapter; then `export` with the average.
+
+        Raises:
+            LearnerError: no adapter is trained.
+        """
+        if self.adapter is None:
+            raise LearnerError("the learner averages adapters only: set learner.lora.rank above 0")
+        for name, pair in self.adapter.pairs.items():
+            with self._whole(pair):
+                self.adapter.follow(name, share)
+        return self._export(version, average=True)
 
     def save(self, folder: str) -> None:
-        """Write weights and optimiser state; every rank writes its part."""
-        self.engine.save_checkpoint(folder, tag=self.NAME, save_latest=False)
+        """Write what is trained, an adapter's average, and optimiser state; every rank writes its part."""
+        own = {"average": self.adapter.average} if self.adapter else {}
+        self.engine.save_checkpoint(
+            folder, self.NAME, own, save_latest=False, exclude_frozen_parameters=self.adapter is not None
+        )
 
     def load(self, folder: str) -> None:
         """Take over what `save` wrote.
@@ -179,21 +204,33 @@ class Rank:
         Raises:
             LearnerError: there is nothing to load.
         """
-        path, _ = self.engine.load_checkpoint(folder, tag=self.NAME)
+        frozen = self.adapter is not None  # a frozen model is not saved
+        path, own = self.engine.load_checkpoint(folder, tag=self.NAME, load_module_strict=not frozen)
         if path is None:
             raise LearnerError(f"no {self.NAME} state in {folder}: resume from a complete checkpoint")
+        if self.adapter:
+            self.adapter.average = own["average"]
 
     def save_model(self, folder: str) -> None:
-        """Write a folder that transformers and vLLM load: weights, configuration, tokenizer."""
-        weights = dict(self._parameters())
+        """Write a folder that transformers and vLLM load: weights, configuration, tokenizer.
+
+        An adapter is merged into the weights, and also written by itself, for PEFT, in `adapter/`.
+        """
+        weights, adapter = dict(self._parameters()), self._adapter_pairs()
         if self.rank == 0:
             from transformers import AutoTokenizer
 
             self.engine.module.lm.save_pretrained(folder, state_dict=weights)
             AutoTokenizer.from_pretrained(self.model).save_pretrained(folder)
+            if self.adapter:
+                self.adapter.save(Path(folder) / "adapter", adapter)
 
     def _wrap(self, lm: Any) -> torch.nn.Module:
-        """The causal LM with the head that this rank trains."""
+        """What this rank trains of the causal LM. `self.weights` is what it exports, under the LM's names."""
+        self.weights = dict(lm.named_parameters())  # an adapter would rename them
+        self.layout = tuple(describe(name, weight) for name, weight in self.weights.items())
+        lora = self.config.learner.lora
+        self.adapter = Adapter(lm, lora, self.config.seed) if lora.rank else None
         return TokenLogprobs(lm)
 
     def _forward(self, batch: Batch, likeliest: int = 0) -> TokenScores:
@@ -231,13 +268,46 @@ class Rank:
     def _advice(self) -> str:
         return f"lower {self.NAME}.lr and go on from a checkpoint"
 
-    def _parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every full parameter on the CPU, under the model's own name; each rank must run it to its end."""
+    def _export(self, version: int, average: bool) -> WeightSet | None:
+        if self.rank:
+            for _ in self._parameters(average):
+                pass
+            return None
+        flat, layout = pack(self._parameters(average), self.layout)
+        return WeightSet(version=version, layout=layout, digest=digest(flat), data=ray.put(flat))
+
+    def _parameters(self, average: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every full parameter on the CPU, under the model's own name; each rank must run it to its end.
+
+        An adapter is merged into copies. `average`: its average instead of itself.
+        """
+        adapter = self.adapter
+        for name, weight in self.weights.items():
+            pair = adapter.pairs.get(name, ()) if adapter else ()
+            with self._whole((weight, *pair)):
+                full = adapter.merged(name, weight, average) if adapter and pair else weight.detach()
+                # A gathered parameter is freed on leaving the block, so it is copied.
+                full = full.to("cpu", copy=self._sharded)
+            yield name, full
+
+    def _adapter_pairs(self) -> dict[str, Pair]:
+        """The adapter's full A and B on the CPU; every rank must call it."""
+        pairs: dict[str, Pair] = {}
+        for name, (a, b) in self.adapter.pairs.items() if self.adapter else ():
+            with self._whole((a, b)):
+                pairs[name] = (a.detach().to("cpu", copy=True), b.detach().to("cpu", copy=True))
+        return pairs
+
+    def _whole(self, parameters: Sequence[torch.Tensor]) -> Any:
+        """A block in which these parameters are full: ZeRO 3 holds them in shares."""
         import deepspeed
 
-        sharded = self.config.learner.zero_stage == 3
-        for name, parameter in self.engine.module.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
-                # A gathered parameter is freed on leaving the block, so it is copied.
-                full = parameter.detach().to("cpu", copy=sharded)
-            yield name.removeprefix(TokenLogprobs.PREFIX), full
+        return deepspeed.zero.GatheredParameters(list(parameters), enabled=self._sharded)
+
+    @property
+    def _sharded(self) -> bool:
+        return self.config.learner.zero_stage == 3
+
+    def _dropout(self, on: bool) -> AbstractContextManager[None]:
+        """Of the adapter, where there is one."""
+        return self.adapter.dropout(on) if self.adapter else nullcontext()

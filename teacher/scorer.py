@@ -191,11 +191,10 @@ class Teacher:
         # Moved in place: `to` of a PreTrainedModel is decorated beyond what a type checker can follow.
         torch.nn.Module.to(loaded, device)
         self._scorer = SpanScorer(loaded, config.teacher.batch_tokens, config.rollout.temperature)
+        averages = config.teacher.ema < 1 and not config.averages_adapter  # of an adapter: the learner does
         # A moving average in bfloat16 would round small steps away.
         self._average = (
-            {name: value.detach().float() for name, value in loaded.named_parameters()}
-            if config.teacher.ema < 1
-            else None
+            {name: value.detach().float() for name, value in loaded.named_parameters()} if averages else None
         )
         self._share = config.teacher.ema
         self._version = 0

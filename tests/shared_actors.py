@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,16 +85,33 @@ class Shared:
         def set_teacher(teacher: Any, settings: Config) -> None:
             model = teacher._scorer.model
             teacher._share = settings.teacher.ema
-            held = model.named_parameters() if settings.teacher.ema < 1 else ()
+            averages = settings.teacher.ema < 1 and not settings.averages_adapter
+            held = model.named_parameters() if averages else ()
             teacher._average = {name: value.detach().float() for name, value in held} or None
 
-        calls = []
-        for trained in (self.actors.learner, self.actors.critic):
+        learner, calls = self.actors.learner, []
+        assert learner is not None
+        adapts = learner.config.learner.lora != config.learner.lora
+        for trained in (learner, self.actors.critic):
             assert trained is not None
             trained.config = config
             calls += [rank.__ray_call__.remote(set_rank, config) for rank in trained.ranks]
         calls += [one.__ray_call__.remote(set_teacher, config) for one in self.actors.scorers().values()]
         ray.get(calls, timeout=120)
+        if adapts:
+            self._load_again(learner.ranks)
+
+    def _load_again(self, ranks: list[Any]) -> None:
+        """Let the ranks go on from the weights that they have, with or without an adapter on them."""
+
+        def begin_with(rank: Any, folder: str) -> None:
+            rank.model = folder
+
+        with tempfile.TemporaryDirectory() as folder:
+            ray.get([rank.save_model.remote(folder) for rank in ranks], timeout=120)
+            ray.get([rank.__ray_call__.remote(begin_with, folder) for rank in ranks], timeout=120)
+            ray.get([rank.start.remote("127.0.0.1", 0) for rank in ranks], timeout=120)  # they have met
+            ray.get([rank.__ray_call__.remote(begin_with, self.model) for rank in ranks], timeout=120)
 
     async def _lend(self, config: Config, model: str, family: EnvFamily, *, teacher: bool, **_: Any) -> Lent:
         actors = self.actors

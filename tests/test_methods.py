@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from shared_actors import Shared
 
 from configs.load import load, methods
@@ -106,6 +107,23 @@ def test_a_critic_goes_on_where_it_was(
     # A turn is a row and a step of its own, so the critic learns one position of each.
     assert first["critic/tokens"] == first["critic/rows"] == first["learner/rows"] > 4
     assert first["learner/tokens"] > first["critic/tokens"] and "learner/kl" in first
+
+
+def test_an_adapter_and_its_average(warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = ["learner.lora.rank=4", "learner.lora.dropout=0.1", "learner.lr=1e-2", "learner.schedule=linear"]
+    steps = train(warmed, settings("dense", tmp_path / "run", *lora, "checkpoint.every=1"), monkeypatch)
+    assert [row["learner/lr"] for row in steps] == [1e-2, 5e-3]
+    assert total(steps, "learner/distil_tokens") > 0
+    assert all(row["publish/canary_gap"] < 0.02 for row in steps)  # bfloat16: rounding only
+    folders = [tmp_path / f"run/checkpoints/step-0000000{step}" for step in (1, 2)]
+    before, after = (load_file(folder / "model/model.safetensors") for folder in folders)
+    assert {name for name in before if not before[name].equal(after[name])} == {
+        name for name in before if "proj" in name
+    }
+    adapter, teacher = folders[1] / "model/adapter", load_file(folders[1] / "teacher.safetensors")
+    assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 4
+    moved = [teacher[name].sub(after[name]).abs().max() for name in before if "proj" in name]
+    assert min(moved) > 0  # the teacher lags behind the student
 
 
 def test_strength_zero_runs_no_teacher_and_staleness_stays_bounded(

@@ -118,4 +118,4 @@ def token_mean(model, rows, budget, loss=None, strength=0.5, order=None):
         total, _ = policy(logprobs, entropy, held, loss, strength, 0.2)
         (total / whole_batch).backward()
         whole += float(total.detach()) / whole_batch
-    return whole, torch.cat([p.grad.flatten() for p in model.parameters()])
+    return whole, torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])

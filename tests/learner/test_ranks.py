@@ -10,11 +10,13 @@ import pytest
 import ray
 import torch
 from learner_toys import VOCABULARY, random_rows, tiny_llama, token_mean
+from peft import PeftModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from configs.schema import Cluster, Config, Learner, Model
+from configs.schema import Cluster, Config, Learner, Lora, Model
+from learner.adapter import Adapter
 from learner.group import LearnerGroup, _answers
 from learner.logprobs import TokenLogprobs
 from learner.pack import collate
@@ -165,6 +167,67 @@ def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder)
             learner_config(dtype="bfloat16", updates=3, zero_stage=2, checkpointing=True), str(folder)
         ),
     )
+
+
+def test_an_adapter_on_two_ranks_of_zero_3(ray_local, folder, tmp_path):
+    rows, lora = random_rows(5, longest=24), Lora(rank=4, alpha=8, dropout=0.3)
+
+    async def check(learner):
+        started = await learner.start()
+        base, start = dict(tiny_llama().named_parameters()), await tensors(learner)
+        assert all(torch.equal(start[name], base[name]) for name in base)  # B = 0
+        assert started["trained"] < started["parameters"] == sum(p.numel() for p in base.values())
+
+        stats = await learner.update({"policy": rows}, 0.5, 1e-2)
+        loss, norm, weights = adapter_update(rows, lora)
+        assert stats["loss"] == pytest.approx(loss, rel=1e-4)
+        assert stats["grad_norm"] == pytest.approx(norm, rel=1e-4)
+        made = await tensors(learner)
+        assert list(made) == list(base)
+        for name, tensor in made.items():
+            torch.testing.assert_close(tensor, weights[name], rtol=1e-3, atol=2e-4)
+            assert torch.equal(tensor, base[name]) == ("proj" not in name)
+
+        averaged = await learner.export_average(1, 0.1)
+        assert (await learner.export(1)).digest != averaged.digest
+        await loads_elsewhere(learner, tmp_path / "model")
+        peft = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "model/adapter")).merge_and_unload()
+        for name, parameter in peft.named_parameters():
+            torch.testing.assert_close(parameter, made[name], rtol=1e-5, atol=1e-6)
+        await resumes_with_dropout(learner, rows, tmp_path / "state")
+
+    settings = learner_config(ranks=2, zero_stage=3, micro_tokens=24, lora=lora, checkpointing=True)
+    run(check, LearnerGroup(settings, str(folder)))
+
+
+def adapter_update(rows, lora):
+    """One update of the adapter in plain PyTorch, without dropout: loss, gradient norm, merged weights."""
+    lm = tiny_llama()
+    own = dict(lm.named_parameters())
+    adapter = Adapter(lm, lora, CONFIG.seed)
+    loss, gradient = token_mean(TokenLogprobs(lm), rows, 10**6)
+    trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
+    torch.nn.utils.clip_grad_norm_(trained, CONFIG.learner.grad_clip)
+    torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.01).step()
+    merged = {name: adapter.merged(name, own[name]).detach() for name in adapter.pairs}
+    return loss, float(gradient.norm()), own | merged
+
+
+async def resumes_with_dropout(learner, rows, target):
+    """As `resumes_exactly`, for an update that drops some inputs, and for the average."""
+    target.mkdir()
+    await learner.save(target)
+    frozen = sum(p.numel() for p in tiny_llama().parameters()) * 4
+    models = (target / "learner").glob("*model_states.pt")
+    assert all(file.stat().st_size < frozen for file in models)
+
+    async def go_on():
+        stats = await learner.update({"imitation": rows}, 0.0, LR)
+        return stats | {"seconds": 0.0}, (await learner.export_average(2, 0.1)).digest
+
+    first, other = await go_on(), await go_on()
+    await learner.load(target)
+    assert await go_on() == first != other
 
 
 async def fails_with_a_reason(learner, rows, folder):
