@@ -8,10 +8,11 @@ import ray
 
 from cluster.evaluate import Evaluation, evaluate, panel
 from cluster.failures import FailureBudget, RunError
+from cluster.metrics import Metrics, write_trajectories
 from cluster.run import Run, checkpoints, open_run
 from cluster.start import connect, start_actors
 from cluster.train import Trainer
-from cluster.view import View, draw_curve, evaluation_table
+from cluster.view import View, cost_lines, draw_curve, evaluation_table
 from cluster.watch import Watchdog
 from configs.schema import Config
 from envs.base import EnvError
@@ -63,6 +64,8 @@ def report(run: Run, evaluations: list[Evaluation]) -> None:
         f"{run.config.env.name}, {run.config.model.path}",
     )
     console.print(evaluation_table(evaluations))
+    for line in cost_lines(run.metrics.rows()):
+        console.print(line, highlight=False)
     newest = latest(checkpoints(run.config))
     console.print(
         f"model (transformers and vLLM load it as it is): {newest / 'model' if newest else 'none'}\n"
@@ -75,12 +78,17 @@ def report(run: Run, evaluations: list[Evaluation]) -> None:
 
 
 async def eval_run(config: Config) -> None:
-    """`hindsight eval`: the fixed panel with one checkpoint, no learner and no teacher."""
+    """`hindsight eval`: the fixed panel with one checkpoint, no learner and no teacher.
+
+    Figures and trajectories go to `out`/eval/POLICY, apart from what a training run writes there.
+    """
     with View() as view:
         connect(config)
         try:
             model = resolve(config.model.path)
-            load_renderer(str(model), config)  # a template that cannot serve is said before any actor starts
+            renderer = load_renderer(
+                str(model), config
+            )  # what it cannot serve is said before any actor starts
             family = make_family(config.env)
             manifest = family.manifest()
             view.say(f"panel of {len(manifest.evaluation)} tasks, digest {manifest.digest}")
@@ -92,10 +100,17 @@ async def eval_run(config: Config) -> None:
                 watchdog.beat("evaluating")
                 view.now("evaluating", done, len(episodes))
 
-            playing = evaluate(config, actors, episodes, config.model.path, 0, played)
-            result, _, failures = await watchdog.guard(playing)
+            stage = f"{config.model.path}, {config.evaluate.policy}"
+            playing = evaluate(config, actors, renderer, manifest.train, episodes, stage, 0, played)
+            result, trajectories, failures = await watchdog.guard(playing)
             FailureBudget(config.failure_budget).add(failures)
             view.console.print(evaluation_table([result]))
+            folder = Path(config.out) / "eval" / config.evaluate.policy
+            metrics = Metrics(folder)
+            metrics.write(0, "eval", result.metrics())
+            metrics.close()
+            write_trajectories(folder / "trajectories.jsonl", trajectories)
+            view.say(f"figures and trajectories are in {folder}")
             await actors.stop()
         finally:
             ray.shutdown()

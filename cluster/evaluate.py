@@ -4,38 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 
 from cluster.start import Actors
-from cluster.watch import within
+from cluster.trials import Attempts, open_trials, solved_within
 from configs.schema import Config
 from envs.tasks import TaskSpec
-from rollout.types import Failure, Group
-
-EVAL_SEED = 1_000_003  # apart from training seeds, the same for every evaluation
+from rollout.render import Renderer
+from rollout.types import Failure, Trajectory
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Success over a panel. `low` and `high` bound its 95 % Wilson interval."""
+    """Success over a panel, after the last trial. `low` and `high` bound its 95 % Wilson interval."""
 
     stage: str
     step: int
-    episodes: int
+    episodes: int  # tasks played: each once, or in several trials
     success: float
     low: float
     high: float
-    turns: float
+    turns: float  # per trial
     seconds: float
+    tokens_read: int = 0  # whole contexts, of turns and lessons
+    tokens_written: int = 0
+    solved: list[int] = field(default_factory=list)  # tasks, after each trial
+
+    def after_trials(self) -> list[tuple[float, float, float]]:
+        """Success and its interval after trial 1, 2, …"""
+        return [(n / max(1, self.episodes), *wilson(n, self.episodes)) for n in self.solved]
 
     def metrics(self) -> dict[str, float]:
         """The figures as a metrics row."""
-        return {
-            f"eval/{name}": float(value)
-            for name, value in asdict(self).items()
-            if name not in ("stage", "step")
-        }
+        left_out = ("stage", "step", "solved")
+        values = {name: float(value) for name, value in asdict(self).items() if name not in left_out}
+        for trial, (success, low, high) in enumerate(self.after_trials(), start=1):
+            values |= {
+                f"success_trial_{trial}": success,
+                f"low_trial_{trial}": low,
+                f"high_trial_{trial}": high,
+            }
+        return {f"eval/{name}": value for name, value in values.items()}
 
 
 def wilson(successes: int, episodes: int, z: float = 1.959964) -> tuple[float, float]:
@@ -56,39 +66,53 @@ def panel(tasks: tuple[TaskSpec, ...], episodes: int) -> list[tuple[int, TaskSpe
 async def evaluate(
     config: Config,
     actors: Actors,
+    renderer: Renderer,
+    train: Sequence[TaskSpec],
     episodes: list[tuple[int, TaskSpec]],
     stage: str,
     step: int,
     played: Callable[[int], None],
-) -> tuple[Evaluation, list[Group], list[Failure]]:
-    """Play the episodes once with the engines' weights, calling `played` with their number after each.
+) -> tuple[Evaluation, list[Trajectory], list[Failure]]:
+    """Play the episodes by `evaluate.policy` with the engines' weights.
 
-    Episodes that infrastructure broke are left out of the rate.
+    A task that infrastructure broke, in whichever trial, is left out of every rate.
+
+    Args:
+        train: training tasks, which worked examples are taken from.
+        played: called with the number of finished tasks whenever something moved.
     """
     clock = asyncio.get_running_loop().time
     started, done = clock(), 0
 
-    async def play(index: int, task: TaskSpec) -> Group:
-        nonlocal done
-        worker = actors.workers[index % len(actors.workers)]
-        rollout = worker.rollout.remote(index, task, 1, config.rollout.eval_temperature, EVAL_SEED)
-        group = await within(config.cluster.stall_timeout * 4, f"evaluation episode {index}", rollout)
-        done += 1
+    def moved() -> None:
         played(done)
-        return group
 
-    groups = await asyncio.gather(*(play(*episode) for episode in episodes))
-    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    successes = sum(trajectory.success for trajectory in trajectories)
-    low, high = wilson(successes, len(trajectories))
+    trials = await open_trials(config, actors, renderer, train, (task.kind for _, task in episodes), moved)
+
+    async def play(index: int, task: TaskSpec) -> Attempts:
+        nonlocal done
+        attempts = await trials.play(index, task, moved)
+        done += 1
+        moved()
+        return attempts
+
+    attempts = await asyncio.gather(*(play(*episode) for episode in episodes))
+    kept = [one for one in attempts if not one.broken]
+    solved = solved_within(kept, trials.most)
+    trajectories = [trajectory for one in kept for trajectory in one.trajectories]
+    low, high = wilson(solved[-1], len(kept))
     result = Evaluation(
         stage=stage,
         step=step,
-        episodes=len(trajectories),
-        success=successes / max(1, len(trajectories)),
+        episodes=len(kept),
+        success=solved[-1] / max(1, len(kept)),
         low=low,
         high=high,
         turns=sum(len(t.turns) for t in trajectories) / max(1, len(trajectories)),
         seconds=clock() - started,
+        tokens_read=sum(one.tokens_read for one in attempts),
+        tokens_written=sum(one.tokens_written for one in attempts),
+        solved=solved,
     )
-    return result, list(groups), [failure for group in groups for failure in group.failures]
+    everything = [trajectory for one in attempts for trajectory in one.trajectories]
+    return result, everything, [failure for one in attempts for failure in one.failures]

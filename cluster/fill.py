@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from learner.distil_rows import distil_rows, plain_rows, with_candidates
 from learner.rows import Row
 from rollout.types import Failure, Group
 from teacher.contexts import Limits, ScoreRequest, build_requests, plain_requests
+from teacher.plan import tokens_read
 from teacher.scorer import Scored
 
 Turn = tuple[int, int]  # (trajectory, turn)
@@ -40,6 +41,8 @@ class Filled:
     distil: Sequence[Row] = ()  # rows of the distillation loss
     teacher_seconds: float = 0.0
     teacher_spans: int = 0
+    teacher_tokens: int = 0  # that the teacher read: contexts and spans, what they share once
+    teacher_span_tokens: int = 0  # of them, those scored
 
 
 class Filler:
@@ -100,7 +103,7 @@ class Filler:
         requests = self.requests(filled, self.config.reweight.tokens)
         scored = await self.score(self.actors.teacher, filled.group, requests)
         scores = {(r.trajectory, r.turn): s.logprobs for r, s in zip(requests, scored, strict=True)}
-        return replace(filled, scores=scores, teacher_spans=len(requests))
+        return replace(filled, scores=scores, **self.cost(requests))
 
     async def teach(self, filled: Filled) -> Filled:
         """Student and teacher on the tokens of every turn that has hindsight, for distillation."""
@@ -119,7 +122,7 @@ class Filler:
             requests = with_candidates(group, requests, rows)
         scored = await self.score(self.actors.teacher, group, requests)
         made = distil_rows(group, requests, scored, rows)
-        return replace(filled, distil=made, teacher_spans=len(requests))
+        return replace(filled, distil=made, **self.cost(requests))
 
     async def refer(self, group: Group) -> dict[Turn, np.ndarray]:
         """The reference policy's log-probs of everything that was sampled."""
@@ -141,6 +144,14 @@ class Filler:
             tokens=tokens,
         )
 
+    def cost(self, requests: Sequence[ScoreRequest]) -> dict[str, Any]:
+        """What these requests took, as fields of `Filled`."""
+        return {
+            "teacher_spans": len(requests),
+            "teacher_tokens": tokens_read(requests, self.config.teacher.batch_tokens),
+            "teacher_span_tokens": sum(len(request.span) for request in requests),
+        }
+
     async def score(self, scorer: Any, group: Group, requests: Sequence[ScoreRequest]) -> list[Scored]:
         """One answer per request."""
         sequences = [[sequence.ids for sequence in t.sequences] for t in group.trajectories]
@@ -149,3 +160,20 @@ class Filler:
             self.config.teacher.timeout, f"scoring group {group.ordinal}", call
         )
         return scored
+
+
+def hindsight_metrics(filled: Sequence[Filled]) -> dict[str, float]:
+    """What the hindsight of one step's groups came to, and what it cost."""
+    known = [one.hindsight for one in filled]
+    values: dict[str, Iterable[float]] = {
+        "feedback/texts": (len(one.texts) for one in known),
+        "feedback/asked": (one.asked for one in known),
+        "feedback/unreadable": (one.unreadable for one in known),
+        "feedback/tokens_read": (one.tokens_read for one in known),
+        "feedback/tokens_written": (one.tokens_written for one in known),
+        "teacher/spans": (one.teacher_spans for one in filled),
+        "teacher/tokens": (one.teacher_tokens for one in filled),
+        "teacher/span_tokens": (one.teacher_span_tokens for one in filled),
+        "teacher/seconds_busy": (one.teacher_seconds for one in filled),
+    }
+    return {name: float(sum(parts)) for name, parts in values.items()}

@@ -93,6 +93,13 @@ def rollout_metrics(groups: Iterable[Group], seconds: float, version: int) -> di
     }
 
 
+def write_trajectories(file: Path, trajectories: Iterable[Trajectory]) -> None:
+    """One episode a line, as JSON; the folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(readable(trajectory), ensure_ascii=False) for trajectory in trajectories)
+    file.write_text("\n".join(lines) + "\n")
+
+
 def readable(trajectory: Trajectory) -> dict[str, Any]:
     """A trajectory as a person reads it: one JSON object for trajectories/*.jsonl."""
     return {
@@ -101,6 +108,7 @@ def readable(trajectory: Trajectory) -> dict[str, Any]:
         "success": trajectory.success,
         "reward": trajectory.reward,
         "ended": trajectory.ended,
+        **({"preamble": trajectory.preamble} if trajectory.preamble else {}),
         "turns": [
             {
                 "observation": turn.observation.text,

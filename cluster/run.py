@@ -36,6 +36,7 @@ class State:
     step: int = 0  # finished training steps
     version: int = 0  # version of the newest published weights
     warm_started: bool = False
+    turns: int = 0  # of all training episodes so far
     evaluations: list[Evaluation] = field(default_factory=list)
 
 
@@ -113,13 +114,19 @@ class Run:
             loading = scorer.load.remote(str(held[name]))
             await within(self.config.teacher.timeout, f"restoring the {name}", loading)
         evaluations = [Evaluation(**values) for values in saved["evaluations"]]
-        self.state = State(saved["step"], saved["version"], saved["warm_started"], evaluations)
+        self.state = State(
+            saved["step"],
+            saved["version"],
+            saved["warm_started"],
+            turns=saved.get("turns", 0),  # not in checkpoints from before it was counted
+            evaluations=evaluations,
+        )
         self.ledger.restore(saved["ledger"])
         self.metrics.truncate(self.state.step)
 
     def _driver_state(self) -> dict[str, Any]:
         return {
-            **{name: getattr(self.state, name) for name in ("step", "version", "warm_started")},
+            **{name: getattr(self.state, name) for name in ("step", "version", "warm_started", "turns")},
             "evaluations": [asdict(evaluation) for evaluation in self.state.evaluations],
             "ledger": self.ledger.state(),
             "tasks": self.manifest.digest,

@@ -10,15 +10,14 @@ takes them in the order of their admission, so that no group is ever more than S
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from cluster.evaluate import Evaluation, evaluate, panel
-from cluster.fill import Filled, Filler
-from cluster.metrics import readable, rollout_metrics
+from cluster.fill import Filled, Filler, hindsight_metrics
+from cluster.metrics import rollout_metrics, write_trajectories
 from cluster.run import Run
 from cluster.warm_start import imitate, linear
 from cluster.watch import within
@@ -101,6 +100,7 @@ class Trainer:
         updated = time.monotonic()
 
         run.state.step += 1
+        run.state.turns += sum(len(t.turns) for group in groups for t in group.trajectories)
         refresh = config.teacher.refresh_every > 0 and run.state.step % config.teacher.refresh_every == 0
         report = await self.publish(refresh_teacher=refresh)
         published = time.monotonic()
@@ -111,11 +111,8 @@ class Trainer:
         values = rollout_metrics(groups, rollout_seconds, run.state.version - 1) | {
             **learned,
             "learner/strength": strength,
-            "feedback/texts": float(sum(len(one.hindsight.texts) for one in filled)),
-            "feedback/asked": float(sum(one.hindsight.asked for one in filled)),
-            "feedback/unreadable": float(sum(one.hindsight.unreadable for one in filled)),
-            "teacher/spans": float(sum(one.teacher_spans for one in filled)),
-            "teacher/seconds_busy": sum(one.teacher_seconds for one in filled),
+            **hindsight_metrics(filled),
+            "rollout/turns_total": float(run.state.turns),
             "publish/canary_gap": report.canary_gap,
             "failures/total": float(run.budget.counts.total()),
             "seconds/rollout": rollout_seconds,
@@ -225,13 +222,21 @@ class Trainer:
         def played(done: int) -> None:
             run.now("evaluating", done, len(episodes))
 
-        result, groups, failures = await evaluate(
-            self.config, self.actors, episodes, stage, run.state.step, played
+        result, trajectories, failures = await evaluate(
+            self.config,
+            self.actors,
+            run.renderer,
+            run.manifest.train,
+            episodes,
+            stage,
+            run.state.step,
+            played,
         )
         run.budget.add(failures)
         run.state.evaluations.append(result)
-        run.metrics.write(run.state.step, "eval", result.metrics())
-        self.write_trajectories(f"eval-{run.state.step:06d}", groups)
+        turns = {"rollout/turns_total": float(run.state.turns)}
+        run.metrics.write(run.state.step, "eval", result.metrics() | turns)
+        write_trajectories(run.out / f"trajectories/eval-{run.state.step:06d}.jsonl", trajectories)
         run.view.say(f"{stage}: success {result.success:.1%} ({result.low:.1%} to {result.high:.1%})")
 
     def measured(self, stage: str) -> bool:
@@ -244,14 +249,8 @@ class Trainer:
         run.metrics.write(run.state.step, "train", values)
         run.view.step(run.state.step, self.config.steps, values)
         run.watchdog.beat(f"step {run.state.step} done")
-        self.write_trajectories(f"step-{run.state.step:06d}", groups)
-
-    def write_trajectories(self, name: str, groups: list[Group]) -> None:
-        """trajectories/NAME.jsonl, one episode a line."""
-        folder = self.run.out / "trajectories"
-        folder.mkdir(exist_ok=True)
-        lines = (json.dumps(readable(t), ensure_ascii=False) for group in groups for t in group.trajectories)
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        trajectories = (trajectory for group in groups for trajectory in group.trajectories)
+        write_trajectories(run.out / f"trajectories/step-{run.state.step:06d}.jsonl", trajectories)
 
     def warmed(self, peak: float) -> float:
         """Learning rate of the coming update: linear warm-up to `peak`, then constant or linear to 0."""

@@ -105,15 +105,47 @@ def step_table(step: int, values: dict[str, float]) -> Table:
 
 
 def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Held-out success per stage, with intervals."""
+    """Held-out success per stage, with intervals; of several trials, after each of them."""
     table = Table(title="Held-out success")
-    for name in ("stage", "step", "success", "95 % interval", "episodes", "turns / episode", "seconds"):
+    columns = ("stage", "step", "success", "95 % interval", "episodes", "turns / episode", "seconds")
+    for name in (*columns, "tokens read", "written"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for e in evaluations:
+        earlier = e.after_trials()[:-1]
+        for trial, (success, low, high) in enumerate(earlier, start=1):
+            first = (f"{e.stage}, trial {trial}", str(e.step), f"{success:.1%}", f"{low:.1%} to {high:.1%}")
+            table.add_row(*first, str(e.episodes))
+        stage = f"{e.stage}, trial {len(earlier) + 1}" if earlier else e.stage
         interval = f"{e.low:.1%} to {e.high:.1%}"
         figures = (str(e.episodes), f"{e.turns:.1f}", f"{e.seconds:.0f}")
-        table.add_row(e.stage, str(e.step), f"{e.success:.1%}", interval, *figures)
+        tokens = (f"{e.tokens_read:,}", f"{e.tokens_written:,}")
+        table.add_row(stage, str(e.step), f"{e.success:.1%}", interval, *figures, *tokens)
     return table
+
+
+def cost_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What hindsight cost the run, from its metrics rows; nothing where nobody was asked."""
+    steps = [row for row in rows if row["kind"] == "train"]
+
+    def cost(name: str, form: str = ",.0f") -> str:
+        whole = sum(row.get(name, 0.0) for row in steps)
+        return f"{whole:{form}} ({whole / len(steps):{form}} a step)"
+
+    def asked(name: str) -> bool:
+        return any(row.get(name) for row in steps)
+
+    lines = []
+    if asked("teacher/spans"):
+        lines.append(
+            f"teacher: {cost('teacher/spans')} spans of {cost('teacher/span_tokens')} tokens scored, "
+            f"{cost('teacher/tokens')} tokens read, busy for {cost('teacher/seconds_busy', ',.1f')} s"
+        )
+    if asked("feedback/asked"):
+        lines.append(
+            f"judge: {cost('feedback/asked')} questions, {cost('feedback/tokens_read')} tokens read, "
+            f"{cost('feedback/tokens_written')} written"
+        )
+    return lines
 
 
 def draw_curve(

@@ -127,7 +127,11 @@ def _contradictions(config: Config) -> list[str]:
             f"allowed is at least model.context = {context}",
         ),
     ]
-    return [problem for broken, problem in rules + _credit(config) + _feedback(config) if broken]
+    return [
+        problem
+        for broken, problem in [*rules, *_credit(config), *_feedback(config), _policy(config)]
+        if broken
+    ]
 
 
 def _credit(config: Config) -> list[tuple[bool, str]]:
@@ -186,6 +190,16 @@ def _feedback(config: Config) -> list[tuple[bool, str]]:
             "where the endpoint asks for no key)",
         ),
     ]
+
+
+def _policy(config: Config) -> tuple[bool, str]:
+    """The prompting policies think before each action and see all that was before."""
+    policy, prompt = config.evaluate.policy, config.prompt
+    return (
+        policy != "student" and not (prompt.preset == "history" and prompt.think),
+        f"evaluate.policy = {policy} has prompt.preset = {prompt.preset}, prompt.think = {prompt.think}: "
+        "set prompt.preset=history and prompt.think=true",
+    )
 
 
 def _paths(config: Config) -> list[str]:

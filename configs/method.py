@@ -132,7 +132,11 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Judge:
-    """The model that writes feedback (feedback.source judge, reflect or target)."""
+    """The model that writes feedback (feedback.source judge, reflect or target).
+
+    Reflexion's lessons (evaluate.policy) are always the engine's, with this temperature, top_p, max_tokens,
+    characters and retries.
+    """
 
     source: str = setting(
         "engine",

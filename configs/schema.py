@@ -185,6 +185,16 @@ class Evaluate:
         120, "as many before the warm start, where a small model plays every episode to its last turn", low=1
     )
     every: int = setting(0, "training steps between evaluations; 0 evaluates only before and after", low=0)
+    policy: str = setting(
+        "student",
+        "student: the model as it is; react: with a worked example before the task (ReAct); reflexion: also "
+        "tries a failed task again, with lessons that the model drew from its failures (Reflexion)",
+        choices=("student", "react", "reflexion"),
+    )
+    trials: int = setting(3, "reflexion: most trials of a task", low=1)
+    example_characters: int = setting(
+        4000, "react, reflexion: most characters of what is observed in the worked example", low=200
+    )
 
 
 @dataclass(frozen=True)

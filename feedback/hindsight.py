@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from configs.schema import Feedback, Judge
 from feedback import reflect, target, verdict
-from feedback.judge import Ask, JudgeError
+from feedback.judge import Answer, Ask, JudgeError
 from feedback.pool import Key
 from feedback.reading import Analyst, Reading, Unreadable
 from feedback.sources import asked_about, combined, source_texts
@@ -28,6 +28,8 @@ class Hindsight:
     failures: tuple[Failure, ...] = ()  # questions that nobody answered
     asked: int = 0  # questions put to the judge
     unreadable: int = 0  # answers that could not be read, and turns that an answer left out
+    tokens_read: int = 0  # by who was asked, as far as it says so
+    tokens_written: int = 0
 
 
 async def hindsight(
@@ -64,12 +66,14 @@ async def hindsight(
 async def _ask(group: Group, style: Style, judge: Judge, ask: Ask) -> Hindsight:
     """One question about each trajectory that needs one, all at once."""
     analyst = ANALYSTS[style.feedback.source]
+    given: list[Answer] = []
 
     async def about(index: int, question: str) -> Reading | Failure:
         messages = [{"role": "user", "content": question}]
         try:
             answer = await ask(messages, analyst.SCHEMA, judge.max_tokens, judge.temperature)
-            return analyst.read(answer, group.trajectories[index], style)
+            given.append(answer)
+            return analyst.read(answer.text, group.trajectories[index], style)
         except JudgeError as error:
             return Failure("judge", str(error), group.task.id)
         except Unreadable:
@@ -89,4 +93,6 @@ async def _ask(group: Group, style: Style, judge: Judge, ask: Ask) -> Hindsight:
         failures=tuple(answer for answer in answers if isinstance(answer, Failure)),
         asked=len(questions),
         unreadable=sum(reading.unreadable for reading in readings.values()),
+        tokens_read=sum(answer.tokens_read for answer in given),
+        tokens_written=sum(answer.tokens_written for answer in given),
     )

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +33,15 @@ class JudgeBudgetSpent(JudgeError):
     """The run has asked as many questions as it may."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What was said, and its cost: 0 where the endpoint does not tell, or an answer was kept."""
+
+    text: str
+    tokens_read: int = 0
+    tokens_written: int = 0
+
+
 class Ask(Protocol):
     """Answers a chat with text."""
 
@@ -41,7 +51,7 @@ class Ask(Protocol):
         schema: Mapping[str, Any] | None,
         max_tokens: int,
         temperature: float,
-    ) -> str:
+    ) -> Answer:
         """
         Args:
             schema: JSON schema that the answer is held to; None asks for words.
@@ -82,7 +92,7 @@ class Endpoint:
         schema: Mapping[str, Any] | None,
         max_tokens: int,
         temperature: float,
-    ) -> str:
+    ) -> Answer:
         from openai import OpenAIError
         from openai.types.chat import ChatCompletion, ChatCompletionMessage
         from openai.types.chat.chat_completion import Choice
@@ -113,7 +123,7 @@ class Endpoint:
             raise JudgeError(f"{settings.url} sent no JSON: {error}") from error
         match completion:  # what an endpoint sends is not validated by its client
             case ChatCompletion(choices=[Choice(message=ChatCompletionMessage(content=str(text))), *_]):
-                return text
+                return Answer(text, *_usage(completion))
         raise JudgeError(f"{settings.url} sent no chat completion with words: is its address right?")
 
     async def close(self) -> None:
@@ -136,7 +146,7 @@ class EngineAsk:
         schema: Mapping[str, Any] | None,
         max_tokens: int,
         temperature: float,
-    ) -> str:
+    ) -> Answer:
         ids = self._renderer.chat(messages)
         room = self._renderer.context - len(ids)
         if room < SMALLEST_ANSWER:
@@ -160,7 +170,8 @@ class EngineAsk:
                 failure = error
             else:
                 ended = len(sampled) > 0 and sampled[-1] == self._renderer.end_id
-                return self._renderer.decode(sampled[:-1] if ended else sampled)
+                text = self._renderer.decode(sampled[:-1] if ended else sampled)
+                return Answer(text, tokens_read=len(ids), tokens_written=len(sampled))
         raise JudgeError(f"no engine answered a question: {failure}") from failure
 
     async def close(self) -> None:
@@ -195,7 +206,7 @@ class JudgeClient:
         schema: Mapping[str, Any] | None,
         max_tokens: int,
         temperature: float,
-    ) -> str:
+    ) -> Answer:
         settings = self._settings
         asking = {
             "url": settings.url,
@@ -208,7 +219,7 @@ class JudgeClient:
         }
         kept = self._kept(asking)
         if kept is not None and kept.exists():
-            return str(json.loads(kept.read_text())["answer"])
+            return Answer(str(json.loads(kept.read_text())["answer"]))
         async with self._slots:
             if settings.budget and self.asked >= settings.budget:
                 raise JudgeBudgetSpent(
@@ -218,7 +229,7 @@ class JudgeClient:
             answer = await self._source(messages, schema, max_tokens, temperature)
         if kept is not None:
             draft = kept.with_suffix(".draft")
-            draft.write_text(json.dumps({**asking, "answer": answer}, indent=1))
+            draft.write_text(json.dumps({**asking, "answer": answer.text}, indent=1))
             draft.replace(kept)
         return answer
 
@@ -231,6 +242,16 @@ class JudgeClient:
             return None
         digest = hashlib.sha256(json.dumps(asking, sort_keys=True).encode()).hexdigest()
         return self._folder / f"{digest[:32]}.json"
+
+
+def _usage(completion: Any) -> tuple[int, int]:
+    """Tokens read and written, as the endpoint tells; nothing of it is validated by the client."""
+    from openai.types import CompletionUsage
+
+    match completion.usage:
+        case CompletionUsage(prompt_tokens=int(read), completion_tokens=int(written)):
+            return read, written
+    return 0, 0
 
 
 def open_judge(settings: Judge, folder: Path, renderer: Renderer, engines: Sequence[Generate]) -> JudgeClient:

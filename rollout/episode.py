@@ -47,14 +47,18 @@ async def play(
     limits: Limits,
     temperature: float,
     seed: int,
+    preamble: str = "",
 ) -> Trajectory:
     """Play a task to its end. The deadlines are `slot`'s and `generate`'s.
+
+    Args:
+        preamble: text that the agent is shown before the task.
 
     Raises:
         PromptTooLong: the first prompt does not fit the context.
         EnvError, EngineError: infrastructure failed; the episode is void and may be played again.
     """
-    conversation = Conversation(renderer)
+    conversation = Conversation(renderer, preamble)
     observation = await slot.reset(task)
     turns: list[Turn] = []
     reward = 0.0
@@ -86,7 +90,7 @@ async def play(
             ended = "terminated" if result.terminated else "truncated"
             break
     success = turns[-1].result.success
-    return Trajectory(task, conversation.sequences(), tuple(turns), success, reward, ended)
+    return Trajectory(task, conversation.sequences(), tuple(turns), success, reward, ended, preamble)
 
 
 def derive_seed(*parts: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,8 +30,13 @@ class Conversation:
     Use `prompt`, then `append_sampled`, turn by turn. A prompt that is not answered leaves no trace.
     """
 
-    def __init__(self, renderer: Renderer) -> None:
+    def __init__(self, renderer: Renderer, preamble: str = "") -> None:
+        """
+        Args:
+            preamble: stands in front of the first observation's text.
+        """
         self._renderer = renderer
+        self._preamble = preamble
         self._growing = renderer.prompt.preset == "history"
         self._ids: list[list[np.ndarray]] = []  # per sequence, chunks in order
         self._logprobs: list[list[np.ndarray]] = []
@@ -46,6 +51,8 @@ class Conversation:
             The index of the sequence that the turn belongs to and the whole context, (n,) int32.
         """
         if self._first is None:
+            if self._preamble:
+                observation = replace(observation, text=f"{self._preamble}\n\n{observation.text.lstrip()}")
             self._first = observation
         if not self._growing:
             added = self._renderer.window(self._first, self._past, observation, step=len(self._past) + 1)

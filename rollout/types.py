@@ -97,6 +97,7 @@ class Trajectory:
     success: bool
     reward: float  # final task reward in [0, 1]
     ended: str  # "terminated" | "truncated" (turn limit) | "context" (no room for another turn)
+    preamble: str = ""  # what the agent was shown before the task; not in the turns' observations
 
 
 @dataclass(frozen=True)

@@ -46,15 +46,20 @@ class Worker:
         self._limits = Limits(config.env.max_turns, config.rollout.max_tokens)
         self._counts: Counter[str] = Counter()
 
-    async def rollout(self, ordinal: int, task: TaskSpec, size: int, temperature: float, seed: int) -> Group:
+    async def rollout(
+        self, ordinal: int, task: TaskSpec, size: int, temperature: float, seed: int, preamble: str = ""
+    ) -> Group:
         """Play `size` episodes of a task from its one initial state; each samples with its own seed.
+
+        Args:
+            preamble: text that the agent is shown before the task.
 
         Raises:
             PromptTooLong: the task's first prompt does not fit the model's context.
             DataMissing: the environment's data are gone.
         """
         seeds = [derive_seed(seed, ordinal, index) for index in range(size)]
-        played = await _all(self._episode(ordinal, task, temperature, own) for own in seeds)
+        played = await _all(self._episode(ordinal, task, temperature, own, preamble) for own in seeds)
         group = Group(
             ordinal=ordinal,
             task=task,
@@ -86,7 +91,7 @@ class Worker:
         return dict(self._counts)
 
     async def _episode(
-        self, ordinal: int, task: TaskSpec, temperature: float, seed: int
+        self, ordinal: int, task: TaskSpec, temperature: float, seed: int, preamble: str
     ) -> Trajectory | Failure:
         failed_engine = None
         failure = None
@@ -95,8 +100,9 @@ class Worker:
             try:
                 async with lease_slot(self._pool) as slot:
                     engine = self._router.place(ordinal, avoid=failed_engine)
+                    generate = self._generate_on(engine)
                     trajectory = await play(
-                        task, slot, self._generate_on(engine), self._renderer, self._limits, temperature, seed
+                        task, slot, generate, self._renderer, self._limits, temperature, seed, preamble
                     )
             except (EnvError, EngineError) as error:
                 if isinstance(error, DataMissing):

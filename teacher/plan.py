@@ -70,6 +70,15 @@ def plan_forwards(requests: Sequence[ScoreRequest], budget: int) -> list[list[Tr
     return forwards
 
 
+def tokens_read(requests: Sequence[ScoreRequest], budget: int) -> int:
+    """Tokens of contexts and spans in all forwards: what trees share once each, padding left out.
+
+    Raises:
+        BudgetError: a request alone is over the budget.
+    """
+    return sum(tree.tokens for tree in _grow_trees(requests, budget))
+
+
 def lay_out(tree: Tree, requests: Sequence[ScoreRequest], ids: np.ndarray) -> TreeTokens:
     """The row of a tree.
 

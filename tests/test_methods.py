@@ -126,6 +126,22 @@ def test_an_adapter_and_its_average(warmed: Shared, tmp_path: Path, monkeypatch:
     assert min(moved) > 0  # the teacher lags behind the student
 
 
+def test_two_trials_of_reflexion(shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a worked example from a real demonstration and lessons from a real engine."""
+    policy = ["evaluate.policy=reflexion", "evaluate.trials=2", "prompt.think=true", "env.max_turns=12"]
+    config = settings("serl", tmp_path / "run", *policy, "steps=0", "evaluate.example_characters=1000")
+    shared.train(config, monkeypatch)
+    [row] = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert row["kind"] == "eval" and row["eval/episodes"] == 2
+    assert 0 <= row["eval/success_trial_1"] <= row["eval/success_trial_2"] == row["eval/success"]
+    lines = (tmp_path / "run/trajectories/eval-000000.jsonl").read_text().splitlines()
+    episodes = [json.loads(line) for line in lines]
+    assert len(episodes) == 4 - 2 * row["eval/success_trial_1"]  # what succeeds is not tried again
+    assert all("<think>To do: " in episode["preamble"] for episode in episodes)
+    turns = sum(len(episode["turns"]) for episode in episodes)
+    assert row["eval/tokens_read"] > 100 * turns and row["eval/tokens_written"] > turns
+
+
 def test_strength_zero_runs_no_teacher_and_staleness_stays_bounded(
     warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

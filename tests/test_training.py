@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ def test_a_run_that_died_goes_on_with_the_same_batch(straight: Path, tmp_path: P
     train(resumed, "steps=3", "resume=auto")
     assert [row["step"] for row in rows(resumed, "train")] == [1, 2, 3]
     assert responses(resumed, 3) == responses(straight, 3)
+    turns = [sum(len(said) for _, said in responses(straight, step)) for step in (1, 2, 3)]
+    assert [row["rollout/turns_total"] for row in rows(resumed, "train")] == list(accumulate(turns))
     ours, theirs = weights(resumed, 3), weights(straight, 3)
     assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from ray.exceptions import RayActorError
 
-from cluster.fill import Filler
+from cluster.fill import Filler, hindsight_metrics
 from configs.schema import Config, Distil, Feedback, Loss
 from envs.base import Observation, StepResult
 from envs.tasks import TaskSpec
-from feedback.judge import JudgeError
+from feedback.judge import Answer, JudgeError
 from rollout.types import Failure, Group, Span, TokenSequence, Trajectory, Turn
 from teacher.scorer import Scored
 
@@ -84,19 +84,24 @@ def kinds(filled):
 async def judge(messages, schema, max_tokens, temperature):
     if "success, reward 1" in messages[0]["content"]:
         raise JudgeError("gone")
-    return "This attempt failed."
+    return Answer("This attempt failed.", tokens_read=30, tokens_written=4)
 
 
 def test_turns_with_hindsight_are_scored():
     filled, asked = fill(Feedback())
     assert filled.hindsight.texts.keys() == filled.scores.keys() == {(0, 0), (1, 0)} and len(asked) == 2
     assert kinds(filled) == ["engine"]
+    values = hindsight_metrics([filled, filled])
+    assert values["teacher/tokens"] == 2 * sum(request.cut + len(request.tail) for request in asked)
+    assert values["teacher/spans"] == values["teacher/span_tokens"] == 4.0  # an action has one token here
 
 
 def test_a_judges_failure_costs_its_trajectory_and_is_counted():
     filled, _ = fill(Feedback(source="judge"), judge)
     assert filled.scores.keys() == {(1, 0)} and kinds(filled) == ["engine", "judge"]
     assert filled.hindsight.asked == 2
+    values = hindsight_metrics([filled])
+    assert (values["feedback/tokens_read"], values["feedback/tokens_written"]) == (30.0, 4.0)
 
 
 def test_a_lost_teacher_keeps_the_judges_failures():

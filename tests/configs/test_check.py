@@ -101,6 +101,8 @@ def test_numbers_that_are_none_are_refused(value: str) -> None:
             ["credit.advantage=gae", "loss.policy=0", "distil.weight=1", "reweight.strength=0"],
             "credit.advantage",
         ),
+        (["evaluate.policy=react", "prompt.think=false"], "evaluate.policy = react"),
+        (["evaluate.policy=reflexion", "prompt.preset=window"], "evaluate.policy = reflexion"),
         (["loss.dual_clip=0.5"], "loss.dual_clip = 0.5"),
         (["loss.importance_cap=0.5"], "loss.importance_cap = 0.5"),
         (["learner.micro_tokens=1024"], "learner.micro_tokens = 1024"),

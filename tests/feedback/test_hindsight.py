@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from configs.schema import Feedback, Judge
 from feedback import reflect, target, verdict
 from feedback.hindsight import ANALYSTS, Hindsight, hindsight
-from feedback.judge import JudgeError
+from feedback.judge import Answer, JudgeError
 from feedback.reading import Unreadable, json_objects
 from feedback.reflect import LONGEST, diagnoses
 from feedback.sources import source_texts
@@ -45,7 +45,7 @@ def scripted(*answers):
         answer = left.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return Answer(answer, tokens_read=10, tokens_written=2)
 
     ask.asked = asked
     return ask
@@ -126,7 +126,8 @@ def test_other_errors_are_not_swallowed():
 
 def test_an_answer_that_cannot_be_read_is_counted_and_is_no_failure():
     found = gather(kitchen(), scripted("What?", "{}"), source="target")
-    assert found == Hindsight(asked=2, unreadable=2)  # the successful trajectory is not asked about
+    # The successful trajectory is not asked about; the others cost what they cost.
+    assert found == Hindsight(asked=2, unreadable=2, tokens_read=20, tokens_written=4)
 
 
 def test_a_judged_source_needs_a_judge():

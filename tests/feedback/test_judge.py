@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 import feedback.judge
 from configs.schema import Judge, Prompt
-from feedback.judge import Endpoint, EngineAsk, JudgeBudgetSpent, JudgeClient, JudgeError, open_judge
+from feedback.judge import Answer, Endpoint, EngineAsk, JudgeBudgetSpent, JudgeClient, JudgeError, open_judge
 from rollout.render import Renderer
 from rollout.types import EngineError, Generation, Sampling
 from rollout.vocabulary import CHATML, END, PAD, train_tokenizer
@@ -110,7 +110,7 @@ def ask(client, *questions, schema=None):
 
     async def one(question):
         try:
-            return await client([{"role": "user", "content": question}], schema, 64, 0.0)
+            return (await client([{"role": "user", "content": question}], schema, 64, 0.0)).text
         except JudgeError as error:
             return error
 
@@ -300,6 +300,34 @@ def engine(renderer, *script):
     return generate
 
 
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 30, "completion_tokens": 4, "total_tokens": 34}, (30, 4)),
+        ({"prompt_tokens": "many"}, (0, 0)),
+        (None, (0, 0)),
+    ],
+)
+def test_an_endpoint_tells_what_it_read_and_wrote_once(serve, tmp_path, usage, tokens):
+    status, body = said("ok")
+    chosen = settings(serve((status, {**body, "usage": usage})))
+    client = JudgeClient(Endpoint(chosen), chosen, tmp_path)
+
+    async def twice():
+        answers = [await client(QUESTION, None, 8, 0.0) for _ in range(2)]
+        await client.close()
+        return answers
+
+    assert asyncio.run(twice()) == [Answer("ok", *tokens), Answer("ok")]  # the second one was kept
+
+
+def test_an_engine_tells_what_it_read_and_wrote(renderer):
+    one = engine(renderer, "It failed.")
+    answer = asyncio.run(EngineAsk(renderer, [one], Judge())(QUESTION, None, 8, 0.0))
+    written = len(renderer.encode("It failed.")) + 1  # with the token that ends its turn
+    assert answer == Answer("It failed.", len(renderer.chat(QUESTION)), written)
+
+
 def test_an_engine_is_asked_in_the_models_own_chat(renderer):
     one = engine(renderer, "It failed.")
     client = open_judge(Judge(top_p=0.95), None, renderer, [one])
@@ -316,7 +344,7 @@ def test_engines_take_turns_and_stand_in_for_each_other(renderer):
     client = EngineAsk(renderer, [one, two], Judge(retries=1))
 
     async def run():
-        return [await client(QUESTION, None, 8, 0.0) for _ in range(3)]
+        return [(await client(QUESTION, None, 8, 0.0)).text for _ in range(3)]
 
     assert asyncio.run(run()) == ["a", "b", "c"] and len(two.asked) == 1
     assert one.asked[0][1].json_schema is None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rollout.types import Span
 from teacher.contexts import ScoreRequest
-from teacher.plan import PADDING, BudgetError, lay_out, plan_forwards
+from teacher.plan import PADDING, BudgetError, lay_out, plan_forwards, tokens_read
 from teacher.weights import copied_at, refresh_due
 
 
@@ -44,13 +44,14 @@ def test_requests_of_a_sequence_share_one_trunk_where_they_fit():
     requests = [request(0, 0, cut, 10) for cut in (30, 10, 20)]
     ((tree,),) = plan_forwards(requests, 100)
     assert tree.requests == (1, 2, 0)
-    assert tree.tokens == 30 + 3 * 10  # one by one: 90
+    assert tree.tokens == tokens_read(requests, 100) == 30 + 3 * 10  # one by one: 90
 
 
 def test_too_large_a_tree_is_split_and_early_branches_need_little_trunk():
     requests = [request(0, 0, cut, 10) for cut in (30, 10, 20)]
     trees = [tree for forward in plan_forwards(requests, 40) for tree in forward]
     assert [(tree.trunk, tree.requests) for tree in trees] == [(20, (1, 2)), (30, (0,))]
+    assert tokens_read(requests, 40) == (20 + 2 * 10) + (30 + 10)
 
 
 def test_equal_rows_share_a_forward():

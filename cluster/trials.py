@@ -1,0 +1,191 @@
+"""How an evaluated task is played (`evaluate.policy`): every policy is the same loop.
+
+student    one trial, nothing before the task
+react      one trial, a worked example before the task (ReAct, arXiv 2210.03629)
+reflexion  trials until one succeeds; a failed one leaves a lesson to the next (Reflexion, arXiv 2303.11366)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster.failures import RunError
+from cluster.start import Actors
+from cluster.watch import within
+from configs.schema import Config
+from envs.base import Demonstration
+from envs.tasks import TaskSpec
+from feedback.judge import Answer, EngineAsk, JudgeError
+from feedback.preamble import fitting, preamble, question, remember, worked_example
+from rollout.render import Renderer
+from rollout.types import Failure, Group, Trajectory
+from rollout.worker import generate_on, tally
+
+EVAL_SEED = 1_000_003  # apart from training seeds, the same for every evaluation
+DEMONSTRATED = 4  # tasks whose shortest demonstration becomes the worked example
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """The trials of one task."""
+
+    trajectories: tuple[Trajectory, ...]  # in order; only the last can be successful
+    answers: tuple[Answer, ...] = ()  # lessons as they were written
+    failures: tuple[Failure, ...] = ()
+    broken: bool = False  # infrastructure ended it: it says nothing of the policy
+
+    @property
+    def tokens_read(self) -> int:
+        """Whole contexts of turns and lessons, whatever of them an engine had in its cache."""
+        played = sum(tally(trajectory)["prompt_tokens"] for trajectory in self.trajectories)
+        return played + sum(answer.tokens_read for answer in self.answers)
+
+    @property
+    def tokens_written(self) -> int:
+        """Sampled in turns and lessons."""
+        played = sum(tally(trajectory)["generated_tokens"] for trajectory in self.trajectories)
+        return played + sum(answer.tokens_written for answer in self.answers)
+
+
+def solved_within(attempts: Iterable[Attempts], trials: int) -> list[int]:
+    """Tasks solved after trial 1, 2, … `trials`: a task counts from the trial that solved it on."""
+    first = [
+        next((number for number, t in enumerate(one.trajectories) if t.success), trials) for one in attempts
+    ]
+    return [sum(number <= trial for number in first) for trial in range(trials)]
+
+
+class Trials:
+    """Plays tasks with the engines' weights and, where the policy draws lessons, asks them for those."""
+
+    def __init__(
+        self, config: Config, actors: Actors, renderer: Renderer, examples: Mapping[str, str]
+    ) -> None:
+        """
+        Args:
+            examples: kind of task -> worked example; a kind without one is shown none.
+        """
+        self.config = config
+        self.most = config.evaluate.trials if config.evaluate.policy == "reflexion" else 1
+        self._workers = actors.workers
+        self._renderer = renderer
+        self._examples = examples
+        seconds = config.rollout.request_timeout
+        engines = [generate_on(engine, number, seconds) for number, engine in enumerate(actors.engines)]
+        self._ask = EngineAsk(renderer, engines, config.judge)
+
+    async def play(self, index: int, task: TaskSpec, moved: Callable[[], None]) -> Attempts:
+        """One task; `moved` is called after each trial.
+
+        Args:
+            index: number in the panel; it fixes the seeds.
+        """
+        played: list[Trajectory] = []
+        answers: list[Answer] = []
+        failures: list[Failure] = []
+        lessons: tuple[str, ...] = ()
+        broken = False
+        for trial in range(self.most):
+            before = preamble(self._examples.get(task.kind, ""), lessons)
+            group = await self._roll_out(index, task, trial, before)
+            moved()
+            played += group.trajectories
+            failures += group.failures
+            broken = not group.trajectories
+            if broken or played[-1].success or trial + 1 == self.most:
+                break
+            try:
+                answers.append(await self._reflect(played[-1]))
+            except JudgeError as error:
+                failures.append(Failure("judge", str(error), task.id))
+                broken = True
+                break
+            lessons = remember(lessons, answers[-1].text)
+        return Attempts(tuple(played), tuple(answers), tuple(failures), broken)
+
+    async def _roll_out(self, index: int, task: TaskSpec, trial: int, before: str) -> Group:
+        config = self.config
+        worker = self._workers[index % len(self._workers)]
+        rollout = worker.rollout.remote(
+            index, task, 1, config.rollout.eval_temperature, EVAL_SEED + trial, before
+        )
+        group: Group = await within(
+            config.cluster.stall_timeout * 4, f"evaluation episode {index}, trial {trial + 1}", rollout
+        )
+        return group
+
+    async def _reflect(self, trajectory: Trajectory) -> Answer:
+        """The lesson of a failed trial, by the model that played it."""
+        judge, context = self.config.judge, self._renderer.context
+
+        def length(text: str) -> int:
+            return len(self._renderer.chat([{"role": "user", "content": text}]))
+
+        room = context - min(judge.max_tokens, context // 4)
+        asked = fitting(lambda most: question(trajectory, most), length, room, judge.characters)
+        messages = [{"role": "user", "content": asked}]
+        return await self._ask(messages, None, judge.max_tokens, judge.temperature)
+
+
+async def open_trials(
+    config: Config,
+    actors: Actors,
+    renderer: Renderer,
+    train: Sequence[TaskSpec],
+    kinds: Iterable[str],
+    moved: Callable[[], None],
+) -> Trials:
+    """The configured policy, with a worked example for each kind of task where it shows one.
+
+    Args:
+        train: the training tasks, which the examples are taken from.
+        kinds: of the tasks to be played.
+
+    Raises:
+        EnvError: a task has no demonstration, or its environment failed.
+        RunError: no demonstration was successful.
+    """
+    if config.evaluate.policy == "student":
+        return Trials(config, actors, renderer, {})
+    form, characters = renderer.form, config.evaluate.example_characters
+    wanted = sorted(set(kinds))
+    found = await asyncio.gather(
+        *(_shortest(config, actors, example_tasks(train, kind), moved) for kind in wanted)
+    )
+    examples = {
+        kind: worked_example(demonstration, form, characters)
+        for kind, demonstration in zip(wanted, found, strict=True)
+    }
+    return Trials(config, actors, renderer, examples)
+
+
+def example_tasks(train: Sequence[TaskSpec], kind: str) -> list[TaskSpec]:
+    """The first training tasks of that kind; where there is none, the first of all."""
+    same = [task for task in train if task.kind == kind]
+    return list(same or train)[:DEMONSTRATED]
+
+
+async def _shortest(
+    config: Config, actors: Actors, tasks: Sequence[TaskSpec], moved: Callable[[], None]
+) -> Demonstration:
+    """The successful demonstration of fewest steps, the first of several."""
+
+    async def show(number: int, task: TaskSpec) -> Demonstration:
+        worker = actors.workers[number % len(actors.workers)]
+        call = worker.demonstrate.remote(task, config.seed, 0.0)
+        shown: Demonstration = await within(
+            config.cluster.stall_timeout * 4, f"demonstrating {task.id}", call
+        )
+        moved()
+        return shown
+
+    shown = await asyncio.gather(*(show(*one) for one in enumerate(tasks)))
+    solved = [one for one in shown if one.success]
+    if not solved:
+        raise RunError(
+            f"evaluate.policy = {config.evaluate.policy} shows a worked example, and no demonstration of "
+            f"{', '.join(task.id for task in tasks)} succeeds: raise env.max_turns = {config.env.max_turns}"
+        )
+    return min(solved, key=lambda one: len(one.steps))

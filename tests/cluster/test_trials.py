@@ -1,0 +1,178 @@
+"""Trials of evaluated tasks: what is counted, what stands before the next one, what breaks a task."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import cluster.trials
+from cluster.evaluate import Evaluation, evaluate, wilson
+from cluster.failures import RunError
+from cluster.trials import Attempts, example_tasks, solved_within
+from cluster.view import cost_lines, evaluation_table
+from configs.schema import Config, Evaluate
+from envs.base import Demonstration, DemoStep, Observation, StepResult
+from envs.tasks import TaskSpec
+from feedback.judge import Answer, JudgeError
+from feedback.preamble import EXAMPLE_TITLE
+from rollout.answers import FORMS
+from rollout.types import Failure, Group, TokenSequence, Trajectory, Turn
+
+TASKS = [TaskSpec(f"{kind}{number}", "toy", kind, "eval") for kind in "ab" for number in range(2)]
+ROOM = Observation("A room. Your task is to: rest.")
+
+
+def trajectory(task, success, preamble=""):
+    """One turn that read 5 tokens and wrote 2."""
+    result = StepResult(Observation("Done."), "Done.", float(success), success, False, success)
+    turn = Turn(0, 5, 7, None, ROOM, "rest", "rest", True, result, 0)
+    sequence = TokenSequence(np.zeros(7, np.int32), np.zeros(7, np.float32))
+    return Trajectory(task, (sequence,), (turn,), success, float(success), "terminated", preamble)
+
+
+def demonstration(task, steps, success=True):
+    result = StepResult(ROOM, "", 1.0, True, False, True)
+    return Demonstration(task, ROOM, (DemoStep(ROOM, "rest", "rest", result),) * steps, success)
+
+
+class ToyWorker:
+    """Plays by a script, task -> what comes of its trials: True, False, or None for broken infrastructure."""
+
+    def __init__(self, script, demonstrations=()):
+        self.script = {task: list(trials) for task, trials in script.items()}
+        self.demonstrations = dict(demonstrations)
+        self.seeds = []
+        self.rollout = SimpleNamespace(remote=self._rollout)
+        self.demonstrate = SimpleNamespace(remote=self._demonstrate)
+
+    async def _rollout(self, ordinal, task, size, temperature, seed, preamble):
+        self.seeds.append(seed)
+        outcome = self.script[task.id].pop(0)
+        if outcome is None:
+            return Group(ordinal, task, (), (Failure("env_died", "killed", task.id),))
+        return Group(ordinal, task, (trajectory(task, outcome, preamble),))
+
+    async def _demonstrate(self, task, seed, noise):
+        assert noise == 0.0
+        return self.demonstrations.get(task.id, demonstration(task, 2))
+
+
+def run(monkeypatch, script, policy="reflexion", trials=3, demonstrations=(), lesson=None):
+    """An evaluation with toys for workers and for who writes the lessons (3 tokens read, 1 written)."""
+    asked = []
+
+    async def ask(messages, schema, max_tokens, temperature):
+        asked.append(messages[0]["content"])
+        if isinstance(lesson, Exception):
+            raise lesson
+        return Answer(lesson or f"Lesson {len(asked)}.", 3, 1)
+
+    monkeypatch.setattr(cluster.trials, "EngineAsk", lambda *args: ask)
+    worker = ToyWorker(script, demonstrations)
+    renderer = SimpleNamespace(context=4096, chat=lambda messages: messages[0]["content"], form=FORMS["tags"])
+    episodes = [(index, task) for index, task in enumerate(TASKS) if task.id in script]
+    train = [replace(task, id=f"train-{task.id}", split="train") for task in TASKS]
+    config = Config(evaluate=Evaluate(policy=policy, trials=trials))
+    actors = SimpleNamespace(workers=[worker], engines=[])
+    done = []
+    found = asyncio.run(evaluate(config, actors, renderer, train, episodes, "m", 0, done.append))
+    assert done[-1] == len(episodes)
+    return (*found, worker, asked)
+
+
+def test_tasks_count_from_the_trial_that_solved_them():
+    outcomes = [[True], [False, True], [False, False, False], [False, False, True], [True]]
+    attempts = [Attempts(tuple(trajectory(TASKS[0], one) for one in trials)) for trials in outcomes]
+    assert solved_within(attempts, 3) == [2, 3, 4]
+    assert solved_within([], 2) == [0, 0]
+
+
+def test_success_is_reported_after_each_trial(monkeypatch):
+    script = {"a0": [True], "a1": [False, True], "b0": [False, False, False], "b1": [False, False, True]}
+    result, played, failures, worker, asked = run(monkeypatch, script)
+    assert (result.episodes, result.success, result.solved, failures) == (4, 0.75, [1, 2, 3], [])
+    assert (result.low, result.high) == wilson(3, 4)
+    values = result.metrics()
+    assert [values[f"eval/success_trial_{trial}"] for trial in (1, 2, 3)] == [0.25, 0.5, 0.75]
+    assert (values["eval/low_trial_2"], values["eval/high_trial_2"]) == wilson(2, 4)
+    assert len(played) == 9 and len(asked) == 5  # nothing is asked after a success or the last trial
+    assert (result.tokens_read, result.tokens_written) == (9 * 5 + 5 * 3, 9 * 2 + 5 * 1)
+    assert len(set(worker.seeds)) == 3
+    assert Evaluation(**vars(result)) == result  # as a checkpoint brings it back
+
+
+def test_the_next_trial_sees_the_lessons_of_those_before(monkeypatch):
+    _, played, _, _, asked = run(monkeypatch, {"a0": [False] * 5}, trials=5)
+    lessons = [[line for line in one.preamble.splitlines() if line.startswith("- Lesson")] for one in played]
+    assert lessons[:3] == [[], ["- Lesson 1."], ["- Lesson 1.", "- Lesson 2."]]
+    assert lessons[4] == ["- Lesson 2.", "- Lesson 3.", "- Lesson 4."]
+    assert all(one.preamble.startswith(EXAMPLE_TITLE) for one in played)
+    assert all(text.startswith("Task:\nA room.") and EXAMPLE_TITLE not in text for text in asked)
+
+
+@pytest.mark.parametrize("broken", [[None], [False, None]])
+def test_a_task_that_infrastructure_broke_is_left_out_of_every_rate(monkeypatch, broken):
+    result, _, failures, _, _ = run(monkeypatch, {"a0": [True], "a1": broken}, trials=2)
+    assert (result.episodes, result.success, result.solved) == (1, 1.0, [1, 1])
+    assert [failure.kind for failure in failures] == ["env_died"]
+
+
+def test_a_lesson_that_nobody_wrote_is_a_failure_of_infrastructure(monkeypatch):
+    script = {"a0": [True], "a1": [False, True]}
+    result, _, failures, _, _ = run(monkeypatch, script, lesson=JudgeError("gone"))
+    assert (result.episodes, result.solved) == (1, [1, 1, 1])
+    assert [(failure.kind, failure.message, failure.task) for failure in failures] == [
+        ("judge", "gone", "a1")
+    ]
+
+
+@pytest.mark.parametrize("policy", ["student", "react"])
+def test_the_other_policies_try_once(monkeypatch, policy):
+    result, played, _, _, asked = run(monkeypatch, {"a0": [False], "a1": [True]}, policy=policy)
+    assert (result.solved, len(played), asked) == ([1], 2, [])
+    assert all(bool(one.preamble) == (policy == "react") for one in played)
+    assert evaluation_table([result]).row_count == 1
+
+
+def test_the_example_is_the_shortest_successful_demonstration_of_the_kind(monkeypatch):
+    shown = {task.id: task for task in (replace(task, id=f"train-{task.id}") for task in TASKS)}
+    lengths = {"train-b0": demonstration(shown["train-b0"], 1, success=False), "train-b1": None}
+    lengths["train-b1"] = demonstration(shown["train-b1"], 3)
+    _, [played], *_ = run(monkeypatch, {"b0": [True]}, policy="react", demonstrations=lengths)
+    assert played.preamble.count("Observation: ") == 3
+    lengths["train-b1"] = demonstration(shown["train-b1"], 3, success=False)
+    with pytest.raises(RunError, match=r"train-b0, train-b1 succeeds: raise env.max_turns = 50"):
+        run(monkeypatch, {"b0": [True]}, policy="react", demonstrations=lengths)
+    assert [task.id for task in example_tasks(TASKS, "b")] == ["b0", "b1"]
+    assert example_tasks(TASKS, "unknown") == TASKS
+
+
+def test_the_table_has_a_row_for_each_trial():
+    done = Evaluation("m", 0, 4, 0.75, *wilson(3, 4), 6.0, 9.0, 1200, 80, [1, 2, 3])
+    old = Evaluation("before", 0, 4, 0.75, *wilson(3, 4), 6.0, 9.0)  # from an older checkpoint
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(evaluation_table([done, old]))
+    lines = [line for line in console.export_text().splitlines() if "%" in line and "interval" not in line]
+    assert [line.split("│")[1].strip() for line in lines] == [
+        "m, trial 1",
+        "m, trial 2",
+        "m, trial 3",
+        "before",
+    ]
+    assert "25.0%" in lines[0] and "75.0%" in lines[2] and "1,200" in lines[2] and "1,200" not in lines[0]
+
+
+def test_the_closing_lines_sum_over_steps():
+    step = {"kind": "train", "teacher/spans": 10.0, "teacher/span_tokens": 40.0, "teacher/tokens": 3000.0}
+    rows = [step | {"teacher/seconds_busy": 1.5}, step, {"kind": "train"}, {"kind": "eval"}]
+    assert cost_lines(rows) == [
+        "teacher: 20 (7 a step) spans of 80 (27 a step) tokens scored, 6,000 (2,000 a step) tokens read, "
+        "busy for 1.5 (0.5 a step) s"
+    ]
+    assert cost_lines([{"kind": "train", "teacher/spans": 0.0}]) == []
