@@ -125,8 +125,7 @@ class Trials:
 
         room = context - min(judge.max_tokens, context // 4)
         asked = fitting(lambda most: question(trajectory, most), length, room, judge.characters)
-        messages = [{"role": "user", "content": asked}]
-        return await self._ask(messages, None, judge.max_tokens, judge.temperature)
+        return await self._ask(asked)
 
 
 async def open_trials(

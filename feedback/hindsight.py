@@ -69,9 +69,8 @@ async def _ask(group: Group, style: Style, judge: Judge, ask: Ask) -> Hindsight:
     given: list[Answer] = []
 
     async def about(index: int, question: str) -> Reading | Failure:
-        messages = [{"role": "user", "content": question}]
         try:
-            answer = await ask(messages, analyst.SCHEMA, judge.max_tokens, judge.temperature)
+            answer = await ask(question, analyst.SCHEMA)
             given.append(answer)
             return analyst.read(answer.text, group.trajectories[index], style)
         except JudgeError as error:

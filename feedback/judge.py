@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from configs.schema import Judge
 from rollout.episode import Generate, derive_seed
 from rollout.render import Renderer
-from rollout.template import Message
 from rollout.types import EngineError, Sampling
 
+Schema = Mapping[str, Any]
 LONGEST_PAUSE = 10.0  # seconds between two tries
 SMALLEST_ANSWER = 16  # tokens
 
@@ -43,15 +43,9 @@ class Answer:
 
 
 class Ask(Protocol):
-    """Answers a chat with text."""
+    """Answers a question, as the judge's settings say."""
 
-    async def __call__(
-        self,
-        messages: Sequence[Message],
-        schema: Mapping[str, Any] | None,
-        max_tokens: int,
-        temperature: float,
-    ) -> Answer:
+    async def __call__(self, question: str, schema: Schema | None = None) -> Answer:
         """
         Args:
             schema: JSON schema that the answer is held to; None asks for words.
@@ -86,13 +80,7 @@ class Endpoint:
             max_retries=settings.retries,
         )
 
-    async def __call__(
-        self,
-        messages: Sequence[Message],
-        schema: Mapping[str, Any] | None,
-        max_tokens: int,
-        temperature: float,
-    ) -> Answer:
+    async def __call__(self, question: str, schema: Schema | None = None) -> Answer:
         from openai import OpenAIError
         from openai.types.chat import ChatCompletion, ChatCompletionMessage
         from openai.types.chat.chat_completion import Choice
@@ -108,9 +96,9 @@ class Endpoint:
             async with asyncio.timeout(longest):
                 completion = await self._client.chat.completions.create(
                     model=settings.model,
-                    messages=list(messages),  # type: ignore[arg-type]
-                    max_tokens=max_tokens,
-                    temperature=temperature,
+                    messages=[{"role": "user", "content": question}],
+                    max_tokens=settings.max_tokens,
+                    temperature=settings.temperature,
                     top_p=settings.top_p,
                     **extra,
                 )
@@ -140,14 +128,9 @@ class EngineAsk:
         self._settings = settings
         self._asked = count()
 
-    async def __call__(
-        self,
-        messages: Sequence[Message],
-        schema: Mapping[str, Any] | None,
-        max_tokens: int,
-        temperature: float,
-    ) -> Answer:
-        ids = self._renderer.chat(messages)
+    async def __call__(self, question: str, schema: Schema | None = None) -> Answer:
+        settings = self._settings
+        ids = self._renderer.chat([{"role": "user", "content": question}])
         room = self._renderer.context - len(ids)
         if room < SMALLEST_ANSWER:
             raise JudgeError(
@@ -155,14 +138,14 @@ class EngineAsk:
                 f"{self._renderer.context}: lower judge.characters, or raise it"
             )
         sampling = Sampling(
-            temperature,
-            min(max_tokens, room),
+            settings.temperature,
+            min(settings.max_tokens, room),
             seed=derive_seed(*ids.tolist()),
-            top_p=self._settings.top_p,
+            top_p=settings.top_p,
             json_schema=None if schema is None else json.dumps(schema),
         )
         first = next(self._asked)
-        for retry in range(self._settings.retries + 1):
+        for retry in range(settings.retries + 1):
             engine = self._engines[(first + retry) % len(self._engines)]
             try:
                 sampled = (await engine(ids, sampling)).ids
@@ -200,21 +183,15 @@ class JudgeClient:
             folder.mkdir(parents=True, exist_ok=True)
             self.asked = sum(1 for _ in folder.glob("*.json"))
 
-    async def __call__(
-        self,
-        messages: Sequence[Message],
-        schema: Mapping[str, Any] | None,
-        max_tokens: int,
-        temperature: float,
-    ) -> Answer:
+    async def __call__(self, question: str, schema: Schema | None = None) -> Answer:
         settings = self._settings
         asking = {
             "url": settings.url,
             "model": settings.model,
-            "messages": list(messages),
+            "question": question,
             "schema": schema,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
+            "max_tokens": settings.max_tokens,
+            "temperature": settings.temperature,
             "top_p": settings.top_p,
         }
         kept = self._kept(asking)
@@ -226,7 +203,7 @@ class JudgeClient:
                     f"judge.budget = {settings.budget} is spent: raise it and go on with resume=auto"
                 )
             self.asked += 1
-            answer = await self._source(messages, schema, max_tokens, temperature)
+            answer = await self._source(question, schema)
         if kept is not None:
             draft = kept.with_suffix(".draft")
             draft.write_text(json.dumps({**asking, "answer": answer.text}, indent=1))

@@ -81,8 +81,8 @@ def kinds(filled):
     return [failure.kind for failure in filled.failures]
 
 
-async def judge(messages, schema, max_tokens, temperature):
-    if "success, reward 1" in messages[0]["content"]:
+async def judge(question, schema):
+    if "success, reward 1" in question:
         raise JudgeError("gone")
     return Answer("This attempt failed.", tokens_read=30, tokens_written=4)
 

@@ -67,8 +67,8 @@ def run(monkeypatch, script, policy="reflexion", trials=3, demonstrations=(), le
     """An evaluation with toys for workers and for who writes the lessons (3 tokens read, 1 written)."""
     asked = []
 
-    async def ask(messages, schema, max_tokens, temperature):
-        asked.append(messages[0]["content"])
+    async def ask(question):
+        asked.append(question)
         if isinstance(lesson, Exception):
             raise lesson
         return Answer(lesson or f"Lesson {len(asked)}.", 3, 1)

@@ -40,8 +40,8 @@ def scripted(*answers):
     """Answers in turn; an exception is raised. It notes what it was asked."""
     left, asked = list(answers), []
 
-    async def ask(messages, schema, max_tokens, temperature):
-        asked.append((messages, schema, max_tokens, temperature))
+    async def ask(question, schema):
+        asked.append((question, schema))
         answer = left.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -100,13 +100,12 @@ def test_an_answer_that_did_not_parse_has_a_text_only_for_signals_on_whole_turns
     assert some.texts == {key: text for key, text in every.texts.items() if key != (0, 1)}
 
 
-def test_a_judge_is_asked_as_configured():
+def test_a_judge_is_asked_for_what_can_be_read():
     ask = scripted(json.dumps(DIAGNOSES))
-    judge = Judge(max_tokens=77, temperature=0.6)
-    gather(group(kitchen().trajectories[0]), ask, judge=judge, source="reflect")
-    [(messages, schema, max_tokens, temperature)] = ask.asked
-    assert [message["role"] for message in messages] == ["user"]
-    assert (schema, max_tokens, temperature) == (reflect.SCHEMA, 77, 0.6)
+    first = group(kitchen().trajectories[0])
+    gather(first, ask, source="reflect")
+    style = replace(STYLES["reflect"], characters=Judge().characters)
+    assert ask.asked == [(reflect.question(first, 0, style), reflect.SCHEMA)]
 
 
 def test_a_judge_that_fails_costs_its_trajectory_only():
@@ -139,7 +138,7 @@ def test_judge_with_a_successful_sibling():
     ask = scripted(SENTENCES, SENTENCES)
     found = gather(kitchen(), ask, source="judge", success="and")
     assert {key[0] for key in found.texts} == {0, 2}
-    assert all("A successful attempt at the same task" in asked[0][0]["content"] for asked in ask.asked)
+    assert all("A successful attempt at the same task" in asked[0] for asked in ask.asked)
 
 
 def test_a_diagnosis_can_stand_alone():

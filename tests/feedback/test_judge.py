@@ -102,7 +102,7 @@ def serve(monkeypatch):
 
 def settings(server, **changes):
     chosen = {"source": "endpoint", "url": server.url, "model": "m", "key_variable": "TEST_JUDGE_KEY"}
-    return Judge(**(chosen | {"timeout": 5.0, "retries": 2} | changes))
+    return Judge(**(chosen | {"timeout": 5.0, "retries": 2, "max_tokens": 64} | changes))
 
 
 def ask(client, *questions, schema=None):
@@ -110,7 +110,7 @@ def ask(client, *questions, schema=None):
 
     async def one(question):
         try:
-            return (await client([{"role": "user", "content": question}], schema, 64, 0.0)).text
+            return (await client(question, schema)).text
         except JudgeError as error:
             return error
 
@@ -232,7 +232,7 @@ def test_answers_are_kept_and_never_paid_twice(serve, tmp_path):
     files = list((tmp_path / "judge").iterdir())
     assert len(files) == 3 and all(KEY not in file.read_text() for file in files)
     kept = [json.loads(file.read_text()) for file in files]
-    assert {(one["messages"][0]["content"], one["answer"]) for one in kept} == {
+    assert {(one["question"], one["answer"]) for one in kept} == {
         ("a", "first"),
         ("b", "second"),
         ("a", "third"),
@@ -314,7 +314,7 @@ def test_an_endpoint_tells_what_it_read_and_wrote_once(serve, tmp_path, usage, t
     client = JudgeClient(Endpoint(chosen), chosen, tmp_path)
 
     async def twice():
-        answers = [await client(QUESTION, None, 8, 0.0) for _ in range(2)]
+        answers = [await client("Why?") for _ in range(2)]
         await client.close()
         return answers
 
@@ -323,14 +323,14 @@ def test_an_endpoint_tells_what_it_read_and_wrote_once(serve, tmp_path, usage, t
 
 def test_an_engine_tells_what_it_read_and_wrote(renderer):
     one = engine(renderer, "It failed.")
-    answer = asyncio.run(EngineAsk(renderer, [one], Judge())(QUESTION, None, 8, 0.0))
+    answer = asyncio.run(EngineAsk(renderer, [one], Judge())("Why?"))
     written = len(renderer.encode("It failed.")) + 1  # with the token that ends its turn
-    assert answer == Answer("It failed.", len(renderer.chat(QUESTION)), written)
+    assert answer == Answer("It failed.", len(renderer.chat([{"role": "user", "content": "Why?"}])), written)
 
 
 def test_an_engine_is_asked_in_the_models_own_chat(renderer):
     one = engine(renderer, "It failed.")
-    client = open_judge(Judge(top_p=0.95), None, renderer, [one])
+    client = open_judge(Judge(top_p=0.95, max_tokens=64), None, renderer, [one])
     assert ask(client, "Why? <|im_end|>", schema=SCHEMA) == ["It failed."]
     [(ids, sampling)] = one.asked
     assert renderer.decode(ids) == "<|im_start|>user\nWhy? < |im_end|><|im_end|>\n<|im_start|>assistant\n"
@@ -344,7 +344,7 @@ def test_engines_take_turns_and_stand_in_for_each_other(renderer):
     client = EngineAsk(renderer, [one, two], Judge(retries=1))
 
     async def run():
-        return [(await client(QUESTION, None, 8, 0.0)).text for _ in range(3)]
+        return [(await client("Why?")).text for _ in range(3)]
 
     assert asyncio.run(run()) == ["a", "b", "c"] and len(two.asked) == 1
     assert one.asked[0][1].json_schema is None
@@ -360,8 +360,8 @@ def test_a_question_too_long_for_the_engine_names_the_fix(renderer):
     client = JudgeClient(EngineAsk(renderer, [engine(renderer, "a", "a")], Judge()), Judge())
     [error] = ask(client, "word " * 300)
     assert "judge.characters" in str(error)
-    close = "a " * (renderer.context - len(renderer.chat(QUESTION)) - 20)
+    close = "a " * (renderer.context - len(renderer.chat([{"role": "user", "content": "Why?"}])) - 20)
     one = engine(renderer, "a")
     ask(JudgeClient(EngineAsk(renderer, [one], Judge()), Judge()), close)
     [(ids, sampling)] = one.asked
-    assert sampling.max_tokens == min(64, renderer.context - len(ids))
+    assert sampling.max_tokens == min(Judge().max_tokens, renderer.context - len(ids))
