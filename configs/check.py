@@ -141,8 +141,8 @@ def _credit(config: Config) -> list[tuple[bool, str]]:
         (
             config.steps > 0 and config.rollout.group_size == 1 and learns and not credit.critic,
             "rollout.group_size = 1 makes every advantage 0: "
-            f"credit.advantage = {credit.advantage} compares siblings, allowed is at least 2, gae, "
-            "or loss.policy = 0",
+            f"credit.advantage = {credit.advantage} compares siblings, allowed is at least 2, "
+            "or credit.advantage = gae, or loss.policy = 0",
         ),
         (
             credit.critic and not learns,
