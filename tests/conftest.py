@@ -6,15 +6,11 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from configs.environ import actor_environment
-
-if TYPE_CHECKING:
-    from shared_actors import Shared
 
 os.environ.update(actor_environment(threads=2))  # before any test module imports torch
 settings.register_profile("shared machine", deadline=None)  # wall time says nothing on busy cores
@@ -48,13 +44,3 @@ def nano() -> Path:
     from rollout.models import resolve
 
     return resolve("nano")
-
-
-@pytest.fixture(scope="session")
-def shared(ray_local: None, nano: Path) -> Iterator[Shared]:
-    """Engine, learner, teacher and reference policy for many short runs."""
-    from shared_actors import Shared, longest
-
-    actors = Shared(longest(), str(nano))
-    yield actors
-    actors.close()

@@ -13,7 +13,7 @@ from shared_actors import Shared
 from configs.load import load, methods
 from configs.schema import Config
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = [
     "model.path=nano",
     "model.context=1536",

@@ -23,7 +23,7 @@ from envs.pool import start_pool
 from envs.registry import make_family
 from rollout.worker import Worker
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Tokens of a demonstration in the nano words: they are ALFWorld's, other texts take two or three a word.
 CONTEXTS = {"alfworld": 1024, "webshop": 4096, "taubench": 20480, "appworld": 8192, "bfcl": 16384}
 WIDE = [  # budgets that hold the longest of them

@@ -16,7 +16,7 @@ from configs.schema import Config
 from envs.install import install
 from envs.registry import FAMILIES
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TURNS = {
     "alfworld": 12,
     "webshop": 6,
