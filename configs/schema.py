@@ -81,6 +81,9 @@ class Prompt:
         choices=("history", "window"),
     )
     window: int = setting(2, "past (observation, action) pairs shown by the window preset", low=0)
+    remind: bool = setting(
+        False, "history: repeat the task below each observation, where the benchmark says it only once"
+    )
     list_actions: bool = setting(True, "list the admissible actions in every observation")
     think: bool = setting(True, "ask for <think>…</think> before <action>…</action>")
 

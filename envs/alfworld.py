@@ -74,6 +74,7 @@ class AlfworldEnv(TextEnv):
         self._loaded: Path | None = None
         self._state: GameState | None = None  # None: no episode is under way
         self._turns = 0
+        self._goal = ""
 
     def reset(self, task: TaskSpec) -> Observation:
         path = self._path(task)
@@ -87,6 +88,7 @@ class AlfworldEnv(TextEnv):
             self._loaded = path
         self._state = self._env.reset()
         self._turns = 0
+        self._goal = self._state["feedback"].strip().rpartition("\n")[2]
         return self._observe()
 
     def step(self, action: str) -> StepResult:
@@ -139,7 +141,7 @@ class AlfworldEnv(TextEnv):
         assert self._state is not None
         text = self._state["feedback"]
         actions = tuple(action for action in self._state["admissible_commands"] if action != "help")
-        return Observation(text, actions, state_key=text, rules=RULES)
+        return Observation(text, actions, state_key=text, rules=RULES, goal=self._goal)
 
 
 class AlfworldFamily(EnvFamily):

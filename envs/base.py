@@ -46,6 +46,7 @@ class Observation:
     role: str = "user"  # who speaks: "user" or "tool"
     rules: str = ""  # who the agent is and what it must keep to: the system message
     tools: tuple[Mapping[str, Any], ...] = ()  # schemas: {"name", "description", "parameters"} each
+    goal: str = ""  # the task in a line, where the benchmark says it only at the start
 
     def admits(self, action: str) -> bool:
         """Whether the action is admissible here, whatever way there is to write it."""

@@ -192,9 +192,11 @@ class Renderer:
         return (f"<think>{thought}</think>" if self.prompt.think else "") + self.form.write(action)
 
     def show(self, observation: Observation) -> str:
-        """An observation as a growing chat shows it: its text and, where they are listed, its actions."""
+        """An observation as a growing chat shows it: its text and, where asked for, its goal and actions."""
         said = observation.text.strip()
-        lines = [tool_result(said) if observation.role == "tool" else said, self._list_actions(observation)]
+        goal = observation.goal if self.prompt.remind and observation.goal not in said else ""
+        shown = tool_result(said) if observation.role == "tool" else said
+        lines = [shown, goal, self._list_actions(observation)]
         return self._plain("\n".join(line for line in lines if line))
 
     def _list_actions(self, observation: Observation) -> str:

@@ -129,6 +129,12 @@ def test_an_inadmissible_action_changes_nothing(env, small):
     assert before.state_key == before.text
 
 
+def test_the_goal_is_the_first_observations_last_line(env, small):
+    first = env.reset(small)
+    assert first.goal.startswith("Your task is to: ") and first.text.rstrip().endswith(first.goal)
+    assert env.step("look").observation.goal == first.goal
+
+
 def test_the_same_task_starts_the_same_again(env, small):
     first = env.reset(small[0])
     env.step(first.actions[0])

@@ -130,6 +130,15 @@ def test_history_text():
     assert "think" not in text and "Actions:" not in text and "listed" not in text
 
 
+def test_a_goal_is_repeated_only_where_asked_for_and_not_shown_already():
+    told = Observation("You see a key.\nYour task: open it.", goal="Your task: open it.")
+    later = Observation("Nothing happens.", ("look",), goal="Your task: open it.")
+    reminded, plain = renderer("chatml", remind=True), renderer("chatml")
+    assert reminded.show(told) == plain.show(told) == told.text
+    assert reminded.show(later) == "Nothing happens.\nYour task: open it.\nActions: look"
+    assert plain.show(later) == "Nothing happens.\nActions: look"
+
+
 def test_window_text():
     render = renderer("chatml", preset="window", window=2)
     seen = [Observation(f"Sight {number}.", ("look",)) for number in range(1, 6)]
