@@ -130,7 +130,7 @@ def test_an_inadmissible_action_changes_nothing(env, small):
 
 
 def test_the_goal_is_the_first_observations_last_line(env, small):
-    first = env.reset(small)
+    first = env.reset(small[0])
     assert first.goal.startswith("Your task is to: ") and first.text.rstrip().endswith(first.goal)
     assert env.step("look").observation.goal == first.goal
 
