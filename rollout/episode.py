@@ -67,9 +67,10 @@ async def play(
         room = renderer.context - len(context)
         if room < min(limits.max_tokens, SMALLEST_RESPONSE):
             if not turns:
+                example = ", lower evaluate.example_characters" if preamble else ""
                 raise PromptTooLong(
                     f"the first prompt of task {task.id} has {len(context)} tokens and model.context is "
-                    f"{renderer.context}: raise model.context, or set prompt.list_actions=false"
+                    f"{renderer.context}: raise model.context{example}, or set prompt.list_actions=false"
                 )
             ended = "context"
             break

@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from rollout_toys import CHATML, TASK, ToyEngine, ToySlot, make_tokenizer
+from rollout_toys import CHATML, ROOM, TASK, ToyEngine, ToySlot, make_tokenizer
 
 from configs.schema import Prompt
 from rollout.answers import FORMS
@@ -90,6 +90,20 @@ def test_the_context_limit_ends_the_episode_and_cuts_the_last_response():
 def test_a_first_prompt_over_the_limit_is_a_configuration_error():
     with pytest.raises(PromptTooLong, match=r"model\.context is 64"):
         run(WIN, context=64)
+
+
+@pytest.mark.parametrize("preset", ["history", "window"])
+def test_a_preamble_stands_before_the_task_and_not_in_the_observation(preset):
+    engine = ToyEngine(TOKENIZER, "<|im_end|>", WIN)
+    renderer = Renderer(TOKENIZER, Prompt(preset=preset), 2048)
+    played = play(TASK, ToySlot(), engine._generate, renderer, Limits(2, 64), 1.0, 7, "Look twice.")
+    trajectory = asyncio.run(played)
+    assert trajectory.preamble == "Look twice." and trajectory.turns[0].observation == ROOM
+    for context, _ in engine.asked:
+        assert renderer.decode(context).count(f"Look twice.\n\n{ROOM.text}") == 1
+    with pytest.raises(PromptTooLong, match=r"lower evaluate\.example_characters"):
+        cramped = Renderer(TOKENIZER, Prompt(), 64)
+        asyncio.run(play(TASK, ToySlot(), engine._generate, cramped, Limits(2, 64), 1.0, 7, "Look twice."))
 
 
 def test_an_empty_generation_is_an_engine_failure():
