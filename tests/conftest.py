@@ -21,6 +21,15 @@ os.environ.setdefault(
 )  # embedded models and games, made once
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests stay together in one of the processes of `make test`: those of a file, for its fixtures,
+    and all that start Ray, for two of them would not fit into memory."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            together = "ray" if "ray_local" in getattr(item, "fixturenames", ()) else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(together))
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A local Ray for the whole session, its actors seeing this checkout and the variables above."""
