@@ -130,7 +130,7 @@ def _run(config: Config, start: Callable[[], Coroutine[Any, Any, None]]) -> None
 
 
 def _fail(message: str) -> Any:
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False)
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code=1)
 
 

@@ -162,5 +162,5 @@ def _ask(answers: str, tools: set[str]) -> str:
 
 
 def _fail(message: str) -> None:
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False)
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code=1)
