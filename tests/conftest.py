@@ -21,6 +21,7 @@ os.environ.setdefault(
 )  # embedded models and games, made once
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests stay together in one of the processes of `make test`: those of a file, for its fixtures,
     and all that start Ray, for two of them would not fit into memory."""
