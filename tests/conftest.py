@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from configs.environ import actor_environment
 
@@ -21,14 +23,19 @@ os.environ.setdefault(
 )  # embedded models and games, made once
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay together in one of the processes of `make test`: those of a file, for its fixtures,
-    and all that start Ray, for two of them would not fit into memory."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            together = "ray" if "ray_local" in getattr(item, "fixturenames", ()) else str(item.path)
-            item.add_marker(pytest.mark.xdist_group(together))
+class Together(LoadScopeScheduling):
+    """`make test` runs in two processes. A file's tests stay in one, for its fixtures; so do all that start
+    Ray, for actors of two runs might not fit into memory."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        text = (PROJECT / file).read_text()
+        return "ray" if "ray_local" in text or "shared_actors" in text else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """How tests are handed out."""
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

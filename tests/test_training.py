@@ -113,7 +113,6 @@ def test_nothing_is_overwritten(straight: Path) -> None:
         train(straight, "steps=3")
 
 
-@pytest.mark.xdist_group("ray")  # it starts a Ray of its own
 def test_the_readmes_command(tmp_path: Path) -> None:
     """`make train` with the embedded 135M model and tiny limits, as a new user runs it."""
     limits = (
