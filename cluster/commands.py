@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -14,16 +16,18 @@ from cluster.start import connect, start_actors
 from cluster.train import Trainer
 from cluster.view import View, cost_lines, draw_curve, evaluation_table
 from cluster.watch import Watchdog
-from configs.schema import Config
+from configs.schema import Config, Lora
 from envs.base import EnvError
 from envs.registry import make_family
 from learner.checkpoint import CheckpointError, latest
 from learner.publish import PublishError
 from learner.rank import LearnerError
+from rollout.adapter import AdapterError, read
 from rollout.episode import PromptTooLong
 from rollout.models import ModelMissing, ModelUnfit, resolve
 from rollout.render import load_renderer
 from rollout.template import TemplateError
+from rollout.weights import WeightSet, digest, pack
 
 
 def expected_errors() -> tuple[type[Exception], ...]:
@@ -34,6 +38,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
         CheckpointError,
         PublishError,
         LearnerError,
+        AdapterError,
         ModelMissing,
         ModelUnfit,
         PromptTooLong,
@@ -92,7 +97,16 @@ async def eval_run(config: Config) -> None:
             family = make_family(config.env)
             manifest = family.manifest()
             view.say(f"panel of {len(manifest.evaluation)} tasks, digest {manifest.digest}")
-            actors = await start_actors(config, str(model), family, learner=False, teacher=False)
+            # Merged weights lose an adapter to rounding, so it is served on the model that it is of.
+            adapter = read(model)
+            lora = adapter.settings if adapter else Lora()
+            served = replace(config, learner=replace(config.learner, lora=lora))
+            base = str(adapter.base if adapter else model)
+            actors = await start_actors(served, base, family, learner=False, teacher=False)
+            if adapter:
+                flat, layout = pack(adapter.tensors.items())
+                weights = WeightSet(1, layout, digest(flat), ray.put(flat))
+                await asyncio.gather(*(engine.load_weights.remote(weights) for engine in actors.engines))
             watchdog = Watchdog(config.cluster.stall_timeout)
             episodes = panel(manifest.evaluation, config.evaluate.episodes)
 

@@ -47,6 +47,8 @@ class Trainer:
         """The whole run, from where it stands to `steps`; returns every evaluation made."""
         run, config = self.run, self.config
         if not run.state.warm_started:
+            if config.learner.lora.rank:
+                await self.publish()  # an engine has requests with an adapter or without, never both at once
             await self.warm_start()
         else:
             await self.publish(refresh_teacher=run.state.step == 0)
@@ -200,7 +202,10 @@ class Trainer:
         report = await publish(self.actors.engines, weights, run.canary, own, config.publish.tolerance)
         first = run.state.step == 0  # what the warm start made is where teacher, reference and critic begin
         if refresh_teacher and first and self.actors.critic is not None:
-            await self.actors.critic.load_weights(weights)
+            whole = weights
+            if config.learner.lora.rank:
+                whole = await self.learner.export_merged(run.state.version)
+            await self.actors.critic.load_weights(whole)
         averaged = weights
         if refresh_teacher and config.averages_adapter and self.actors.teacher is not None:
             share = 1.0 if first else config.teacher.ema

@@ -134,7 +134,7 @@ class WarmStart:
 class Lora:
     """An adapter that is trained in the place of the weights, which stay as they are."""
 
-    rank: int = setting(0, "rank of the adapter; 0 trains all weights", low=0)
+    rank: int = setting(0, "rank of the adapter; 0 trains all weights", low=0, high=512)
     alpha: int = setting(64, "the adapter is multiplied by alpha / rank", low=1)
     dropout: float = setting(
         0.0,

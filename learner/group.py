@@ -131,11 +131,15 @@ class LearnerGroup:
         return [found[index] for index in range(len(rows))]
 
     async def export(self, version: int) -> WeightSet:
-        """The current weights, in the object store."""
+        """What is trained, in the object store: all weights, or the adapter."""
         return (await self._same("export", version))[0]
 
+    async def export_merged(self, version: int) -> WeightSet:
+        """All weights, an adapter merged into them in float32."""
+        return (await self._same("export_merged", version))[0]
+
     async def export_average(self, version: int, share: float) -> WeightSet:
-        """The weights with the adapter's average, after it moved by `share` of the way to the adapter."""
+        """The adapter's average, after it moved by `share` of the way to the adapter."""
         return (await self._same("export_average", version, share))[0]
 
     async def score(self, ids: np.ndarray) -> np.ndarray:

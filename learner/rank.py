@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,12 +20,12 @@ import torch
 from configs.environ import actor_environment
 from configs.schema import Config
 from learner import losses
-from learner.adapter import Adapter, Pair
 from learner.distil import Likelihoods, distil
 from learner.logprobs import TokenLogprobs, TokenScores
 from learner.pack import Batch, collate
 from learner.rows import Row
-from rollout.weights import WeightSet, describe, digest, pack
+from rollout.adapter import FOLDER, Adapter, Pair, named, write
+from rollout.weights import Layout, WeightSet, describe, digest, pack
 
 Piece = tuple[str, Sequence[Row], float]  # objective, rows of a micro-batch, scale of their summed loss
 
@@ -175,11 +176,17 @@ class Rank:
         return made.logprobs.cpu().numpy()
 
     def export(self, version: int) -> WeightSet | None:
-        """The weights under the model's own names, in the object store; None on all ranks but 0."""
-        return self._export(version, average=False)
+        """What is trained, in the object store: all weights, or the adapter; None on all ranks but 0."""
+        if self.adapter is None:
+            return self.export_merged(version)
+        return self._put(version, named(self._pairs()).items())
+
+    def export_merged(self, version: int) -> WeightSet | None:
+        """All weights under the model's own names, an adapter merged into them in float32."""
+        return self._put(version, self._parameters(), None if self.adapter else self.layout)
 
     def export_average(self, version: int, share: float) -> WeightSet | None:
-        """Move the adapter's average by `share` of the way to the adapter; then `export` with the average.
+        """Move the adapter's average by `share` of the way to the adapter; then `export` the average.
 
         Raises:
             LearnerError: no adapter is trained.
@@ -189,7 +196,7 @@ class Rank:
         for name, pair in self.adapter.pairs.items():
             with self._whole(pair):
                 self.adapter.follow(name, share)
-        return self._export(version, average=True)
+        return self._put(version, named(self.adapter.average).items())
 
     def save(self, folder: str) -> None:
         """Write what is trained, an adapter's average, and optimiser state; every rank writes its part."""
@@ -214,16 +221,24 @@ class Rank:
     def save_model(self, folder: str) -> None:
         """Write a folder that transformers and vLLM load: weights, configuration, tokenizer.
 
-        An adapter is merged into the weights, and also written by itself, for PEFT, in `adapter/`.
+        An adapter is merged into float32 weights, where nothing of it is lost, and written by itself beside
+        them: loaded in bfloat16, they would be nearly the model that training began with.
         """
-        weights, adapter = dict(self._parameters()), self._adapter_pairs()
-        if self.rank == 0:
-            from transformers import AutoTokenizer
+        weights, adapter = dict(self._parameters()), named(self._pairs())
+        if self.rank:
+            return
+        from transformers import AutoTokenizer
 
-            self.engine.module.lm.save_pretrained(folder, state_dict=weights)
-            AutoTokenizer.from_pretrained(self.model).save_pretrained(folder)
-            if self.adapter:
-                self.adapter.save(Path(folder) / "adapter", adapter)
+        lm = self.engine.module.lm
+        if self.adapter:
+            weights = {name: weight.float() for name, weight in weights.items()}
+            write(Path(folder) / FOLDER, adapter, self.config.learner.lora, base=self.model)
+        lm.save_pretrained(folder, state_dict=weights)
+        if self.adapter:
+            saved = copy.deepcopy(lm.config)
+            saved.dtype = torch.float32
+            saved.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(self.model).save_pretrained(folder)
 
     def _wrap(self, lm: Any) -> torch.nn.Module:
         """What this rank trains of the causal LM. `self.weights` is what it exports, under the LM's names."""
@@ -268,29 +283,32 @@ class Rank:
     def _advice(self) -> str:
         return f"lower {self.NAME}.lr and go on from a checkpoint"
 
-    def _export(self, version: int, average: bool) -> WeightSet | None:
+    def _put(
+        self, version: int, tensors: Iterable[tuple[str, torch.Tensor]], layout: Layout | None = None
+    ) -> WeightSet | None:
+        """Tensors in the object store, by rank 0. With their `layout` they are taken one by one."""
         if self.rank:
-            for _ in self._parameters(average):
+            for _ in tensors:  # gathering them may be for all ranks to do
                 pass
             return None
-        flat, layout = pack(self._parameters(average), self.layout)
+        flat, layout = pack(tensors, layout)
         return WeightSet(version=version, layout=layout, digest=digest(flat), data=ray.put(flat))
 
-    def _parameters(self, average: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+    def _parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every full parameter on the CPU, under the model's own name; each rank must run it to its end.
 
-        An adapter is merged into copies. `average`: its average instead of itself.
+        An adapter is merged into float32 copies of the weights that it adds to.
         """
         adapter = self.adapter
         for name, weight in self.weights.items():
             pair = adapter.pairs.get(name, ()) if adapter else ()
             with self._whole((weight, *pair)):
-                full = adapter.merged(name, weight, average) if adapter and pair else weight.detach()
+                full = adapter.merged(name, weight) if adapter and pair else weight.detach()
                 # A gathered parameter is freed on leaving the block, so it is copied.
                 full = full.to("cpu", copy=self._sharded)
             yield name, full
 
-    def _adapter_pairs(self) -> dict[str, Pair]:
+    def _pairs(self) -> dict[str, Pair]:
         """The adapter's full A and B on the CPU; every rank must call it."""
         pairs: dict[str, Pair] = {}
         for name, (a, b) in self.adapter.pairs.items() if self.adapter else ():

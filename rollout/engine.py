@@ -7,23 +7,29 @@ below the actor; it inherits those variables.
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
 from configs.environ import actor_environment
 from configs.schema import Config
+from rollout.adapter import layer_names, write
 from rollout.types import EngineError, Generation, Sampling
-from rollout.weights import WeightSet
+from rollout.weights import WeightSet, digest, unpack
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs, RequestOutput, SamplingParams
     from vllm.config.model import ModelDType
+    from vllm.lora.request import LoRARequest
 
+ADAPTERS = 2  # at work in one step: the newest, and that of requests which began before it
 CPU_BLOCK = 32  # tokens of a KV block on CPU, where vLLM's default of 128 would not cache shorter prefixes
 
 
@@ -74,7 +80,36 @@ def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
         weight_transfer_config=WeightTransferConfig(backend=config.publish.transport),
         worker_extension_cls="rollout.transfer.WeightsExtension",
         **memory,
+        **lora_args(model, config),
     )
+
+
+def lora_args(model: str, config: Config) -> dict[str, Any]:
+    """vLLM's settings for a model whose adapter is trained.
+
+    The head is left as it is: with an adapter's layer around it, vLLM mixes up the rows of prompt log-probs.
+    """
+    from vllm.config.lora import MaxLoRARanks
+
+    lora = config.learner.lora
+    if not lora.rank:
+        return {}
+    return {
+        "enable_lora": True,
+        "max_loras": ADAPTERS,
+        "max_lora_rank": min(rank for rank in get_args(MaxLoRARanks) if rank >= lora.rank),
+        "lora_target_modules": layer_names(model, lora),
+    }
+
+
+@dataclass
+class Served:
+    """An adapter that vLLM serves, and how many requests go on with it."""
+
+    request: LoRARequest
+    digest: str
+    folder: tempfile.TemporaryDirectory[str]  # vLLM reads it again if it had to drop the adapter
+    running: int = 0
 
 
 class Engine:
@@ -93,6 +128,7 @@ class Engine:
         self.totals = dict.fromkeys(
             ("running", "requests", "prompt_tokens", "cached_tokens", "generated_tokens"), 0
         )
+        self.adapters: list[Served] = []  # oldest first; new requests take the last
         self.llm = AsyncLLM.from_engine_args(engine_args(model, config, index))
         self.start_seconds = time.monotonic() - started
 
@@ -125,7 +161,11 @@ class Engine:
             ids=np.asarray(sampled.token_ids, dtype=np.int32),
             logprobs=np.asarray(sampled.logprobs.logprobs, dtype=np.float32),
             finish=sampled.finish_reason,
-            weight_version=min(int(span.version) for span in sampled.weight_versions),
+            weight_version=(
+                output.lora_request.lora_int_id
+                if output.lora_request
+                else min(int(span.version) for span in sampled.weight_versions)
+            ),
         )
 
     async def score(self, ids: np.ndarray) -> np.ndarray:
@@ -141,15 +181,41 @@ class Engine:
     async def load_weights(self, weights: WeightSet) -> None:
         """Replace the weights between two steps; requests in flight go on with the new ones.
 
+        Where an adapter is trained, `weights` is one: it is served beside the older ones, and requests in
+        flight end with the adapter that they began with.
+
         Raises EngineError; the engine is then out of use, as it may hold half an update.
         """
         from rollout.transfer import lend, update_info
 
         flat = await weights.data
+        if self.config.learner.lora.rank:
+            await self.add_adapter(weights, flat)
+            return
         with lend(flat) as path:
             await self.start_update()
             await self.receive_update(update_info(path, weights.layout))
         await self.finish_update(weights.version)
+
+    async def add_adapter(self, weights: WeightSet, flat: np.ndarray) -> None:
+        """Serve new requests with this adapter, and forget those that no request uses."""
+        from vllm.lora.request import LoRARequest
+
+        async with self._guard(f"loading adapter {weights.version}"):
+            if weights.version <= self.version:  # vLLM would go on with the adapter that has this number
+                raise ValueError(f"adapter {self.version} is served already")
+            folder = tempfile.TemporaryDirectory(prefix="hindsight-adapter-")
+            write(Path(folder.name), dict(unpack(flat, weights.layout)), self.config.learner.lora)
+            request = LoRARequest(f"adapter {weights.version}", weights.version, folder.name)
+            await self.llm.add_lora(request)
+            await self.llm.update_weight_version(str(weights.version))
+            unused = [served for served in self.adapters if not served.running]
+            self.adapters = [served for served in self.adapters if served.running]
+            self.adapters.append(Served(request, digest(flat), folder))
+            self.version = weights.version
+            for served in unused:
+                await self.llm.remove_lora(served.request.lora_int_id)
+                served.folder.cleanup()
 
     async def init_transfer(self, info: dict[str, Any]) -> None:
         """Join the learner's transfer group, for transports that have one."""
@@ -182,8 +248,9 @@ class Engine:
             await self.llm.resume_generation()
 
     async def fingerprint(self) -> tuple[int, set[str]]:
-        """Version of the weights, and the digests that the engine's processes took of what they loaded."""
-        digests = await self.llm.collective_rpc("received_digest")
+        """Version of the weights, and the digests of what arrived, by each of the engine's processes."""
+        newest = self.adapters[-1:]
+        digests = [served.digest for served in newest] or await self.llm.collective_rpc("received_digest")
         return int(await self.llm.get_weight_version()), set(digests)
 
     async def stats(self) -> dict[str, int]:
@@ -209,18 +276,24 @@ class Engine:
         # The salt keeps keys of different weights apart even if a reset were missed.
         prompt = TokensPrompt(prompt_token_ids=ids.tolist(), cache_salt=f"weights {self.version}")
         deadline = self.config.rollout.request_timeout
+        served = self.adapters[-1] if self.adapters else None
+        generating = self.llm.generate(
+            prompt, params, str(next(self.requests)), lora_request=served.request if served else None
+        )
         self.totals["running"] += 1
+        if served:
+            served.running += 1
         try:
             async with asyncio.timeout(deadline):
-                [output] = [
-                    final async for final in self.llm.generate(prompt, params, str(next(self.requests)))
-                ]
+                [output] = [final async for final in generating]
         except TimeoutError as error:
             raise EngineError(f"engine {self.index}: no response in {deadline:.0f} s") from error
         except VLLMError as error:
             raise EngineError(f"engine {self.index}: {self.failure or error}") from error
         finally:
             self.totals["running"] -= 1
+            if served:
+                served.running -= 1
         return output
 
     @asynccontextmanager

@@ -6,7 +6,7 @@ teacher = ray.remote(Teacher).options(runtime_env={"env_vars": teacher_env(confi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ import torch
 
 from configs.environ import actor_environment
 from configs.schema import Config
+from rollout.adapter import Adapter, named
 from rollout.weights import WeightSet, digest, unpack
 from teacher.contexts import ScoreRequest
 from teacher.plan import Tree, TreeTokens, lay_out, plan_forwards
@@ -153,13 +154,12 @@ def _per_request(tree: Tree, row: TreeTokens, scored: Scored) -> dict[int, Score
     return dict(zip(tree.requests, parts, strict=True))
 
 
-def load_strictly(model: torch.nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Copy tensors into the model's parameters: each exactly once, or none at all.
+def load_strictly(targets: Mapping[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Copy tensors into those of the same name: each exactly once, or none at all.
 
     Raises:
-        WeightsError: a parameter is missing, unknown, given twice or of another shape.
+        WeightsError: one is missing, unknown, given twice or of another shape.
     """
-    targets = dict(model.named_parameters())
     given = list(tensors)
     arrived = sorted((name, tuple(tensor.shape)) for name, tensor in given)
     expected = sorted((name, tuple(target.shape)) for name, target in targets.items())
@@ -172,7 +172,10 @@ def load_strictly(model: torch.nn.Module, tensors: Iterable[tuple[str, torch.Ten
 
 
 class Teacher:
-    """Holds a copy of the student's weights and scores with it. Every method is for Ray to call."""
+    """Holds a copy of the student's weights and scores with it. Every method is for Ray to call.
+
+    Of a student that trains an adapter, it holds the model and such an adapter, in float32.
+    """
 
     def __init__(self, model: str, config: Config) -> None:
         """
@@ -181,6 +184,7 @@ class Teacher:
 
         Raises:
             ScorerError: see `SpanScorer`.
+            AdapterError: the model cannot carry `learner.lora`.
         """
         from transformers import AutoModelForCausalLM
 
@@ -188,13 +192,17 @@ class Teacher:
         loaded = AutoModelForCausalLM.from_pretrained(
             model, dtype=getattr(torch, config.model.dtype), attn_implementation="sdpa"
         )
+        lora = config.learner.lora
+        adapter = Adapter(loaded, lora, config.seed) if lora.rank else None
         # Moved in place: `to` of a PreTrainedModel is decorated beyond what a type checker can follow.
         torch.nn.Module.to(loaded, device)
         self._scorer = SpanScorer(loaded, config.teacher.batch_tokens, config.rollout.temperature)
+        # What follows the student, by the names under which it travels.
+        self._held = named(adapter.pairs) if adapter else dict(loaded.named_parameters())
         averages = config.teacher.ema < 1 and not config.averages_adapter  # of an adapter: the learner does
         # A moving average in bfloat16 would round small steps away.
         self._average = (
-            {name: value.detach().float() for name, value in loaded.named_parameters()} if averages else None
+            {name: value.detach().float() for name, value in self._held.items()} if averages else None
         )
         self._share = config.teacher.ema
         self._version = 0
@@ -227,7 +235,7 @@ class Teacher:
         """Write the weights as a safetensors file: a resumed run needs the teacher of the last refresh."""
         from safetensors.torch import save_file
 
-        held = self._average or dict(self._scorer.model.named_parameters())
+        held = self._average or self._held
         tensors = {name: value.detach().cpu() for name, value in held.items()}
         save_file(tensors, path, metadata={"version": str(self._version)})
 
@@ -246,13 +254,13 @@ class Teacher:
     def _take(self, tensors: Iterable[tuple[str, torch.Tensor]], share: float) -> None:
         """Move by `share` of the way to these weights."""
         if self._average is None:
-            load_strictly(self._scorer.model, tensors)
+            load_strictly(self._held, tensors)
             return
         given = {name: tensor.to(self._scorer.model.device).float() for name, tensor in tensors}
         for name, value in self._average.items():
             if name in given:  # `load_strictly` says what is missing
                 given[name] = value.lerp_(given[name], share)
-        load_strictly(self._scorer.model, given.items())
+        load_strictly(self._held, given.items())
 
     def score(
         self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest]

@@ -1,4 +1,4 @@
-"""The adapter against PEFT's own merge and a naive average."""
+"""The adapter against PEFT's own merge, its files and a naive average."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from learner_toys import tiny_llama
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from configs.schema import Lora
-from learner.adapter import Adapter, AdapterError
+from rollout.adapter import FOLDER, Adapter, AdapterError, layer_names, named, read, write
 
 LORA = Lora(rank=4, alpha=6, dropout=0.2)
 IDS = torch.arange(1, 30)[None]
@@ -51,7 +51,7 @@ def test_the_merge_is_pefts_own():
 
 @torch.no_grad()
 def test_the_average_is_of_a_and_b():
-    _, own, adapter = adapted()
+    _, _, adapter = adapted()
     rng = torch.Generator().manual_seed(3)
     name, share = next(iter(adapter.pairs)), 0.1
     mean_a, mean_b = (held.clone() for held in adapter.average[name])
@@ -64,11 +64,32 @@ def test_the_average_is_of_a_and_b():
         a, b = adapter.pairs[name]
         mean_a, mean_b = 0.9 * mean_a + 0.1 * a, 0.9 * mean_b + 0.1 * b
         products = 0.9 * products + 0.1 * (b @ a)
-    exact = own[name] + 1.5 * (mean_b @ mean_a)
-    torch.testing.assert_close(adapter.merged(name, own[name], average=True), exact, rtol=1e-4, atol=1e-4)
-    assert (exact - own[name] - 1.5 * products).abs().max() > 0.1  # not the mean of the products
+    held_a, held_b = adapter.average[name]
+    torch.testing.assert_close(held_a, mean_a, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(held_b, mean_b, rtol=1e-4, atol=1e-4)
+    assert (held_b @ held_a - products).abs().max() > 0.1  # not the mean of the products
     adapter.follow(name, 1.0)
-    assert torch.equal(adapter.merged(name, own[name], average=True), adapter.merged(name, own[name]))
+    assert all(map(torch.equal, adapter.average[name], adapter.pairs[name]))
+
+
+@torch.no_grad()
+def test_files_give_the_adapter_back(tmp_path):
+    model, _, adapter = adapted()
+    base = tmp_path / "base"
+    tiny_llama().save_pretrained(base)
+    assert read(base) is None
+    write(tmp_path / "made" / FOLDER, named(adapter.pairs), LORA, str(base))
+    saved = read(tmp_path / "made")
+    assert saved.base == base and saved.settings == replace(LORA, dropout=0.0)
+    assert all(torch.equal(tensor, saved.tensors[name]) for name, tensor in named(adapter.pairs).items())
+    peft = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "made" / FOLDER))
+    torch.testing.assert_close(peft(IDS).logits, model(IDS).logits)
+    seven = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert layer_names(str(base), LORA) == seven  # the head is not among them
+    assert layer_names(str(base), replace(LORA, targets=["self_attn.q_proj"])) == ["q_proj"]
+    with pytest.raises(AdapterError, match="base_model_name_or_path"):
+        write(tmp_path / "lost" / FOLDER, named(adapter.pairs), LORA, str(tmp_path / "gone"))
+        read(tmp_path / "lost")
 
 
 def test_the_same_seed_draws_the_same_adapter_and_dropout_is_off_outside_its_block():

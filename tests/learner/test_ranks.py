@@ -16,11 +16,11 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from configs.schema import Cluster, Config, Learner, Lora, Model
-from learner.adapter import Adapter
 from learner.group import LearnerGroup, _answers
 from learner.logprobs import TokenLogprobs
 from learner.pack import collate
 from learner.rank import LearnerError, learner_env
+from rollout.adapter import Adapter
 from rollout.weights import unpack
 
 LR = 1e-3
@@ -46,8 +46,8 @@ def learner_config(**changes):
     return replace(CONFIG, model=Model(dtype=dtype), learner=replace(CONFIG.learner, **changes))
 
 
-async def tensors(learner):
-    weights = await learner.export(1)
+async def tensors(learner, export="export_merged"):
+    weights = await getattr(learner, export)(1)
     flat = ray.get(weights.data)
     return {name: tensor.clone() for name, tensor in unpack(flat, weights.layout)}
 
@@ -188,6 +188,8 @@ def test_an_adapter_on_two_ranks_of_zero_3(ray_local, folder, tmp_path):
             torch.testing.assert_close(tensor, weights[name], rtol=1e-3, atol=2e-4)
             assert torch.equal(tensor, base[name]) == ("proj" not in name)
 
+        sent = await tensors(learner, "export")
+        assert len(sent) == 2 * 14 and all("lora_" in name for name in sent)  # A and B, and nothing else
         averaged = await learner.export_average(1, 0.1)
         assert (await learner.export(1)).digest != averaged.digest
         await loads_elsewhere(learner, tmp_path / "model")
@@ -223,7 +225,8 @@ async def resumes_with_dropout(learner, rows, target):
 
     async def go_on():
         stats = await learner.update({"imitation": rows}, 0.0, LR)
-        return stats | {"seconds": 0.0}, (await learner.export_average(2, 0.1)).digest
+        sent = (await learner.export(2)).digest, (await learner.export_average(2, 0.1)).digest
+        return stats | {"seconds": 0.0}, sent
 
     first, other = await go_on(), await go_on()
     await learner.load(target)

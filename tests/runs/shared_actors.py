@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import ray
 
 import cluster.run
 from cluster.run import Run, open_run
-from cluster.start import Actors, has_critic, start_actors
+from cluster.start import Actors, has_critic, start_actors, variables
 from cluster.train import Trainer
 from cluster.view import View
 from configs.load import load
-from configs.schema import Config
+from configs.schema import Config, Lora
 from envs.base import EnvFamily
 from envs.pool import start_pool
 from envs.registry import make_family
+from rollout.engine import Engine, engine_env
 from rollout.worker import Worker
+from teacher.scorer import Teacher
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Tokens of a demonstration in the nano words: they are ALFWorld's, other texts take two or three a word.
@@ -40,6 +43,16 @@ def longest() -> Config:
     return load(CONFIGS / "alfworld.yaml", [*tiny, *WIDE, context, "loss.kl=0.01", "credit.advantage=gae"])
 
 
+def with_lora(config: Config, lora: Lora) -> Config:
+    """The settings with that adapter."""
+    return replace(config, learner=replace(config.learner, lora=lora))
+
+
+def set_lora(engine: Any, lora: Lora) -> None:
+    """Give an engine the settings of an adapter of no higher rank than it was made for."""
+    engine.config = with_lora(engine.config, lora)
+
+
 @dataclass
 class Lent(Actors):
     """Actors that do not end with the run that borrowed them."""
@@ -52,13 +65,17 @@ class Shared:
     """Actors that runs borrow, one run at a time. Environments change where a run asks for others."""
 
     def __init__(self, config: Config, model: str) -> None:
-        self.model = model
+        self.config, self.model = config, model
         self.actors = asyncio.run(start_actors(config, model, make_family(config.env)))
+        self.plain, self.adapted = self.actors.engines, list[Any]()
+        self.folder = tempfile.TemporaryDirectory(prefix="hindsight-shared-")
         self.env = config.env
         self.version = 0  # of weights: none comes twice
 
     def close(self) -> None:
+        self.actors.engines = [*self.plain, *self.adapted]
         asyncio.run(self.actors.stop())
+        self.folder.cleanup()
 
     def train(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         """A whole run with these actors and environments of its own."""
@@ -83,35 +100,53 @@ class Shared:
             rank.config = settings
 
         def set_teacher(teacher: Any, settings: Config) -> None:
-            model = teacher._scorer.model
             teacher._share = settings.teacher.ema
             averages = settings.teacher.ema < 1 and not settings.averages_adapter
-            held = model.named_parameters() if averages else ()
+            held = teacher._held.items() if averages else ()
             teacher._average = {name: value.detach().float() for name, value in held} or None
 
         learner, calls = self.actors.learner, []
         assert learner is not None
-        adapts = learner.config.learner.lora != config.learner.lora
+        before = learner.config.learner.lora
         for trained in (learner, self.actors.critic):
             assert trained is not None
             trained.config = config
             calls += [rank.__ray_call__.remote(set_rank, config) for rank in trained.ranks]
-        calls += [one.__ray_call__.remote(set_teacher, config) for one in self.actors.scorers().values()]
         ray.get(calls, timeout=120)
-        if adapts:
-            self._load_again(learner.ranks)
+        if before != config.learner.lora:
+            self._begin_again(learner.ranks, before, config.learner.lora)
+        teachers = self.actors.scorers().values()
+        ray.get([one.__ray_call__.remote(set_teacher, config) for one in teachers], timeout=120)
 
-    def _load_again(self, ranks: list[Any]) -> None:
-        """Let the ranks go on from the weights that they have, with or without an adapter on them."""
+    def _begin_again(self, ranks: list[Any], before: Lora, lora: Lora) -> None:
+        """Learner, teacher and engine with an adapter, on the weights of the first such time; or without.
+
+        An engine serves whole weights or adapters, so there is one of each.
+        """
 
         def begin_with(rank: Any, folder: str) -> None:
             rank.model = folder
 
-        with tempfile.TemporaryDirectory() as folder:
-            ray.get([rank.save_model.remote(folder) for rank in ranks], timeout=120)
-            ray.get([rank.__ray_call__.remote(begin_with, folder) for rank in ranks], timeout=120)
-            ray.get([rank.start.remote("127.0.0.1", 0) for rank in ranks], timeout=120)  # they have met
-            ray.get([rank.__ray_call__.remote(begin_with, self.model) for rank in ranks], timeout=120)
+        adapted, plain = Path(self.folder.name, "adapted"), Path(self.folder.name, "plain")
+        if not before.rank:
+            ray.get([rank.save_model.remote(str(plain)) for rank in ranks], timeout=120)
+            if not adapted.exists():
+                shutil.copytree(plain, adapted)
+        folder, config = str(adapted if lora.rank else plain), with_lora(self.config, lora)
+        ray.get([rank.__ray_call__.remote(begin_with, folder) for rank in ranks], timeout=120)
+        ray.get([rank.start.remote("127.0.0.1", 0) for rank in ranks], timeout=120)  # they have met
+        ray.get([rank.__ray_call__.remote(begin_with, self.model) for rank in ranks], timeout=120)
+        scorers = self.actors.scorers().values()
+        ray.get([one.__ray_call__.remote(Teacher.__init__, folder, config) for one in scorers], timeout=120)
+        if not lora.rank:
+            self.actors.engines = self.plain
+            return
+        if not self.adapted:
+            place = {"num_cpus": 0, **variables(engine_env(config)), "max_concurrency": 64}
+            self.adapted = [ray.remote(Engine).options(**place).remote(folder, config, 0)]
+            ray.get(self.adapted[0].ready.remote(), timeout=300)
+        ray.get([engine.__ray_call__.remote(set_lora, lora) for engine in self.adapted], timeout=60)
+        self.actors.engines = self.adapted
 
     async def _lend(self, config: Config, model: str, family: EnvFamily, *, teacher: bool, **_: Any) -> Lent:
         actors = self.actors

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from safetensors.torch import load_file
 from shared_actors import Shared
 
@@ -98,10 +100,19 @@ def test_another_environment(
 def test_a_critic_goes_on_where_it_was(
     warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One step, then one more by a fresh critic that takes over the checkpoint: a new one says 0 of all."""
+    """One step, then one more by a critic that has nothing but the checkpoint: a new one says 0 of all."""
+
+    def forget(rank: Any) -> None:
+        for parameter in rank.engine.module.value_head.parameters():
+            parameter.data.zero_()
+
     more = ["prompt.preset=window", "credit.step=turn", "loss.kl=0.01", "resume=auto"]
     out = tmp_path / "run"
+    assert warmed.actors.critic is not None
+    [rank] = warmed.actors.critic.ranks
+    ray.get(rank.__ray_call__.remote(forget))
     warmed.train(settings("ppo", out, *more, "steps=1"), monkeypatch)
+    ray.get(rank.__ray_call__.remote(forget))
     first, second = train(warmed, settings("ppo", out, *more), monkeypatch)
     assert first["critic/value_mean"] == 0 != second["critic/value_mean"]
     # A turn is a row and a step of its own, so the critic learns one position of each.
@@ -117,13 +128,36 @@ def test_an_adapter_and_its_average(warmed: Shared, tmp_path: Path, monkeypatch:
     assert all(row["publish/canary_gap"] < 0.02 for row in steps)  # bfloat16: rounding only
     folders = [tmp_path / f"run/checkpoints/step-0000000{step}" for step in (1, 2)]
     before, after = (load_file(folder / "model/model.safetensors") for folder in folders)
+    assert {str(tensor.dtype) for tensor in after.values()} == {"torch.float32"}
     assert {name for name in before if not before[name].equal(after[name])} == {
         name for name in before if "proj" in name
     }
-    adapter, teacher = folders[1] / "model/adapter", load_file(folders[1] / "teacher.safetensors")
-    assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 4
-    moved = [teacher[name].sub(after[name]).abs().max() for name in before if "proj" in name]
+    adapter = load_file(folders[1] / "model/adapter/adapter_model.safetensors")
+    teacher = load_file(folders[1] / "teacher.safetensors")
+    assert json.loads((folders[1] / "model/adapter/adapter_config.json").read_text())["r"] == 4
+    assert adapter.keys() == teacher.keys()
+    moved = [teacher[name].sub(adapter[name].float()).abs().max() for name in adapter]
     assert min(moved) > 0  # the teacher lags behind the student
+
+
+def test_an_adapter_goes_on_where_it_was(
+    warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second step of a run with a break before it is that of a run without."""
+    lora = [
+        "learner.lora.rank=8",
+        "learner.lr=1e-2",
+        "resume=auto",
+        "checkpoint.every=1",
+        "evaluate.episodes=1",
+    ]
+    whole = train(warmed, settings("dense", tmp_path / "whole", *lora), monkeypatch)
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken/checkpoints/step-00000002")
+    broken = train(warmed, settings("dense", tmp_path / "broken", *lora), monkeypatch)
+    same = ("rollout/episodes", "rollout/tokens", "learner/distil_tokens", "learner/loss")
+    print(whole[1], broken[1])
+    assert [broken[1].get(name) for name in same] == [whole[1].get(name) for name in same]
 
 
 def test_two_trials_of_reflexion(shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +179,7 @@ def test_two_trials_of_reflexion(shared: Shared, tmp_path: Path, monkeypatch: py
 def test_strength_zero_runs_no_teacher_and_staleness_stays_bounded(
     warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = ["reweight.strength=0", "feedback.source=none", "rollout.max_staleness=1"]
+    plain = ["reweight.strength=0", "feedback.source=none", "rollout.max_staleness=1", "warm_start.demos=4"]
     steps = train(warmed, settings("serl", tmp_path / "run", *plain), monkeypatch)
     assert [row["rollout/staleness"] for row in steps] == [0, 1]
     assert all(row["teacher/spans"] == 0 for row in steps)

@@ -127,7 +127,7 @@ def test_loaded_weights_score_like_their_model(tied):
     expected = naive(student, 1.0, sequences, requests)
     scorer = SpanScorer(teacher, 4096, 1.0)
     assert not np.allclose(scorer.score(sequences, requests)[0].logprobs, expected[0], atol=0.1)
-    load_strictly(teacher, unpack(*pack(student.named_parameters())))
+    load_strictly(dict(teacher.named_parameters()), unpack(*pack(student.named_parameters())))
     assert_equal_scores(scorer.score(sequences, requests), expected)
 
 
@@ -145,7 +145,7 @@ def test_weights_that_do_not_fit_change_nothing(fault):
     else:
         given[0] = (given[0][0], given[0][1][:-1])
     with pytest.raises(WeightsError):
-        load_strictly(teacher, given)
+        load_strictly(dict(teacher.named_parameters()), given)
     assert all(torch.equal(value, before[name]) for name, value in teacher.named_parameters())
 
 

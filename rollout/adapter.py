@@ -1,0 +1,169 @@
+"""LoRA (arXiv 2106.09685): a low-rank adapter on each chosen linear layer of a frozen model, and its average.
+
+Learner, engines, teacher and reference all compute W·x + s·B·A·x and never merge: a bfloat16 weight has 8
+significant bits, so W + s·B·A would drop what is below half a step of W, nearly all that a small learning
+rate makes. Only A and B travel, under the names that PEFT gives them in files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs.schema import Lora
+
+NAME = "default"  # PEFT's name of a model's only adapter
+FOLDER = "adapter"  # beside a model that was made with one
+Pair = tuple[torch.Tensor, torch.Tensor]  # A (rank, in), B (out, rank)
+
+
+class AdapterError(ValueError):
+    """The model's layers cannot carry the adapter that `learner.lora` asks for."""
+
+
+class Adapter:
+    """The trainable part of a model whose own parameters it froze. B = 0 at first: it changes nothing yet."""
+
+    def __init__(self, lm: Any, settings: Lora, seed: int) -> None:
+        """Put an adapter on `lm`, a transformers causal LM, in place; the same `seed` draws the same A.
+
+        Raises:
+            AdapterError: a target is not a plain linear layer below the head, or there is none.
+        """
+        from peft import inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
+
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(peft_config(settings), lm, NAME)
+        except ValueError as error:
+            raise AdapterError(f"learner.lora.targets = {settings.targets} does not fit: {error}") from error
+        layers: dict[str, Any] = {n: layer for n, layer in lm.named_modules() if isinstance(layer, LoraLayer)}
+        for name, layer in layers.items():
+            # learner.logprobs computes the head from its weight alone, past an adapter.
+            if layer is lm.get_output_embeddings() or not isinstance(layer.base_layer, nn.Linear):
+                raise AdapterError(f"learner.lora.targets names {name}: choose linear layers below the head")
+        self.scale = settings.alpha / settings.rank
+        self.pairs: dict[str, Pair] = {  # by the model's own name of the weight that they add to
+            f"{name}.weight": (layer.lora_A[NAME].weight, layer.lora_B[NAME].weight)
+            for name, layer in layers.items()
+        }
+        # In float32: a moving average in bfloat16 would round small steps away.
+        self.average: dict[str, Pair] = {
+            name: (a.detach().float().clone(), b.detach().float().clone())
+            for name, (a, b) in self.pairs.items()
+        }
+        self._drops = [layer.lora_dropout[NAME] for layer in layers.values()]
+        self._drop(False)
+
+    def follow(self, name: str, share: float) -> None:
+        """Move one layer's average by `share` of the way to the adapter. A and B are averaged, not B·A."""
+        for average, now in zip(self.average[name], self.pairs[name], strict=True):
+            average.lerp_(now.detach().to(average), share)
+
+    def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """W + s·B·A of one layer in float32; `weight` stays as it is."""
+        a, b = self.pairs[name]
+        return weight.detach().float() + self.scale * (b.detach().float() @ a.detach().float())
+
+    @contextmanager
+    def dropout(self, on: bool) -> Iterator[None]:
+        """Dropout is off but in blocks that switch it on."""
+        self._drop(on)
+        try:
+            yield
+        finally:
+            self._drop(False)
+
+    def _drop(self, on: bool) -> None:
+        for module in self._drops:
+            module.train(on)
+
+
+def named(pairs: Mapping[str, Pair]) -> dict[str, torch.Tensor]:
+    """A and B by PEFT's names; `pairs` by the model's own name of the weight that they add to."""
+    return {
+        f"base_model.model.{name.removesuffix('.weight')}.lora_{letter}.weight": tensor
+        for name, pair in pairs.items()
+        for letter, tensor in zip("AB", pair, strict=True)
+    }
+
+
+def peft_config(settings: Lora, base: str | None = None) -> Any:
+    """`settings` as PEFT has them. `base`: folder of the model that the adapter is on."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets or "all-linear",
+        base_model_name_or_path=base,
+    )
+
+
+def write(folder: Path, tensors: Mapping[str, torch.Tensor], settings: Lora, base: str | None = None) -> None:
+    """Write A and B, by PEFT's names, as a folder that PEFT and vLLM load on the model without adapter."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    peft_config(settings, base).save_pretrained(str(folder))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `write` wrote beside a model."""
+
+    base: Path
+    settings: Lora
+    tensors: dict[str, torch.Tensor]
+
+
+def read(model: Path) -> Saved | None:
+    """The adapter that a checkpoint's model folder was made with, if any.
+
+    Raises:
+        AdapterError: the model that it is on is not here.
+    """
+    from safetensors.torch import load_file
+
+    folder = model / FOLDER
+    if not folder.is_dir():
+        return None
+    held = json.loads((folder / "adapter_config.json").read_text())
+    base = Path(held["base_model_name_or_path"])
+    if not base.is_dir():
+        raise AdapterError(
+            f"{model} was made by an adapter on {base}, which is not here. Set base_model_name_or_path in "
+            f"{folder / 'adapter_config.json'} to where that model is now"
+        )
+    targets = held["target_modules"]
+    settings = Lora(held["r"], held["lora_alpha"], targets=[] if targets == "all-linear" else targets)
+    return Saved(base, settings, load_file(folder / "adapter_model.safetensors"))
+
+
+def layer_names(model: str, settings: Lora) -> list[str]:
+    """Last names of the layers that carry the adapter, such as q_proj.
+
+    Args:
+        model: folder of the model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if settings.targets:
+        return sorted({name.rpartition(".")[2] for name in settings.targets})
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    head = lm.get_output_embeddings()
+    layers = {name: layer for name, layer in lm.named_modules() if isinstance(layer, nn.Linear)}
+    return sorted({name.rpartition(".")[2] for name, layer in layers.items() if layer is not head})
