@@ -174,7 +174,7 @@ def load_strictly(targets: Mapping[str, torch.Tensor], tensors: Iterable[tuple[s
 class Teacher:
     """Holds a copy of the student's weights and scores with it. Every method is for Ray to call.
 
-    Of a student that trains an adapter, it holds the model and such an adapter, in float32.
+    Of a student that trains an adapter, it holds the model and such an adapter beside it.
     """
 
     def __init__(self, model: str, config: Config) -> None:

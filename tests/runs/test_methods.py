@@ -156,7 +156,6 @@ def test_an_adapter_goes_on_where_it_was(
     shutil.rmtree(tmp_path / "broken/checkpoints/step-00000002")
     broken = train(warmed, settings("dense", tmp_path / "broken", *lora), monkeypatch)
     same = ("rollout/episodes", "rollout/tokens", "learner/distil_tokens", "learner/loss")
-    print(whole[1], broken[1])
     assert [broken[1].get(name) for name in same] == [whole[1].get(name) for name in same]
 
 
