@@ -151,7 +151,7 @@ def test_keys_of_one_adapter_are_not_used_for_another(student):
 
 def test_adapters_that_no_request_uses_are_forgotten(student):
     student.publish(student.change(std=0.05))
-    assert ray.get(student.handle.held.remote()) == ({student.version}, 1)
+    assert ray.get(student.handle.held.remote()) == ([student.version], 1)
 
 
 def test_other_bytes_than_were_sent_and_old_numbers_are_refused(student):
