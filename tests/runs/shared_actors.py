@@ -112,11 +112,11 @@ class Shared:
             assert trained is not None
             trained.config = config
             calls += [rank.__ray_call__.remote(set_rank, config) for rank in trained.ranks]
-        ray.get(calls, timeout=120)
+        ray.get(calls, timeout=300)
         if before != config.learner.lora:
             self._begin_again(learner.ranks, before, config.learner.lora)
         teachers = self.actors.scorers().values()
-        ray.get([one.__ray_call__.remote(set_teacher, config) for one in teachers], timeout=120)
+        ray.get([one.__ray_call__.remote(set_teacher, config) for one in teachers], timeout=300)
 
     def _begin_again(self, ranks: list[Any], before: Lora, lora: Lora) -> None:
         """Learner, teacher and engine with an adapter, on the weights of the first such time; or without.
@@ -129,15 +129,15 @@ class Shared:
 
         adapted, plain = Path(self.folder.name, "adapted"), Path(self.folder.name, "plain")
         if not before.rank:
-            ray.get([rank.save_model.remote(str(plain)) for rank in ranks], timeout=120)
+            ray.get([rank.save_model.remote(str(plain)) for rank in ranks], timeout=300)
             if not adapted.exists():
                 shutil.copytree(plain, adapted)
         folder, config = str(adapted if lora.rank else plain), with_lora(self.config, lora)
-        ray.get([rank.__ray_call__.remote(begin_with, folder) for rank in ranks], timeout=120)
-        ray.get([rank.start.remote("127.0.0.1", 0) for rank in ranks], timeout=120)  # they have met
-        ray.get([rank.__ray_call__.remote(begin_with, self.model) for rank in ranks], timeout=120)
+        ray.get([rank.__ray_call__.remote(begin_with, folder) for rank in ranks], timeout=300)
+        ray.get([rank.start.remote("127.0.0.1", 0) for rank in ranks], timeout=300)  # they have met
+        ray.get([rank.__ray_call__.remote(begin_with, self.model) for rank in ranks], timeout=300)
         scorers = self.actors.scorers().values()
-        ray.get([one.__ray_call__.remote(Teacher.__init__, folder, config) for one in scorers], timeout=120)
+        ray.get([one.__ray_call__.remote(Teacher.__init__, folder, config) for one in scorers], timeout=300)
         if not lora.rank:
             self.actors.engines = self.plain
             return
@@ -145,7 +145,7 @@ class Shared:
             place = {"num_cpus": 0, **variables(engine_env(config)), "max_concurrency": 64}
             self.adapted = [ray.remote(Engine).options(**place).remote(folder, config, 0)]
             ray.get(self.adapted[0].ready.remote(), timeout=300)
-        ray.get([engine.__ray_call__.remote(set_lora, lora) for engine in self.adapted], timeout=60)
+        ray.get([engine.__ray_call__.remote(set_lora, lora) for engine in self.adapted], timeout=300)
         self.actors.engines = self.adapted
 
     async def _lend(self, config: Config, model: str, family: EnvFamily, *, teacher: bool, **_: Any) -> Lent:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -38,6 +41,11 @@ TINY = [
     "teacher.batch_tokens=4096",
 ]
 TURNS = {"alfworld": 6, "webshop": 3}
+# What HERO and HINT-SD read, whatever happened: the nano model's own answers say nothing that can be read.
+ANSWER = {
+    "turns": [{"turn": n, "verdict": "wrong", "cause": "It did not help.", "fix": None} for n in range(1, 7)],
+    "failures": [{"turn": 2, "correction": "Look around first."}],
+}
 
 
 def settings(method: str, out: Path, *more: str, env: str = "alfworld") -> Config:
@@ -45,6 +53,34 @@ def settings(method: str, out: Path, *more: str, env: str = "alfworld") -> Confi
     # Two steps of a judge with the nano model's answers: they are read or counted as unreadable.
     judged = ["judge.source=engine", "judge.max_tokens=64", "judge.characters=1500"]
     return load(CONFIGS / f"{env}.yaml", overrides + judged + list(more))
+
+
+class Analyst(BaseHTTPRequestHandler):
+    """An OpenAI-compatible endpoint that always says the same."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        choice = {"index": 0, "finish_reason": "stop"}
+        choice |= {"message": {"role": "assistant", "content": json.dumps(ANSWER)}}
+        usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
+        said = {"id": "a", "object": "chat.completion", "created": 0, "model": "m"}
+        body = json.dumps({**said, "choices": [choice], "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def analyst(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Settings of a judge that is such an endpoint."""
+    monkeypatch.setenv("ANALYST_KEY", "any")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Analyst) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"judge.url=http://127.0.0.1:{server.server_port}/v1"
+        yield ["judge.source=endpoint", url, "judge.model=m", "judge.key_variable=ANALYST_KEY"]
+        server.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +107,17 @@ def total(steps: list[dict[str, Any]], name: str) -> float:
 
 
 @pytest.mark.parametrize("name", methods())
-def test_two_steps(name: str, warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = settings(name, tmp_path / "run")
+def test_two_steps(
+    name: str, warmed: Shared, analyst: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(name, tmp_path / "run", *analyst)
     steps = train(warmed, config, monkeypatch)
     judged = config.feedback.judged
     assert total(steps, "failures/total") == 0
-    if config.distil.weight > 0 and not judged and config.feedback.source != "reference":
+    if config.distil.weight > 0:
         assert total(steps, "learner/distil_tokens") > 0 and total(steps, "teacher/spans") > 0
     if judged and config.distil.weight > 0:
-        assert total(steps, "feedback/asked") > 0
+        assert total(steps, "feedback/tokens_read") > 0 == total(steps, "feedback/unreadable")
     if config.reweight.strength == 0 and config.distil.weight == 0:
         assert total(steps, "teacher/spans") == 0
     assert (total(steps, "critic/rows") > 0) == config.credit.critic
