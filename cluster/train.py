@@ -26,6 +26,7 @@ from learner.reweight import strength_at
 from learner.rows import Advantages, Row, make_rows
 from learner.value_rows import estimate, value_rows
 from rollout.types import Group
+from rollout.weights import WeightSet
 
 
 async def nothing() -> dict[str, float]:
@@ -51,7 +52,7 @@ class Trainer:
                 await self.publish()  # an engine has requests with an adapter or without, never both at once
             await self.warm_start()
         else:
-            await self.publish(refresh_teacher=run.state.step == 0)
+            await self.publish(refresh=run.state.step == 0)
         if config.warm_start.demos and not self.measured("after warm start"):
             await self.evaluate("after warm start")
         try:
@@ -80,7 +81,7 @@ class Trainer:
                 run.metrics.write(step, "warm_start", stats)
 
             await imitate(config, self.actors, run.renderer, run.manifest.train, run.now, report)
-            await self.publish(refresh_teacher=True)
+            await self.publish(refresh=True)
         run.state.warm_started = True
         await run.save()  # before it is measured: it must not be lost to what comes next
 
@@ -104,7 +105,7 @@ class Trainer:
         run.state.step += 1
         run.state.turns += sum(len(t.turns) for group in groups for t in group.trajectories)
         refresh = config.teacher.refresh_every > 0 and run.state.step % config.teacher.refresh_every == 0
-        report = await self.publish(refresh_teacher=refresh)
+        report = await self.publish(refresh)
         published = time.monotonic()
         for one in filled:
             self.release(one)
@@ -192,30 +193,32 @@ class Trainer:
         else:
             self.run.ledger.mark_trained(filled.ordinal)
 
-    async def publish(self, refresh_teacher: bool = False) -> Any:
-        """New weights to every engine, verified; to the teacher when it is due."""
+    async def publish(self, refresh: bool = False) -> Any:
+        """New weights to every engine, verified; and, where it is due, to those that follow the student."""
         run, config = self.run, self.config
         run.now("publishing weights")
         run.state.version += 1
         weights = await self.learner.export(run.state.version)
         own = await self.learner.score(run.canary)
         report = await publish(self.actors.engines, weights, run.canary, own, config.publish.tolerance)
-        first = run.state.step == 0  # what the warm start made is where teacher, reference and critic begin
-        if refresh_teacher and first and self.actors.critic is not None:
-            whole = weights
-            if config.learner.lora.rank:
-                whole = await self.learner.export_merged(run.state.version)
-            await self.actors.critic.load_weights(whole)
-        averaged = weights
-        if refresh_teacher and config.averages_adapter and self.actors.teacher is not None:
-            share = 1.0 if first else config.teacher.ema
-            averaged = await self.learner.export_average(run.state.version, share)
-        for name, scorer in self.actors.scorers().items():
-            if refresh_teacher and (first or name == "teacher"):
-                given = averaged if name == "teacher" else weights
-                loading = scorer.load_weights.remote(given, whole=first)
-                await within(config.teacher.timeout, f"refreshing the {name}", loading)
+        if refresh:
+            await self.refresh(weights)
         return report
+
+    async def refresh(self, weights: WeightSet) -> None:
+        """To the teacher; and once, after the warm start, to reference and critic: all begin alike."""
+        config, version, first = self.config, self.run.state.version, self.run.state.step == 0
+        given = {name: weights for name in self.actors.scorers() if first or name == "teacher"}
+        if config.averages_adapter and "teacher" in given:
+            share = 1.0 if first else config.teacher.ema
+            given["teacher"] = await self.learner.export_average(version, share)
+        for name, own in given.items():
+            loading = self.actors.scorers()[name].load_weights.remote(own, whole=first)
+            await within(config.teacher.timeout, f"refreshing the {name}", loading)
+        if first and self.actors.critic is not None:
+            adapted = config.learner.lora.rank > 0
+            whole = await self.learner.export_merged(version) if adapted else weights
+            await self.actors.critic.load_weights(whole)
 
     async def evaluate(self, stage: str) -> None:
         """Play the held-out panel and write down what came of it."""

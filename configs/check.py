@@ -77,8 +77,14 @@ def _formed(item: Field[Any], text: str) -> bool:
 
 def _contradictions(config: Config) -> list[str]:
     """Settings that are fine alone and impossible together."""
+    rules = [*_lengths(config), *_update(config), *_credit(config), *_feedback(config), _policy(config)]
+    return [problem for broken, problem in rules if broken]
+
+
+def _lengths(config: Config) -> list[tuple[bool, str]]:
+    """Rules of what has to fit in a context, or a context in: (broken, problem)."""
     rollout, context = config.rollout, config.model.context
-    rules = [
+    return [
         (
             rollout.max_tokens >= context,
             f"rollout.max_tokens = {rollout.max_tokens} leaves no room for a prompt: "
@@ -89,6 +95,23 @@ def _contradictions(config: Config) -> list[str]:
             f"feedback.max_tokens = {config.feedback.max_tokens} leaves the teacher no room for the prompt: "
             f"allowed is less than model.context = {context}",
         ),
+        (
+            config.learner.micro_tokens < context,
+            f"learner.micro_tokens = {config.learner.micro_tokens} cannot hold one full sequence: "
+            f"allowed is at least model.context = {context}",
+        ),
+        (
+            (config.reweight.strength > 0 or config.distil.weight > 0)
+            and config.teacher.batch_tokens < context,
+            f"teacher.batch_tokens = {config.teacher.batch_tokens} cannot hold one full sequence: "
+            f"allowed is at least model.context = {context}",
+        ),
+    ]
+
+
+def _update(config: Config) -> list[tuple[bool, str]]:
+    """Rules of what the learner does with a step: (broken, problem)."""
+    return [
         (
             config.steps > 0 and config.loss.policy == 0 and config.distil.weight == 0,
             "loss.policy = 0 and distil.weight = 0 leave nothing to train on: set one of them above 0",
@@ -117,20 +140,10 @@ def _contradictions(config: Config) -> list[str]:
             "allowed is 0 (off) or at least 1",
         ),
         (
-            config.learner.micro_tokens < context,
-            f"learner.micro_tokens = {config.learner.micro_tokens} cannot hold one full sequence: "
-            f"allowed is at least model.context = {context}",
+            config.learner.zero_stage == 0 and config.model.dtype == "float32",
+            "learner.zero_stage = 0 with model.dtype = float32 leaves DeepSpeed without a gradient norm: "
+            "set learner.zero_stage to 1, which shards the optimizer alone, or model.dtype=bfloat16",
         ),
-        (
-            config.reweight.strength > 0 and config.teacher.batch_tokens < context,
-            f"teacher.batch_tokens = {config.teacher.batch_tokens} cannot hold one full sequence: "
-            f"allowed is at least model.context = {context}",
-        ),
-    ]
-    return [
-        problem
-        for broken, problem in [*rules, *_credit(config), *_feedback(config), _policy(config)]
-        if broken
     ]
 
 

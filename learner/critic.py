@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import ray
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from learner import losses
-from learner.group import LearnerGroup
-from learner.pack import Batch, collate
+from learner.group import RankGroup
+from learner.pack import Batch
 from learner.rank import Rank
 from learner.rows import Row
 from learner.value_rows import fit
@@ -58,25 +58,18 @@ class CriticRank(Rank):
 
     def values(self, micros: Sequence[Sequence[Row]]) -> list[list[np.ndarray]]:
         """Per micro-batch and row, (P,) float32 V of the state from which each position was sampled."""
-        answers = []
-        for rows in micros:
-            with torch.no_grad():
-                found = self._values(collate(rows).to(self.device)).cpu().numpy()
-            cuts = np.cumsum([len(row.positions) for row in rows])[:-1]
-            answers.append(np.split(found, cuts) if rows else [])
-        return answers
+        return self._answers(micros, self._values)
 
     def load_weights(self, weights: WeightSet) -> None:
         """Take over the student's trunk."""
         import deepspeed
 
         tensors = dict(unpack(ray.get(weights.data), weights.layout))
-        sharded = self.config.learner.zero_stage == 3
         for name, parameter in self.engine.module.named_parameters():
             if name.startswith("value_head."):
                 continue
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=sharded):
-                if self.rank == 0 or not sharded:
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._sharded):
+                if self.rank == 0 or not self._sharded:
                     parameter.data.copy_(tensors[name])
         # The optimiser has float32 copies of its own, except where DeepSpeed leaves it as it is (stage 0).
         if hasattr(self.engine.optimizer, "refresh_fp32_params"):
@@ -99,10 +92,10 @@ class CriticRank(Rank):
         return losses.value(self._values(batch), old, batch.returns, self.config.critic.clip)
 
 
-class Critic(LearnerGroup):
-    """The critic's ranks, as many and sharded as the learner's. What concerns a vocabulary is not for it."""
+class Critic(RankGroup):
+    """The critic's ranks, as many and sharded as the learner's."""
 
-    RANK: ClassVar[type[Rank]] = CriticRank
+    RANK = CriticRank
     OBJECTIVES = ("value",)
 
     async def values(self, rows: Sequence[Row]) -> list[np.ndarray]:

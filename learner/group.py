@@ -1,4 +1,4 @@
-"""The learner as the driver sees it: one object over all ranks, whose every wait has a deadline."""
+"""Learner and ranks as the driver sees them: one object over all ranks, whose every wait has a deadline."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from configs.schema import Config
 from learner.losses import OBJECTIVES, merge, report
 from learner.pack import over_ranks
 from learner.plan import plan_updates, weigh
+from learner.policy import PolicyRank
 from learner.rank import LearnerError, Rank, learner_env
 from learner.rows import Row
 from rollout.weights import WeightSet
@@ -25,11 +26,11 @@ from rollout.weights import WeightSet
 STATE_BYTES, FROZEN_BYTES = 16, 4
 
 
-class LearnerGroup:
-    """The DeepSpeed ranks. Each call is for all of them; calls that overlap are answered in order."""
+class RankGroup:
+    """The DeepSpeed ranks of one model. Each call is for all; calls that overlap are answered in order."""
 
-    RANK: ClassVar[type[Rank]] = Rank
-    OBJECTIVES: ClassVar[tuple[str, ...]] = OBJECTIVES
+    RANK: ClassVar[type[Rank]]
+    OBJECTIVES: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: Config, model: str, places: Sequence[dict[str, Any]] = ()) -> None:
         """
@@ -111,9 +112,19 @@ class LearnerGroup:
             "seconds": time.monotonic() - began,
         }
 
-    async def candidates(self, rows: Sequence[Row], k: int) -> list[np.ndarray]:
-        """Per row, (P, k) int32: the student's k likeliest tokens at each position, likeliest first."""
-        return await self._per_row("candidates", rows, k)
+    async def save(self, folder: Path | str) -> None:
+        """Write weights and optimiser state into an existing folder that all ranks see."""
+        await self._same("save", str(folder))
+
+    async def load(self, folder: Path | str) -> None:
+        """Take over what `save` wrote with as many ranks and the same ZeRO stage."""
+        await self._same("load", str(folder))
+
+    def stop(self) -> None:
+        """End the ranks."""
+        for rank in self.ranks:
+            ray.kill(rank)
+        self.ranks = []
 
     async def _per_row(self, method: str, rows: Sequence[Row], *args: Any) -> list[np.ndarray]:
         """What a method of the ranks that takes micro-batches gives to each row."""
@@ -129,6 +140,26 @@ class LearnerGroup:
             for micro, arrays in zip(place, answer, strict=True):
                 found.update(zip(micro, arrays, strict=True))
         return [found[index] for index in range(len(rows))]
+
+    async def _same(self, method: str, *args: Any) -> list[Any]:
+        """Call a collective method with the same arguments on every rank."""
+        if not self.ranks:
+            raise LearnerError(f"learner.{method}: the ranks are not running; call start first")
+        return await self._answers(method, [getattr(rank, method).remote(*args) for rank in self.ranks])
+
+    async def _answers(self, method: str, calls: list[Any]) -> list[Any]:
+        return await _answers(method, calls, self.config.learner.timeout)
+
+
+class LearnerGroup(RankGroup):
+    """The policy's ranks."""
+
+    RANK = PolicyRank
+    OBJECTIVES = OBJECTIVES
+
+    async def candidates(self, rows: Sequence[Row], k: int) -> list[np.ndarray]:
+        """Per row, (P, k) int32: the student's k likeliest tokens at each position, likeliest first."""
+        return await self._per_row("candidates", rows, k)
 
     async def export(self, version: int) -> WeightSet:
         """What is trained, in the object store: all weights, or the adapter."""
@@ -146,32 +177,9 @@ class LearnerGroup:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""
         return (await self._same("score", ids))[0]
 
-    async def save(self, folder: Path | str) -> None:
-        """Write weights and optimiser state into an existing folder that all ranks see."""
-        await self._same("save", str(folder))
-
-    async def load(self, folder: Path | str) -> None:
-        """Take over what `save` wrote with as many ranks and the same ZeRO stage."""
-        await self._same("load", str(folder))
-
     async def save_model(self, folder: Path | str) -> None:
         """Write a model folder that transformers and vLLM load."""
         await self._same("save_model", str(folder))
-
-    def stop(self) -> None:
-        """End the ranks."""
-        for rank in self.ranks:
-            ray.kill(rank)
-        self.ranks = []
-
-    async def _same(self, method: str, *args: Any) -> list[Any]:
-        """Call a collective method with the same arguments on every rank."""
-        if not self.ranks:
-            raise LearnerError(f"learner.{method}: the ranks are not running; call start first")
-        return await self._answers(method, [getattr(rank, method).remote(*args) for rank in self.ranks])
-
-    async def _answers(self, method: str, calls: list[Any]) -> list[Any]:
-        return await _answers(method, calls, self.config.learner.timeout)
 
 
 async def _answers(method: str, calls: list[Any], seconds: float) -> list[Any]:

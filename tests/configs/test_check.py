@@ -107,6 +107,7 @@ def test_numbers_that_are_none_are_refused(value: str) -> None:
         (["loss.importance_cap=0.5"], "loss.importance_cap = 0.5"),
         (["learner.micro_tokens=1024"], "learner.micro_tokens = 1024"),
         (["teacher.batch_tokens=1024"], "teacher.batch_tokens = 1024"),
+        (["learner.zero_stage=0", "model.dtype=float32"], "learner.zero_stage = 0"),
         (["env.data=/nowhere"], "env.data = '/nowhere'"),
         (["model.path=./nowhere"], "model.path = './nowhere'"),
     ],
@@ -126,6 +127,8 @@ def test_one_contradiction_gives_one_problem(overrides: list[str], named: str) -
         ["rollout.group_size=1", "steps=0"],
         ["rollout.group_size=1", "credit.advantage=gae"],
         ["loss.dual_clip=0", "loss.importance_cap=0"],
+        ["learner.zero_stage=1", "model.dtype=float32"],
+        ["learner.zero_stage=0", "model.dtype=bfloat16"],
     ],
 )
 def test_the_advice_removes_the_problem(overrides: list[str]) -> None:

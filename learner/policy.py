@@ -1,0 +1,163 @@
+"""The policy's rank: a causal LM, or an adapter of it; its losses, and what others get of its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from learner import losses
+from learner.distil import Likelihoods, distil
+from learner.logprobs import TokenLogprobs, TokenScores
+from learner.pack import Batch
+from learner.rank import LearnerError, Rank
+from learner.rows import Row
+from rollout.adapter import FOLDER, Adapter, Pair, named, write
+from rollout.weights import Layout, WeightSet, describe, digest, pack
+
+
+class PolicyRank(Rank):
+    """One process of the learner, which trains a causal LM or an adapter of it."""
+
+    NAME = "learner"
+    adapter: Adapter | None
+
+    def candidates(self, micros: Sequence[Sequence[Row]], k: int) -> list[list[np.ndarray]]:
+        """Per micro-batch and row, (P, k) int32: the likeliest tokens at each position, likeliest first."""
+        return self._answers(micros, lambda batch: self._forward(batch, likeliest=k).candidates.int())
+
+    def score(self, ids: np.ndarray) -> np.ndarray:
+        """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""
+        tokens = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(self.device)
+        cols = torch.arange(len(tokens) - 1, device=self.device)
+        with torch.no_grad():
+            made: TokenScores = self.engine(tokens[None], torch.zeros_like(cols), cols, tokens[1:])
+        return made.logprobs.cpu().numpy()
+
+    def export(self, version: int) -> WeightSet | None:
+        """What is trained, in the object store: all weights, or the adapter; None on all ranks but 0."""
+        if self.adapter is None:
+            return self.export_merged(version)
+        return self._put(version, named(self._pairs()).items())
+
+    def export_merged(self, version: int) -> WeightSet | None:
+        """All weights under the model's own names, an adapter merged into them in float32."""
+        return self._put(version, self._parameters(), None if self.adapter else self.layout)
+
+    def export_average(self, version: int, share: float) -> WeightSet | None:
+        """Move the adapter's average by `share` of the way to the adapter; then `export` the average.
+
+        Raises:
+            LearnerError: no adapter is trained.
+        """
+        if self.adapter is None:
+            raise LearnerError("the learner averages adapters only: set learner.lora.rank above 0")
+        for name, pair in self.adapter.pairs.items():
+            with self._whole(pair):
+                self.adapter.follow(name, share)
+        return self._put(version, named(self.adapter.average).items())
+
+    def save_model(self, folder: str) -> None:
+        """Write a folder that transformers and vLLM load: weights, configuration, tokenizer.
+
+        An adapter is merged into float32 weights, where nothing of it is lost, and written by itself beside
+        them: loaded in bfloat16, they would be nearly the model that training began with.
+        """
+        weights, adapter = dict(self._parameters()), named(self._pairs())
+        if self.rank:
+            return
+        from transformers import AutoTokenizer
+
+        lm = self.engine.module.lm
+        if self.adapter:
+            weights = {name: weight.float() for name, weight in weights.items()}
+            write(Path(folder) / FOLDER, adapter, self.config.learner.lora, base=self.model)
+        lm.save_pretrained(folder, state_dict=weights)
+        if self.adapter:
+            saved = copy.deepcopy(lm.config)
+            saved.dtype = torch.float32
+            saved.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(self.model).save_pretrained(folder)
+
+    def _wrap(self, lm: Any) -> torch.nn.Module:
+        """The LM; `self.weights` is what is exported of it, under the LM's names."""
+        self.weights = dict(lm.named_parameters())  # an adapter would rename them
+        self.layout = tuple(describe(name, weight) for name, weight in self.weights.items())
+        lora = self.config.learner.lora
+        self.adapter = Adapter(lm, lora, self.config.seed) if lora.rank else None
+        self.kept = {"average": self.adapter.average} if self.adapter else {}
+        return TokenLogprobs(lm)
+
+    def _forward(self, batch: Batch, likeliest: int = 0) -> TokenScores:
+        """At the sampling temperature."""
+        temperature = self.config.rollout.temperature
+        made: TokenScores = self.engine(
+            batch.ids, batch.rows, batch.cols, batch.targets, temperature, batch.candidates, likeliest
+        )
+        return made
+
+    def _old(self, batch: Batch) -> torch.Tensor:
+        return self._forward(batch).logprobs
+
+    def _loss(
+        self, batch: Batch, old: torch.Tensor | None, objective: str, strength: float
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        made = self._forward(batch)
+        old = made.logprobs.detach() if old is None else old
+        if objective == "imitation":
+            return losses.imitation(made.logprobs, made.entropy, batch.advantages)
+        if objective == "distil":
+            teacher = Likelihoods(batch.teacher, batch.teacher_candidates)
+            return distil(Likelihoods(made.logprobs, made.candidates), teacher, old, self.config.distil)
+        loss = self.config.loss
+        weights = losses.token_weights(batch.rows, loss.aggregation)
+        tokens = losses.Tokens(batch.advantages, old, batch.rollout, batch.teacher, batch.reference, weights)
+        return losses.policy(made.logprobs, made.entropy, tokens, loss, strength, self.config.reweight.clip)
+
+    def _training(self, objective: str) -> AbstractContextManager[None]:
+        """An adapter's dropout is on for imitation and distillation.
+
+        The policy loss compares the policy with the one that acted, which had none: with dropout off their
+        ratio is 1 before the first step. Old log-probs are without dropout, so with several steps
+        distillation's importance ratio has its noise.
+        """
+        return self.adapter.dropout(objective != "policy") if self.adapter else nullcontext()
+
+    def _put(
+        self, version: int, tensors: Iterable[tuple[str, torch.Tensor]], layout: Layout | None = None
+    ) -> WeightSet | None:
+        """Tensors in the object store, by rank 0. With their `layout` they are taken one by one."""
+        if self.rank:
+            for _ in tensors:  # gathering them may be for all ranks to do
+                pass
+            return None
+        flat, layout = pack(tensors, layout)
+        return WeightSet(version=version, layout=layout, digest=digest(flat), data=ray.put(flat))
+
+    def _parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every full parameter on the CPU, under the model's own name; each rank must run it to its end.
+
+        An adapter is merged into float32 copies of the weights that it adds to.
+        """
+        adapter = self.adapter
+        for name, weight in self.weights.items():
+            pair = adapter.pairs.get(name, ()) if adapter else ()
+            with self._whole((weight, *pair)):
+                full = adapter.merged(name, weight) if adapter and pair else weight.detach()
+                # A gathered parameter is freed on leaving the block, so it is copied.
+                full = full.to("cpu", copy=self._sharded)
+            yield name, full
+
+    def _pairs(self) -> dict[str, Pair]:
+        """The adapter's full A and B on the CPU; every rank must call it."""
+        pairs: dict[str, Pair] = {}
+        for name, (a, b) in self.adapter.pairs.items() if self.adapter else ():
+            with self._whole((a, b)):
+                pairs[name] = (a.detach().to("cpu", copy=True), b.detach().to("cpu", copy=True))
+        return pairs
