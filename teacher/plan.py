@@ -1,10 +1,13 @@
 """Which requests share a forward: trees over shared prefixes, in padded rows under a token budget. Pure.
 
-A *tree* is one row of tokens: a trunk, which is the front of one sequence, and behind it the tails of
-requests on that sequence. A tail sees the trunk up to its cut and itself, so each request is scored as if it
-were alone while the trunk is computed once:
+A *tree* is a trunk, which is the front of one sequence, and the tails of requests on that sequence. A tail
+sees the trunk up to its cut and itself, so each request is scored as if it were alone while the trunk is
+computed once:
 
     trunk 0 1 2 3 4 5 6 7 | tail of cut 3: 3 4 5 | tail of cut 7: 7 8 9        (positions)
+
+Tails go through the model in *runs*, those of the latest cuts first: each run sees no more of the trunk than
+the one before, so its keys and values are cropped on the way and never copied.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy as np
 from teacher.contexts import ScoreRequest
 
 PADDING = 0.1  # most of a forward's tokens that may be padding
+RUN = 512  # tail tokens of one run: a tail's queries meet the keys of all tails in its run
 
 
 class BudgetError(ValueError):
@@ -36,17 +40,24 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class TreeTokens:
-    """One tree laid out as a row of L tokens with W wanted log-probs."""
+class Run:
+    """Tails of several trees that go through the model at once."""
 
-    ids: np.ndarray  # (L,) int32
-    positions: np.ndarray  # (L,) int32, position of each token in its own context
-    branch: np.ndarray  # (L,) int32, 0 for the trunk, then 1, 2, ... for the tails
-    seen: np.ndarray  # (L,) int32, how many trunk tokens each token sees
+    parts: tuple[tuple[int, ...], ...]  # per tree, indices into the list of requests; may be empty
+    seen: int  # trunk tokens that this run or a later one sees
+
+
+@dataclass(frozen=True)
+class Tails:
+    """One tree's part of a run, as a row of S tokens with W wanted positions."""
+
+    ids: np.ndarray  # (S,) int32
+    positions: np.ndarray  # (S,) int32, position of each token in its own context
+    branch: np.ndarray  # (S,) int32, the tail that it is of: 1, 2, ...
+    seen: np.ndarray  # (S,) int32, how many trunk tokens it sees
     predictors: np.ndarray  # (W,) int32, where the logits of each wanted token are
-    targets: np.ndarray  # (W,) int32, the wanted tokens
-    candidates: np.ndarray  # (W, k) int32, others wanted at the same positions; k may be 0
-    sizes: tuple[int, ...]  # wanted tokens per request, in the order of Tree.requests
+    wanted: np.ndarray  # (W, 1 + k) int32, the token and k others wanted at the same position
+    sizes: tuple[int, ...]  # wanted positions per request
 
 
 def plan_forwards(requests: Sequence[ScoreRequest], budget: int) -> list[list[Tree]]:
@@ -79,39 +90,57 @@ def tokens_read(requests: Sequence[ScoreRequest], budget: int) -> int:
     return sum(tree.tokens for tree in _grow_trees(requests, budget))
 
 
-def lay_out(tree: Tree, requests: Sequence[ScoreRequest], ids: np.ndarray) -> TreeTokens:
-    """The row of a tree.
+def plan_runs(trees: Sequence[Tree], requests: Sequence[ScoreRequest]) -> list[Run]:
+    """The runs of a forward's trees, in the order in which the model reads them."""
+    split = [_split(tree, requests) for tree in trees]
+    runs: list[Run] = []
+    seen = 0
+    for turn in range(max(map(len, split))):
+        parts = tuple(own[turn] if turn < len(own) else () for own in split)
+        seen = max(seen, *(requests[part[-1]].cut for part in parts if part))
+        runs.append(Run(parts, seen))
+    return runs[::-1]
 
-    Args:
-        requests: the list that the tree's indices point into.
-        ids: the whole sequence that the tree stands on.
-    """
-    trunk = np.arange(tree.trunk, dtype=np.int32)
-    tokens, positions, branch, seen = [ids[: tree.trunk]], [trunk], [np.zeros_like(trunk)], [trunk + 1]
-    predictors, targets, candidates = [], [], []
-    start = tree.trunk
-    for number, index in enumerate(tree.requests, start=1):
-        request = requests[index]
-        steps = np.arange(len(request.tail), dtype=np.int32)
-        tokens.append(request.tail)
+
+def lay_out(requests: Sequence[ScoreRequest]) -> Tails:
+    """The row of these requests' tails; of none, a row of no tokens."""
+    empty = np.zeros(0, np.int32)
+    ids, positions, branch, seen, predictors = [empty], [empty], [empty], [empty], [empty]
+    wanted = []
+    start = 0
+    for number, request in enumerate(requests, start=1):
+        steps, span = np.arange(len(request.tail), dtype=np.int32), request.span
+        ids.append(request.tail)
         positions.append(request.cut + steps)
         branch.append(np.full_like(steps, number))
         seen.append(np.full_like(steps, request.cut))
-        predictors.append(start + steps[request.span.start - 1 : request.span.end - 1])
-        targets.append(request.tail[request.span.start : request.span.end])
-        wanted = request.candidates
-        candidates.append(np.zeros((len(request.span), 0), np.int32) if wanted is None else wanted)
+        predictors.append(start + steps[span.start - 1 : span.end - 1])
+        tokens = request.tail[span.start : span.end, None]
+        others = () if request.candidates is None else (request.candidates,)
+        wanted.append(np.concatenate([tokens, *others], axis=1))
         start += len(steps)
-    return TreeTokens(
-        ids=np.concatenate(tokens),
+    return Tails(
+        ids=np.concatenate(ids),
         positions=np.concatenate(positions),
         branch=np.concatenate(branch),
         seen=np.concatenate(seen),
         predictors=np.concatenate(predictors),
-        targets=np.concatenate(targets),
-        candidates=np.concatenate(candidates),
-        sizes=tuple(map(len, targets)),
+        wanted=np.concatenate(wanted) if wanted else np.zeros((0, 1), np.int32),
+        sizes=tuple(map(len, wanted)),
     )
+
+
+def _split(tree: Tree, requests: Sequence[ScoreRequest]) -> list[tuple[int, ...]]:
+    """The tree's requests in parts of at most `RUN` tail tokens, or of one request."""
+    parts: list[tuple[int, ...]] = []
+    tokens = 0
+    for index in tree.requests:
+        tokens += len(requests[index].tail)
+        if not parts or tokens > RUN:
+            parts.append(())
+            tokens = len(requests[index].tail)
+        parts[-1] += (index,)
+    return parts
 
 
 def _grow_trees(requests: Sequence[ScoreRequest], budget: int) -> list[Tree]:

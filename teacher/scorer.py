@@ -18,10 +18,10 @@ from configs.schema import Config
 from rollout.adapter import Adapter, named
 from rollout.weights import WeightSet, digest, unpack
 from teacher.contexts import ScoreRequest
-from teacher.plan import Tree, TreeTokens, lay_out, plan_forwards
+from teacher.plan import Tails, lay_out, plan_forwards, plan_runs
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 HEAD_ROWS = 1024  # positions whose float32 logits over the vocabulary exist at once
 
@@ -77,27 +77,39 @@ class SpanScorer:
         Raises:
             BudgetError: a request alone is over the budget.
         """
+        from transformers import DynamicCache
+
         scores: dict[int, Scored] = {}
         for trees in plan_forwards(requests, self.budget):
-            rows = [lay_out(tree, requests, sequences[tree.trajectory][tree.sequence]) for tree in trees]
-            for tree, row, scored in zip(trees, rows, self._forward(rows), strict=True):
-                scores.update(_per_request(tree, row, scored))
+            trunks = [sequences[tree.trajectory][tree.sequence][: tree.trunk] for tree in trees]
+            kept = DynamicCache()  # the trunks' keys and values
+            self._read(self._stack(trunks), kept)
+            for run in plan_runs(trees, requests):
+                kept.crop(run.seen - kept.get_seq_length())  # from what the run before left
+                rows = [lay_out([requests[index] for index in part]) for part in run.parts]
+                for part, scored in zip(run.parts, self._run(rows, kept), strict=True):
+                    scores.update(zip(part, scored, strict=True))
         return [scores[index] for index in range(len(requests))]
 
-    def _forward(self, rows: list[TreeTokens]) -> Iterator[Scored]:
-        """Per row, its W wanted positions."""
-        ids = self._stack([row.ids for row in rows])
-        positions = self._stack([row.positions for row in rows])
-        mask = tree_mask(self._stack([row.branch for row in rows]), self._stack([row.seen for row in rows]))
-        hidden = self.model.base_model(
-            input_ids=ids, position_ids=positions, attention_mask=mask[:, None], use_cache=False
-        ).last_hidden_state
-        self.computed += ids.numel()
+    def _run(self, rows: Sequence[Tails], kept: Cache) -> Iterator[list[Scored]]:
+        """Per row, what is wanted of each request."""
+        branch, seen = self._stack([row.branch for row in rows]), self._stack([row.seen for row in rows])
+        mask = run_mask(branch, seen, kept.get_seq_length())
+        ids, positions = self._stack([row.ids for row in rows]), self._stack([row.positions for row in rows])
+        hidden = self._read(ids, kept, position_ids=positions, attention_mask=mask[:, None])
         for row, states in zip(rows, hidden, strict=True):
-            wanted = states[torch.from_numpy(row.predictors).to(states.device)]
-            tokens = np.concatenate([row.targets[:, None], row.candidates], axis=1)
-            logprobs = self._logprobs(wanted, torch.from_numpy(tokens).to(states.device)).cpu().numpy()
-            yield Scored(logprobs[:, 0], logprobs[:, 1:])
+            chosen = states[torch.from_numpy(row.predictors).to(states.device)]
+            logprobs = self._logprobs(chosen, torch.from_numpy(row.wanted).to(states.device)).cpu().numpy()
+            parts = np.split(logprobs, np.cumsum(row.sizes, dtype=int))[:-1]  # the last one is empty
+            yield [Scored(part[:, 0], part[:, 1:]) for part in parts]
+
+    def _read(self, ids: torch.Tensor, kept: Cache, **inputs: torch.Tensor) -> torch.Tensor:
+        """(B, L) ids behind what is kept -> (B, L, H) states; keys and values are kept too."""
+        self.computed += ids.numel()
+        states: torch.Tensor = self.model.base_model(
+            input_ids=ids, past_key_values=kept, use_cache=True, **inputs
+        ).last_hidden_state
+        return states
 
     def _logprobs(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """(W, H) states and (W, n) tokens -> (W, n) float32 log-probs."""
@@ -134,24 +146,17 @@ class SpanScorer:
             )
 
 
-def tree_mask(branch: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Who sees whom in rows of trees, both arguments (B, L) as in `TreeTokens`, padded behind with 0.
+def run_mask(branch: torch.Tensor, seen: torch.Tensor, trunk: int) -> torch.Tensor:
+    """Who sees whom in a run, both arguments (B, S) as in `Tails`, padded behind with 0.
 
     Returns:
-        (B, L, L) bool, query by key: a trunk token before the query's cut, an earlier token of the query's
-        own tail, or itself, which gives padding something to see. Nothing real sees padding: it is behind.
+        (B, S, trunk + S) bool, query by key: a trunk token before the query's cut, the query itself or an
+        earlier token of its own tail. Padding sees padding, since it has to see something.
     """
     order = torch.arange(branch.shape[1], device=branch.device)
-    earlier = order[:, None] >= order[None, :]
-    in_trunk = (branch == 0)[:, None, :] & (order[None, None, :] < seen[:, :, None])
-    in_tail = (branch > 0)[:, :, None] & (branch[:, :, None] == branch[:, None, :])
-    return (earlier & (in_trunk | in_tail)) | (order[:, None] == order[None, :])
-
-
-def _per_request(tree: Tree, row: TreeTokens, scored: Scored) -> dict[int, Scored]:
-    cuts = np.cumsum(row.sizes)[:-1]
-    parts = map(Scored, np.split(scored.logprobs, cuts), np.split(scored.candidates, cuts))
-    return dict(zip(tree.requests, parts, strict=True))
+    in_trunk = torch.arange(trunk, device=branch.device) < seen[:, :, None]
+    in_tail = (branch[:, :, None] == branch[:, None, :]) & (order[:, None] >= order)
+    return torch.cat([in_trunk, in_tail], dim=2)
 
 
 def load_strictly(targets: Mapping[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

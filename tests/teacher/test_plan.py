@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import teacher.plan
 from rollout.types import Span
 from teacher.contexts import ScoreRequest
-from teacher.plan import PADDING, BudgetError, lay_out, plan_forwards, tokens_read
+from teacher.plan import PADDING, BudgetError, lay_out, plan_forwards, plan_runs, tokens_read
 from teacher.weights import copied_at, refresh_due
 
 
@@ -69,17 +73,35 @@ def test_span_without_a_token_before_it_is_refused():
         plan_forwards([request(0, 0, 5, 3, span=3)], 64)
 
 
+@given(some_requests.filter(bool), st.integers(1, 60))
+def test_runs_hold_each_request_once_and_need_ever_less_of_the_trunk(requests, size):
+    for trees in plan_forwards(requests, 300):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(teacher.plan, "RUN", size)
+            runs = plan_runs(trees, requests)
+        for position, tree in enumerate(trees):
+            parts = [run.parts[position] for run in runs]
+            assert [index for part in reversed(parts) for index in part] == list(tree.requests)
+            assert all(len(part) < 2 or sum(len(requests[i].tail) for i in part) <= size for part in parts)
+        assert runs[0].seen == max(tree.trunk for tree in trees)
+        assert all(later.seen <= run.seen for run, later in pairwise(runs))
+        for run in runs:
+            assert all(requests[index].cut <= run.seen for part in run.parts for index in part)
+
+
 def test_layout_by_hand():
-    requests = [request(0, 0, 2, 3, span=2), request(0, 0, 4, 2, span=1)]
-    ((tree,),) = plan_forwards(requests, 64)
-    row = lay_out(tree, requests, np.arange(9, dtype=np.int32))
-    assert row.ids.tolist() == [0, 1, 2, 3, 1000, 1001, 1002, 1000, 1001]
-    assert row.positions.tolist() == [0, 1, 2, 3, 2, 3, 4, 4, 5]
-    assert row.branch.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2]
-    assert row.seen.tolist() == [1, 2, 3, 4, 2, 2, 2, 4, 4]
-    assert row.predictors.tolist() == [4, 5, 7]
-    assert row.targets.tolist() == [1001, 1002, 1001]
+    others = np.array([[7, 8], [9, 10]], np.int32)
+    first = replace(request(0, 0, 2, 3, span=2), candidates=others)
+    second = replace(request(0, 0, 4, 2, span=1), candidates=others[:1])
+    row = lay_out([first, second])
+    assert row.ids.tolist() == [1000, 1001, 1002, 1000, 1001]
+    assert row.positions.tolist() == [2, 3, 4, 4, 5]
+    assert row.branch.tolist() == [1, 1, 1, 2, 2]
+    assert row.seen.tolist() == [2, 2, 2, 4, 4]
+    assert row.predictors.tolist() == [0, 1, 3]
+    assert row.wanted.tolist() == [[1001, 7, 8], [1002, 9, 10], [1001, 7, 8]]
     assert row.sizes == (2, 1)
+    assert lay_out([]).ids.shape == (0,) and lay_out([]).sizes == ()
 
 
 @pytest.mark.parametrize(("every", "due"), [(0, [0]), (1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6])])

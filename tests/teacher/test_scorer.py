@@ -12,6 +12,7 @@ import torch
 from teacher_toys import make_group, make_model, make_renderer
 from transformers import GraniteConfig, GraniteForCausalLM
 
+import teacher.plan
 from configs.schema import Cluster, Config, Feedback, Model
 from configs.schema import Teacher as Settings
 from feedback.hindsight import hindsight
@@ -60,9 +61,11 @@ def assert_equal_scores(scored, expected):
         np.testing.assert_allclose(score, right, atol=1e-4)
 
 
+@pytest.mark.parametrize("run", [1, 20, 512])
 @pytest.mark.parametrize("budget", [80, 200, 4096])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_shared_prefixes_change_no_score(budget, seed):
+def test_shared_prefixes_change_no_score(budget, seed, run, monkeypatch):
+    monkeypatch.setattr(teacher.plan, "RUN", run)
     model, (sequences, requests) = make_model(), random_case(seed)
     found = SpanScorer(model, budget, temperature=0.7).score(sequences, requests)
     assert_equal_scores(found, naive(model, 0.7, sequences, requests))
