@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -105,10 +106,11 @@ def step_table(step: int, values: dict[str, float]) -> Table:
 
 
 def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Held-out success per stage, with intervals; of several trials, after each of them."""
-    table = Table(title="Held-out success")
-    columns = ("stage", "step", "success", "95 % interval", "episodes", "turns / episode", "seconds")
-    for name in (*columns, "tokens read", "written"):
+    """Held-out success per stage, with intervals; of several trials, after each. 80 columns hold it."""
+    read, written = (sum(getattr(e, f"tokens_{what}") for e in evaluations) for what in ("read", "written"))
+    caption = f"{read:,} tokens read, {written:,} written"
+    table = Table(title="Held-out success", caption=caption, box=box.SIMPLE, pad_edge=False)
+    for name in ("stage", "step", "success", "95 % interval", "episodes", "turns", "s"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for e in evaluations:
         earlier = e.after_trials()[:-1]
@@ -118,8 +120,7 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
         stage = f"{e.stage}, trial {len(earlier) + 1}" if earlier else e.stage
         interval = f"{e.low:.1%} to {e.high:.1%}"
         figures = (str(e.episodes), f"{e.turns:.1f}", f"{e.seconds:.0f}")
-        tokens = (f"{e.tokens_read:,}", f"{e.tokens_written:,}")
-        table.add_row(stage, str(e.step), f"{e.success:.1%}", interval, *figures, *tokens)
+        table.add_row(stage, str(e.step), f"{e.success:.1%}", interval, *figures)
     return table
 
 

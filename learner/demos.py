@@ -43,8 +43,8 @@ def demonstration_rows(
     the context without loss. What is not a response has a loss of weight `observations`: predicting what the
     environment answers teaches a model of random weights to copy names.
 
-    Then hint rows, round(hints x turns) of them where there is room: a turn's context with the feedback on
-    its action as hindsight, and the expert's response as the target. They teach a small model to read what
+    Then hint rows, on average hints x turns of them where there is room: a turn's context with the feedback
+    on its action as hindsight, and the expert's response as the target. They teach a small model to read what
     the teacher will be shown. Turns taken by noise are chosen first (their feedback is that of a wrong
     action), then the expert's own.
 
@@ -65,7 +65,8 @@ def demonstration_rows(
         for index, found in spans.items()
     ]
     hinted = (row for turn in _by_use(turns, seed) if (row := _hint_row(turn, renderer)) is not None)
-    return rows + list(islice(hinted, round(hints * len(turns))))
+    # Rounded by chance: of short demonstrations, a small share would otherwise be none.
+    return rows + list(islice(hinted, int(hints * len(turns) + Random(seed).random())))
 
 
 def _show(demo: Demonstration, renderer: Renderer, conversation: Conversation) -> Iterator[Shown]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -155,17 +156,19 @@ def test_the_example_is_the_shortest_successful_demonstration_of_the_kind(monkey
 
 def test_the_table_has_a_row_for_each_trial():
     done = Evaluation("m", 0, 4, 0.75, *wilson(3, 4), 6.0, 9.0, 1200, 80, [1, 2, 3])
-    old = Evaluation("before", 0, 4, 0.75, *wilson(3, 4), 6.0, 9.0)  # from an older checkpoint
-    console = Console(width=160, record=True, file=io.StringIO())
+    old = Evaluation("after reinforcement", 20, 4, 0.75, *wilson(3, 4), 6.0, 9.0)  # an older checkpoint's
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(evaluation_table([done, old]))
-    lines = [line for line in console.export_text().splitlines() if "%" in line and "interval" not in line]
-    assert [line.split("│")[1].strip() for line in lines] == [
-        "m, trial 1",
-        "m, trial 2",
-        "m, trial 3",
-        "before",
+    text = console.export_text()
+    rows = [re.split("  +", line.strip()) for line in text.splitlines() if "%" in line][1:]
+    assert [row[:3] for row in rows] == [
+        ["m, trial 1", "0", "25.0%"],
+        ["m, trial 2", "0", "50.0%"],
+        ["m, trial 3", "0", "75.0%"],
+        ["after reinforcement", "20", "75.0%"],
     ]
-    assert "25.0%" in lines[0] and "75.0%" in lines[2] and "1,200" in lines[2] and "1,200" not in lines[0]
+    assert rows[3][3:] == ["30.1% to 95.4%", "4", "6.0", "9"]
+    assert "1,200 tokens read, 80 written" in text
 
 
 def test_the_closing_lines_sum_over_steps():

@@ -105,6 +105,13 @@ def test_hints_use_noise_first_and_reach_their_share(renderer, hints, expected):
     assert kinds == (expected or ["noise", "expert", "expert"])
 
 
+def test_a_small_share_of_hints_holds_on_average(renderer):
+    plain = len(demonstration_rows(make_demo(), renderer, hints=0.0, seed=0))
+    rows = [demonstration_rows(make_demo(), renderer, hints=0.1, seed=seed) for seed in range(200)]
+    counts = [len(own) - plain for own in rows]
+    assert set(counts) == {0, 1} and 60 <= sum(counts) <= 100  # of four turns each: 80
+
+
 def hint_of(renderer, row):
     """The section of a hint row: the text between the last title and the closing line before the response."""
     front = renderer.decode(row.ids[: row.positions[0]])
