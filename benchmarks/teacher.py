@@ -109,7 +109,7 @@ def main(
     ways: dict[str, Callable[[], list[np.ndarray]]] = {
         "every position": lambda: score_dense(lm, sequences, requests),
         "selected spans": lambda: score_selected(lm, sequences, requests),
-        "selected spans, shared prefixes": lambda: scorer.score(sequences, requests),
+        "selected spans, shared prefixes": lambda: [s.logprobs for s in scorer.score(sequences, requests)],
     }
     scorer.score(sequences[:1], [request for request in requests if request.trajectory == 0])  # warm up
     before = scorer.computed
