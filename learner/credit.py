@@ -26,11 +26,24 @@ ROUNDING = 1e-9  # returns that differ by less are the same: divided by their sp
 
 def turn_returns(trajectory: Trajectory, credit: Credit, discount: float = 1.0) -> np.ndarray:
     """(T,) float64 return of each turn: the trajectory's outcome, discounted by the turns that it was still
-    away, less a penalty if the turn was malformed."""
-    malformed = np.array([turn.action is None for turn in trajectory.turns], dtype=np.float64)
-    away = np.arange(len(malformed))[::-1]
+    away, less the turn's penalty."""
+    away = np.arange(len(trajectory.turns))[::-1]
     outcome = credit.success_return * float(trajectory.success)
-    return outcome * discount**away - credit.malformed_penalty * malformed
+    return outcome * discount**away - turn_penalties(trajectory, credit)
+
+
+def turn_penalties(trajectory: Trajectory, credit: Credit) -> np.ndarray:
+    """(T,) float64, at least 0: what a turn loses for an answer that did not parse, or for an action that could
+    not be taken. Its own action is to blame, so no other turn's return holds it."""
+    return np.array(
+        [
+            credit.malformed_penalty
+            if turn.action is None
+            else (0.0 if turn.valid else credit.inadmissible_penalty)
+            for turn in trajectory.turns
+        ],
+        dtype=np.float64,
+    )
 
 
 def grpo(group: Group, credit: Credit) -> list[np.ndarray]:

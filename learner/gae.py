@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from configs.schema import Credit
+from learner.credit import turn_penalties
 from rollout.types import Trajectory
 
 
@@ -35,9 +36,8 @@ def gae(
 
 
 def turn_rewards(trajectory: Trajectory, credit: Credit) -> np.ndarray:
-    """(T,) float64 reward of each turn: the malformed ones' penalty, and behind the last turn the outcome."""
-    malformed = np.array([turn.action is None for turn in trajectory.turns], dtype=np.float64)
-    rewards = -credit.malformed_penalty * malformed
+    """(T,) float64 reward of each turn: less its penalty, and behind the last turn the outcome."""
+    rewards = -turn_penalties(trajectory, credit)
     rewards[-1:] += credit.success_return * float(trajectory.success)
     return rewards
 

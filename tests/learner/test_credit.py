@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from learner_toys import group, trajectory, turn, visits
 
 from configs.schema import Credit
-from learner.credit import ESTIMATORS, advantages, turn_returns
+from learner.credit import ESTIMATORS, advantages, informative, turn_returns
 
 GROUP_LEVEL = ("grpo", "rloo")
 # One per trajectory: success, and of each turn its state and whether it parsed.
@@ -143,6 +143,17 @@ def test_returns_of_turns():
     np.testing.assert_allclose(turn_returns(trajectory(turns, True), credit), [10.0, 9.9, 10.0])
     np.testing.assert_allclose(turn_returns(trajectory(turns, False), credit), [0.0, -0.1, 0.0])
     np.testing.assert_allclose(turn_returns(trajectory(turns, True), credit, 0.5), [2.5, 4.9, 10.0])
+    strict = Credit(success_return=10.0, malformed_penalty=0.1, inadmissible_penalty=1.0)
+    np.testing.assert_allclose(turn_returns(trajectory(turns, True), strict), [10.0, 9.9, 9.0])
+
+
+def test_where_all_failed_an_inadmissible_action_alone_is_to_blame():
+    turns = [turn(0, 1, 2), turn(0, 3, 4, valid=False)]
+    held = group(trajectory(turns, False), trajectory(turns, False))
+    assert not informative(held, Credit())
+    # samples 0, −1, 0, −1: mean −½, unbiased std √⅓
+    for advantage in advantages(held, Credit(inadmissible_penalty=1.0)):
+        np.testing.assert_allclose(advantage, [0.75**0.5, -(0.75**0.5)], rtol=1e-5)
 
 
 def test_grpo_over_turns_by_hand():
