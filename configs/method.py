@@ -26,7 +26,7 @@ class Credit:
     malformed_penalty: float = setting(0.1, "taken off the return of a malformed turn", low=0.0)
     inadmissible_penalty: float = setting(
         0.0,
-        "taken off the return of a turn whose action parsed and is not among those that the environment lists",
+        "taken off the return of a turn whose action is not among those that the environment lists",
         low=0.0,
     )
     discount: float = setting(0.95, "γ of the returns that gigpo and hgpo compare", low=0.0, high=1.0)

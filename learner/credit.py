@@ -33,8 +33,8 @@ def turn_returns(trajectory: Trajectory, credit: Credit, discount: float = 1.0) 
 
 
 def turn_penalties(trajectory: Trajectory, credit: Credit) -> np.ndarray:
-    """(T,) float64, at least 0: what a turn loses for an answer that did not parse, or for an action that could
-    not be taken. Its own action is to blame, so no other turn's return holds it."""
+    """(T,) float64, at least 0: what a turn loses for an answer that did not parse, or for an action that
+    could not be taken. Its own action is to blame, so no other turn's return holds it."""
     return np.array(
         [
             credit.malformed_penalty
