@@ -78,4 +78,7 @@ async def imitate(
         lr = linear(step, len(plan), settings.lr, warmup=max(1, len(plan) // 20))
         stats = await actors.learner.update({"imitation": batch}, strength=0.0, lr=lr)
         report(step + 1, len(plan), stats)
+    # Imitation's first gradients are some ten times reinforcement's: Adam would remember them for a thousand
+    # steps and hold back each by as much.
+    await actors.learner.forget()
     return len(demonstrations)

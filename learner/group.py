@@ -112,6 +112,10 @@ class RankGroup:
             "seconds": time.monotonic() - began,
         }
 
+    async def forget(self) -> None:
+        """Begin the optimiser anew, as for another objective."""
+        await self._same("forget")
+
     async def save(self, folder: Path | str) -> None:
         """Write weights and optimiser state into an existing folder that all ranks see."""
         await self._same("save", str(folder))

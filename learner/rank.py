@@ -151,6 +151,12 @@ class Rank(ABC):
         merged = {objective: losses.merge(sums) for objective, sums in parts.items()}
         return merged, sum(norms) / len(norms)
 
+    def forget(self) -> None:
+        """Begin the optimiser's moments anew, its count of steps included."""
+        for state in self.engine.optimizer.optimizer.state.values():
+            for moment in state.values():
+                moment.zero_()
+
     def save(self, folder: str) -> None:
         """Write what is trained, `kept` and optimiser state; every rank writes its part."""
         self.engine.save_checkpoint(
