@@ -19,6 +19,7 @@ from configs.catalogue import COLUMNS, catalogue
 from configs.check import check, render
 from configs.environ import apply
 from configs.load import ConfigError, load
+from configs.place import lasting
 from configs.schema import Config
 
 app = typer.Typer(
@@ -72,7 +73,7 @@ def evaluate(
     from cluster.commands import eval_run, find_model
 
     config = _read(recipe, overrides, address)
-    model = find_model(checkpoint)
+    model = find_model(lasting(checkpoint))
     if model is None:
         _fail(
             f"{checkpoint} holds no model: expected config.json in it, in model/ or in checkpoints/*/model/."
@@ -113,7 +114,7 @@ def _read(recipe: Path, overrides: list[str] | None, address: str | None) -> Con
     problems = check(config)
     if problems:
         _fail("\n".join(problems))
-    return config
+    return replace(config, out=str(lasting(config.out)))
 
 
 def _run(config: Config, start: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -183,6 +183,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         RunError: it cannot start; nothing that existed has been changed.
     """
     newest = open_folder(config)
+    view.say(f"everything that it writes goes to {config.out}")
     view.say("preparing the model and the tasks")
     model = resolve(config.model.path)
     renderer = load_renderer(str(model), config)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from configs.place import lasting
 from configs.schema import Config
 
 FREE_GIB = 0.5  # least free disk space to start with; a run also stops cleanly when it fills up later
@@ -228,7 +229,7 @@ def _paths(config: Config) -> list[str]:
             f"model.path = {model!r} is not a folder: name one that `save_pretrained` wrote, a hub name, "
             "or an embedded model such as smollm2-135m"
         )
-    out = Path(config.out).expanduser().absolute()
+    out = lasting(config.out)
     parent = next(folder for folder in (out, *out.parents) if folder.exists())
     if not parent.is_dir():
         problems.append(f"out = {config.out!r} cannot be a folder: {parent} is a file; name another")

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from configs.load import nearest
+from configs.place import is_upload
 from configs.schema import Env
 from envs.base import ANSWERS, DataMissing, EnvFamily, SettingError
 
@@ -60,7 +61,8 @@ def make_family(env: Env) -> EnvFamily:
 
 
 def cache_root() -> Path:
-    """$HINDSIGHT_CACHE, or `.cache/hindsight` in the project that holds the working directory.
+    """$HINDSIGHT_CACHE, or `.cache/hindsight` in the project that holds the working directory; of a project
+    that Ray copied for a submitted job, `~/.cache/hindsight`.
 
     Raises:
         DataMissing: neither is there.
@@ -68,6 +70,8 @@ def cache_root() -> Path:
     if override := os.environ.get("HINDSIGHT_CACHE"):
         return Path(override).expanduser().resolve()
     here = Path.cwd()
+    if is_upload(here):
+        return Path.home() / ".cache" / "hindsight"
     for folder in (here, *here.parents):
         if (folder / "pyproject.toml").is_file() and (folder / "envs").is_dir():
             return folder / ".cache" / "hindsight"
