@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from configs.schema import Config
 from envs.registry import make_family
 from envs.tasks import Manifest
 from feedback.judge import JudgeClient, open_judge
-from learner.checkpoint import latest, step_of, writing
+from learner.checkpoint import amend, latest, step_of, writing
 from rollout.models import resolve
 from rollout.render import Renderer, load_renderer
 from rollout.worker import generate_on
@@ -68,12 +67,13 @@ class Run:
     async def save(self) -> None:
         """One atomic checkpoint: learner, critic, teacher, driver state, and the model for others to load.
 
-        A step has one checkpoint; where it is there already, nothing is written.
+        A step has one checkpoint; where it is there already, what has been measured since is added.
         """
         learner, critic = self.actors.learner, self.actors.critic
         assert learner is not None
         newest = latest(checkpoints(self.config))
         if newest is not None and step_of(newest) == self.state.step:
+            amend(newest, "driver.json", self._driver_state())
             return
         self.now("saving a checkpoint")
         size = learner.checkpoint_bytes + (critic.checkpoint_bytes if critic else 0)
@@ -85,7 +85,7 @@ class Run:
             for name, scorer in self.actors.scorers().items():
                 saving = scorer.save.remote(str(folder / f"{name}.safetensors"))
                 await within(self.config.teacher.timeout, f"saving the {name}", saving)
-            (folder / "driver.json").write_text(json.dumps(self._driver_state(), indent=1))
+            (folder / "driver.json").write_text(self._driver_state())
 
     async def restore(self, folder: Path) -> None:
         """Take over a checkpoint; the next batch is the one that would have come."""
@@ -124,14 +124,15 @@ class Run:
         self.ledger.restore(saved["ledger"])
         self.metrics.truncate(self.state.step)
 
-    def _driver_state(self) -> dict[str, Any]:
-        return {
+    def _driver_state(self) -> str:
+        state = {
             **{name: getattr(self.state, name) for name in ("step", "version", "warm_started", "turns")},
             "evaluations": [asdict(evaluation) for evaluation in self.state.evaluations],
             "ledger": self.ledger.state(),
             "tasks": self.manifest.digest,
             "failures": dict(self.budget.counts),
         }
+        return json.dumps(state, indent=1)
 
 
 def needs_teacher(config: Config) -> bool:

@@ -55,6 +55,7 @@ class Trainer:
             await self.publish(refresh=run.state.step == 0)
         if config.warm_start.demos and not self.measured("after warm start"):
             await self.evaluate("after warm start")
+            await run.save()
         try:
             run.view.phase("reinforcement", config.steps, run.state.step)
             while run.state.step < config.steps:

@@ -69,6 +69,15 @@ def writing(root: Path, step: int, keep: int, size: int = 0) -> Iterator[Path]:
         shutil.rmtree(old)
 
 
+def amend(folder: Path, name: str, text: str) -> None:
+    """Replace one small file of a checkpoint that is there: the old text or the new one stands."""
+    draft = folder / f".{name}"
+    draft.write_text(text)
+    _sync_one(draft)
+    draft.rename(folder / name)
+    _sync_one(folder)
+
+
 def require_room(root: Path, size: int) -> None:
     """Raise CheckpointError unless the disk has room for `size` bytes, or for another of the last size."""
     previous = latest(root)

@@ -94,6 +94,13 @@ def test_the_teacher_scored_actions(straight: Path) -> None:
     assert rows(straight, "train")[0]["learner/teacher_gap"] != 0
 
 
+def test_what_was_measured_of_a_checkpoint_is_in_it(straight: Path) -> None:
+    """A run that goes on from it does not measure it again."""
+    for step, stage in ((0, "after warm start"), (3, "after reinforcement")):
+        driver = json.loads((straight / f"checkpoints/step-{step:08d}/driver.json").read_text())
+        assert driver["evaluations"][-1]["stage"] == stage
+
+
 def test_a_run_that_died_goes_on_with_the_same_batch(straight: Path, tmp_path: Path) -> None:
     """Killed between the rows of step 3 and its checkpoint, then resumed by fresh actors."""
     resumed = tmp_path / "run"
