@@ -77,10 +77,8 @@ def rollout_metrics(groups: Iterable[Group], seconds: float, version: int) -> di
         "rollout/reward": float(np.mean([t.reward for t in trajectories])),
         "rollout/turns_per_episode": len(turns) / len(trajectories),
         "rollout/tokens_per_turn": tokens / len(turns),
-        "rollout/malformed": float(np.mean([turn.action is None for turn in turns])),
-        "rollout/inadmissible": float(
-            np.mean([turn.action is not None and not turn.valid for turn in turns])
-        ),
+        "rollout/malformed": float(np.mean([turn.malformed for turn in turns])),
+        "rollout/inadmissible": float(np.mean([turn.inadmissible for turn in turns])),
         "rollout/tokens_per_second": tokens / seconds,
         "rollout/episodes_per_second": len(trajectories) / seconds,
         "rollout/turns_per_second": len(turns) / seconds,

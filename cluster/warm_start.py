@@ -80,5 +80,5 @@ async def imitate(
         report(step + 1, len(plan), stats)
     # Imitation's first gradients are some ten times reinforcement's: Adam would remember them for a thousand
     # steps and hold back each by as much.
-    await actors.learner.forget()
+    await actors.learner.reset_optimizer()
     return len(demonstrations)

@@ -35,15 +35,9 @@ def turn_returns(trajectory: Trajectory, credit: Credit, discount: float = 1.0) 
 def turn_penalties(trajectory: Trajectory, credit: Credit) -> np.ndarray:
     """(T,) float64, at least 0: what a turn loses for an answer that did not parse, or for an action that
     could not be taken. Its own action is to blame, so no other turn's return holds it."""
-    return np.array(
-        [
-            credit.malformed_penalty
-            if turn.action is None
-            else (0.0 if turn.valid else credit.inadmissible_penalty)
-            for turn in trajectory.turns
-        ],
-        dtype=np.float64,
-    )
+    malformed = np.array([turn.malformed for turn in trajectory.turns], dtype=np.float64)
+    inadmissible = np.array([turn.inadmissible for turn in trajectory.turns], dtype=np.float64)
+    return credit.malformed_penalty * malformed + credit.inadmissible_penalty * inadmissible
 
 
 def grpo(group: Group, credit: Credit) -> list[np.ndarray]:

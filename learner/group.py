@@ -112,9 +112,9 @@ class RankGroup:
             "seconds": time.monotonic() - began,
         }
 
-    async def forget(self) -> None:
-        """Begin the optimiser anew, as for another objective."""
-        await self._same("forget")
+    async def reset_optimizer(self) -> None:
+        """Set the optimiser's moments and its count of steps to 0, as another objective needs."""
+        await self._same("reset_optimizer")
 
     async def save(self, folder: Path | str) -> None:
         """Write weights and optimiser state into an existing folder that all ranks see."""

@@ -151,8 +151,8 @@ class Rank(ABC):
         merged = {objective: losses.merge(sums) for objective, sums in parts.items()}
         return merged, sum(norms) / len(norms)
 
-    def forget(self) -> None:
-        """Begin the optimiser's moments anew, its count of steps included."""
+    def reset_optimizer(self) -> None:
+        """Set the optimiser's moments and its count of steps to 0."""
         for state in self.engine.optimizer.optimizer.state.values():
             for moment in state.values():
                 moment.zero_()

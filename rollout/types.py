@@ -86,6 +86,16 @@ class Turn:
     result: StepResult  # after the action; for a malformed turn: the corrective observation
     weight_version: int  # version of the engine's weights that sampled it
 
+    @property
+    def malformed(self) -> bool:
+        """Nothing could be read as an action."""
+        return self.action is None
+
+    @property
+    def inadmissible(self) -> bool:
+        """An action, but none of those that the environment lists."""
+        return self.action is not None and not self.valid
+
 
 @dataclass(frozen=True)
 class Trajectory:

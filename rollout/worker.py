@@ -180,8 +180,8 @@ def tally(trajectory: Trajectory) -> dict[str, int]:
         "turns": len(turns),
         "generated_tokens": sum(turn.end - turn.start for turn in turns),
         "prompt_tokens": sum(turn.start for turn in turns),
-        "malformed": sum(turn.action is None for turn in turns),
-        "invalid": sum(turn.action is not None and not turn.valid for turn in turns),
+        "malformed": sum(turn.malformed for turn in turns),
+        "invalid": sum(turn.inadmissible for turn in turns),
     }
 
 

@@ -95,7 +95,7 @@ def test_two_ranks_of_zero_3_equal_plain_pytorch(ray_local, folder, tmp_path):
     async def check(learner):
         await learner.start()
         await learner.update({"imitation": random_rows(3, seed=1)}, 0.0, 0.0)  # moves only Adam's moments,
-        await learner.forget()  # which are then as they were
+        await learner.reset_optimizer()  # which are then as they were
         stats = await learner.update({"policy": rows}, 0.5, LR)
         loss, norm, weights = plain_update(rows)
         assert stats["loss"] == pytest.approx(loss, rel=1e-4)
@@ -140,13 +140,13 @@ def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
             digests.append((await learner.export(1)).digest)
         assert digests[0] == digests[1] != digests[2]  # λ = 0 is GRPO to the bit
 
-        for forgets in (False, True):
+        for resets in (False, True):
             await learner.load(tmp_path / "fresh")
             await learner.update({"imitation": rows}, 0.0, 0.0)
-            if forgets:
-                await learner.forget()
+            if resets:
+                await learner.reset_optimizer()
             await learner.update({"policy": rows}, 0.5, LR)
-            assert ((await learner.export(1)).digest == digests[2]) == forgets
+            assert ((await learner.export(1)).digest == digests[2]) == resets
 
         losses = [(await learner.update({"imitation": rows}, 0.0, 1e-2))["loss"] for _ in range(8)]
         assert losses[-1] < losses[0]
