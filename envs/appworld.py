@@ -1,8 +1,8 @@
 """AppWorld: a person's errands over nine apps' APIs, done by writing Python, over upstream's AppWorld.
 
     AppWorldFamily ──manifest──► tasks: our own small set made once into the cache, or the official data
-                   ──make──────► AppWorldEnv ──lines──► `envs.appworld_server` in AppWorld's own interpreter
-                                                          └─► the agent's code, shut in (`envs.sandbox`)
+                   ──make──────► AppWorldEnv ──► `envs.appworld_server` in AppWorld's own interpreter
+                                                   └─► the agent's code, shut in (`envs.sandbox`)
 
 An action is one piece of Python; what it defines stays for the next one. Success is upstream's: every test of
 the task passes on the final databases. Decrypted parts of AppWorld may not be published: what is unpacked or
@@ -16,20 +16,16 @@ import json
 import logging
 import os
 import random
-import shutil
-import signal
-import socket
-import subprocess
-import tempfile
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 from configs.schema import Env
+from envs.appworld_host import VARIABLES, Nursery, ServerHandle, nursery, program
 from envs.appworld_tasks import TURN
 from envs.base import DataMissing, EnvError, EnvFamily, Observation, StepResult, TextEnv
 from envs.install import interpreter, made_once, run
-from envs.lines import Lines, Lost
+from envs.lines import Lost
 from envs.tasks import Manifest, TaskSpec
 
 log = logging.getLogger(__name__)
@@ -37,17 +33,7 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
 KINDS = ("difficulty_1", "difficulty_2", "difficulty_3")  # upstream's grades
 SPLITS = {"train": "train", "evaluation": "test_normal"}  # upstream's datasets that the panels are drawn from
-BOOT = (
-    "import sys; sys.path.append({path!r}); from envs.{name} import main; sys.path.pop(); main({argument!r})"
-)
-# All of them: agents must not find their owner's keys. python-dotenv would read the .env of a project around.
-VARIABLES = {
-    "PATH": "/usr/bin:/bin",
-    "HOME": ".",
-    "LANG": "C.UTF-8",
-    "TZ": "UTC",
-    "PYTHON_DOTENV_DISABLED": "1",
-}
+BEFORE = 0.9  # of a deadline: the server's is over before the owner of this process loses patience with it
 RULES = """\
 You are an assistant that runs errands for {first_name} {last_name} (email {email}, phone {phone_number}), \
 your supervisor, by writing Python. It is now {datetime}.
@@ -78,22 +64,21 @@ class AppWorldEnv(TextEnv):
     (`envs.sandbox`).
     """
 
-    def __init__(self, root: Path, python: Path, config: Env, mode: str = "") -> None:
+    def __init__(self, nursery: Nursery, config: Env, mode: str = "") -> None:
         """
         Args:
-            root: the folder that holds AppWorld's `data`.
-            python: AppWorld's interpreter.
+            nursery: where the server comes from.
             config: the limits on turns and time.
             mode: of isolation; the strongest that works here by default.
 
         Raises:
             EnvError: the server does not get ready.
         """
-        self._root = root
-        self._python = python
+        self._root = nursery.root
+        self._nursery = nursery
         self._config = config
         self._wanted = mode
-        self._server: subprocess.Popen[bytes] | None = None
+        self._server: ServerHandle | None = None
         self._turns = 0
         self._playing = False
         self._start()
@@ -144,48 +129,22 @@ class AppWorldEnv(TextEnv):
     def close(self) -> None:
         """End the server, which takes its children along."""
         self._playing = False
-        if self._server is None:
-            return
-        self._lines.close()
-        try:
-            self._server.wait(5)
-        except subprocess.TimeoutExpired:
-            self._server.kill()
-            self._server.wait()
+        if self._server:
+            self._server.end(patience=5.0)
         self._server = None
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._server = subprocess.Popen(
-                program(self._python, "appworld_server", theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # when our group is killed it sees us gone, and tidies up
-                env=VARIABLES,
-            )
-        self._lines = Lines(ours)
-        self._folder = Path(tempfile.mkdtemp(prefix="hindsight-appworld-"))
         settings = {
-            "folder": str(self._folder),  # removed by the server, and by us where it cannot
-            "root": str(self._root.resolve()),
             "seconds": self.code_seconds,
             "cpu": self.code_seconds * self._config.max_turns + 60,
             "patience": self._config.reset_timeout,
             "mode": self._wanted,
         }
-        self._send(settings)
-        told = self._call("hello", seconds=self._config.reset_timeout)
-        self.mode: str = told["mode"]
-        for mode, reason in told["weaker"].items():
-            log.warning(
-                "AppWorld: the agent's code is not shut in by %r here (%s), but by %r",
-                mode,
-                reason,
-                self.mode,
-            )
+        try:
+            self._server = ServerHandle(self._nursery, settings, BEFORE * self._config.reset_timeout)
+        except Lost as error:
+            raise EnvError(f"AppWorld's server failed: {error}") from error
+        self.mode = self._server.mode
 
     @property
     def code_seconds(self) -> int:
@@ -196,39 +155,17 @@ class AppWorldEnv(TextEnv):
         """What the server answers to a request.
 
         Raises:
-            EnvError: it answered with an error; or it died, hangs or talks garbage, and has been killed.
+            EnvError: it answered with an error; or it died, hangs or talks garbage, and has been ended.
         """
         if self._server is None:
             raise EnvError("the server has failed: reset to start another")
-        self._send([method, *args])
         try:
-            answer = self._lines.receive(
-                0.9 * seconds
-            )  # before the owner of this process loses patience with it
-            if not isinstance(answer, dict) or not answer.keys() & {"value", "error"}:
-                raise Lost("it answered no answer")
+            return self._server.call(method, *args, seconds=BEFORE * seconds)
         except Lost as error:
-            self._fail(error)
-        if "error" in answer:
-            raise EnvError(f"AppWorld's server could not {method}: {answer['error']}")
-        return answer["value"]
-
-    def _send(self, message: Any) -> None:
-        try:
-            self._lines.send(message)
-        except Lost as error:
-            self._fail(error)
-
-    def _fail(self, error: Lost) -> Any:
-        assert self._server is not None
-        self._playing = False
-        self._server.kill()
-        code = self._server.wait()
-        self._server = None
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._lines.close()
-        how = "killed" if code == -signal.SIGKILL else f"exit status {code}"
-        raise EnvError(f"AppWorld's server failed: {error} ({how})") from error
+            self._playing = False
+            self._server.end()
+            self._server = None
+            raise EnvError(f"AppWorld's server failed: {error}") from error
 
 
 class AppWorldFamily(EnvFamily):
@@ -263,8 +200,14 @@ class AppWorldFamily(EnvFamily):
             evaluation=self._panel("evaluation", self._config.eval_tasks),
         )
 
+    def preload(self) -> None:
+        self._nursery()
+
     def make(self) -> AppWorldEnv:
-        return AppWorldEnv(self.root, interpreter(self.name, self._cache), self._config)
+        return AppWorldEnv(self._nursery(), self._config)
+
+    def _nursery(self) -> Nursery:
+        return nursery(interpreter(self.name, self._cache), self.root)
 
     @property
     def root(self) -> Path:
@@ -313,11 +256,6 @@ def official_data(configured: str | None) -> Path | None:
     if not (folder / "data" / "tasks").is_dir():
         raise DataMissing(f"{folder} holds no AppWorld data (no data/tasks in it): {HOW}")
     return folder
-
-
-def program(python: Path, name: str, argument: str | int) -> list[str]:
-    """The command that calls `envs.NAME.main(argument)` in another interpreter, without our settings."""
-    return [str(python), "-I", "-c", BOOT.format(path=str(HERE.parent), name=name, argument=argument)]
 
 
 def _folder(root: Path, task: str) -> Path:

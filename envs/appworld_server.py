@@ -1,14 +1,14 @@
-"""AppWorld's side of `envs.appworld`: a server that runs in AppWorld's own interpreter.
+"""AppWorld's side of `envs.appworld`: what runs in AppWorld's own interpreter.
 
-    AppWorldEnv ◄── lines ──► server ──fork──► world: upstream's AppWorld and the agent's code, shut in
-                                     ──fork──► judge: upstream's evaluator, shut in too
+    nursery ──fork──► server of one slot ──fork──► world: upstream's AppWorld and the agent's code, shut in
+                                         ──fork──► judge: upstream's evaluator, shut in too
 
-Nothing listens anywhere: the server inherits one end of a socket pair, and ends when the other end closes. It
-imports AppWorld once and stays as it is; every episode gets a world forked from it, so that nothing that an
-agent's code did to its interpreter outlives the episode. A world sees its own task without the ground truth.
-When the episode ends, the databases that upstream has saved go to a judge, which sees the ground truth and
-never ran the agent's code. They are SQL statements from a world that is not trusted, so the judge is shut in
-too.
+Nothing listens anywhere: nursery and server inherit one end of a socket pair each, and end when the other
+end closes. The nursery imports AppWorld once and stays as it is, a server never runs an agent's code, and
+every episode gets a world forked from it, so that nothing that an agent's code did to its interpreter
+outlives the episode. A world sees its own task without the ground truth. When the episode ends, the
+databases that upstream has saved go to a judge, which sees the ground truth and never ran the agent's code.
+They are SQL statements from a world that is not trusted, so the judge is shut in too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import gc
 import os
 import re
 import shutil
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -108,16 +109,17 @@ def _answer(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
 class Server:
     """Plays one episode at a time for the environment at the other end of `lines`."""
 
-    def __init__(self, lines: Lines, settings: dict[str, Any]) -> None:
+    def __init__(self, lines: Lines, root: Path, settings: dict[str, Any]) -> None:
         """
         Args:
-            settings: an empty "folder" for the server alone, "root" of the data, "seconds" that one piece of
-                code may take, "cpu" seconds of a whole episode, "patience" in seconds with a world or judge
-                that starts, and "mode" of isolation, empty for the strongest that works here.
+            root: the folder that holds AppWorld's `data`.
+            settings: an empty "folder" for the server alone, "seconds" that one piece of code may take, "cpu"
+                seconds of a whole episode, "patience" in seconds with a world or judge that starts, and
+                "mode" of isolation, empty for the strongest that works here.
         """
         self._lines = lines
         self._folder = Path(settings["folder"])
-        self._root = Path(settings["root"])
+        self._root = root
         self._seconds: int = settings["seconds"]
         self._cpu: int = settings["cpu"]
         self._patience: float = settings["patience"]
@@ -125,14 +127,6 @@ class Server:
         self._weaker: dict[str, str] = {}
         self._world: Child | None = None
         self._task = ""
-        update_root(str(self._root))
-        apps = get_all_apps(skip_admin=True)
-        ApiDocCollection.load(load_apps=tuple(apps), include_response_schemas=True)
-        for app in get_all_apps():
-            import_models_module(app)
-            import_apis_module(app)
-        gc.collect()
-        gc.freeze()  # keeps the collector from touching, and so copying, pages shared with the children
 
     def serve(self) -> None:
         """Answer requests until the other end hangs up."""
@@ -146,7 +140,7 @@ class Server:
     def hello(self) -> dict[str, Any]:
         if not self._mode:
             self._mode, self._weaker = strongest(Room(self._folder, {}))
-        return {"mode": self._mode, "weaker": self._weaker}
+        return {"pid": os.getpid(), "mode": self._mode, "weaker": self._weaker}
 
     def reset(self, task: str) -> dict[str, Any]:
         self.drop()
@@ -236,13 +230,45 @@ def _judge(lines: Lines, task: str, databases: dict[str, str]) -> None:
     lines.receive()  # until it is killed
 
 
-def main(channel: int) -> None:
-    """Serve over the descriptor `channel`; the first message holds the settings."""
-    lines = Lines(socket.socket(fileno=channel))
+def _load(root: Path) -> None:
+    """Import all of AppWorld that worlds and judges need, and keep it shared with what is forked."""
+    update_root(str(root))
+    ApiDocCollection.load(load_apps=tuple(get_all_apps(skip_admin=True)), include_response_schemas=True)
+    for app in get_all_apps():
+        import_models_module(app)
+        import_apis_module(app)
+    gc.collect()
+    gc.freeze()  # keeps the collector from touching, and so copying, the shared pages
+
+
+def _serve(channel: socket.socket, root: Path) -> None:
+    """Be a slot's server; the first message holds the settings."""
+    lines = Lines(channel)
     settings = lines.receive()
     try:
-        Server(lines, settings).serve()
+        Server(lines, root, settings).serve()
     except Lost:
         pass  # nobody is there any more; the kernel ends the world with this process
     finally:
         shutil.rmtree(settings["folder"], ignore_errors=True)
+
+
+def main(requests_fd: int, root: str) -> None:
+    """Load AppWorld, then fork a server for every descriptor that comes over the socket `requests_fd`, until
+    nobody is left who could send one."""
+    _load(Path(root))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    with socket.socket(fileno=requests_fd) as requests:
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
+            if not message:
+                return
+            channel = socket.socket(fileno=descriptors[0])
+            if os.fork() == 0:
+                requests.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a server waits for its worlds
+                try:
+                    _serve(channel, Path(root))
+                finally:
+                    os._exit(0)
+            channel.close()

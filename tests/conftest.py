@@ -33,6 +33,7 @@ class Together(LoadScopeScheduling):
         return "ray" if "ray_local" in text or "shared_actors" in text else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
     """How tests are handed out."""
     return Together(config, log)

@@ -19,6 +19,7 @@ from slot_tools import running
 from test_appworld import CONFIG, PROJECT, family, play, python  # noqa: F401 - fixtures
 
 from envs.appworld import AppWorldEnv
+from envs.appworld_host import Nursery
 from envs.base import EnvError
 from envs.install import interpreter
 from envs.registry import cache_root
@@ -42,17 +43,22 @@ def task(family):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def env(family):  # noqa: F811
+def nursery(family):  # noqa: F811
+    return Nursery(interpreter("appworld", cache_root()), family.root)
+
+
+@pytest.fixture(scope="module")
+def env(nursery):
     """An environment in the strongest mode that works here."""
-    env = AppWorldEnv(family.root, interpreter("appworld", cache_root()), FAST)
+    env = AppWorldEnv(nursery, FAST)
     yield env
     env.close()
 
 
 @pytest.fixture(params=MODES)
-def shut(request, family, task, env):  # noqa: F811
+def shut(request, nursery, task, env):
     """An environment in each mode that works here, with an episode under way."""
-    shut = AppWorldEnv(family.root, interpreter("appworld", cache_root()), FAST, request.param)
+    shut = AppWorldEnv(nursery, FAST, request.param)
     try:
         shut.reset(task)
         yield shut
@@ -164,19 +170,45 @@ def test_a_dead_hung_or_babbling_server_is_an_error_and_is_replaced(env, task):
     assert gone(pids)
 
     env.reset(task)
+    folder = env._server.folder
     ours, theirs = socket.socketpair()
-    env._lines.socket, kept = ours, env._lines.socket
+    env._server.lines.socket, kept = ours, env._server.lines.socket
     with kept, theirs:
         theirs.sendall(b'{"neither": 1}\n')
         with pytest.raises(EnvError, match="no answer"):
             env.step("1")
     assert env._server is None
-    assert not env._folder.exists()
+    assert not folder.exists()
 
 
 def test_a_server_that_cannot_start_is_an_error(family):  # noqa: F811
     with pytest.raises(EnvError, match="server failed"):
-        AppWorldEnv(family.root, Path("/bin/false"), FAST)
+        AppWorldEnv(Nursery(Path("/bin/false"), family.root), FAST)
+
+
+def test_slots_share_a_nursery_and_one_that_died_is_replaced(nursery, task, caplog):
+    first, second = AppWorldEnv(nursery, FAST), AppWorldEnv(nursery, FAST)
+    try:
+        for each in (first, second):
+            each.reset(task)
+        second.step("x = 2")
+        assert "not defined" in first.step("print(x)").feedback
+        parents = {_parent(each._server.pid) for each in (first, second)}
+        assert parents == {nursery._process.pid}
+        nursery._process.kill()
+        nursery._process.wait()
+        assert second.step("print(x)").feedback == "2\n"  # whoever has a server keeps it
+        first.close()
+        assert first.reset(task).text
+        assert "nursery has died" in caplog.text
+        assert _parent(first._server.pid) == nursery._process.pid
+    finally:
+        first.close()
+        second.close()
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_server_and_world_die_with_a_killed_owner_and_listen_nowhere(family, tmp_path):  # noqa: F811
