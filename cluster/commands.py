@@ -27,6 +27,7 @@ from rollout.episode import PromptTooLong
 from rollout.models import ModelMissing, ModelUnfit, resolve
 from rollout.render import load_renderer
 from rollout.template import TemplateError
+from rollout.types import EngineError
 from rollout.weights import WeightSet, digest, pack
 
 
@@ -35,6 +36,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
     return (
         RunError,
         EnvError,
+        EngineError,
         CheckpointError,
         PublishError,
         LearnerError,

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 
 from cluster.run import Run
-from cluster.watch import Deadline, within
+from cluster.watch import ActorLost, Deadline, within
 from envs.tasks import TaskSpec
 from feedback.hindsight import Hindsight, hindsight
 from learner.credit import informative
@@ -54,7 +54,8 @@ class Filler:
         self.actors = run.actors
 
     async def fill(self, ordinal: int, task: TaskSpec, strength: float) -> Filled:
-        """One group end to end. It trains without a judge, a teacher or a reference that is lost.
+        """One group end to end. It trains without a judge or a teacher that is lost; without its reference
+        policy, whose KL penalty it would escape, it does not train the policy loss.
 
         Args:
             strength: λ of the step; 0 asks no teacher for weights.
@@ -77,12 +78,12 @@ class Filler:
                     self.config.judge,
                     self.run.judge,
                     self.run.renderer.show,
-                    distils,
+                    whole_turns=distils or self.config.reweight.tokens == "response",
                 )
                 self.run.watchdog.beat("gathering hindsight")
                 filled = replace(filled, hindsight=known, failures=(*filled.failures, *known.failures))
                 filled = await (self.teach if distils else self.weigh)(filled)
-        except (RayActorError, Deadline) as error:
+        except (RayError, ActorLost, Deadline) as error:  # RayError: what the actor itself raised
             lost = Failure("teacher", str(error), task.id)
             filled = replace(filled, failures=(*filled.failures, lost))
         return replace(filled, teacher_seconds=time.monotonic() - started)
@@ -94,7 +95,9 @@ class Filler:
             ordinal, task, config.rollout.group_size, config.rollout.temperature, config.seed
         )
         # Each turn has its own deadline in the worker; this one only catches a worker that is gone.
-        group: Group = await within(config.cluster.stall_timeout * 4, f"rolling out group {ordinal}", call)
+        limit = config.cluster.stall_timeout * 4
+        with self.run.watchdog.waiting(limit):
+            group: Group = await within(limit, f"rolling out group {ordinal}", call)
         self.run.watchdog.beat("rolling out")
         return group
 

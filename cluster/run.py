@@ -121,6 +121,7 @@ class Run:
             turns=saved.get("turns", 0),  # not in checkpoints from before it was counted
             evaluations=evaluations,
         )
+        self.budget.counts.update(saved["failures"])  # they are the run's, however often it is begun again
         self.ledger.restore(saved["ledger"])
         self.metrics.truncate(self.state.step)
 

@@ -149,7 +149,7 @@ def connect(config: Config) -> str | None:
     Raises:
         RunError: no such cluster, or the dashboard's port is taken.
     """
-    address = os.environ.get("RAY_ADDRESS") or config.cluster.address
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     common: dict[str, Any] = {
         "runtime_env": {"env_vars": {"PYTHONPATH": path}},

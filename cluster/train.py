@@ -65,6 +65,7 @@ class Trainer:
                 task.cancel()
         step = run.state.step
         if step and not any(evaluation.step == step for evaluation in run.state.evaluations):
+            await run.save()  # before it is measured, as after the warm start
             await self.evaluate("after reinforcement")
             await run.save()
         return run.state.evaluations
@@ -81,7 +82,9 @@ class Trainer:
                 run.view.warm_start(step, steps, stats)
                 run.metrics.write(step, "warm_start", stats)
 
-            await imitate(config, self.actors, run.renderer, run.manifest.train, run.now, report)
+            run.budget.add(
+                await imitate(config, self.actors, run.renderer, run.manifest.train, run.now, report)
+            )
             await self.publish(refresh=True)
         run.state.warm_started = True
         await run.save()  # before it is measured: it must not be lost to what comes next
@@ -151,10 +154,11 @@ class Trainer:
         figures = {"seconds/critic": time.monotonic() - started} if critic is not None else {}
         rows = self.rows(filled, estimated)
         run.now("updating")
-        learning, fitting = await asyncio.gather(
-            self.learner.update(rows, strength, self.warmed(peak)) if any(rows.values()) else nothing(),
-            critic.fit(taught, self.warmed(self.config.critic.lr)) if critic and taught else nothing(),
-        )
+        with run.watchdog.waiting(self.config.learner.timeout):
+            learning, fitting = await asyncio.gather(
+                self.learner.update(rows, strength, self.warmed(peak)) if any(rows.values()) else nothing(),
+                critic.fit(taught, self.warmed(self.config.critic.lr)) if critic and taught else nothing(),
+            )
         figures |= {f"learner/{name}": value for name, value in learning.items()}
         figures |= {f"critic/{name}": value for name, value in fitting.items()}
         return figures | {"learner/rows": float(sum(map(len, rows.values())))}
@@ -173,7 +177,8 @@ class Trainer:
         config = self.config
         scores = {(one.ordinal, *turn): values for one in filled for turn, values in one.scores.items()}
         reference = {(one.ordinal, *turn): values for one in filled for turn, values in one.reference.items()}
-        groups = [one.group for one in filled] if config.loss.policy > 0 else []
+        penalised = config.loss.policy > 0 and config.loss.kl > 0
+        groups = [one.group for one in filled if config.loss.policy > 0 and (one.reference or not penalised)]
         return {
             "policy": make_rows(
                 groups,
@@ -187,8 +192,11 @@ class Trainer:
         }
 
     def release(self, filled: Filled) -> None:
-        """Close the books on a group. One that infrastructure emptied comes again."""
-        wanted = min(2, self.config.rollout.group_size)
+        """Close the books on a group. One that infrastructure left too small to learn from comes again."""
+        alone = (
+            self.config.credit.critic or self.config.distil.weight > 0
+        )  # an episode teaches without siblings
+        wanted = 1 if alone else min(2, self.config.rollout.group_size)
         if filled.group.failures and len(filled.group.trajectories) < wanted:
             self.run.ledger.give_back(filled.ordinal)
         else:
@@ -245,7 +253,8 @@ class Trainer:
         run.state.evaluations.append(result)
         turns = {"rollout/turns_total": float(run.state.turns)}
         run.metrics.write(run.state.step, "eval", result.metrics() | turns)
-        write_trajectories(run.out / f"trajectories/eval-{run.state.step:06d}.jsonl", trajectories)
+        name = f"eval-{run.state.step:06d}-{stage.replace(' ', '-')}.jsonl"
+        write_trajectories(run.out / "trajectories" / name, trajectories)
         run.view.say(f"{stage}: success {result.success:.1%} ({result.low:.1%} to {result.high:.1%})")
 
     def measured(self, stage: str) -> bool:

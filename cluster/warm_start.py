@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from cluster.failures import RunError
 from cluster.start import Actors
 from cluster.watch import within
 from configs.schema import Config
-from envs.base import Demonstration
+from envs.base import Demonstration, EnvError
 from envs.tasks import TaskSpec
 from learner.demos import demonstration_rows
 from learner.rows import Row
 from rollout.render import Renderer
+from rollout.types import Failure
 
 Report = Callable[[int, int, dict[str, float]], None]
 Now = Callable[[str, int, int], None]
@@ -27,21 +29,38 @@ def linear(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * (steps - step) / max(1, steps - warmup)
 
 
-async def collect(config: Config, actors: Actors, tasks: Sequence[TaskSpec], now: Now) -> list[Demonstration]:
-    """`warm_start.demos` demonstrations on training tasks; only successful ones are kept."""
-    settings, done = config.warm_start, 0
+async def collect(
+    config: Config, actors: Actors, tasks: Sequence[TaskSpec], now: Now
+) -> tuple[list[Demonstration], list[Failure]]:
+    """`warm_start.demos` demonstrations on training tasks: those that succeeded, and those that broke.
 
-    async def play(index: int) -> Demonstration:
+    Raises:
+        RunError: none succeeded.
+    """
+    settings, done, failures = config.warm_start, 0, list[Failure]()
+
+    async def play(index: int) -> Demonstration | None:
         nonlocal done
-        worker = actors.workers[index % len(actors.workers)]
-        call = worker.demonstrate.remote(tasks[index % len(tasks)], config.seed + index, settings.noise)
-        demonstration = await within(config.cluster.stall_timeout * 4, f"demonstration {index}", call)
-        done += 1
-        now("collecting demonstrations", done, settings.demos)
-        return demonstration
+        worker, task = actors.workers[index % len(actors.workers)], tasks[index % len(tasks)]
+        call = worker.demonstrate.remote(task, config.seed + index, settings.noise)
+        try:
+            return await within(config.cluster.stall_timeout * 4, f"demonstration {index}", call)
+        except EnvError as error:  # tried again already, where it happened
+            failures.append(Failure("demonstration", str(error), task.id))
+            return None
+        finally:
+            done += 1
+            now("collecting demonstrations", done, settings.demos)
 
     played = await asyncio.gather(*(play(index) for index in range(settings.demos)))
-    return [demonstration for demonstration in played if demonstration.success]
+    kept = [demonstration for demonstration in played if demonstration and demonstration.success]
+    if not kept:
+        raise RunError(
+            f"none of {settings.demos} demonstrations succeeded, {len(failures)} of them broke: there is "
+            f"nothing to imitate. Raise env.max_turns = {config.env.max_turns}, lower warm_start.noise = "
+            f"{settings.noise}, or set warm_start.demos=0."
+        )
+    return kept, failures
 
 
 def batches(rows: Sequence[Row], size: int, epochs: int, seed: int) -> list[list[Row]]:
@@ -61,11 +80,11 @@ async def imitate(
     tasks: Sequence[TaskSpec],
     now: Now,
     report: Report,
-) -> int:
-    """Run the warm start; returns the number of demonstrations used."""
+) -> list[Failure]:
+    """Run the warm start; returns what broke on the way."""
     assert actors.learner is not None
     settings = config.warm_start
-    demonstrations = await collect(config, actors, tasks, now)
+    demonstrations, failures = await collect(config, actors, tasks, now)
     rows = [
         row
         for index, demonstration in enumerate(demonstrations)
@@ -81,4 +100,4 @@ async def imitate(
     # Imitation's first gradients are some ten times reinforcement's: Adam would remember them for a thousand
     # steps and hold back each by as much.
     await actors.learner.reset_optimizer()
-    return len(demonstrations)
+    return failures

@@ -6,8 +6,11 @@ import asyncio
 import faulthandler
 import sys
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from ray.exceptions import RayActorError
 
 from cluster.failures import RunError
 
@@ -22,8 +25,16 @@ class Deadline(RunError):
     """One wait took longer than it may."""
 
 
+class ActorLost(RunError):
+    """The actor that should have answered is dead."""
+
+
 async def within(seconds: float, what: str, awaitable: Awaitable[T]) -> T:
-    """Await with a deadline; `what` names the wait in the error. Takes Ray object refs too."""
+    """Await with a deadline; `what` names the wait in the error. Takes Ray object refs too.
+
+    Raises:
+        Deadline, ActorLost: there will be no answer. What the awaited call itself raises is passed on.
+    """
 
     async def wait() -> T:
         return await awaitable
@@ -32,6 +43,11 @@ async def within(seconds: float, what: str, awaitable: Awaitable[T]) -> T:
         return await asyncio.wait_for(wait(), seconds)
     except TimeoutError as error:
         raise Deadline(f"{what} took longer than {seconds:.0f} s") from error
+    except RayActorError as error:
+        raise ActorLost(
+            f"{what}: the actor has died ({str(error).splitlines()[0]}). Its log is in Ray's dashboard; "
+            "resume=auto goes on from the last checkpoint."
+        ) from error
 
 
 class Watchdog:
@@ -41,6 +57,17 @@ class Watchdog:
         self.seconds = seconds
         self.doing = "starting"
         self.last = time.monotonic()
+        self.waits: list[float] = []
+
+    @contextmanager
+    def waiting(self, seconds: float) -> Iterator[None]:
+        """A wait with a deadline of its own, `seconds`, in which nothing else need move."""
+        self.waits.append(seconds)
+        try:
+            yield
+        finally:
+            self.waits.remove(seconds)
+            self.last = time.monotonic()
 
     def beat(self, doing: str) -> None:
         """Something moved; `doing` is what the run does now."""
@@ -56,10 +83,11 @@ class Watchdog:
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=min(5.0, self.seconds / 4))
-                if not task.done() and time.monotonic() - self.last > self.seconds:
+                allowed = max(self.seconds, *self.waits, 0.0)
+                if not task.done() and time.monotonic() - self.last > allowed:
                     self._print_stacks()
                     raise Stalled(
-                        f"nothing moved for {self.seconds:.0f} s while {self.doing}; stacks are on stderr. "
+                        f"nothing moved for {allowed:.0f} s while {self.doing}; stacks are on stderr. "
                         "Raise cluster.stall_timeout if the machine is only slow."
                     )
             return task.result()

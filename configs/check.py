@@ -102,7 +102,7 @@ def _lengths(config: Config) -> list[tuple[bool, str]]:
             f"allowed is at least model.context = {context}",
         ),
         (
-            (config.reweight.strength > 0 or config.distil.weight > 0)
+            (config.reweight.strength > 0 or config.distil.weight > 0 or config.loss.kl > 0)
             and config.teacher.batch_tokens < context,
             f"teacher.batch_tokens = {config.teacher.batch_tokens} cannot hold one full sequence: "
             f"allowed is at least model.context = {context}",

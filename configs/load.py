@@ -25,8 +25,8 @@ class ConfigError(ValueError):
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Defaults, then the recipe at `path` (after the ones it names as `base`), then `key=value` overrides.
 
-    What names a `method` is laid over that method's settings (configs/methods). Types are checked here;
-    ranges and contradictions by `configs.check.check`.
+    What names a `method` is laid over that method's settings (configs/methods); the method that was named
+    last is the only one. Types are checked here; ranges and contradictions by `configs.check.check`.
 
     Raises:
         ConfigError: unknown keys (with the nearest known one), wrong types, unreadable files, all at once.
@@ -34,7 +34,13 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     recipes = _recipes(Path(path)) if path is not None else []
     named = [(str(file), values) for file, values in recipes]
     named.append(("command line", _parse_overrides(overrides)))
-    layers = [layer for source, values in named for layer in (*_method(source, values), (source, values))]
+    methods_named = [_method(source, values) for source, values in named]
+    last = max((index for index, layer in enumerate(methods_named) if layer), default=-1)
+    layers = [
+        layer
+        for index, own in enumerate(named)
+        for layer in (*(methods_named[index] if index == last else ()), own)
+    ]
     merged = OmegaConf.structured(Config)
     problems = [problem for source, values in layers for problem in _merge(merged, source, values)]
     if problems:

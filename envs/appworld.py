@@ -23,7 +23,7 @@ from typing import Any
 from configs.schema import Env
 from envs.appworld_host import VARIABLES, Nursery, ServerHandle, nursery, program
 from envs.appworld_tasks import TURN
-from envs.base import DataMissing, EnvError, EnvFamily, Observation, StepResult, TextEnv
+from envs.base import DataMissing, EnvError, EnvFamily, InstanceLost, Observation, StepResult, TextEnv
 from envs.install import interpreter, made_once, run
 from envs.lines import Lost
 from envs.tasks import Manifest, TaskSpec
@@ -99,17 +99,17 @@ class AppWorldEnv(TextEnv):
             raise EnvError("no episode is under way: reset before stepping")
         ran = self._call("execute", action, seconds=self._config.step_timeout)
         self._turns += 1
-        lost = ran.get(
-            "lost"
-        )  # the agent's code has ended its own interpreter: a lost episode, and no failure of ours
-        terminated = bool(ran["completed"] or lost)
+        terminated = bool(ran["completed"] or "lost" in ran)
         truncated = not terminated and self._turns >= self._config.max_turns
-        info: dict[str, Any] = {"lost": lost, "share": 0.0} if lost else {}
+        info: dict[str, Any] = {}
         success = False
         if terminated or truncated:
             self._playing = False
-            if not lost:
-                verdict = self._call("evaluate", seconds=self._config.step_timeout)
+            # Lost: the agent's code has broken its own world, which is a lost episode and no failure of ours.
+            verdict = ran if "lost" in ran else self._call("evaluate", seconds=self._config.step_timeout)
+            if "lost" in verdict:
+                info = {"lost": verdict["lost"], "share": 0.0}
+            else:
                 success = verdict["success"]
                 info = {key: verdict[key] for key in ("passes", "failures")}
                 info["share"] = len(verdict["passes"]) / verdict["num_tests"]
@@ -143,7 +143,8 @@ class AppWorldEnv(TextEnv):
         try:
             self._server = ServerHandle(self._nursery, settings, BEFORE * self._config.reset_timeout)
         except Lost as error:
-            raise EnvError(f"AppWorld's server failed: {error}") from error
+            kind = EnvError if self._nursery.alive else InstanceLost
+            raise kind(f"AppWorld's server failed: {error}") from error
         self.mode = self._server.mode
 
     @property
@@ -202,6 +203,8 @@ class AppWorldFamily(EnvFamily):
 
     def preload(self) -> None:
         self._nursery()
+
+    refresh = preload
 
     def make(self) -> AppWorldEnv:
         return AppWorldEnv(self._nursery(), self._config)

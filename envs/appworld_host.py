@@ -8,7 +8,6 @@ nobody holds their sockets any more, however their owners died.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import select
@@ -17,7 +16,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from contextlib import suppress
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,39 +53,76 @@ class Nursery:
             root: the folder that holds AppWorld's `data`.
         """
         self.root = root
-        self._python = python
-        self._start()
-
-    def fork(self) -> Lines:
-        """A new server, which answers once AppWorld is imported. A nursery that has died is replaced."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                socket.send_fds(self._requests, [b"f"], [theirs.fileno()])
-            except ConnectionError as error:
-                log.warning("AppWorld's nursery has died (%s): starting another", error)
-                self._requests.close()
-                self._start()
-                socket.send_fds(self._requests, [b"f"], [theirs.fileno()])
-        return Lines(ours)
-
-    def _start(self) -> None:
         self._requests, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                program(self._python, "appworld_server", theirs.fileno(), str(self.root.resolve())),
+            self._popen = subprocess.Popen(
+                program(python, "appworld_server", theirs.fileno(), str(root.resolve())),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # when our group is killed the servers see us gone, and tidy up
                 env=VARIABLES,
             )
+        self._process = _Process(self._popen.pid)
+
+    @property
+    def alive(self) -> bool:
+        return not self._process.ended(0.0)
+
+    def fork(self, seconds: float) -> tuple[Lines, int]:
+        """A new server and its pid; it answers once AppWorld is imported.
+
+        Raises:
+            Lost: the nursery is dead, or was silent for so many seconds and has been killed.
+        """
+        ours, theirs = socket.socketpair()
+        lines = Lines(ours)
+        try:
+            with theirs:
+                socket.send_fds(self._requests, [b"f"], [theirs.fileno()])
+            return lines, lines.receive(seconds)
+        except (OSError, Lost) as error:
+            lines.close()
+            self._process.kill()  # of no use to anyone, whatever ails it
+            raise Lost(f"no server could be forked: {error}") from error
 
 
-@functools.cache
+class _Process:
+    """A process that may not be our child, held by a descriptor: its number may pass to another."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self._descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._descriptor = -1
+
+    def ended(self, patience: float) -> bool:
+        """Whether it has ended, or does within `patience` seconds."""
+        return self._descriptor < 0 or bool(select.select([self._descriptor], [], [], patience)[0])
+
+    def kill(self) -> None:
+        if not self.ended(0.0):
+            signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+            self.ended(5.0)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+
+_NURSERIES: dict[tuple[Path, Path], Nursery] = {}
+
+
 def nursery(python: Path, root: Path) -> Nursery:
-    """This process's nursery; processes forked from this one use it too."""
-    return Nursery(python, root)
+    """This process's nursery, another where it has died; processes forked from this one use it too."""
+    found = _NURSERIES.get((python, root))
+    if found is None or not found.alive:
+        if found:
+            log.warning("AppWorld's nursery has died: starting another")
+        found = _NURSERIES[python, root] = Nursery(python, root)
+    return found
 
 
 class ServerHandle:
@@ -101,16 +137,15 @@ class ServerHandle:
         Raises:
             Lost, EnvError: it does not get ready.
         """
+        until = time.monotonic() + seconds
+        self.lines, self.pid = nursery.fork(seconds)
+        self._process = _Process(self.pid)
         self.folder = Path(tempfile.mkdtemp(prefix="hindsight-appworld-"))  # the server removes it, or we do
-        self.lines = nursery.fork()
         try:
             self.lines.send({**settings, "folder": str(self.folder)})
-            told = self.call("hello", seconds=seconds)
-            self.pid: int = told["pid"]
-            self._process = os.pidfd_open(self.pid)  # no child of ours: its number may pass to another
+            told = self.call("hello", seconds=until - time.monotonic())
         except (Lost, EnvError):
-            self.lines.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.end()
             raise
         self.mode: str = told["mode"]
         for mode, reason in told["weaker"].items():
@@ -135,12 +170,7 @@ class ServerHandle:
     def end(self, patience: float = 0.0) -> None:
         """See to it that it and all its children are gone; kill it after `patience` seconds."""
         self.lines.close()
-        if not self._ended(patience):
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._process, signal.SIGKILL)
-            self._ended(patience=5.0)
-        os.close(self._process)
+        if not self._process.ended(patience):
+            self._process.kill()
+        self._process.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _ended(self, patience: float) -> bool:
-        return bool(select.select([self._process], [], [], patience)[0])

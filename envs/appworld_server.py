@@ -22,6 +22,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,17 +166,23 @@ class Server:
             }
 
     def evaluate(self) -> dict[str, Any]:
-        """The verdict; the episode's world is gone with it."""
+        """The verdict, or why the agent's code has left a world that has none; the world is gone with it."""
         if self._world is None:
             raise RuntimeError("no world is there: reset first")
         task = self._task
-        databases = self._say(self._world, "saved", GRACE * self._seconds)
-        self.drop()
+        try:
+            databases = self._say(self._world, "saved", GRACE * self._seconds)
+        except (Lost, RuntimeError) as error:  # the agent's doing: it must not pass for a failure of ours
+            return {"lost": f"its databases were not saved: {error}"}
+        finally:
+            self.drop()
         child = self._spawn(
             ["specs.json", "dbs", "ground_truth"], lambda lines: _judge(lines, task, databases)
         )
         try:
             return self._say(child, None, self._patience)
+        except (Lost, RuntimeError) as error:  # what it judges is the agent's as well
+            return {"lost": f"its databases cannot be judged: {error}"}
         finally:
             child.kill()
             clear(self._folder)
@@ -198,10 +205,13 @@ class Server:
         Raises:
             Lost: the child ended, hangs, or answers garbage.
             RuntimeError: it answered with an error.
+            OSError: it could not be shut in.
         """
         if request is not None:
             child.lines.send(request)
         answer = child.lines.receive(seconds, watch=self._lines)
+        if isinstance(answer, str):
+            raise OSError(answer)
         if not isinstance(answer, dict) or "value" not in answer:
             raise RuntimeError(answer.get("error", "") if isinstance(answer, dict) else str(answer))
         return answer["value"]
@@ -244,13 +254,12 @@ def _load(root: Path) -> None:
 def _serve(channel: socket.socket, root: Path) -> None:
     """Be a slot's server; the first message holds the settings."""
     lines = Lines(channel)
-    settings = lines.receive()
-    try:
-        Server(lines, root, settings).serve()
-    except Lost:
-        pass  # nobody is there any more; the kernel ends the world with this process
-    finally:
-        shutil.rmtree(settings["folder"], ignore_errors=True)
+    with suppress(Lost):  # nobody is there any more; the kernel ends the world with this process
+        settings = lines.receive()
+        try:
+            Server(lines, root, settings).serve()
+        finally:
+            shutil.rmtree(settings["folder"], ignore_errors=True)
 
 
 def main(requests_fd: int, root: str) -> None:
@@ -264,11 +273,17 @@ def main(requests_fd: int, root: str) -> None:
             if not message:
                 return
             channel = socket.socket(fileno=descriptors[0])
-            if os.fork() == 0:
+            if (pid := os.fork()) == 0:
                 requests.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a server waits for its worlds
+                status = 1
                 try:
                     _serve(channel, Path(root))
+                    status = 0
+                except Exception:
+                    traceback.print_exc()  # nobody else does: the next line ends the process
+                    raise
                 finally:
-                    os._exit(0)
-            channel.close()
+                    os._exit(status)
+            with channel, suppress(Lost):
+                Lines(channel).send(pid)

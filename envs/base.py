@@ -24,6 +24,10 @@ class SlotTimeout(EnvError):
     """The process did not answer within its deadline and was killed."""
 
 
+class InstanceLost(EnvError):
+    """The instance is of no use any more: its process ends, and the next call gets another."""
+
+
 class DataMissing(EnvError):
     """The environment's data are not where the configuration says; the message tells how to get them."""
 
@@ -164,6 +168,9 @@ class EnvFamily(ABC):
         Raises:
             DataMissing: the configured data folder is not there.
         """
+
+    def refresh(self) -> None:  # noqa: B027 - nothing that a family without processes has loaded can die
+        """Called before every fork, where `preload` was: replace what it began and has died since."""
 
     @abstractmethod
     def make(self) -> TextEnv:

@@ -21,10 +21,11 @@ from collections.abc import Callable
 from io import BufferedIOBase
 from typing import Any, NoReturn
 
-from envs.base import DataMissing, EnvError, EnvFamily, TextEnv
+from envs.base import DataMissing, EnvError, EnvFamily, InstanceLost, TextEnv
 
 LENGTH = struct.Struct("!I")  # every message is its length in bytes, then its pickle
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+TOLD = (DataMissing, InstanceLost)  # kinds of EnvError that the owner acts on; all else is a plain one
 
 
 def pack(message: Any) -> bytes:
@@ -41,13 +42,14 @@ def _read(stream: BufferedIOBase) -> Any:
     return pickle.loads(stream.read(LENGTH.unpack(head)[0]))
 
 
-def _answer(function: Callable[..., Any], *args: Any) -> bytes:
-    """Call `function`; the owner's message: (None, value), or (EnvError or DataMissing, description)."""
+def _answer(function: Callable[..., Any], *args: Any) -> tuple[bytes, bool]:
+    """Call `function`; the owner's message, (None, value) or (kind of EnvError, description), and whether the
+    instance is of use still."""
     try:
-        return pack((None, function(*args)))
+        return pack((None, function(*args))), True
     except Exception as error:  # noqa: BLE001 - whatever an environment raises is data for its owner
-        kind = DataMissing if isinstance(error, DataMissing) else EnvError
-        return pack((kind, f"{type(error).__name__}: {error}"))
+        kind = next((kind for kind in TOLD if isinstance(error, kind)), EnvError)
+        return pack((kind, f"{type(error).__name__}: {error}")), kind is not InstanceLost
 
 
 def _serve(channel: socket.socket, make: Callable[[], Any], server: int) -> NoReturn:
@@ -72,29 +74,32 @@ def _serve(channel: socket.socket, make: Callable[[], Any], server: int) -> NoRe
         try:
             send(pack(os.getpid()))
             hosted: list[TextEnv] = []  # the one instance, kept here: it cannot travel
-            send(_answer(lambda: hosted.append(make())))
-            while True:
+            message, useful = _answer(lambda: hosted.append(make()))
+            send(message)
+            while useful:
                 method, args = _read(stream)
-                send(_answer(lambda name, given: getattr(hosted[0], name)(*given), method, args))
+                message, useful = _answer(lambda name, given: getattr(hosted[0], name)(*given), method, args)
+                send(message)
+            os._exit(0)
         except (EOFError, ConnectionError):
             os._exit(0)  # the owner gave the slot up; nothing of the server's state may be torn down here
 
 
-def _load(family_fd: int) -> Callable[[], Any]:
-    """The preloaded family's `make`, or a function that raises what loading raised, for the owner to see."""
+def _load(family_fd: int) -> tuple[Callable[[], Any], Callable[[], None]]:
+    """The preloaded family's `make` and `refresh`; where loading raised, a `make` that raises the same."""
     try:
         with open(family_fd, "rb") as file:
             file.seek(0)  # the offset is shared with the owner and with earlier servers
             family: EnvFamily = pickle.load(file)
         family.preload()
-        return family.make
+        return family.make, family.refresh
     except Exception as error:  # noqa: BLE001 - reported by every slot as its start-up failure
         failure = error
 
         def fail() -> NoReturn:
             raise failure
 
-        return fail
+        return fail, lambda: None
 
 
 def main(requests_fd: int, family_fd: int) -> None:
@@ -105,7 +110,7 @@ def main(requests_fd: int, family_fd: int) -> None:
     """
     os.dup2(2, 1)  # an environment's prints are diagnostics
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
-    make = _load(family_fd)
+    make, refresh = _load(family_fd)
     gc.collect()
     gc.freeze()  # keeps the collector from touching, and so copying, the shared pages
     server = os.getpid()
@@ -115,6 +120,7 @@ def main(requests_fd: int, family_fd: int) -> None:
             if not message:
                 return
             channel = socket.socket(fileno=descriptors[0])
+            refresh()
             if os.fork() == 0:
                 requests.close()
                 _serve(channel, make, server)

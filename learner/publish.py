@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ray.exceptions import RayActorError
 
 from rollout.weights import WeightSet
 
@@ -51,6 +52,8 @@ async def publish(
             await asyncio.gather(*(engine.load_weights.remote(weights) for engine in engines))
     except TimeoutError as error:
         raise PublishError(f"weights {weights.version} were not loaded within {timeout:.0f} s") from error
+    except RayActorError as error:
+        raise PublishError(_dead(weights.version, error)) from error
     gap = await verify(
         engines, weights.version, weights.digest, canary_ids, learner_logprobs, tolerance, timeout
     )
@@ -78,6 +81,8 @@ async def verify(
             )
     except TimeoutError as error:
         raise PublishError(f"weights {version} were not verified within {timeout:.0f} s") from error
+    except RayActorError as error:
+        raise PublishError(_dead(version, error)) from error
     for index, found in enumerate(held):
         check_fingerprint(index, found, version, digest)
     gaps = [check_canary(i, score, learner_logprobs, tolerance) for i, score in enumerate(scores)]
@@ -106,6 +111,13 @@ def check_canary(index: int, engine: np.ndarray, learner: np.ndarray, tolerance:
         f"on average (publish.tolerance={tolerance}; {means}): a part of its model still computes with other "
         "weights, or engine and learner run the model differently. If only rounding can explain it (a larger "
         "model in bfloat16), raise publish.tolerance."
+    )
+
+
+def _dead(version: int, error: RayActorError) -> str:
+    return (
+        f"an engine has died, so it does not hold weights {version} ({str(error).splitlines()[0]}). Its log "
+        "is in Ray's dashboard; resume=auto goes on from the last checkpoint."
     )
 
 

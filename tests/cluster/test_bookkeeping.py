@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import RayActorError
 
 from cluster.evaluate import panel, wilson
-from cluster.failures import BudgetSpent, FailureBudget
+from cluster.failures import BudgetSpent, FailureBudget, RunError
 from cluster.start import lacking, plan_bundles
-from cluster.warm_start import batches, linear
-from cluster.watch import Deadline, Stalled, Watchdog, within
-from configs.schema import Cluster, Config, Credit, Learner, Loss, Rollout
+from cluster.warm_start import batches, collect, linear
+from cluster.watch import ActorLost, Deadline, Stalled, Watchdog, within
+from configs.schema import Cluster, Config, Credit, Learner, Loss, Rollout, WarmStart
+from envs.base import Demonstration, EnvError, Observation
 from envs.tasks import TaskSpec
 from rollout.types import Failure
 
@@ -28,6 +32,55 @@ def test_budget_stops_the_run_past_its_limit_and_names_what_failed() -> None:
 def test_a_wait_past_its_deadline_says_what_was_waited_for() -> None:
     with pytest.raises(Deadline, match="the moon took longer than 0 s"):
         asyncio.run(within(0.01, "the moon", asyncio.sleep(5)))
+
+
+def test_a_wait_for_a_dead_actor_says_so_and_what_to_do() -> None:
+    async def dead() -> None:
+        raise RayActorError
+
+    with pytest.raises(ActorLost, match=r"refreshing the teacher: the actor has died.*resume=auto"):
+        asyncio.run(within(5, "refreshing the teacher", dead()))
+
+
+def test_watchdog_waits_as_long_as_a_deadline_allows(capfd: pytest.CaptureFixture[str]) -> None:
+    watchdog = Watchdog(0.2)
+
+    async def updates(seconds: float) -> int:
+        with watchdog.waiting(seconds):
+            await asyncio.sleep(0.6)
+        return 7
+
+    assert asyncio.run(watchdog.guard(updates(30))) == 7
+    with pytest.raises(Stalled, match="nothing moved for 0 s"):
+        asyncio.run(watchdog.guard(updates(0.1)))
+
+
+def played(success: bool) -> Demonstration:
+    return Demonstration(TaskSpec("t", "toy", "open", "train"), Observation("now"), (), success)
+
+
+def test_demonstrations_that_break_are_counted_and_none_is_an_error() -> None:
+    """Of three, one succeeds, one fails, one breaks; of two, none succeeds."""
+
+    async def call(outcome: Any) -> Demonstration:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def collected(*outcomes: Any) -> tuple[list[Demonstration], list[Failure]]:
+        left = iter(outcomes)
+        worker = SimpleNamespace(
+            demonstrate=SimpleNamespace(remote=lambda task, seed, noise: call(next(left)))
+        )
+        config = Config(warm_start=WarmStart(demos=len(outcomes)))
+        tasks, actors = [TaskSpec("t", "toy", "open", "train")], SimpleNamespace(workers=[worker])
+        return asyncio.run(collect(config, actors, tasks, lambda doing, done, of: None))
+
+    kept, failures = collected(played(True), played(False), EnvError("it hangs"))
+    assert [demonstration.success for demonstration in kept] == [True]
+    assert [(failure.kind, failure.message) for failure in failures] == [("demonstration", "it hangs")]
+    with pytest.raises(RunError, match="none of 2 demonstrations succeeded, 1 of them broke"):
+        collected(played(False), EnvError("it hangs"))
 
 
 def test_watchdog_ends_a_run_that_stands_still(capfd: pytest.CaptureFixture[str]) -> None:

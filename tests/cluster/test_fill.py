@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.fill import Filler, hindsight_metrics
-from configs.schema import Config, Distil, Feedback, Loss
+from cluster.train import Trainer
+from cluster.watch import Watchdog
+from configs.schema import Config, Distil, Feedback, Loss, Reweight
 from envs.base import Observation, StepResult
 from envs.tasks import TaskSpec
 from feedback.judge import Answer, JudgeError
@@ -21,10 +23,11 @@ TASK = TaskSpec("t", "toy", "open", "train")
 CLOSE = np.array([7, 8], dtype=np.int32)
 
 
-def trajectory(success):
+def trajectory(success, parsed=True):
     ids = np.array([1, 2, 7, 8, 3, 4, 5], dtype=np.int32)
     result = StepResult(Observation("later"), "Dark.", float(success), success, False, success)
-    turn = Turn(0, 4, 7, Span(5, 6), Observation("now"), "<action>look</action>", "look", True, result, 0)
+    span = Span(5, 6) if parsed else None
+    turn = Turn(0, 4, 7, span, Observation("now"), "<action>look</action>", "look", parsed, result, 0)
     sequence = TokenSequence(ids, np.zeros(7, dtype=np.float32))
     return Trajectory(TASK, (sequence,), (turn,), success, float(success), "terminated")
 
@@ -48,9 +51,10 @@ async def likeliest(rows, k):
     return [np.tile(np.arange(k, dtype=np.int32), (len(row.positions), 1)) for row in rows]
 
 
-def fill(feedback, judge=None, score=None, strength=0.5, successes=(True, False), **settings):
+def fill(feedback, judge=None, score=None, strength=0.5, successes=(True, False), parsed=True, **settings):
     """One group through the driver's code, with toys for everything that runs elsewhere."""
-    group = Group(3, TASK, tuple(map(trajectory, successes)), (Failure("engine", "was slow", "t"),))
+    trajectories = tuple(trajectory(success, parsed or success) for success in successes)
+    group = Group(3, TASK, trajectories, (Failure("engine", "was slow", "t"),))
     asked = []
 
     def scored(sequences, requests):
@@ -66,15 +70,16 @@ def fill(feedback, judge=None, score=None, strength=0.5, successes=(True, False)
             workers=[SimpleNamespace(rollout=remote(lambda *args: group))],
             teacher=SimpleNamespace(score=remote(score or scored)),
             teacher_context=512,
-            reference=SimpleNamespace(score=remote(scored)) if "loss" in settings else None,
+            reference=SimpleNamespace(score=remote(score or scored)) if "loss" in settings else None,
             learner=SimpleNamespace(candidates=likeliest),
         ),
         renderer=SimpleNamespace(close_ids=CLOSE, encode=encode, show=lambda observation: observation.text),
         opening=None,
         judge=judge,
-        watchdog=SimpleNamespace(beat=lambda doing: None),
+        watchdog=Watchdog(60),
     )
-    return asyncio.run(Filler(run).fill(3, TASK, strength)), asked
+    filled = asyncio.run(Filler(run).fill(3, TASK, strength))
+    return filled, asked
 
 
 def kinds(filled):
@@ -110,6 +115,37 @@ def test_a_lost_teacher_keeps_the_judges_failures():
 
     filled, _ = fill(Feedback(source="judge"), judge, score=lost)
     assert filled.scores == {} and kinds(filled) == ["engine", "judge", "teacher"]
+
+
+def test_a_teacher_that_raises_is_counted_too():
+    def fails(*args):
+        raise RayTaskError("score", "trace", MemoryError("full")).as_instanceof_cause()
+
+    filled, _ = fill(Feedback(), score=fails)
+    assert filled.scores == {} and kinds(filled) == ["engine", "teacher"]
+
+
+def test_a_group_whose_reference_is_lost_escapes_no_penalty():
+    """It gives the policy loss no rows; without a penalty it would."""
+
+    def lost(*args):
+        raise RayActorError()
+
+    def rows(loss):
+        filled, _ = fill(Feedback(source="none"), score=lost, strength=0.0, loss=loss)
+        config = Config(feedback=Feedback(source="none"), loss=loss)
+        trainer = Trainer(SimpleNamespace(config=config, actors=None))
+        return kinds(filled), len(trainer.rows([filled], None)["policy"])
+
+    assert rows(Loss(kl=0.01)) == (["engine", "teacher"], 0)
+    assert rows(Loss())[1] == 2
+
+
+@pytest.mark.parametrize(("tokens", "turns"), [("action", {(0, 0)}), ("response", {(0, 0), (1, 0)})])
+def test_weights_on_whole_responses_need_no_action(tokens, turns):
+    """RLSD weights every token, those of an answer that could not be read too."""
+    filled, asked = fill(Feedback(), parsed=False, reweight=Reweight(tokens=tokens))
+    assert filled.scores.keys() == turns and len(asked) == len(turns)
 
 
 @pytest.mark.parametrize("idle", [{"strength": 0.0}, {"successes": (True, True)}])

@@ -124,6 +124,14 @@ def test_what_names_a_method_is_laid_over_it(tmp_path: Path) -> None:
     assert "method = 'serll' is not known; the nearest is serl" in problems(recipe, "method=serll")
 
 
-@pytest.mark.parametrize("name", methods())
-def test_every_method_is_sound(name: str) -> None:
-    assert check(load(RECIPES[0].with_name("nano.yaml"), [f"method={name}"])) == []
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_every_method_takes_the_place_of_a_recipes_own(recipe: Path) -> None:
+    for name in methods():
+        config = load(recipe, [f"method={name}", "rollout.group_size=8"])
+        assert check(config) == [], name
+        alone = load(None, [f"method={name}"])
+        assert (config.reweight.strength, config.distil.weight, config.learner.lora) == (
+            alone.reweight.strength,
+            alone.distil.weight,
+            alone.learner.lora,
+        ), name

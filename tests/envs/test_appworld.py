@@ -216,6 +216,20 @@ def test_code_that_ends_its_own_interpreter_loses_the_episode(env, tasks):
     assert play(env, tasks[0], ["print(1)"])[0].feedback == "1\n"
 
 
+def test_code_that_breaks_its_own_verdict_loses_the_episode(env, tasks):
+    for sabotage in (
+        "__import__('pathlib').Path.iterdir = None",
+        "__import__('pathlib').Path.read_text = lambda self: 'DROP TABLE; nonsense'",
+    ):
+        result = play(env, tasks[0], [sabotage, DONE])[-1]
+        assert (result.terminated, result.success, result.reward) == (True, False, 0.0), sabotage
+    assert (
+        "not saved"
+        in play(env, tasks[0], ["__import__('pathlib').Path.iterdir = None", DONE])[-1].info["lost"]
+    )
+    assert play(env, tasks[0], ["print(1)"])[0].feedback == "1\n"
+
+
 def test_a_task_that_is_not_there_is_an_error_and_spares_the_next(env, tasks):
     for name in ("mini-lost_1", "../../etc", "mini-note-count_1/ground_truth", ""):
         with pytest.raises(EnvError):

@@ -11,17 +11,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from slot_tools import running
+from slot_tools import run_async, running
 from test_appworld import CONFIG, PROJECT, family, play, python  # noqa: F401 - fixtures
 
-from envs.appworld import AppWorldEnv
+from envs.appworld import AppWorldEnv, AppWorldFamily
 from envs.appworld_host import Nursery
-from envs.base import EnvError
+from envs.appworld_host import nursery as nursery_of
+from envs.base import EnvError, InstanceLost, SlotDied
 from envs.install import interpreter
+from envs.process import Forkserver, Slot
 from envs.registry import cache_root
 from envs.sandbox import MODES, NOBODY
 
@@ -186,25 +189,65 @@ def test_a_server_that_cannot_start_is_an_error(family):  # noqa: F811
         AppWorldEnv(Nursery(Path("/bin/false"), family.root), FAST)
 
 
-def test_slots_share_a_nursery_and_one_that_died_is_replaced(nursery, task, caplog):
-    first, second = AppWorldEnv(nursery, FAST), AppWorldEnv(nursery, FAST)
+def test_instances_share_a_nursery_which_is_replaced_once_dead_or_hung(family, task):  # noqa: F811
+    where = interpreter("appworld", cache_root()), family.root
+    first, second = family.make(), family.make()
     try:
         for each in (first, second):
             each.reset(task)
         second.step("x = 2")
         assert "not defined" in first.step("print(x)").feedback
-        parents = {_parent(each._server.pid) for each in (first, second)}
-        assert parents == {nursery._process.pid}
-        nursery._process.kill()
-        nursery._process.wait()
+        old = nursery_of(*where)
+        assert {_parent(each._server.pid) for each in (first, second)} == {old._process.pid}
+
+        os.kill(old._process.pid, signal.SIGKILL)
         assert second.step("print(x)").feedback == "2\n"  # whoever has a server keeps it
         first.close()
-        assert first.reset(task).text
-        assert "nursery has died" in caplog.text
-        assert _parent(first._server.pid) == nursery._process.pid
+        with pytest.raises(InstanceLost, match="no server could be forked"):
+            first.reset(task)
+        third = family.make()
+        new = nursery_of(*where)
+        assert _parent(third._server.pid) == new._process.pid != old._process.pid
+        third.close()
+
+        os.kill(new._process.pid, signal.SIGSTOP)
+        with pytest.raises(InstanceLost, match=r"did not answer within 1\.8 s"):
+            AppWorldEnv(new, replace(FAST, reset_timeout=2))
+        assert not new.alive
+        assert nursery_of(*where).alive
     finally:
-        first.close()
         second.close()
+
+
+@run_async
+async def test_slots_of_a_shard_share_a_nursery_and_get_another_when_it_has_died(family, task):  # noqa: F811
+    async def parent(slot):
+        return await slot.call("_nursery_pid", deadline=30)
+
+    with closing(Forkserver(NurseryFamily(CONFIG, cache_root()))) as server:
+        slots = [await Slot.start(server, 120) for _ in range(3)]
+        [old] = {await parent(slot) for slot in slots}
+        os.kill(old, signal.SIGKILL)
+        await slots[0].call("close", deadline=30)
+        with pytest.raises(InstanceLost):
+            await slots[0].call("reset", task, deadline=60)
+        with pytest.raises(SlotDied):
+            await slots[0].call("reset", task, deadline=60)
+        others = [await Slot.start(server, 120) for _ in range(2)]
+        [new] = {await parent(slot) for slot in others}
+        assert new != old
+        assert (await others[0].call("reset", task, deadline=60)).text
+    assert gone({new})
+
+
+class NurseryEnv(AppWorldEnv):
+    def _nursery_pid(self) -> int:
+        return _parent(self._server.pid)
+
+
+class NurseryFamily(AppWorldFamily):
+    def make(self) -> NurseryEnv:
+        return NurseryEnv(self._nursery(), self._config)
 
 
 def _parent(pid: int) -> int:

@@ -49,7 +49,8 @@ ANSWER = {
 
 
 def settings(method: str, out: Path, *more: str, env: str = "alfworld") -> Config:
-    overrides = [*TINY, f"env.max_turns={TURNS[env]}", f"out={out}", f"method={method}"]
+    differ = "credit.inadmissible_penalty=1"  # so that siblings' returns do, where none succeeds
+    overrides = [*TINY, f"env.max_turns={TURNS[env]}", f"out={out}", f"method={method}", differ]
     # Two steps of a judge with the nano model's answers: they are read or counted as unreadable.
     judged = ["judge.source=engine", "judge.max_tokens=64", "judge.characters=1500"]
     return load(CONFIGS / f"{env}.yaml", overrides + judged + list(more))
@@ -113,7 +114,7 @@ def test_two_steps(
     config = settings(name, tmp_path / "run", *analyst)
     steps = train(warmed, config, monkeypatch)
     judged = config.feedback.judged
-    assert total(steps, "failures/total") == 0
+    assert total(steps, "failures/total") == 0 < total(steps, "learner/rows")
     if config.distil.weight > 0:
         assert total(steps, "learner/distil_tokens") > 0 and total(steps, "teacher/spans") > 0
     if judged and config.distil.weight > 0:
@@ -121,7 +122,7 @@ def test_two_steps(
     if config.reweight.strength == 0 and config.distil.weight == 0:
         assert total(steps, "teacher/spans") == 0
     assert (total(steps, "critic/rows") > 0) == config.credit.critic
-    if config.loss.kl > 0 and total(steps, "learner/rows") > 0:
+    if config.loss.kl > 0:
         assert "learner/kl" in steps[0] or "learner/kl" in steps[1]
 
 
@@ -193,8 +194,14 @@ def test_an_adapter_goes_on_where_it_was(
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken/checkpoints/step-00000002")
     broken = train(warmed, settings("dense", tmp_path / "broken", *lora), monkeypatch)
-    same = ("rollout/episodes", "rollout/tokens", "learner/distil_tokens", "learner/loss")
-    assert [broken[1].get(name) for name in same] == [whole[1].get(name) for name in same]
+    assert total(whole, "learner/distil_tokens") > 0
+    for name in ("rollout/turns_per_episode", "learner/distil_tokens", "learner/distil_loss"):
+        assert broken[1][name] == pytest.approx(whole[1][name], rel=1e-4), name
+    ours, theirs = (
+        load_file(tmp_path / run / "checkpoints/step-00000002/model/adapter/adapter_model.safetensors")
+        for run in ("broken", "whole")
+    )
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
 
 
 def test_two_trials_of_reflexion(shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +212,7 @@ def test_two_trials_of_reflexion(shared: Shared, tmp_path: Path, monkeypatch: py
     [row] = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert row["kind"] == "eval" and row["eval/episodes"] == 2
     assert 0 <= row["eval/success_trial_1"] <= row["eval/success_trial_2"] == row["eval/success"]
-    lines = (tmp_path / "run/trajectories/eval-000000.jsonl").read_text().splitlines()
+    lines = (tmp_path / "run/trajectories/eval-000000-before-warm-start.jsonl").read_text().splitlines()
     episodes = [json.loads(line) for line in lines]
     assert len(episodes) == 4 - 2 * row["eval/success_trial_1"]  # what succeeds is not tried again
     assert all("<think>To do: " in episode["preamble"] for episode in episodes)
