@@ -75,7 +75,6 @@ class Filler:
                 known = await hindsight(
                     group,
                     self.config.feedback,
-                    self.config.judge,
                     self.run.judge,
                     self.run.renderer.show,
                     whole_turns=distils or self.config.reweight.tokens == "response",

@@ -18,7 +18,7 @@ from configs.schema import Config
 from envs.base import Demonstration
 from envs.tasks import TaskSpec
 from feedback.judge import Answer, EngineAsk, JudgeError
-from feedback.preamble import fitting, preamble, question, remember, worked_example
+from feedback.preamble import preamble, question, remember, worked_example
 from rollout.render import Renderer
 from rollout.types import Failure, Group, Trajectory
 from rollout.worker import generate_on, tally
@@ -70,7 +70,6 @@ class Trials:
         self.config = config
         self.most = config.evaluate.trials if config.evaluate.policy == "reflexion" else 1
         self._workers = actors.workers
-        self._renderer = renderer
         self._examples = examples
         seconds = config.rollout.request_timeout
         engines = [generate_on(engine, number, seconds) for number, engine in enumerate(actors.engines)]
@@ -97,7 +96,7 @@ class Trials:
             if broken or played[-1].success or trial + 1 == self.most:
                 break
             try:
-                answers.append(await self._reflect(played[-1]))
+                answers.append(await self._ask(question(played[-1])))
             except JudgeError as error:
                 failures.append(Failure("judge", str(error), task.id))
                 broken = True
@@ -115,17 +114,6 @@ class Trials:
             config.cluster.stall_timeout * 4, f"evaluation episode {index}, trial {trial + 1}", rollout
         )
         return group
-
-    async def _reflect(self, trajectory: Trajectory) -> Answer:
-        """The lesson of a failed trial, by the model that played it."""
-        judge, context = self.config.judge, self._renderer.context
-
-        def length(text: str) -> int:
-            return len(self._renderer.chat([{"role": "user", "content": text}]))
-
-        room = context - min(judge.max_tokens, context // 4)
-        asked = fitting(lambda most: question(trajectory, most), length, room, judge.characters)
-        return await self._ask(asked)
 
 
 async def open_trials(

@@ -153,10 +153,15 @@ class Judge:
     key_variable: str = setting("OPENAI_API_KEY", "environment variable that holds the endpoint's key")
     temperature: float = setting(0.0, "sampling temperature", low=0.0)
     top_p: float = setting(1.0, "share of the probability that is sampled from", low=0.01, high=1.0)
-    max_tokens: int = setting(512, "most tokens of an answer", low=1)
+    max_tokens: int = setting(
+        512,
+        "most tokens of an answer; reflect: 100 a turn where that is more; engine: fewer in a small context",
+        low=1,
+    )
     characters: int = setting(
         12_000,
-        "most characters of a trajectory that are shown: target keeps the last, the others shorten each turn",
+        "most characters shown of a trajectory: target keeps the last, the others shorten each turn; "
+        "an engine is shown fewer, until its answer fits beside them or has a third of model.context",
         low=200,
     )
     timeout: float = setting(60.0, "seconds one try may take", low=0.1)

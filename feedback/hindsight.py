@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 
-from configs.schema import Feedback, Judge
+from configs.schema import Feedback
 from feedback import reflect, target, verdict
 from feedback.judge import Answer, Ask, JudgeError
 from feedback.pool import Key
-from feedback.reading import Analyst, Reading, Unreadable
+from feedback.reading import Analyst, Question, Reading, Unreadable
 from feedback.sources import asked_about, combined, source_texts
 from feedback.transcript import Show, Style, plain
 from rollout.types import Failure, Group
@@ -35,7 +35,6 @@ class Hindsight:
 async def hindsight(
     group: Group,
     feedback: Feedback,
-    judge: Judge | None = None,
     ask: Ask | None = None,
     show: Show = plain,
     whole_turns: bool = False,
@@ -43,17 +42,17 @@ async def hindsight(
     """The texts of a group's turns; a turn without one trains without hindsight.
 
     Args:
-        judge: how to ask. ask: whom. Both are needed where `feedback.judged`.
+        ask: whom to ask; needed where `feedback.judged`.
         show: an observation as the student was shown it, `Renderer.show`.
         whole_turns: also turns whose answer did not parse, for signals on more than the action's tokens.
     """
     style, gathered = Style(feedback, show=show), Hindsight()
     if not feedback.judged:
         texts = source_texts(group, style)
-    elif judge is None or ask is None:
+    elif ask is None:
         raise ValueError(f"feedback.source={feedback.source} needs a judge to ask")
     else:
-        gathered = await _ask(group, replace(style, characters=judge.characters), judge, ask)
+        gathered = await _ask(group, style, ask)
         texts = gathered.texts
     shown = {
         (index, number): text
@@ -63,12 +62,12 @@ async def hindsight(
     return replace(gathered, texts=shown)
 
 
-async def _ask(group: Group, style: Style, judge: Judge, ask: Ask) -> Hindsight:
+async def _ask(group: Group, style: Style, ask: Ask) -> Hindsight:
     """One question about each trajectory that needs one, all at once."""
     analyst = ANALYSTS[style.feedback.source]
     given: list[Answer] = []
 
-    async def about(index: int, question: str) -> Reading | Failure:
+    async def about(index: int, question: Question) -> Reading | Failure:
         try:
             answer = await ask(question, analyst.SCHEMA)
             given.append(answer)

@@ -15,14 +15,19 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from configs.schema import Judge
+from feedback.reading import Question
+from feedback.transcript import fitting
 from rollout.episode import Generate, derive_seed
 from rollout.render import Renderer
 from rollout.types import EngineError, Sampling
 
 Schema = Mapping[str, Any]
 LONGEST_PAUSE = 10.0  # seconds between two tries
-SMALLEST_ANSWER = 16  # tokens
+SMALLEST_ANSWER = 64  # tokens: one diagnosis or correction with its JSON
+SHARE = 3  # a question is shortened until its answer has what it needs, or context / SHARE
 
 
 class JudgeError(RuntimeError):
@@ -45,7 +50,7 @@ class Answer:
 class Ask(Protocol):
     """Answers a question, as the judge's settings say."""
 
-    async def __call__(self, question: str, schema: Schema | None = None) -> Answer:
+    async def __call__(self, question: Question, schema: Schema | None = None) -> Answer:
         """
         Args:
             schema: JSON schema that the answer is held to; None asks for words.
@@ -80,7 +85,7 @@ class Endpoint:
             max_retries=settings.retries,
         )
 
-    async def __call__(self, question: str, schema: Schema | None = None) -> Answer:
+    async def __call__(self, question: Question, schema: Schema | None = None) -> Answer:
         from openai import OpenAIError
         from openai.types.chat import ChatCompletion, ChatCompletionMessage
         from openai.types.chat.chat_completion import Choice
@@ -96,8 +101,8 @@ class Endpoint:
             async with asyncio.timeout(longest):
                 completion = await self._client.chat.completions.create(
                     model=settings.model,
-                    messages=[{"role": "user", "content": question}],
-                    max_tokens=settings.max_tokens,
+                    messages=[{"role": "user", "content": question.write(settings.characters)}],
+                    max_tokens=_most_tokens(question, settings),
                     temperature=settings.temperature,
                     top_p=settings.top_p,
                     **extra,
@@ -128,18 +133,12 @@ class EngineAsk:
         self._settings = settings
         self._asked = count()
 
-    async def __call__(self, question: str, schema: Schema | None = None) -> Answer:
+    async def __call__(self, question: Question, schema: Schema | None = None) -> Answer:
         settings = self._settings
-        ids = self._renderer.chat([{"role": "user", "content": question}])
-        room = self._renderer.context - len(ids)
-        if room < SMALLEST_ANSWER:
-            raise JudgeError(
-                f"a question of {len(ids)} tokens leaves no room to answer in model.context = "
-                f"{self._renderer.context}: lower judge.characters, or raise it"
-            )
+        ids, room = self._fit(question)
         sampling = Sampling(
             settings.temperature,
-            min(settings.max_tokens, room),
+            room,
             seed=derive_seed(*ids.tolist()),
             top_p=settings.top_p,
             json_schema=None if schema is None else json.dumps(schema),
@@ -156,6 +155,26 @@ class EngineAsk:
                 text = self._renderer.decode(sampled[:-1] if ended else sampled)
                 return Answer(text, tokens_read=len(ids), tokens_written=len(sampled))
         raise JudgeError(f"no engine answered a question: {failure}") from failure
+
+    def _fit(self, question: Question) -> tuple[np.ndarray, int]:
+        """The question's ids, (n,) int32, as short as it must be, and the tokens that its answer may have.
+
+        Raises:
+            JudgeError: the shortest question leaves less than SMALLEST_ANSWER.
+        """
+        context, most = self._renderer.context, _most_tokens(question, self._settings)
+
+        def write(characters: int) -> np.ndarray:
+            return self._renderer.chat([{"role": "user", "content": question.write(characters)}])
+
+        ids = fitting(write, context - min(most, context // SHARE), self._settings.characters)
+        room = min(most, context - len(ids))
+        if room < min(most, SMALLEST_ANSWER):
+            raise JudgeError(
+                f"the shortest question, of {len(ids)} tokens, leaves no room to answer in model.context = "
+                f"{context}: raise it"
+            )
+        return ids, room
 
     async def close(self) -> None:
         """Nothing to close: the engines are the run's."""
@@ -183,14 +202,14 @@ class JudgeClient:
             folder.mkdir(parents=True, exist_ok=True)
             self.asked = sum(1 for _ in folder.glob("*.json"))
 
-    async def __call__(self, question: str, schema: Schema | None = None) -> Answer:
+    async def __call__(self, question: Question, schema: Schema | None = None) -> Answer:
         settings = self._settings
         asking = {
             "url": settings.url,
             "model": settings.model,
-            "question": question,
+            "question": question.write(settings.characters),
             "schema": schema,
-            "max_tokens": settings.max_tokens,
+            "max_tokens": _most_tokens(question, settings),
             "temperature": settings.temperature,
             "top_p": settings.top_p,
         }
@@ -219,6 +238,11 @@ class JudgeClient:
             return None
         digest = hashlib.sha256(json.dumps(asking, sort_keys=True).encode()).hexdigest()
         return self._folder / f"{digest[:32]}.json"
+
+
+def _most_tokens(question: Question, settings: Judge) -> int:
+    """Most tokens of an answer where a context does not set the limit."""
+    return max(question.tokens, settings.max_tokens)
 
 
 def _usage(completion: Any) -> tuple[int, int]:

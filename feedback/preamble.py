@@ -5,10 +5,10 @@ example ─► lessons of the trials before ─► task            (ReAct, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from envs.base import Demonstration
-from feedback.reading import words
+from feedback.reading import Question, words
 from feedback.transcript import ELLIPSIS, NONE, plain, section, shortened, task
 from rollout.answers import THOUGHT, THOUGHT_END, Form, without_thought
 from rollout.types import Trajectory
@@ -19,7 +19,6 @@ TASK_TITLE = "Your task now:"
 MEMORY = 3  # lessons that are shown, the latest
 LONGEST = 100  # words of one lesson
 NAMED = 120  # characters of what a thought names
-SHORTEST = 200  # characters of an attempt that are always asked about
 ENDINGS = {
     "terminated": "The environment ended it.",
     "truncated": "It ran out of turns.",
@@ -62,29 +61,22 @@ def thoughts(seen: Sequence[str]) -> list[str]:
     return [sought, *(f"I see: {_named(text)} {sought}" for text in seen[1:])]
 
 
-def question(trajectory: Trajectory, characters: int) -> str:
-    """What the model is asked after a failed trial: it is shown what it saw and did, and that it failed.
-
-    Args:
-        characters: each turn is cut in its middle where together they are longer.
-    """
+def question(trajectory: Trajectory) -> Question:
+    """What the model is asked after a failed trial: it is shown what it saw and did, and that it failed."""
     turns = [
         f"Step {number} action: {turn.action or NONE}\nStep {number} result: {plain(turn.result.observation)}"
         for number, turn in enumerate(trajectory.turns, start=1)
     ]
-    parts = [
-        section("Task:", task(trajectory)),
-        section("Your attempt:", "\n".join(shortened(turns, characters))),
-        f"{ENDINGS[trajectory.ended]} {REQUEST}",
-    ]
-    return "\n\n".join(part for part in parts if part)
 
+    def write(characters: int) -> str:
+        parts = [
+            section("Task:", task(trajectory)),
+            section("Your attempt:", "\n".join(shortened(turns, characters))),
+            f"{ENDINGS[trajectory.ended]} {REQUEST}",
+        ]
+        return "\n\n".join(part for part in parts if part)
 
-def fitting(write: Callable[[int], str], length: Callable[[str], int], room: int, characters: int) -> str:
-    """`write(characters)`, the characters halved until its `length` is within `room`."""
-    while length(text := write(characters)) > room and characters > SHORTEST:
-        characters //= 2
-    return text
+    return Question(write)
 
 
 def remember(lessons: Sequence[str], answer: str) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
-"""What a judge's answer is read into, and how JSON is found in it. Pure."""
+"""What a judge is asked, what its answer is read into, and how JSON is found in it. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +13,14 @@ from rollout.types import Group, Trajectory
 
 class Unreadable(ValueError):
     """A judge's answer is not what was asked for: its trajectory trains without hindsight, and is counted."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a trajectory, as long as who asks it has room for."""
+
+    write: Callable[[int], str]  # most characters of a trajectory that it shows -> its words
+    tokens: int = 0  # that its answer needs; judge.max_tokens where that is more
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Analyst(Protocol):
 
     SCHEMA: dict[str, Any] | None  # JSON schema of the answer; None asks for words
 
-    def question(self, group: Group, index: int, style: Style) -> str | None:
+    def question(self, group: Group, index: int, style: Style) -> Question | None:
         """What to ask about a trajectory of the group; None: nothing."""
 
     def read(self, answer: str, trajectory: Trajectory, style: Style) -> Reading:

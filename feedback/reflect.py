@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from feedback.reading import Reading, Unreadable, listed, words
+from feedback.reading import Question, Reading, Unreadable, listed, words
 from feedback.sources import NEXT_TITLE
 from feedback.transcript import ELLIPSIS, Style, outcome, section, shortened, steps, task
 from rollout.answers import without_thought
@@ -14,6 +14,7 @@ from rollout.types import Group, Trajectory
 GOOD = "good"
 VERDICTS = (GOOD, "unnecessary", "invalid", "wrong")
 LONGEST = 60  # words of one diagnosis
+TURN_TOKENS = 100  # of one diagnosis with its JSON
 DIAGNOSIS_TITLE = "Diagnosis of the action taken at this step:"
 REWARD_TITLE = "Final reward of this attempt:"
 SCHEMA: dict[str, Any] | None = {
@@ -65,16 +66,21 @@ class Diagnosis:
         return said if len(kept) <= LONGEST else " ".join(kept[:LONGEST]) + ELLIPSIS.rstrip()
 
 
-def question(group: Group, index: int, style: Style) -> str | None:
-    """Task, every turn, and how it ended."""
+def question(group: Group, index: int, style: Style) -> Question | None:
+    """Task, every turn, and how it ended. The answer grows with the turns."""
     trajectory = group.trajectories[index]
-    parts = [
-        section("Task:", task(trajectory)),
-        *shortened(steps(trajectory), style.characters),
-        section("How it ended:", outcome(trajectory)),
-        REQUEST.format(turns=len(trajectory.turns), words=LONGEST),
-    ]
-    return "\n\n".join(part for part in parts if part)
+    turns = len(trajectory.turns)
+
+    def write(characters: int) -> str:
+        parts = [
+            section("Task:", task(trajectory)),
+            *shortened(steps(trajectory), characters),
+            section("How it ended:", outcome(trajectory)),
+            REQUEST.format(turns=turns, words=LONGEST),
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    return Question(write, tokens=TURN_TOKENS * turns)
 
 
 def read(answer: str, trajectory: Trajectory, style: Style) -> Reading:

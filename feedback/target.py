@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from feedback.reading import Reading, Unreadable, listed, words
+from feedback.reading import Question, Reading, Unreadable, listed, words
 from feedback.transcript import Style, outcome, section, steps, task
 from rollout.answers import without_thought
 from rollout.types import Group, Trajectory
@@ -38,22 +38,26 @@ SEVERAL = (
 FORM = 'Reply with JSON only: {"failures": [{"turn": 1, "correction": "…"}]}'
 
 
-def question(group: Group, index: int, style: Style) -> str | None:
+def question(group: Group, index: int, style: Style) -> Question | None:
     """Task, outcome and the end of the trajectory; None for a successful one."""
     trajectory, most = group.trajectories[index], style.feedback.targets
     if trajectory.success:
         return None
-    written = "\n\n".join(steps(trajectory))
-    if len(written) > style.characters:
-        written = CUT + written[-style.characters :]
     find = ONE if most == 1 else SEVERAL.format(most=most)
-    parts = [
-        section("Task:", task(trajectory)),
-        section("How it ended:", outcome(trajectory)),
-        section("Attempt:", written),
-        f"The attempt above failed. {find}\n{FORM}",
-    ]
-    return "\n\n".join(part for part in parts if part)
+
+    def write(characters: int) -> str:
+        written = "\n\n".join(steps(trajectory))
+        if len(written) > characters:
+            written = CUT + written[-characters:]
+        parts = [
+            section("Task:", task(trajectory)),
+            section("How it ended:", outcome(trajectory)),
+            section("Attempt:", written),
+            f"The attempt above failed. {find}\n{FORM}",
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    return Question(write)
 
 
 def read(answer: str, trajectory: Trajectory, style: Style) -> Reading:

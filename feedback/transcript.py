@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from configs.schema import Feedback
 from envs.base import Observation
@@ -13,7 +14,9 @@ from rollout.types import Trajectory, Turn
 
 ELLIPSIS = " … "
 NONE = "(none)"
+SHORTEST = 200  # characters of a trajectory that are always asked about
 Show = Callable[[Observation], str]
+Written = TypeVar("Written", bound=Sized)
 
 
 def plain(observation: Observation) -> str:
@@ -26,7 +29,6 @@ class Style:
     """How trajectories are written down."""
 
     feedback: Feedback = field(default_factory=Feedback)
-    characters: int = 12_000  # most characters of a trajectory that a judge reads (judge.characters)
     show: Show = plain  # as the student was shown it: `Renderer.show`
 
 
@@ -82,6 +84,13 @@ def shortened(texts: Sequence[str], characters: int) -> list[str]:
         return list(texts)
     share = max(2 * len(ELLIPSIS), characters // len(texts))
     return [text if len(text) <= share else _without_middle(text, share) for text in texts]
+
+
+def fitting(write: Callable[[int], Written], room: int, characters: int) -> Written:
+    """`write(characters)`, with fewer characters (at least SHORTEST) where it is longer than `room`."""
+    while len(written := write(characters)) > room and characters > SHORTEST:
+        characters = max(SHORTEST, characters * 3 // 4)  # halved, it could waste half of the room
+    return written
 
 
 def _without_middle(text: str, length: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from feedback.reading import Reading, Unreadable, words
+from feedback.reading import Question, Reading, Unreadable, words
 from feedback.sources import sibling
 from feedback.transcript import Style, outcome, plain, section, shortened, task, transcript
 from rollout.answers import without_thought
@@ -19,20 +19,25 @@ REQUEST = (
 )
 
 
-def question(group: Group, index: int, style: Style) -> str | None:
+def question(group: Group, index: int, style: Style) -> Question | None:
     """Task, trajectory and outcome; with feedback.success=and the successful sibling too."""
     trajectory = group.trajectories[index]
-    last = trajectory.turns[-1].result
-    parts = [
-        section("Task:", task(trajectory)),
-        section("Attempt:", _written(trajectory, style)),
-        section("How it ended:", f"{outcome(trajectory)}, {len(trajectory.turns)} turns"),
-        section("Last observation:", plain(last.observation)),
-    ]
-    other = sibling(group, index)
-    if style.feedback.success == "and" and other:
-        parts.append(section("A successful attempt at the same task:", _written(other, style)))
-    return "\n\n".join([part for part in parts if part] + [REQUEST])
+    last = plain(trajectory.turns[-1].result.observation)
+    other = sibling(group, index) if style.feedback.success == "and" else None
+
+    def write(characters: int) -> str:
+        parts = [
+            section("Task:", task(trajectory)),
+            section("Attempt:", _written(trajectory, style, characters)),
+            section("How it ended:", f"{outcome(trajectory)}, {len(trajectory.turns)} turns"),
+            section("Last observation:", *shortened([last], characters)),
+        ]
+        if other:
+            success = _written(other, style, characters)
+            parts.append(section("A successful attempt at the same task:", success))
+        return "\n\n".join([part for part in parts if part] + [REQUEST])
+
+    return Question(write)
 
 
 def read(answer: str, trajectory: Trajectory, style: Style) -> Reading:
@@ -47,9 +52,9 @@ def read(answer: str, trajectory: Trajectory, style: Style) -> Reading:
     return Reading({number: f"{TITLE}\n{said}" for number in range(len(trajectory.turns))})
 
 
-def _written(trajectory: Trajectory, style: Style) -> str:
+def _written(trajectory: Trajectory, style: Style, characters: int) -> str:
     turns = [
         transcript([turn], style.feedback.rendering, first)
         for first, turn in enumerate(trajectory.turns, start=1)
     ]
-    return "\n".join(shortened(turns, style.characters))
+    return "\n".join(shortened(turns, characters))

@@ -87,7 +87,7 @@ def kinds(filled):
 
 
 async def judge(question, schema):
-    if "success, reward 1" in question:
+    if "success, reward 1" in question.write(12_000):
         raise JudgeError("gone")
     return Answer("This attempt failed.", tokens_read=30, tokens_written=4)
 

@@ -69,14 +69,14 @@ def run(monkeypatch, script, policy="reflexion", trials=3, demonstrations=(), le
     asked = []
 
     async def ask(question):
-        asked.append(question)
+        asked.append(question.write(12_000))
         if isinstance(lesson, Exception):
             raise lesson
         return Answer(lesson or f"Lesson {len(asked)}.", 3, 1)
 
     monkeypatch.setattr(cluster.trials, "EngineAsk", lambda *args: ask)
     worker = ToyWorker(script, demonstrations)
-    renderer = SimpleNamespace(context=4096, chat=lambda messages: messages[0]["content"], form=FORMS["tags"])
+    renderer = SimpleNamespace(form=FORMS["tags"])
     episodes = [(index, task) for index, task in enumerate(TASKS) if task.id in script]
     train = [replace(task, id=f"train-{task.id}", split="train") for task in TASKS]
     config = Config(evaluate=Evaluate(policy=policy, trials=trials))

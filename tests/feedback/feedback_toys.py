@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
 
 from envs.base import Observation, StepResult
 from envs.tasks import TaskSpec
+from feedback.judge import JudgeError
+from feedback.reading import Question
 from rollout.types import Group, Span, TokenSequence, Trajectory, Turn
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -89,3 +92,28 @@ def written(texts):
 
 def golden(name):
     return (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def worded(words, tokens=0):
+    """A question that no room shortens."""
+    return Question(lambda characters: words, tokens)
+
+
+def ask(client, *questions, schema=None):
+    """Ask questions, or words, at once; each comes back as its answer or its JudgeError."""
+
+    async def one(question):
+        try:
+            return (await client(worded(question) if isinstance(question, str) else question, schema)).text
+        except JudgeError as error:
+            return error
+
+    async def run():
+        answers = await asyncio.gather(*map(one, questions))
+        await client.close()
+        return answers
+
+    return asyncio.run(run())
+
+
+WHY = worded("Why?")

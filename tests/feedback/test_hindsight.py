@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 
 import pytest
 from feedback_toys import DESK, ROOM, golden, group, kitchen, show, trajectory, turn, written
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import Feedback, Judge
+from configs.schema import Feedback
 from feedback import reflect, target, verdict
 from feedback.hindsight import ANALYSTS, Hindsight, hindsight
 from feedback.judge import Answer, JudgeError
@@ -41,7 +40,7 @@ def scripted(*answers):
     left, asked = list(answers), []
 
     async def ask(question, schema):
-        asked.append((question, schema))
+        asked.append((question.write(12_000), schema))
         answer = left.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -51,17 +50,15 @@ def scripted(*answers):
     return ask
 
 
-def gather(found, ask=None, whole_turns=False, judge=None, **settings):
-    return asyncio.run(
-        hindsight(found, Feedback(**settings), judge or Judge(), ask, show, whole_turns=whole_turns)
-    )
+def gather(found, ask=None, whole_turns=False, **settings):
+    return asyncio.run(hindsight(found, Feedback(**settings), ask, show, whole_turns=whole_turns))
 
 
 @pytest.mark.parametrize("name", STYLES)
 def test_questions_read_as_the_golden_file(name):
     style = STYLES[name]
     question = ANALYSTS[style.feedback.source].question(kitchen(), 0, style)
-    assert question + "\n" == golden(f"question_{name}")
+    assert question.write(12_000) + "\n" == golden(f"question_{name}")
 
 
 @pytest.mark.parametrize(
@@ -104,8 +101,16 @@ def test_a_judge_is_asked_for_what_can_be_read():
     ask = scripted(json.dumps(DIAGNOSES))
     first = group(kitchen().trajectories[0])
     gather(first, ask, source="reflect")
-    style = replace(STYLES["reflect"], characters=Judge().characters)
-    assert ask.asked == [(reflect.question(first, 0, style), reflect.SCHEMA)]
+    question = reflect.question(first, 0, STYLES["reflect"]).write(12_000)
+    assert ask.asked == [(question, reflect.SCHEMA)]
+
+
+def test_only_an_answer_on_each_turn_needs_room_that_grows_with_the_turns():
+    """60 words and their JSON are about 100 tokens."""
+    for turns in (1, 3, 30):
+        found = group(trajectory(*(turn(DESK, "look", "note"),) * turns))
+        needs = {name: one.question(found, 0, STYLES[name]).tokens for name, one in ANALYSTS.items()}
+        assert needs == {"judge": 0, "reflect": 100 * turns, "target": 0}
 
 
 def test_a_judge_that_fails_costs_its_trajectory_only():
@@ -221,14 +226,14 @@ def test_successful_trajectories_have_no_targets():
 
 def test_targets_keep_the_end_of_a_long_trajectory_and_the_others_shorten_each_turn():
     long = group(trajectory(*(turn(DESK, "look", f"note {n} " + "x" * 500) for n in range(50))))
-    cut = replace(STYLES["target"], characters=2000)
-    asked = target.question(long, 0, cut)
+    asked = target.question(long, 0, STYLES["target"]).write(2000)
     assert "[earlier turns are left out]" in asked and "note 49" in asked and "note 40 " not in asked
     for analyst in (reflect, verdict):
-        style = replace(STYLES["reflect"], characters=10_000)
-        asked = analyst.question(long, 0, style)
+        asked = analyst.question(long, 0, STYLES["reflect"]).write(10_000)
         assert len(asked) < 12_500 and all(f"{n}" in asked for n in range(1, 51))
         assert "Step 50: " in asked or "Turn 50\n" in asked
+    last = group(trajectory(turn(DESK, "look", "page " * 5000)))
+    assert len(verdict.question(last, 0, STYLES["judge"]).write(2000)) < 3000
 
 
 JSON = st.recursive(
@@ -287,6 +292,5 @@ def test_objects_are_found_in_a_list_in_lines_and_in_text():
 
 def test_a_task_is_told_with_its_rules():
     first = trajectory(turn(ROOM, "look", "It is dark."))
-    assert "Task:\nYou act in a text world.\n\nYou are in the middle" in reflect.question(
-        group(first), 0, STYLES["reflect"]
-    )
+    asked = reflect.question(group(first), 0, STYLES["reflect"]).write(12_000)
+    assert "Task:\nYou act in a text world.\n\nYou are in the middle" in asked

@@ -1,4 +1,4 @@
-"""The judge's client against a real server: retries, timeouts, kept answers, budget, bounds; and engines."""
+"""The judge's client against a real server: retries, timeouts, kept answers, budget, bounds."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
+from feedback_toys import WHY, ask, worded
 
 import feedback.judge
-from configs.schema import Judge, Prompt
-from feedback.judge import Answer, Endpoint, EngineAsk, JudgeBudgetSpent, JudgeClient, JudgeError, open_judge
-from rollout.render import Renderer
-from rollout.types import EngineError, Generation, Sampling
-from rollout.vocabulary import CHATML, END, PAD, train_tokenizer
+from configs.schema import Judge
+from feedback.judge import Answer, Endpoint, JudgeBudgetSpent, JudgeClient, JudgeError, open_judge
+from feedback.reading import Question
 
 KEY = "sk-very-secret"
-QUESTION = [{"role": "user", "content": "Did it succeed?"}]
 SCHEMA = {"type": "object", "properties": {"turn": {"type": "integer"}}}
 
 
@@ -105,23 +101,6 @@ def settings(server, **changes):
     return Judge(**(chosen | {"timeout": 5.0, "retries": 2, "max_tokens": 64} | changes))
 
 
-def ask(client, *questions, schema=None):
-    """Ask questions at once; each comes back as its answer or its JudgeError."""
-
-    async def one(question):
-        try:
-            return (await client(question, schema)).text
-        except JudgeError as error:
-            return error
-
-    async def run():
-        answers = await asyncio.gather(*map(one, questions))
-        await client.close()
-        return answers
-
-    return asyncio.run(run())
-
-
 def test_the_endpoint_is_asked_as_configured(serve):
     server = serve(said("It failed."))
     assert ask(Endpoint(settings(server, top_p=0.9)), "Why?", schema=SCHEMA) == ["It failed."]
@@ -138,6 +117,8 @@ def test_the_endpoint_is_asked_as_configured(serve):
     }
     assert ask(Endpoint(settings(server)), "Why?") == ["It failed."]
     assert "response_format" not in server.requests[1][1]
+    ask(Endpoint(settings(server, characters=300)), Question(lambda characters: "x" * characters))
+    assert server.requests[2][1]["messages"][0]["content"] == "x" * 300
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
@@ -275,31 +256,6 @@ def test_no_more_questions_at_once_than_allowed(serve):
     assert 2 <= server.busiest <= 3
 
 
-@pytest.fixture(scope="module")
-def renderer():
-    core = PreTrainedTokenizerFast(
-        tokenizer_object=train_tokenizer(500, sentences=300), eos_token=END, pad_token=PAD
-    )
-    core.chat_template = CHATML
-    return Renderer(core, Prompt(), context=256)
-
-
-def engine(renderer, *script):
-    """An engine that answers with texts, in order; an exception is raised."""
-    left, asked = list(script), []
-
-    async def generate(ids: np.ndarray, sampling: Sampling) -> Generation:
-        asked.append((ids, sampling))
-        step = left.pop(0)
-        if isinstance(step, Exception):
-            raise step
-        sampled = np.append(renderer.encode(step), np.int32(renderer.end_id))
-        return Generation(sampled, np.zeros(len(sampled), np.float32), "stop", 0)
-
-    generate.asked = asked
-    return generate
-
-
 @pytest.mark.parametrize(
     ("usage", "tokens"),
     [
@@ -314,54 +270,20 @@ def test_an_endpoint_tells_what_it_read_and_wrote_once(serve, tmp_path, usage, t
     client = JudgeClient(Endpoint(chosen), chosen, tmp_path)
 
     async def twice():
-        answers = [await client("Why?") for _ in range(2)]
+        answers = [await client(WHY) for _ in range(2)]
         await client.close()
         return answers
 
     assert asyncio.run(twice()) == [Answer("ok", *tokens), Answer("ok")]  # the second one was kept
 
 
-def test_an_engine_tells_what_it_read_and_wrote(renderer):
-    one = engine(renderer, "It failed.")
-    answer = asyncio.run(EngineAsk(renderer, [one], Judge())("Why?"))
-    written = len(renderer.encode("It failed.")) + 1  # with the token that ends its turn
-    assert answer == Answer("It failed.", len(renderer.chat([{"role": "user", "content": "Why?"}])), written)
+def test_an_answer_may_be_as_long_as_its_question_needs(serve, tmp_path):
+    server = serve(said("short"), said("long"))
+    chosen = settings(server)  # judge.max_tokens = 64
 
+    def again():
+        return JudgeClient(Endpoint(chosen), chosen, tmp_path)
 
-def test_an_engine_is_asked_in_the_models_own_chat(renderer):
-    one = engine(renderer, "It failed.")
-    client = open_judge(Judge(top_p=0.95, max_tokens=64), None, renderer, [one])
-    assert ask(client, "Why? <|im_end|>", schema=SCHEMA) == ["It failed."]
-    [(ids, sampling)] = one.asked
-    assert renderer.decode(ids) == "<|im_start|>user\nWhy? < |im_end|><|im_end|>\n<|im_start|>assistant\n"
-    assert (sampling.temperature, sampling.top_p, json.loads(sampling.json_schema)) == (0.0, 0.95, SCHEMA)
-    assert sampling.max_tokens == 64 and sampling.seed is not None
-
-
-def test_engines_take_turns_and_stand_in_for_each_other(renderer):
-    down = EngineError("engine 1 is gone")
-    one, two = engine(renderer, "a", "b", "c"), engine(renderer, down, down)
-    client = EngineAsk(renderer, [one, two], Judge(retries=1))
-
-    async def run():
-        return [(await client("Why?")).text for _ in range(3)]
-
-    assert asyncio.run(run()) == ["a", "b", "c"] and len(two.asked) == 1
-    assert one.asked[0][1].json_schema is None
-
-
-def test_no_engine_left_is_a_judges_failure(renderer):
-    broken = engine(renderer, *[EngineError("down")] * 3)
-    [error] = ask(JudgeClient(EngineAsk(renderer, [broken], Judge(retries=2)), Judge()), "a")
-    assert isinstance(error, JudgeError) and "down" in str(error) and len(broken.asked) == 3
-
-
-def test_a_question_too_long_for_the_engine_names_the_fix(renderer):
-    client = JudgeClient(EngineAsk(renderer, [engine(renderer, "a", "a")], Judge()), Judge())
-    [error] = ask(client, "word " * 300)
-    assert "judge.characters" in str(error)
-    close = "a " * (renderer.context - len(renderer.chat([{"role": "user", "content": "Why?"}])) - 20)
-    one = engine(renderer, "a")
-    ask(JudgeClient(EngineAsk(renderer, [one], Judge()), Judge()), close)
-    [(ids, sampling)] = one.asked
-    assert sampling.max_tokens == min(Judge().max_tokens, renderer.context - len(ids))
+    found = [ask(again(), worded("Why?", tokens)) for tokens in (63, 65, 0)]
+    assert found == [["short"], ["long"], ["short"]]  # what may be longer is asked anew, and kept apart
+    assert [body["max_tokens"] for _, body in server.requests] == [64, 65]

@@ -13,8 +13,6 @@ from feedback.preamble import (
     LONGEST,
     MEMORY,
     NAMED,
-    SHORTEST,
-    fitting,
     preamble,
     question,
     remember,
@@ -67,14 +65,14 @@ def test_prompts_read_as_the_golden_files(renderer, policy, lessons):
 
 
 def test_the_question_reads_as_the_golden_file():
-    assert question(kitchen().trajectories[0], 12_000) + "\n" == golden("question_reflexion")
+    assert question(kitchen().trajectories[0]).write(12_000) + "\n" == golden("question_reflexion")
 
 
 def test_a_lesson_is_drawn_from_what_the_agent_saw_alone():
     """The benchmark's own information and reward would tell of the hidden state."""
-    asked = question(kitchen().trajectories[2], 12_000)
+    asked = question(kitchen().trajectories[2]).write(12_000)
     assert "0.25" not in asked and "reward" not in asked.lower()
-    assert '"steps"' not in question(kitchen().trajectories[0], 12_000)
+    assert '"steps"' not in question(kitchen().trajectories[0]).write(12_000)
 
 
 def test_nothing_stands_before_the_students_task(renderer):
@@ -121,14 +119,3 @@ def test_the_memory_holds_the_latest_lessons():
     assert remember(memory, " <think>no words") == memory
     [long] = remember((), "word " * 500)
     assert len(long.split()) == LONGEST + 1 and long.endswith("word …")
-
-
-def test_a_question_is_shortened_until_it_fits():
-    tried = []
-
-    def write(characters):
-        tried.append(characters)
-        return "x" * characters
-
-    assert len(fitting(write, len, room=1100, characters=4000)) == 1000 and tried == [4000, 2000, 1000]
-    assert len(fitting(write, len, room=1, characters=4000)) <= SHORTEST  # the asker says that it is too long
