@@ -21,7 +21,7 @@ from cluster.metrics import rollout_metrics, write_trajectories
 from cluster.run import Run
 from cluster.warm_start import imitate, linear
 from cluster.watch import within
-from learner.publish import publish
+from learner.publish import PublishReport, broadcast, publish
 from learner.reweight import strength_at
 from learner.rows import Advantages, Row, make_rows
 from learner.value_rows import estimate, value_rows
@@ -202,22 +202,34 @@ class Trainer:
         else:
             self.run.ledger.mark_trained(filled.ordinal)
 
-    async def publish(self, refresh: bool = False) -> Any:
+    async def publish(self, refresh: bool = False) -> PublishReport:
         """New weights to every engine, verified; and, where it is due, to those that follow the student."""
-        run, config = self.run, self.config
+        run, config, engines = self.run, self.config, self.actors.engines
         run.now("publishing weights")
         run.state.version += 1
-        weights = await self.learner.export(run.state.version)
-        own = await self.learner.score(run.canary)
-        report = await publish(self.actors.engines, weights, run.canary, own, config.publish.tolerance)
+        version, weights = run.state.version, None
+        canary = (run.canary, await self.learner.score(run.canary), config.publish.tolerance)
+        if config.broadcasts:
+            report = await broadcast(engines, self.learner, version, *canary)
+        else:
+            weights = await self.learner.export(version)
+            report = await publish(engines, weights, *canary)
         if refresh:
             await self.refresh(weights)
         return report
 
-    async def refresh(self, weights: WeightSet) -> None:
-        """To the teacher; and once, after the warm start, to reference and critic: all begin alike."""
+    async def refresh(self, weights: WeightSet | None) -> None:
+        """To the teacher; and once, after the warm start, to reference and critic: all begin alike.
+
+        Args:
+            weights: as they were exported for the engines; None where they were broadcast.
+        """
         config, version, first = self.config, self.run.state.version, self.run.state.step == 0
-        given = {name: weights for name in self.actors.scorers() if first or name == "teacher"}
+        names = [name for name in self.actors.scorers() if first or name == "teacher"]
+        if not names and (self.actors.critic is None or not first):
+            return
+        weights = weights or await self.learner.export(version)
+        given = dict.fromkeys(names, weights)
         if config.averages_adapter and "teacher" in given:
             share = 1.0 if first else config.teacher.ema
             given["teacher"] = await self.learner.export_average(version, share)

@@ -145,6 +145,11 @@ def _update(config: Config) -> list[tuple[bool, str]]:
             "learner.zero_stage = 0 with model.dtype = float32 leaves DeepSpeed without a gradient norm: "
             "set learner.zero_stage to 1, which shards the optimizer alone, or model.dtype=bfloat16",
         ),
+        (
+            config.broadcasts and config.cluster.share_gpu,
+            "publish.transport = nccl with cluster.share_gpu = true has both ends on one GPU, which NCCL "
+            "refuses: set publish.transport=object_store",
+        ),
     ]
 
 

@@ -251,3 +251,8 @@ class Config:
     def averages_adapter(self) -> bool:
         """Whether the teacher's moving average is of an adapter: then the learner keeps it."""
         return self.learner.lora.rank > 0 and self.teacher.ema < 1
+
+    @property
+    def broadcasts(self) -> bool:
+        """Whether weights go to the engines by NCCL; an adapter never does, for vLLM loads it from a file."""
+        return self.publish.transport == "nccl" and not self.learner.lora.rank

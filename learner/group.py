@@ -160,6 +160,7 @@ class LearnerGroup(RankGroup):
 
     RANK = PolicyRank
     OBJECTIVES = OBJECTIVES
+    message: dict[str, Any] | None = None  # what engines receive in a broadcast; known once they have joined
 
     async def candidates(self, rows: Sequence[Row], k: int) -> list[np.ndarray]:
         """Per row, (P, k) int32: the student's k likeliest tokens at each position, likeliest first."""
@@ -177,6 +178,43 @@ class LearnerGroup(RankGroup):
         """The adapter's average, after it moved by `share` of the way to the adapter."""
         return (await self._same("export_average", version, share))[0]
 
+    async def broadcast(self, version: int, engines: Sequence[Any]) -> None:
+        """All weights from the ranks' GPUs to the engines' GPUs by NCCL; the engines hold them as `version`.
+
+        Raises:
+            LearnerError: a rank or an engine failed or missed its deadline.
+        """
+        if self.message is None:
+            self.message = await self._join(engines)
+        await self._answers("broadcast", [engine.start_update.remote() for engine in engines])
+        # Neither ends without the other.
+        sending = [rank.broadcast.remote() for rank in self.ranks]
+        receiving = [engine.receive_update.remote(self.message) for engine in engines]
+        await self._answers("broadcast", sending + receiving)
+        await self._answers("broadcast", [engine.finish_update.remote(version) for engine in engines])
+
+    async def _join(self, engines: Sequence[Any]) -> dict[str, Any]:
+        """Put rank 0 and all workers of the engines into one NCCL group, in this order.
+
+        Returns:
+            what an engine has to know to receive.
+        """
+        workers = self.config.rollout.tensor_parallel
+        [(host, port)] = await self._answers("join", [self.ranks[0].address.remote()])
+        meeting = {
+            "master_address": host,
+            "master_port": port,
+            "world_size": 1 + len(engines) * workers,
+            # Packing takes gigabytes of buffers, and streams that DeepSpeed's gathering does not know of.
+            "packed": False,
+        }
+        ranks = [rank.join.remote(meeting) for rank in self.ranks]
+        joining = [
+            engine.init_transfer.remote(meeting | {"rank_offset": 1 + index * workers})
+            for index, engine in enumerate(engines)
+        ]
+        return (await self._answers("join", ranks + joining))[0]
+
     async def score(self, ids: np.ndarray) -> np.ndarray:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""
         return (await self._same("score", ids))[0]
@@ -187,7 +225,7 @@ class LearnerGroup(RankGroup):
 
 
 async def _answers(method: str, calls: list[Any], seconds: float) -> list[Any]:
-    """Every rank's answer; the first failure or the deadline ends the wait."""
+    """Every call's answer; the first failure or the deadline ends the wait."""
 
     async def wait(call: Any) -> Any:
         return await call
@@ -200,4 +238,4 @@ async def _answers(method: str, calls: list[Any], seconds: float) -> list[Any]:
             "(for start: cluster.start_timeout), or look for a rank that waits in a collective"
         ) from error
     except RayError as error:
-        raise LearnerError(f"learner.{method} failed on a rank: {error}") from error
+        raise LearnerError(f"learner.{method} failed: {error}") from error

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -21,12 +21,16 @@ from learner.rows import Row
 from rollout.adapter import FOLDER, Adapter, Pair, named, write
 from rollout.weights import Layout, WeightSet, describe, digest, pack
 
+if TYPE_CHECKING:
+    from learner.publish_nccl import Sender
+
 
 class PolicyRank(Rank):
     """One process of the learner, which trains a causal LM or an adapter of it."""
 
     NAME = "learner"
     adapter: Adapter | None
+    sender: Sender
 
     def candidates(self, micros: Sequence[Sequence[Row]], k: int) -> list[list[np.ndarray]]:
         """Per micro-batch and row, (P, k) int32: the likeliest tokens at each position, likeliest first."""
@@ -62,6 +66,17 @@ class PolicyRank(Rank):
             with self._whole(pair):
                 self.adapter.follow(name, share)
         return self._put(version, named(self.adapter.average).items())
+
+    def join(self, meeting: dict[str, Any]) -> dict[str, Any]:
+        """Meet the engines in an NCCL group; returns what an engine has to know to receive a broadcast."""
+        from learner.publish_nccl import Sender  # vLLM, which only this transport needs in the learner
+
+        self.sender = Sender(self.weights, self.rank, meeting)
+        return self.sender.message()
+
+    def broadcast(self) -> None:
+        """All weights to the engines' GPUs, while those receive; after `join`."""
+        self.sender.send()
 
     def save_model(self, folder: str) -> None:
         """Write a folder that transformers and vLLM load: weights, configuration, tokenizer.

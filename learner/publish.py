@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ray.exceptions import RayActorError
 
+from learner.group import LearnerGroup
 from rollout.weights import WeightSet
 
 
@@ -24,7 +25,7 @@ class PublishReport:
 
     seconds: float
     canary_gap: float  # largest over the engines of the mean |log-prob gap| to the learner, nats
-    digest: str  # of the bytes that every engine loaded
+    digest: str  # of the bytes that every engine loaded; empty after a broadcast
 
 
 async def publish(
@@ -58,6 +59,24 @@ async def publish(
         engines, weights.version, weights.digest, canary_ids, learner_logprobs, tolerance, timeout
     )
     return PublishReport(time.monotonic() - started, gap, weights.digest)
+
+
+async def broadcast(
+    engines: Sequence[Any],
+    learner: LearnerGroup,
+    version: int,
+    canary_ids: np.ndarray,
+    learner_logprobs: np.ndarray,
+    tolerance: float,
+) -> PublishReport:
+    """As `publish`, from GPU to GPU by NCCL. No bytes are hashed on this way, so the canary alone is proof.
+
+    Raises PublishError, or LearnerError where a rank or an engine failed.
+    """
+    started = time.monotonic()
+    await learner.broadcast(version, engines)
+    gap = await verify(engines, version, "", canary_ids, learner_logprobs, tolerance)
+    return PublishReport(time.monotonic() - started, gap, "")
 
 
 async def verify(

@@ -248,7 +248,7 @@ async def fails_with_a_reason(learner, rows, folder):
         await learner.update({"policy": []}, 0.0, LR)
     with pytest.raises(ValueError, match="policy, distil, imitation"):
         await learner.update({"mystery": rows}, 0.0, LR)
-    with pytest.raises(LearnerError, match=r"no learner state|failed on a rank"):
+    with pytest.raises(LearnerError, match=r"learner\.load failed"):
         await learner.load(folder / "nowhere")
     broken = replace(rows[0], advantages=np.full_like(rows[0].advantages, np.nan))
     with pytest.raises(LearnerError, match="not finite"):

@@ -1,0 +1,101 @@
+"""Which way new weights go, and who gets a copy, with actors that write down what they were asked."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster import train
+from cluster.train import Trainer
+from configs.schema import Config, Learner, Lora, Publish, Teacher
+from learner.publish import PublishReport
+
+FIRST, LATER = 0, 3  # steps that were trained
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was asked, in order; `publish` and `broadcast` are those of learner.publish."""
+    calls: list[str] = []
+
+    def way(name: str) -> Any:
+        async def go(*_: Any, **__: Any) -> PublishReport:
+            calls.append(name)
+            return PublishReport(0.0, 0.0, "")
+
+        return go
+
+    monkeypatch.setattr(train, "publish", way("publish"))
+    monkeypatch.setattr(train, "broadcast", way("broadcast"))
+    return calls
+
+
+def trainer(
+    asked: list[str], config: Config, step: int, *, scorers: tuple[str, ...], critic: bool
+) -> Trainer:
+    def method(name: str, answer: Any = None) -> Any:
+        async def call(*_: Any, **__: Any) -> Any:
+            asked.append(name)
+            return answer
+
+        return call
+
+    names = ("export", "export_merged", "export_average")
+    exports = {name: method(name, answer=name) for name in names}
+    actors = SimpleNamespace(
+        engines=[],
+        learner=SimpleNamespace(score=method("score", np.zeros(3, np.float32)), **exports),
+        scorers=lambda: {
+            name: SimpleNamespace(load_weights=SimpleNamespace(remote=method(name))) for name in scorers
+        },
+        critic=SimpleNamespace(load_weights=method("critic")) if critic else None,
+    )
+    run: Any = SimpleNamespace(
+        config=config,
+        actors=actors,
+        canary=np.arange(4),
+        now=lambda *_: None,
+        state=SimpleNamespace(version=0, step=step),
+    )
+    return Trainer(run)
+
+
+BOTH = ("teacher", "reference")
+NCCL = Config(publish=Publish(transport="nccl"))
+STORE = Config()
+ADAPTER = Config(
+    learner=Learner(lora=Lora(rank=8)), publish=Publish(transport="nccl"), teacher=Teacher(ema=0.5)
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "step", "refresh", "scorers", "critic", "expected"),
+    [
+        (NCCL, LATER, False, BOTH, True, ["broadcast"]),
+        (NCCL, LATER, True, BOTH, True, ["broadcast", "export", "teacher"]),
+        (NCCL, FIRST, True, BOTH, True, ["broadcast", "export", "teacher", "reference", "critic"]),
+        (NCCL, FIRST, True, (), True, ["broadcast", "export", "critic"]),
+        (NCCL, FIRST, True, (), False, ["broadcast"]),
+        (NCCL, LATER, True, ("reference",), True, ["broadcast"]),
+        (STORE, LATER, True, BOTH, True, ["export", "publish", "teacher"]),
+        (ADAPTER, LATER, True, BOTH, True, ["export", "publish", "export_average", "teacher"]),
+        (ADAPTER, FIRST, True, (), True, ["export", "publish", "export_merged", "critic"]),
+    ],
+)
+def test_weights_are_exported_only_for_those_who_need_them(
+    asked: list[str],
+    config: Config,
+    step: int,
+    refresh: bool,
+    scorers: tuple[str, ...],
+    critic: bool,
+    expected: list[str],
+) -> None:
+    made = trainer(asked, config, step, scorers=scorers, critic=critic)
+    asyncio.run(made.publish(refresh))
+    assert asked == ["score", *expected]
+    assert made.run.state.version == 1
