@@ -149,7 +149,8 @@ def value(
         clip: c; 0 leaves the second term out.
     """
     free = (values - returns).square()
-    bound = (old + (values - old).clamp(-clip, clip) - returns).square() if clip > 0 else free
+    # Clamped as V and not as V − V_old, whose rounding would count values that have hardly moved as clipped.
+    bound = (values.clamp(old - clip, old + clip) - returns).square() if clip > 0 else free
     total = 0.5 * torch.maximum(free, bound).sum()
     return total, {"loss": float(total.detach()), "clipped": float((bound > free).sum())}
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from rollout.types import Span
 
+UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no character yet
+
 
 def token_span(ids: np.ndarray, chars: Span, decode: Callable[[np.ndarray], str]) -> Span:
     """The tokens that carry any part of the given characters of ``decode(ids)``.
@@ -36,4 +38,10 @@ def token_span(ids: np.ndarray, chars: Span, decode: Callable[[np.ndarray], str]
     # The token before starts the span if it went beyond the edge, be it by some bytes of a character only.
     if start and len(decode(ids[:start])) > chars.start:
         start -= 1
-    return Span(start, bisect_left(counts, chars.end, lo=start, key=finished))
+    end = bisect_left(counts, chars.end, lo=start, key=finished)
+    # A sampled U+FFFD looks finished after its first byte: it ends before the token that adds a character.
+    while text[chars.end - 1] == UNFINISHED and end < len(ids):
+        if len(decode(ids[: end + 1])) > len(decode(ids[:end])):
+            break
+        end += 1
+    return Span(start, end)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from rollout_toys import CHATML, make_tokenizer
 
@@ -84,6 +84,8 @@ def pieces_of(text: str, cuts: list[int]) -> list[str]:
     after=st.text(max_size=8),
     cuts=st.lists(st.integers(0, 60), max_size=8),
 )
+@example(before="", action="\ufffd", after="", cuts=[])
+@example(before="", action="a\ufffd", after="\ufffd", cuts=[9, 10])
 def test_span_is_the_naive_byte_overlap(before, action, after, cuts):
     """Any tokenisation of a text, canonical or not: compare with bytes counted token by token."""
     ids = np.concatenate(
