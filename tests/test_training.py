@@ -123,8 +123,8 @@ def test_nothing_is_overwritten(straight: Path) -> None:
 def test_the_readmes_command(tmp_path: Path) -> None:
     """`make train` with the embedded 135M model and tiny limits, as a new user runs it."""
     limits = (
-        "steps=1 rollout.groups=1 rollout.group_size=2 env.max_turns=15 env.train_tasks=6 env.eval_tasks=6 "
-        "env.slots=2 warm_start.demos=4 evaluate.episodes=2 evaluate.cold_episodes=2 "
+        "steps=1 rollout.groups=1 rollout.group_size=2 env.max_turns=6 env.train_tasks=6 env.eval_tasks=6 "
+        "env.slots=2 warm_start.demos=4 warm_start.noise=0 evaluate.episodes=2 evaluate.cold_episodes=2 "
         f"credit.malformed_penalty=1 cluster.dashboard=false out={tmp_path / 'run'}"
     )
     done = subprocess.run(
