@@ -32,7 +32,7 @@ from appworld.collections.api_docs import ApiDocCollection
 from appworld.common.utils import import_apis_module, import_models_module
 from appworld.evaluator import evaluate_task
 
-from envs.lines import Lines, Lost
+from envs.lines import Lines, Lost, channels
 from envs.sandbox import Child, Room, clear, spawn, strongest
 
 TASK = re.compile(r"[A-Za-z0-9-]+_[0-9]+")
@@ -268,11 +268,7 @@ def main(requests_fd: int, root: str) -> None:
     _load(Path(root))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     with socket.socket(fileno=requests_fd) as requests:
-        while True:
-            message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
-            if not message:
-                return
-            channel = socket.socket(fileno=descriptors[0])
+        for channel in channels(requests):
             if (pid := os.fork()) == 0:
                 requests.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a server waits for its worlds
@@ -280,10 +276,9 @@ def main(requests_fd: int, root: str) -> None:
                 try:
                     _serve(channel, Path(root))
                     status = 0
-                except Exception:
-                    traceback.print_exc()  # nobody else does: the next line ends the process
-                    raise
                 finally:
+                    if status:
+                        traceback.print_exc()  # nobody else does: the next line ends the process
                     os._exit(status)
             with channel, suppress(Lost):
                 Lines(channel).send(pid)

@@ -22,6 +22,7 @@ from io import BufferedIOBase
 from typing import Any, NoReturn
 
 from envs.base import DataMissing, EnvError, EnvFamily, InstanceLost, TextEnv
+from envs.lines import channels
 
 LENGTH = struct.Struct("!I")  # every message is its length in bytes, then its pickle
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -115,11 +116,7 @@ def main(requests_fd: int, family_fd: int) -> None:
     gc.freeze()  # keeps the collector from touching, and so copying, the shared pages
     server = os.getpid()
     with socket.socket(fileno=requests_fd) as requests:
-        while True:
-            message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
-            if not message:
-                return
-            channel = socket.socket(fileno=descriptors[0])
+        for channel in channels(requests):
             refresh()
             if os.fork() == 0:
                 requests.close()

@@ -1,4 +1,4 @@
-"""JSON messages over a socket, one a line: how a server in another interpreter is spoken to."""
+"""How processes are handed sockets, and how another interpreter is spoken to: JSON messages, one a line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import select
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 LONGEST = 64 << 20  # bytes of one message; more is taken for garbage
@@ -17,6 +18,15 @@ class Lost(ConnectionError):
 
 class Abandoned(ConnectionError):
     """The watched side hung up meanwhile: nobody waits for the answer any more."""
+
+
+def channels(requests: socket.socket) -> Iterator[socket.socket]:
+    """The sockets that are handed over on `requests`, until nobody is left who could send one."""
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
+        if not message:
+            return
+        yield socket.socket(fileno=descriptors[0])
 
 
 class Lines:
