@@ -19,7 +19,7 @@ train: setup
 	$(VENV)/hindsight train $(CONFIG) $(ARGS)
 
 test: setup
-	$(VENV)/python -m pytest --numprocesses=2 --durations=15 $(ARGS)
+	$(VENV)/python -m pytest --numprocesses=2 --no-loadscope-reorder --durations=15 $(ARGS)
 
 lint: setup
 	$(VENV)/ruff check .

@@ -118,7 +118,8 @@ async def eval_run(config: Config) -> None:
 
             stage = f"{config.model.path}, {config.evaluate.policy}"
             playing = evaluate(config, actors, renderer, manifest.train, episodes, stage, 0, played)
-            result, trajectories, failures = await watchdog.guard(playing)
+            with watchdog.waiting(config.rollout.timeout):
+                result, trajectories, failures = await watchdog.guard(playing)
             FailureBudget(config.failure_budget).add(failures)
             view.console.print(evaluation_table([result]))
             folder = Path(config.out) / "eval" / config.evaluate.policy

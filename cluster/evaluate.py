@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from cluster.start import Actors
 from cluster.trials import Attempts, open_trials, solved_within
@@ -17,7 +18,10 @@ from rollout.types import Failure, Trajectory
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Success over a panel, after the last trial. `low` and `high` bound its 95 % Wilson interval."""
+    """Success over a panel, after the last trial. `low` and `high` bound its 95 % Wilson interval.
+
+    Plays of one task tell less than plays of as many tasks: see `independent`.
+    """
 
     stage: str
     step: int
@@ -26,18 +30,21 @@ class Evaluation:
     low: float
     high: float
     turns: float  # per trial
-    seconds: float
+    seconds: float = 0.0
     tokens_read: int = 0  # whole contexts, of turns and lessons
     tokens_written: int = 0
     solved: list[int] = field(default_factory=list)  # tasks, after each trial
+    intervals: list[tuple[float, float]] = field(default_factory=list)  # of success after each trial
 
     def after_trials(self) -> list[tuple[float, float, float]]:
         """Success and its interval after trial 1, 2, …"""
-        return [(n / max(1, self.episodes), *wilson(n, self.episodes)) for n in self.solved]
+        rates = (n / max(1, self.episodes) for n in self.solved)
+        # Checkpoints from before they were kept have none.
+        return [(rate, *bounds) for rate, bounds in zip(rates, self.intervals, strict=False)]
 
     def metrics(self) -> dict[str, float]:
         """The figures as a metrics row."""
-        left_out = ("stage", "step", "solved")
+        left_out = ("stage", "step", "solved", "intervals")
         values = {name: float(value) for name, value in asdict(self).items() if name not in left_out}
         for trial, (success, low, high) in enumerate(self.after_trials(), start=1):
             values |= {
@@ -48,14 +55,31 @@ class Evaluation:
         return {f"eval/{name}": value for name, value in values.items()}
 
 
-def wilson(successes: int, episodes: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(rate: float, episodes: float, z: float = 1.959964) -> tuple[float, float]:
     """Wilson score interval of a success rate; (0, 1) for no episodes."""
     if episodes == 0:
         return 0.0, 1.0
-    rate, spread = successes / episodes, z * z / episodes
+    spread = z * z / episodes
     centre = (rate + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / episodes + spread / (4 * episodes))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def independent(tasks: Sequence[str], outcomes: Sequence[bool]) -> float:
+    """How many plays of different tasks would tell as much as these, of which some are of the same task.
+
+    The variance of independent plays over the one that is clustered by task, as a number of plays; at least
+    the number of tasks, at most that of plays. Where all plays agree nothing tells: the number of tasks.
+    """
+    plays, count = len(outcomes), len(set(tasks))
+    rate = sum(outcomes) / max(1, plays)
+    if count == plays or count < 2 or rate in (0.0, 1.0):
+        return float(count)
+    apart: defaultdict[str, float] = defaultdict(float)
+    for task, outcome in zip(tasks, outcomes, strict=True):
+        apart[task] += outcome - rate
+    variance = count / (count - 1) * sum(one * one for one in apart.values()) / plays**2
+    return float(plays) if variance == 0 else min(plays, max(count, rate * (1 - rate) / variance))
 
 
 def panel(tasks: tuple[TaskSpec, ...], episodes: int) -> list[tuple[int, TaskSpec]]:
@@ -88,31 +112,46 @@ async def evaluate(
         played(done)
 
     trials = await open_trials(config, actors, renderer, train, (task.kind for _, task in episodes), moved)
+    # A deadline is for an episode, not for its place in a queue.
+    seats = asyncio.Semaphore(config.env.at_once)
 
     async def play(index: int, task: TaskSpec) -> Attempts:
         nonlocal done
-        attempts = await trials.play(index, task, moved)
+        async with seats:
+            attempts = await trials.play(index, task, moved)
         done += 1
         moved()
         return attempts
 
     attempts = await asyncio.gather(*(play(*episode) for episode in episodes))
-    kept = [one for one in attempts if not one.broken]
-    solved = solved_within(kept, trials.most)
-    trajectories = [trajectory for one in kept for trajectory in one.trajectories]
-    low, high = wilson(solved[-1], len(kept))
-    result = Evaluation(
+    result = summarise(stage, step, [task.id for _, task in episodes], attempts, trials.most)
+    trajectories = [trajectory for one in attempts for trajectory in one.trajectories]
+    failures = [failure for one in attempts for failure in one.failures]
+    return replace(result, seconds=clock() - started), trajectories, failures
+
+
+def summarise(
+    stage: str, step: int, tasks: Sequence[str], attempts: Sequence[Attempts], trials: int
+) -> Evaluation:
+    """The figures of what was played; `tasks` are the attempts' own."""
+    kept = [(task, one) for task, one in zip(tasks, attempts, strict=True) if not one.broken]
+    outcomes = solved_within((one for _, one in kept), trials)
+    solved = [sum(after) for after in outcomes]
+    rates = [number / max(1, len(kept)) for number in solved]
+    told = [independent([task for task, _ in kept], after) for after in outcomes]
+    intervals = [wilson(*one) for one in zip(rates, told, strict=True)]
+    trajectories = [trajectory for _, one in kept for trajectory in one.trajectories]
+    low, high = intervals[-1]
+    return Evaluation(
         stage=stage,
         step=step,
         episodes=len(kept),
-        success=solved[-1] / max(1, len(kept)),
+        success=rates[-1],
         low=low,
         high=high,
         turns=sum(len(t.turns) for t in trajectories) / max(1, len(trajectories)),
-        seconds=clock() - started,
         tokens_read=sum(one.tokens_read for one in attempts),
         tokens_written=sum(one.tokens_written for one in attempts),
         solved=solved,
+        intervals=intervals,
     )
-    everything = [trajectory for one in attempts for trajectory in one.trajectories]
-    return result, everything, [failure for one in attempts for failure in one.failures]

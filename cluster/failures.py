@@ -2,9 +2,10 @@
 
 1. It is retried where it happens (a fresh slot, the same seed) up to `rollout.retries`.
 2. Then its episode is dropped from the group and counted here.
-3. A teacher that is lost costs only the reweighting of that group: it trains as plain GRPO, and is counted.
-   A judge that does not answer costs only the hindsight that it was asked for, and is counted.
-4. When more than `failure_budget` have been counted the run stops cleanly, naming what failed most.
+3. A teacher that fails or is too slow costs only the reweighting of that group: it trains as plain GRPO, and
+   is counted. A judge that does not answer costs only the hindsight that it was asked for, and is counted.
+4. An actor that has died ends the run, but for environment shards, which start again: `resume=auto` goes on.
+5. When more than `failure_budget` have been counted the run stops cleanly, naming what failed most.
 """
 
 from __future__ import annotations

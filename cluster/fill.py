@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 from ray.exceptions import RayError
 
 from cluster.run import Run
-from cluster.watch import ActorLost, Deadline, within
+from cluster.watch import Deadline, within
 from envs.tasks import TaskSpec
 from feedback.hindsight import Hindsight, hindsight
 from learner.credit import informative
@@ -52,13 +54,19 @@ class Filler:
         self.run = run
         self.config = run.config
         self.actors = run.actors
+        self.free: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by role
 
     async def fill(self, ordinal: int, task: TaskSpec, strength: float) -> Filled:
-        """One group end to end. It trains without a judge or a teacher that is lost; without its reference
-        policy, whose KL penalty it would escape, it does not train the policy loss.
+        """One group end to end.
+
+        It trains without the hindsight that a judge or teacher failed to give; without its reference policy,
+        whose KL penalty it would escape, it does not train the policy loss.
 
         Args:
             strength: λ of the step; 0 asks no teacher for weights.
+
+        Raises:
+            ActorLost: an actor has died; without it no later step could be trained or saved.
         """
         group = await self.roll_out(ordinal, task)
         filled = Filled(ordinal, group, time.monotonic(), group.failures)
@@ -82,7 +90,7 @@ class Filler:
                 self.run.watchdog.beat("gathering hindsight")
                 filled = replace(filled, hindsight=known, failures=(*filled.failures, *known.failures))
                 filled = await (self.teach if distils else self.weigh)(filled)
-        except (RayError, ActorLost, Deadline) as error:  # RayError: what the actor itself raised
+        except (RayError, Deadline) as error:  # RayError: what the actor itself raised
             lost = Failure("teacher", str(error), task.id)
             filled = replace(filled, failures=(*filled.failures, lost))
         return replace(filled, teacher_seconds=time.monotonic() - started)
@@ -93,17 +101,16 @@ class Filler:
         call = workers[ordinal % len(workers)].rollout.remote(
             ordinal, task, config.rollout.group_size, config.rollout.temperature, config.seed
         )
-        # Each turn has its own deadline in the worker; this one only catches a worker that is gone.
-        limit = config.cluster.stall_timeout * 4
+        limit = config.rollout.timeout
         with self.run.watchdog.waiting(limit):
-            group: Group = await within(limit, f"rolling out group {ordinal}", call)
+            group: Group = await within(limit, "rollout.timeout", f"rolling out group {ordinal}", call)
         self.run.watchdog.beat("rolling out")
         return group
 
     async def weigh(self, filled: Filled) -> Filled:
         """The teacher's log-probs of what was done, for the weights of SERL and RLSD."""
         requests = self.requests(filled, self.config.reweight.tokens)
-        scored = await self.score(self.actors.teacher, filled.group, requests)
+        scored = await self.score("teacher", filled.group, requests)
         scores = {(r.trajectory, r.turn): s.logprobs for r, s in zip(requests, scored, strict=True)}
         return replace(filled, scores=scores, **self.cost(requests))
 
@@ -122,14 +129,14 @@ class Filler:
                 for (owner, row), candidates in zip(rows.items(), found, strict=True)
             }
             requests = with_candidates(group, requests, rows)
-        scored = await self.score(self.actors.teacher, group, requests)
+        scored = await self.score("teacher", group, requests)
         made = distil_rows(group, requests, scored, rows)
         return replace(filled, distil=made, **self.cost(requests))
 
     async def refer(self, group: Group) -> dict[Turn, np.ndarray]:
         """The reference policy's log-probs of everything that was sampled."""
         requests = plain_requests(group)
-        scored = await self.score(self.actors.reference, group, requests)
+        scored = await self.score("reference", group, requests)
         return {(r.trajectory, r.turn): s.logprobs for r, s in zip(requests, scored, strict=True)}
 
     def requests(self, filled: Filled, tokens: str) -> list[ScoreRequest]:
@@ -154,13 +161,15 @@ class Filler:
             "teacher_span_tokens": sum(len(request.span) for request in requests),
         }
 
-    async def score(self, scorer: Any, group: Group, requests: Sequence[ScoreRequest]) -> list[Scored]:
-        """One answer per request."""
+    async def score(self, role: str, group: Group, requests: Sequence[ScoreRequest]) -> list[Scored]:
+        """One answer per request, by the teacher or the reference."""
         sequences = [[sequence.ids for sequence in t.sequences] for t in group.trajectories]
-        call = scorer.score.remote(sequences, requests)
-        scored: list[Scored] = await within(
-            self.config.teacher.timeout, f"scoring group {group.ordinal}", call
-        )
+        async with self.free[role]:  # else the deadline would run while other groups are scored
+            call = self.actors.scorers()[role].score.remote(sequences, requests)
+            scored: list[Scored] = await within(
+                self.config.teacher.timeout, "teacher.timeout", f"scoring group {group.ordinal}", call
+            )
+        self.run.watchdog.beat("scoring")
         return scored
 
 

@@ -38,13 +38,17 @@ class Metrics:
     def truncate(self, step: int) -> None:
         """Forget training rows after `step`: a resumed run writes them again."""
         if self.path.exists():
-            rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-            kept = [row for row in rows if row["kind"] == "warm_start" or row["step"] <= step]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            kept = [row for row in self.rows() if row["kind"] == "warm_start" or row["step"] <= step]
+            draft = self.path.with_suffix(".draft")
+            draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            draft.replace(self.path)
 
     def rows(self) -> list[dict[str, Any]]:
         """Everything written so far, a resumed run's earlier part included."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        whole = self.path.read_text().rpartition("\n")[0] if self.path.exists() else ""
+        return [
+            json.loads(line) for line in whole.splitlines()
+        ]  # a run that was killed may leave half a line
 
     def close(self) -> None:
         """Flush TensorBoard."""

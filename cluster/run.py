@@ -22,7 +22,7 @@ from configs.schema import Config
 from envs.registry import make_family
 from envs.tasks import Manifest
 from feedback.judge import JudgeClient, open_judge
-from learner.checkpoint import amend, latest, step_of, writing
+from learner.checkpoint import amend, latest, require_room, step_of, writing
 from rollout.models import resolve
 from rollout.render import Renderer, load_renderer
 from rollout.worker import generate_on
@@ -76,15 +76,18 @@ class Run:
             amend(newest, "driver.json", self._driver_state())
             return
         self.now("saving a checkpoint")
-        size = learner.checkpoint_bytes + (critic.checkpoint_bytes if critic else 0)
-        with writing(checkpoints(self.config), self.state.step, self.config.checkpoint.keep, size) as folder:
+        root, keep = checkpoints(self.config), self.config.checkpoint.keep
+        with (
+            self.watchdog.waiting(self.config.learner.timeout),
+            writing(root, self.state.step, keep, self.actors.checkpoint_bytes) as folder,
+        ):
             await learner.save(folder)
             if critic is not None:
                 await critic.save(folder)
             await learner.save_model(folder / "model")
             for name, scorer in self.actors.scorers().items():
                 saving = scorer.save.remote(str(folder / f"{name}.safetensors"))
-                await within(self.config.teacher.timeout, f"saving the {name}", saving)
+                await within(self.config.teacher.timeout, "teacher.timeout", f"saving the {name}", saving)
             (folder / "driver.json").write_text(self._driver_state())
 
     async def restore(self, folder: Path) -> None:
@@ -112,7 +115,7 @@ class Run:
             await critic.load(folder)
         for name, scorer in scorers.items():
             loading = scorer.load.remote(str(held[name]))
-            await within(self.config.teacher.timeout, f"restoring the {name}", loading)
+            await within(self.config.teacher.timeout, "teacher.timeout", f"restoring the {name}", loading)
         evaluations = [Evaluation(**values) for values in saved["evaluations"]]
         self.state = State(
             saved["step"],
@@ -173,7 +176,6 @@ def open_folder(config: Config) -> Path | None:
     if newest is None:
         for stale in ("metrics.jsonl", "curve.png"):
             (out / stale).unlink(missing_ok=True)
-    (out / "config.yaml").write_text(render(config))
     return newest
 
 
@@ -200,6 +202,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     metrics = Metrics(Path(config.out))
     judge = start_judge(config, renderer, actors) if needs_teacher(config) else None
     try:
+        require_room(Path(config.out), actors.checkpoint_bytes)  # before hours are spent
         run = Run(
             config=config,
             out=Path(config.out),
@@ -220,6 +223,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         if newest is not None:
             await run.restore(newest)
             view.say(f"going on from {newest} after step {run.state.step}")
+        (run.out / "config.yaml").write_text(render(config))
         yield run
     finally:
         metrics.close()

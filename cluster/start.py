@@ -33,6 +33,7 @@ from rollout.serve import Address, Endpoint, endpoint_env
 from rollout.worker import Worker
 from teacher.scorer import Teacher, teacher_env
 
+STARTING = "cluster.start_timeout"
 USER_KEY = "HINDSIGHT_USER_KEY"  # variable that holds the key of the run's own endpoint
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -74,6 +75,11 @@ class Actors:
         for handle in [*handles, *self.scorers().values(), *filter(None, [self.user])]:
             ray.kill(handle)
         remove_placement_group(self.group)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Estimated size of a checkpoint's greatest parts: what learner and critic write."""
+        return sum(trained.checkpoint_bytes for trained in (self.learner, self.critic) if trained)
 
     def scorers(self) -> dict[str, Any]:
         """Those that hold a copy of the student's weights to score with, by name."""
@@ -219,7 +225,7 @@ async def reserve(config: Config, *, learner: bool, teacher: bool) -> Places:
         raise RunError(problem)
     group = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
     waiting = f"reserving {len(bundles)} places (are they taken by another run?)"
-    await within(config.cluster.start_timeout, waiting, group.ready())
+    await within(config.cluster.start_timeout, STARTING, waiting, group.ready())
     return Places(group, bundles)
 
 
@@ -244,8 +250,10 @@ async def start_actors(
         for index, place in enumerate(places("engine"))
     ]
     scorers: dict[str, Any] = {
-        role: ray.remote(Teacher).options(**place, **variables(teacher_env(config))).remote(model, config)
-        for role in ("teacher", "reference")
+        role: ray.remote(Teacher)
+        .options(**place, **variables(teacher_env(config)))
+        .remote(model, config, temperature)
+        for role, temperature in config.temperatures.items()
         for place in places(role)
     }
     ranks = LearnerGroup(config, model, places("learner")) if learner else None
@@ -263,14 +271,15 @@ async def start_actors(
         worker.remote(model, config, engines, environments.pool) for _ in range(config.rollout.workers)
     ]
     waits: list[Any] = [
-        within(timeout, f"starting engine {i}", e.ready.remote()) for i, e in enumerate(engines)
+        within(timeout, STARTING, f"starting engine {i}", e.ready.remote()) for i, e in enumerate(engines)
     ]
     waits += [environments.ready(timeout)]
     waits += [trained.start() for trained in (ranks, critic) if trained]
     await asyncio.gather(*waits)
     context = 0
     for role, scorer in scorers.items():
-        context = (await within(timeout, f"starting the {role}", scorer.ready.remote()))["context"]
+        ready = await within(timeout, STARTING, f"starting the {role}", scorer.ready.remote())
+        context = ready["context"]
     return Actors(
         engines,
         workers,
@@ -290,5 +299,6 @@ async def start_environments(config: Config, family: EnvFamily, user: Any | None
     if user is None:
         return start_pool(config, family)
     starting = user.ready.remote()
-    address: Address = await within(config.cluster.start_timeout, "starting the user's endpoint", starting)
+    timeout, what = config.cluster.start_timeout, "starting the user's endpoint"
+    address: Address = await within(timeout, STARTING, what, starting)
     return start_pool(config, make_family(talking_to(address, config.env)), {USER_KEY: address.key})

@@ -29,11 +29,6 @@ from rollout.types import Group
 from rollout.weights import WeightSet
 
 
-async def nothing() -> dict[str, float]:
-    """What an update without rows says."""
-    return {}
-
-
 class Trainer:
     """Warm start, reinforcement, evaluation; everything it needs is in `run`."""
 
@@ -114,16 +109,18 @@ class Trainer:
         for one in filled:
             self.release(one)
 
-        rollout_seconds = max(1e-6, rolled_out - started)
-        values = rollout_metrics(groups, rollout_seconds, run.state.version - 1) | {
+        waited = max(0.0, rolled_out - started)  # asynchronous rollouts may have ended before the step began
+        ahead = config.rollout.max_staleness > 0
+        values = rollout_metrics(groups, published - started if ahead else waited, run.state.version - 1) | {
             **learned,
             "learner/strength": strength,
             **hindsight_metrics(filled),
             "rollout/turns_total": float(run.state.turns),
             "publish/canary_gap": report.canary_gap,
             "failures/total": float(run.budget.counts.total()),
-            "seconds/rollout": rollout_seconds,
-            "seconds/teacher": scored - rolled_out,  # what the rollouts did not hide
+            "failures/retried": float(sum(len(group.retried) for group in groups)),  # of this step
+            "seconds/rollout": waited,
+            "seconds/teacher": scored - started - waited,  # what the rollouts did not hide
             "seconds/learner": updated - scored - learned.get("seconds/critic", 0.0),
             "seconds/publish": published - updated,
             "seconds/step": published - started,
@@ -139,29 +136,37 @@ class Trainer:
             await run.save()
 
     def admit(self, strength: float) -> None:
-        """Start groups until as many are in flight as the staleness bound allows."""
-        capacity = self.config.rollout.groups * (1 + self.config.rollout.max_staleness)
-        while len(self.in_flight) < capacity:
+        """Start groups until as many are in flight as the staleness bound and the steps left allow."""
+        ahead = min(1 + self.config.rollout.max_staleness, self.config.steps - self.run.state.step)
+        while len(self.in_flight) < self.config.rollout.groups * ahead:
             ordinal = self.run.ledger.admit()
             fill = self.filler.fill(ordinal, self.run.ledger.task(ordinal), strength)
             self.in_flight.append((ordinal, asyncio.create_task(fill)))
 
     async def learn(self, filled: Sequence[Filled], strength: float) -> dict[str, float]:
         """Update the learner, and the critic beside it; returns what both say of it."""
-        run, critic, peak = self.run, self.actors.critic, self.config.learner.lr
+        run, critic = self.run, self.actors.critic
         started = time.monotonic()
         taught, estimated = await self.estimate([one.group for one in filled])
         figures = {"seconds/critic": time.monotonic() - started} if critic is not None else {}
         rows = self.rows(filled, estimated)
         run.now("updating")
         with run.watchdog.waiting(self.config.learner.timeout):
-            learning, fitting = await asyncio.gather(
-                self.learner.update(rows, strength, self.warmed(peak)) if any(rows.values()) else nothing(),
-                critic.fit(taught, self.warmed(self.config.critic.lr)) if critic and taught else nothing(),
-            )
+            learning, fitting = await asyncio.gather(self.update(rows, strength), self.fit_critic(taught))
         figures |= {f"learner/{name}": value for name, value in learning.items()}
         figures |= {f"critic/{name}": value for name, value in fitting.items()}
         return figures | {"learner/rows": float(sum(map(len, rows.values())))}
+
+    async def update(self, rows: dict[str, list[Row]], strength: float) -> dict[str, float]:
+        """The learner's step, by objective; none where no group has anything to teach."""
+        if not any(rows.values()):
+            return {}
+        return await self.learner.update(rows, strength, self.warmed(self.config.learner.lr))
+
+    async def fit_critic(self, rows: list[Row]) -> dict[str, float]:
+        """The critic's step, where there is a critic and something for it to learn."""
+        critic = self.actors.critic
+        return await critic.fit(rows, self.warmed(self.config.critic.lr)) if critic and rows else {}
 
     async def estimate(self, groups: Sequence[Group]) -> tuple[list[Row], Advantages | None]:
         """What the critic is to learn, and the advantages that its values give; None without a critic."""
@@ -235,7 +240,7 @@ class Trainer:
             given["teacher"] = await self.learner.export_average(version, share)
         for name, own in given.items():
             loading = self.actors.scorers()[name].load_weights.remote(own, whole=first)
-            await within(config.teacher.timeout, f"refreshing the {name}", loading)
+            await within(config.teacher.timeout, "teacher.timeout", f"refreshing the {name}", loading)
         if first and self.actors.critic is not None:
             adapted = config.learner.lora.rank > 0
             whole = await self.learner.export_merged(version) if adapted else weights
@@ -251,16 +256,17 @@ class Trainer:
         def played(done: int) -> None:
             run.now("evaluating", done, len(episodes))
 
-        result, trajectories, failures = await evaluate(
-            self.config,
-            self.actors,
-            run.renderer,
-            run.manifest.train,
-            episodes,
-            stage,
-            run.state.step,
-            played,
-        )
+        with run.watchdog.waiting(self.config.rollout.timeout):
+            result, trajectories, failures = await evaluate(
+                self.config,
+                self.actors,
+                run.renderer,
+                run.manifest.train,
+                episodes,
+                stage,
+                run.state.step,
+                played,
+            )
         run.budget.add(failures)
         run.state.evaluations.append(result)
         turns = {"rollout/turns_total": float(run.state.turns)}

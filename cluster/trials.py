@@ -49,12 +49,12 @@ class Attempts:
         return played + sum(answer.tokens_written for answer in self.answers)
 
 
-def solved_within(attempts: Iterable[Attempts], trials: int) -> list[int]:
-    """Tasks solved after trial 1, 2, … `trials`: a task counts from the trial that solved it on."""
+def solved_within(attempts: Iterable[Attempts], trials: int) -> list[list[bool]]:
+    """Which tasks are solved after trial 1, 2, … `trials`: each from the trial on that solved it."""
     first = [
         next((number for number, t in enumerate(one.trajectories) if t.success), trials) for one in attempts
     ]
-    return [sum(number <= trial for number in first) for trial in range(trials)]
+    return [[number <= trial for number in first] for trial in range(trials)]
 
 
 class Trials:
@@ -110,9 +110,8 @@ class Trials:
         rollout = worker.rollout.remote(
             index, task, 1, config.rollout.eval_temperature, EVAL_SEED + trial, before
         )
-        group: Group = await within(
-            config.cluster.stall_timeout * 4, f"evaluation episode {index}, trial {trial + 1}", rollout
-        )
+        what = f"evaluation episode {index}, trial {trial + 1}"
+        group: Group = await within(config.rollout.timeout, "rollout.timeout", what, rollout)
         return group
 
 
@@ -162,9 +161,8 @@ async def _shortest(
     async def show(number: int, task: TaskSpec) -> Demonstration:
         worker = actors.workers[number % len(actors.workers)]
         call = worker.demonstrate.remote(task, config.seed, 0.0)
-        shown: Demonstration = await within(
-            config.cluster.stall_timeout * 4, f"demonstrating {task.id}", call
-        )
+        what = f"demonstrating {task.id}"
+        shown: Demonstration = await within(config.rollout.timeout, "rollout.timeout", what, call)
         moved()
         return shown
 

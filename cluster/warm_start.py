@@ -38,13 +38,15 @@ async def collect(
         RunError: none succeeded.
     """
     settings, done, failures = config.warm_start, 0, list[Failure]()
+    seats = asyncio.Semaphore(config.env.at_once)  # a deadline is for an episode, not for its queue
 
     async def play(index: int) -> Demonstration | None:
         nonlocal done
         worker, task = actors.workers[index % len(actors.workers)], tasks[index % len(tasks)]
-        call = worker.demonstrate.remote(task, config.seed + index, settings.noise)
         try:
-            return await within(config.cluster.stall_timeout * 4, f"demonstration {index}", call)
+            async with seats:
+                call = worker.demonstrate.remote(task, config.seed + index, settings.noise)
+                return await within(config.rollout.timeout, "rollout.timeout", f"demonstration {index}", call)
         except EnvError as error:  # tried again already, where it happened
             failures.append(Failure("demonstration", str(error), task.id))
             return None

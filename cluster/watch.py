@@ -29,8 +29,11 @@ class ActorLost(RunError):
     """The actor that should have answered is dead."""
 
 
-async def within(seconds: float, what: str, awaitable: Awaitable[T]) -> T:
-    """Await with a deadline; `what` names the wait in the error. Takes Ray object refs too.
+async def within(seconds: float, setting: str, what: str, awaitable: Awaitable[T]) -> T:
+    """Await with a deadline. Takes Ray object refs too.
+
+    Args:
+        setting: its name, and `what` that of the wait, for the error.
 
     Raises:
         Deadline, ActorLost: there will be no answer. What the awaited call itself raises is passed on.
@@ -42,11 +45,15 @@ async def within(seconds: float, what: str, awaitable: Awaitable[T]) -> T:
     try:
         return await asyncio.wait_for(wait(), seconds)
     except TimeoutError as error:
-        raise Deadline(f"{what} took longer than {seconds:.0f} s") from error
+        raise Deadline(
+            f"{what} took longer than {seconds:.0f} s: raise {setting} if the machine is only slow"
+        ) from error
     except RayActorError as error:
+        lines = str(error).strip().splitlines()
+        reason = " … ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip())))  # the last says the cause
         raise ActorLost(
-            f"{what}: the actor has died ({str(error).splitlines()[0]}). Its log is in Ray's dashboard; "
-            "resume=auto goes on from the last checkpoint."
+            f"{what}: the actor has died ({reason}). Its log is in Ray's dashboard; "
+            "resume=auto goes on from the last checkpoint, if there is one."
         ) from error
 
 

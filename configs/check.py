@@ -15,6 +15,7 @@ import yaml
 from configs.place import lasting
 from configs.schema import Config
 
+SHARED = 0.5  # most of a shared GPU that an engine may take
 FREE_GIB = 0.5  # least free disk space to start with; a run also stops cleanly when it fills up later
 
 
@@ -149,6 +150,11 @@ def _update(config: Config) -> list[tuple[bool, str]]:
             config.broadcasts and config.cluster.share_gpu,
             "publish.transport = nccl with cluster.share_gpu = true has both ends on one GPU, which NCCL "
             "refuses: set publish.transport=object_store",
+        ),
+        (
+            config.cluster.share_gpu and config.rollout.gpu_memory > SHARED,
+            f"rollout.gpu_memory = {config.rollout.gpu_memory} with cluster.share_gpu = true leaves learner "
+            f"and teacher no room on the GPU: allowed is at most {SHARED}",
         ),
     ]
 

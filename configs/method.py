@@ -197,6 +197,7 @@ class Distil:
         choices=("jsd", "reverse", "forward", "sampled"),
     )
     beta: float = setting(0.5, "weight of the teacher in the mixture of jsd", low=0.01, high=0.99)
+    temperature: float = setting(1.0, "divides the logits of both distributions", low=0.01)
     top_k: int = setting(
         100, "the student's likeliest tokens that are compared, beside one bucket for the rest", low=1
     )

@@ -72,6 +72,11 @@ class Env:
     )
     user: User = field(default_factory=User)
 
+    @property
+    def at_once(self) -> int:
+        """Episodes that run at the same time."""
+        return self.shards * self.slots
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -103,6 +108,9 @@ class Rollout:
     gpu_memory: float = setting(0.85, "share of a GPU's memory that an engine may use", low=0.05, high=1.0)
     compile: bool = setting(False, "let vLLM compile the model: slower start, faster decoding")
     max_staleness: int = setting(0, "weight versions a trajectory may lag behind; 0 is synchronous", low=0)
+    timeout: float = setting(
+        3600.0, "seconds a group, a held-out episode or a demonstration may take to be played", low=1.0
+    )
     retries: int = setting(2, "fresh starts of an episode after an infrastructure failure", low=0)
     request_timeout: float = setting(600.0, "seconds one generation may take", low=1.0)
 
@@ -212,7 +220,10 @@ class Cluster:
     dashboard_port: int = setting(8265, "its port", low=1, high=65535)
     start_timeout: float = setting(600.0, "seconds the actors may take to start", low=1.0)
     stall_timeout: float = setting(
-        900.0, "seconds without progress before stacks are printed and the run stops", low=1.0
+        900.0,
+        "seconds without progress before stacks are printed and the run stops; where a longer deadline runs "
+        "(rollout.timeout, learner.timeout), that",
+        low=1.0,
     )
 
 
@@ -246,6 +257,13 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluate: Evaluate = field(default_factory=Evaluate)
     cluster: Cluster = field(default_factory=Cluster)
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """What divides the logits of those who score: as the student's in the loss that they serve."""
+        distils = self.distil.weight > 0
+        sampling = self.rollout.temperature
+        return {"teacher": self.distil.temperature if distils else sampling, "reference": sampling}
 
     @property
     def averages_adapter(self) -> bool:

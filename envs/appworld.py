@@ -23,7 +23,16 @@ from typing import Any
 from configs.schema import Env
 from envs.appworld_host import VARIABLES, Nursery, ServerHandle, nursery, program
 from envs.appworld_tasks import TURN
-from envs.base import DataMissing, EnvError, EnvFamily, InstanceLost, Observation, StepResult, TextEnv
+from envs.base import (
+    DataMissing,
+    EnvError,
+    EnvFamily,
+    InstanceLost,
+    Observation,
+    StepResult,
+    TextEnv,
+    Verdict,
+)
 from envs.install import interpreter, made_once, run
 from envs.lines import Lost
 from envs.tasks import Manifest, TaskSpec
@@ -101,20 +110,33 @@ class AppWorldEnv(TextEnv):
         self._turns += 1
         terminated = bool(ran["completed"] or "lost" in ran)
         truncated = not terminated and self._turns >= self._config.max_turns
-        info: dict[str, Any] = {}
-        success = False
-        if terminated or truncated:
-            self._playing = False
-            # Lost: the agent's code has broken its own world, which is a lost episode and no failure of ours.
-            verdict = ran if "lost" in ran else self._call("evaluate", seconds=self._config.step_timeout)
-            if "lost" in verdict:
-                info = {"lost": verdict["lost"], "share": 0.0}
-            else:
-                success = verdict["success"]
-                info = {key: verdict[key] for key in ("passes", "failures")}
-                info["share"] = len(verdict["passes"]) / verdict["num_tests"]
+        over = terminated or truncated
+        verdict = self._judge(ran) if over else Verdict(0.0, False)
         observation = Observation(ran["output"], state_key=_key(ran["output"]))
-        return StepResult(observation, ran["output"], float(success), terminated, truncated, success, info)
+        said = ran["output"]
+        return StepResult(
+            observation, said, verdict.reward, terminated, truncated, verdict.success, verdict.info
+        )
+
+    def finish(self) -> Verdict:
+        if not self._playing:
+            raise EnvError("no episode is under way: reset before finishing")
+        return self._judge({})
+
+    def _judge(self, ran: dict[str, Any]) -> Verdict:
+        """The evaluator's word on the databases as the last code left them.
+
+        Args:
+            ran: the server's answer to that code.
+        """
+        self._playing = False
+        # Lost: the agent's code has broken its own world, which is a lost episode and no failure of ours.
+        found = ran if "lost" in ran else self._call("evaluate", seconds=self._config.step_timeout)
+        if "lost" in found:
+            return Verdict(0.0, False, {"lost": found["lost"], "share": 0.0})
+        info = {"passes": found["passes"], "failures": found["failures"]}
+        share = len(found["passes"]) / found["num_tests"]
+        return Verdict(float(found["success"]), found["success"], info | {"share": share})
 
     def reference(self, task: TaskSpec) -> list[str] | None:
         """The task's solution: turn by turn for our own tasks, one piece for official ones that have one."""

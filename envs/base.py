@@ -71,6 +71,15 @@ class StepResult:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What the benchmark says of an episode as it stands; fields as in `StepResult`."""
+
+    reward: float
+    success: bool
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class DemoStep:
     """One step of a demonstration. `action` was taken; `expert` is what the expert wanted there.
 
@@ -111,6 +120,16 @@ class TextEnv(ABC):
         Raises:
             EnvError: the episode has ended or the backend failed.
         """
+
+    def finish(self) -> Verdict | None:
+        """End the episode here and judge it: the agent has no turn or no room in its context left.
+
+        None where the last step has said all there is to say.
+
+        Raises:
+            EnvError: the backend failed.
+        """
+        return None
 
     def reference(self, task: TaskSpec) -> list[str] | None:
         """A solution of the task as actions, or None where the benchmark has none."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from bfcl_eval.constants.default_prompts import (
     DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_FC as MORE_TOOLS,
@@ -21,7 +20,7 @@ from bfcl_eval.constants.default_prompts import (
 from bfcl_eval.constants.default_prompts import MAXIMUM_STEP_LIMIT
 
 from configs.schema import Env
-from envs.base import EnvError, EnvFamily, Observation, StepResult, TextEnv
+from envs.base import EnvError, EnvFamily, Observation, StepResult, TextEnv, Verdict
 from envs.bfcl_backends import Backends
 from envs.bfcl_data import KINDS, Entry, backend, draw_panels, entries
 from envs.bfcl_referee import Referee
@@ -75,16 +74,17 @@ class BfclEnv(TextEnv):
             else:
                 text, role, over = self._end_turn(entry)
         truncated = not over and self._answers >= self._max_turns
-        if truncated:
-            self._referee.force(f"The episode was cut after {self._max_turns} answers.")
-        success = over and not self._referee.errors
-        info: dict[str, Any] = {"turn": turn}
-        if over or truncated:
-            info["errors"] = self._referee.errors
-            self._entry = None
+        verdict = self.finish() if truncated else self._judge() if over else Verdict(0.0, False)
+        info = {"turn": turn, **verdict.info}
         text = text.encode(errors="replace").decode()  # an argument may hold half a surrogate pair
         observation = Observation(text, state_key=self._backends.digest(self._turn), role=role)
-        return StepResult(observation, text, float(success), over, truncated, success, info)
+        return StepResult(observation, text, verdict.reward, over, truncated, verdict.success, info)
+
+    def finish(self) -> Verdict:
+        if self._entry is None:
+            raise EnvError("no episode is under way: reset before finishing")
+        self._referee.force(f"The episode was cut after {self._answers} answers.")
+        return self._judge()
 
     def reference(self, task: TaskSpec) -> list[str]:
         """The shipped solution, call by call; a turn's calls in one answer where that is over a limit."""
@@ -100,6 +100,11 @@ class BfclEnv(TextEnv):
 
     def close(self) -> None:
         self._entry = None
+
+    def _judge(self) -> Verdict:
+        self._entry = None
+        success = not self._referee.errors
+        return Verdict(float(success), success, {"errors": self._referee.errors})
 
     def _open_turn(self) -> None:
         self._used = 0  # answers with calls, legible or not

@@ -21,7 +21,16 @@ import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from configs.schema import Config
-from envs.base import Demonstration, EnvError, EnvFamily, Observation, SlotDied, SlotTimeout, StepResult
+from envs.base import (
+    Demonstration,
+    EnvError,
+    EnvFamily,
+    Observation,
+    SlotDied,
+    SlotTimeout,
+    StepResult,
+    Verdict,
+)
 from envs.registry import make_family
 from envs.shard import Lease, Limits, Shard
 from envs.tasks import TaskSpec
@@ -195,6 +204,10 @@ class LeasedSlot:
     async def step(self, action: str) -> StepResult:
         """Go on with it (`TextEnv.step`). SlotDied: its process was lost, now or since the last call."""
         return await _answer(self._shard, "step", self.lease, action, timeout=self._limits.step + TRAVEL)
+
+    async def finish(self) -> Verdict | None:
+        """Judge it as it stands (`TextEnv.finish`). SlotDied: as for `step`."""
+        return await _answer(self._shard, "finish", self.lease, timeout=self._limits.step + TRAVEL)
 
     async def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
         """A whole episode by the expert (`TextEnv.demonstrate`); ends the episode begun by `reset`."""

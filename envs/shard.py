@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.schema import Env
-from envs.base import Demonstration, EnvFamily, Observation, SlotDied, SlotTimeout, StepResult
+from envs.base import Demonstration, EnvFamily, Observation, SlotDied, SlotTimeout, StepResult, Verdict
 from envs.process import Forkserver, Slot
 from envs.tasks import TaskSpec
 
@@ -106,15 +106,14 @@ class Shard:
         Raises:
             SlotDied: the process that the episode began in is gone, now or since an earlier call.
         """
-        seat = self._claim(lease)
-        async with seat.lock:
-            self._claim(lease)
-            if seat.slot is None or seat.playing != lease.serial:
-                raise SlotDied(f"slot {lease.slot} of shard {lease.shard} lost its episode: reset it")
-            result = await self._call(seat, "step", action, deadline=self._limits.step)
-            self._bound(seat, lease)
+        result: StepResult = await self._go_on(lease, "step", action)
         self._counts["steps"] += 1
         return result
+
+    async def finish(self, lease: Lease) -> Verdict | None:
+        """Judge the lease's episode as it stands (`TextEnv.finish`). SlotDied: as for `step`."""
+        verdict: Verdict | None = await self._go_on(lease, "finish")
+        return verdict
 
     async def demonstrate(self, lease: Lease, task: TaskSpec, seed: int, noise: float) -> Demonstration:
         """A whole episode by the environment's expert (`TextEnv.demonstrate`)."""
@@ -156,6 +155,17 @@ class Shard:
             if seat.slot and seat.slot.busy:
                 seat.slot.kill()
         return seat
+
+    async def _go_on(self, lease: Lease, method: str, *args: Any) -> Any:
+        """A call in the episode that the lease has begun."""
+        seat = self._claim(lease)
+        async with seat.lock:
+            self._claim(lease)
+            if seat.slot is None or seat.playing != lease.serial:
+                raise SlotDied(f"slot {lease.slot} of shard {lease.shard} lost its episode: reset it")
+            result = await self._call(seat, method, *args, deadline=self._limits.step)
+            self._bound(seat, lease)
+        return result
 
     async def _open(self, lease: Lease, method: str, *args: Any, deadline: float) -> Any:
         """A call that needs no earlier one, so that any process will do."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Env
-from envs.base import EnvError, EnvFamily, Observation, StepResult, TextEnv
+from envs.base import EnvError, EnvFamily, Observation, StepResult, TextEnv, Verdict
 from envs.calls import Call, MalformedCall, read_calls, write_calls
 from envs.tasks import Manifest, TaskSpec
 from envs.taubench_domains import DOMAINS, domain, environment, registered
@@ -108,12 +108,17 @@ class TauEnv(TextEnv):
         truncated = not terminated and (orchestrator.done or self._turns >= self._max_turns)
         reward = 0.0
         if terminated or truncated:
-            verdict = _evaluate(orchestrator)
-            reward = verdict.reward if reason == TerminationReason.USER_STOP else 0.0
-            info |= {"ended": reason.value if reason else "max_turns", **_failures(verdict)}
+            verdict = _judge(orchestrator)
+            reward, info = verdict.reward, info | dict(verdict.info)
         else:
             self._orchestrator = orchestrator
         return StepResult(observation, observation.text, reward, terminated, truncated, reward == 1.0, info)
+
+    def finish(self) -> Verdict:
+        orchestrator, self._orchestrator = self._orchestrator, None
+        if orchestrator is None:
+            raise EnvError("no episode is under way: reset before finishing")
+        return _judge(orchestrator)
 
     def reference(self, task: TaskSpec) -> list[str]:
         """tau2's gold actions, which it makes without regard to what was said; those of the customer's are
@@ -301,6 +306,14 @@ def _evaluate(orchestrator: Orchestrator) -> RewardInfo:
         return evaluate_simulation(simulation, orchestrator.task, EvaluationType.ALL, False, domain_name)
     except ValueError as error:
         raise EnvError(f"tau2 cannot evaluate its task {orchestrator.task.id}: {error}") from error
+
+
+def _judge(orchestrator: Orchestrator) -> Verdict:
+    """The evaluator's word on the conversation; one that the customer did not end earns nothing."""
+    found, reason = _evaluate(orchestrator), orchestrator.termination_reason
+    reward = found.reward if reason == TerminationReason.USER_STOP else 0.0
+    info = {"ended": reason.value if reason else "cut", **_failures(found)}
+    return Verdict(reward, reward == 1.0, info)
 
 
 def _failures(verdict: RewardInfo) -> dict[str, list[str]]:

@@ -22,7 +22,6 @@ from envs.taubench_upstream import (
     UserMessage,
 )
 
-URL_VARIABLE = "HINDSIGHT_USER_URL"  # where the run's own engine listens; set by whoever starts the run
 PAUSE = 0.5  # seconds before the second try, doubled for each further one
 
 
@@ -36,16 +35,18 @@ class Endpoint:
     def __init__(self, user: User) -> None:
         """
         Raises:
-            EnvError: the address of the run's engine is not known.
+            EnvError: a run's own model is asked for outside of one; inside, it is an endpoint like others.
         """
-        url = os.environ.get(URL_VARIABLE) if user.source == "engine" else user.url
-        if not url:
-            raise EnvError(f"env.user.source=engine, but ${URL_VARIABLE} does not name the engine's address")
+        if user.source == "engine":
+            raise EnvError(
+                "env.user.source=engine is served by training and evaluation runs alone: here choose "
+                "scripted, or endpoint with env.user.url"
+            )
         self._user = user
         self._model = user.model
         self._key = os.environ.get(user.key_variable)
         self._client = openai.OpenAI(
-            base_url=url,
+            base_url=user.url,
             api_key=self._key or "none",  # engines of one's own ask for none
             timeout=user.timeout,
             max_retries=0,  # tries are counted here

@@ -52,7 +52,11 @@ def grpo(group: Group, credit: Credit) -> list[np.ndarray]:
 
 
 def rloo(group: Group, credit: Credit) -> list[np.ndarray]:
-    """A = n/(n−1)·(R − mean), which is R less the mean of the n − 1 other samples (arXiv 2402.14740)."""
+    """A = n/(n−1)·(R − mean) over n samples (arXiv 2402.14740).
+
+    For a sample that is R less the mean of the others. With `credit.statistics` = trajectories a sample is
+    the mean of a trajectory's turns, from which turns with penalties differ.
+    """
     returns = [turn_returns(trajectory, credit) for trajectory in group.trajectories]
     samples = _samples(returns, credit.statistics)
     others = max(1, len(samples) - 1)

@@ -58,7 +58,7 @@ class CriticRank(Rank):
 
     def values(self, micros: Sequence[Sequence[Row]]) -> list[list[np.ndarray]]:
         """Per micro-batch and row, (P,) float32 V of the state from which each position was sampled."""
-        return self._answers(micros, self._values)
+        return self._by_row(micros, self._values)
 
     def load_weights(self, weights: WeightSet) -> None:
         """Take over the student's trunk."""
@@ -82,7 +82,7 @@ class CriticRank(Rank):
         values: torch.Tensor = self.engine(batch.ids, batch.rows, batch.cols)
         return values
 
-    def _old(self, batch: Batch) -> torch.Tensor:
+    def _old(self, batch: Batch, objective: str) -> torch.Tensor:
         return batch.values
 
     def _loss(

@@ -53,9 +53,9 @@ class RankGroup:
             for rank, place in enumerate(self.places)
         ]
         limit = self.config.cluster.start_timeout
-        [(host, port)] = await _answers("address", [self.ranks[0].address.remote()], limit)
+        [(host, port)] = await answers("address", [self.ranks[0].address.remote()], limit)
         starts = [rank.start.remote(host, port) for rank in self.ranks]
-        parameters, trained = (await _answers("start", starts, limit))[0]
+        parameters, trained = (await answers("start", starts, limit))[0]
         frozen = parameters if self.config.learner.lora.rank else 0
         self.checkpoint_bytes = trained * STATE_BYTES + frozen * FROZEN_BYTES
         seconds = time.monotonic() - began
@@ -96,7 +96,7 @@ class RankGroup:
         calls = [
             rank.update.remote(share, strength, lr) for rank, share in zip(self.ranks, work, strict=True)
         ]
-        sums = await self._answers("update", calls)
+        sums = await self._all("update", calls)
         stats: dict[str, float] = {}
         for plan in plans:
             merged = merge(part[plan.objective] for part, _ in sums)
@@ -140,7 +140,7 @@ class RankGroup:
             for rank, place in zip(self.ranks, places, strict=True)
         ]
         found: dict[int, np.ndarray] = {}
-        for place, answer in zip(places, await self._answers(method, calls), strict=True):
+        for place, answer in zip(places, await self._all(method, calls), strict=True):
             for micro, arrays in zip(place, answer, strict=True):
                 found.update(zip(micro, arrays, strict=True))
         return [found[index] for index in range(len(rows))]
@@ -149,10 +149,10 @@ class RankGroup:
         """Call a collective method with the same arguments on every rank."""
         if not self.ranks:
             raise LearnerError(f"learner.{method}: the ranks are not running; call start first")
-        return await self._answers(method, [getattr(rank, method).remote(*args) for rank in self.ranks])
+        return await self._all(method, [getattr(rank, method).remote(*args) for rank in self.ranks])
 
-    async def _answers(self, method: str, calls: list[Any]) -> list[Any]:
-        return await _answers(method, calls, self.config.learner.timeout)
+    async def _all(self, method: str, calls: list[Any]) -> list[Any]:
+        return await answers(method, calls, self.config.learner.timeout)
 
 
 class LearnerGroup(RankGroup):
@@ -186,12 +186,12 @@ class LearnerGroup(RankGroup):
         """
         if self.message is None:
             self.message = await self._join(engines)
-        await self._answers("broadcast", [engine.start_update.remote() for engine in engines])
+        await self._all("broadcast", [engine.start_update.remote() for engine in engines])
         # Neither ends without the other.
         sending = [rank.broadcast.remote() for rank in self.ranks]
         receiving = [engine.receive_update.remote(self.message) for engine in engines]
-        await self._answers("broadcast", sending + receiving)
-        await self._answers("broadcast", [engine.finish_update.remote(version) for engine in engines])
+        await self._all("broadcast", sending + receiving)
+        await self._all("broadcast", [engine.finish_update.remote(version) for engine in engines])
 
     async def _join(self, engines: Sequence[Any]) -> dict[str, Any]:
         """Put rank 0 and all workers of the engines into one NCCL group, in this order.
@@ -200,7 +200,7 @@ class LearnerGroup(RankGroup):
             what an engine has to know to receive.
         """
         workers = self.config.rollout.tensor_parallel
-        [(host, port)] = await self._answers("join", [self.ranks[0].address.remote()])
+        [(host, port)] = await self._all("join", [self.ranks[0].address.remote()])
         meeting = {
             "master_address": host,
             "master_port": port,
@@ -213,7 +213,7 @@ class LearnerGroup(RankGroup):
             engine.init_transfer.remote(meeting | {"rank_offset": 1 + index * workers})
             for index, engine in enumerate(engines)
         ]
-        return (await self._answers("join", ranks + joining))[0]
+        return (await self._all("join", ranks + joining))[0]
 
     async def score(self, ids: np.ndarray) -> np.ndarray:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""
@@ -224,7 +224,7 @@ class LearnerGroup(RankGroup):
         await self._same("save_model", str(folder))
 
 
-async def _answers(method: str, calls: list[Any], seconds: float) -> list[Any]:
+async def answers(method: str, calls: list[Any], seconds: float) -> list[Any]:
     """Every call's answer; the first failure or the deadline ends the wait."""
 
     async def wait(call: Any) -> Any:

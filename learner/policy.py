@@ -34,13 +34,13 @@ class PolicyRank(Rank):
 
     def candidates(self, micros: Sequence[Sequence[Row]], k: int) -> list[list[np.ndarray]]:
         """Per micro-batch and row, (P, k) int32: the likeliest tokens at each position, likeliest first."""
-        return self._answers(micros, lambda batch: self._forward(batch, likeliest=k).candidates.int())
+        return self._by_row(micros, lambda batch: self._forward(batch, "distil", k).candidates.int())
 
     def score(self, ids: np.ndarray) -> np.ndarray:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""
         tokens = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(self.device)
         cols = torch.arange(len(tokens) - 1, device=self.device)
-        with torch.no_grad():
+        with self._reading():
             made: TokenScores = self.engine(tokens[None], torch.zeros_like(cols), cols, tokens[1:])
         return made.logprobs.cpu().numpy()
 
@@ -84,9 +84,12 @@ class PolicyRank(Rank):
         An adapter is merged into float32 weights, where nothing of it is lost, and written by itself beside
         them: loaded in bfloat16, they would be nearly the model that training began with.
         """
-        weights, adapter = dict(self._parameters()), named(self._pairs())
         if self.rank:
+            for _ in self._parameters():  # gathered by all ranks, kept by one
+                pass
+            self._pairs()
             return
+        weights, adapter = dict(self._parameters()), named(self._pairs())
         from transformers import AutoTokenizer
 
         lm = self.engine.module.lm
@@ -109,21 +112,22 @@ class PolicyRank(Rank):
         self.kept = {"average": self.adapter.average} if self.adapter else {}
         return TokenLogprobs(lm)
 
-    def _forward(self, batch: Batch, likeliest: int = 0) -> TokenScores:
-        """At the sampling temperature."""
-        temperature = self.config.rollout.temperature
+    def _forward(self, batch: Batch, objective: str, likeliest: int = 0) -> TokenScores:
+        """At the temperature that the answers were sampled with; for distillation, at its own."""
+        config = self.config
+        temperature = config.distil.temperature if objective == "distil" else config.rollout.temperature
         made: TokenScores = self.engine(
             batch.ids, batch.rows, batch.cols, batch.targets, temperature, batch.candidates, likeliest
         )
         return made
 
-    def _old(self, batch: Batch) -> torch.Tensor:
-        return self._forward(batch).logprobs
+    def _old(self, batch: Batch, objective: str) -> torch.Tensor:
+        return self._forward(batch, objective).logprobs
 
     def _loss(
         self, batch: Batch, old: torch.Tensor | None, objective: str, strength: float
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        made = self._forward(batch)
+        made = self._forward(batch, objective)
         old = made.logprobs.detach() if old is None else old
         if objective == "imitation":
             return losses.imitation(made.logprobs, made.entropy, batch.advantages)

@@ -11,8 +11,9 @@ import os
 import socket
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from configs.schema import Config
 from learner import losses
 from learner.pack import Batch, collate
 from learner.rows import Row
+from rollout.device import find_device
 
 Piece = tuple[str, Sequence[Row], float]  # objective, rows of a micro-batch, scale of their summed loss
 
@@ -62,7 +64,7 @@ class Rank(ABC):
         """`model`: folder or hub name of a causal LM; `rank`: 0 … config.learner.ranks − 1."""
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.config, self.model, self.rank = config, model, rank
-        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = torch.device(find_device())
         self.kept: dict[str, dict[str, Any]] = {}  # what a checkpoint holds beside the weights
 
     def address(self) -> tuple[str, int]:
@@ -88,7 +90,11 @@ class Rank(ABC):
         from transformers import AutoModelForCausalLM
 
         on_gpu = self.device.type == "cuda"
-        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", auto_mpi_discovery=False)
+        deepspeed.init_distributed(
+            dist_backend="nccl" if on_gpu else "gloo",
+            auto_mpi_discovery=False,
+            timeout=timedelta(seconds=self.config.learner.timeout),
+        )
         lm = AutoModelForCausalLM.from_pretrained(self.model, dtype=getattr(torch, self.config.model.dtype))
         if self.config.learner.checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -128,7 +134,10 @@ class Rank(ABC):
         old: list[list[torch.Tensor]] | None = None
         if len(work) > 1:
             with torch.no_grad():
-                old = [[self._old(batch) for batch in micros] for micros in batches]
+                old = [
+                    [self._old(batch, piece[0]) for batch, piece in zip(held, micros, strict=True)]
+                    for held, micros in zip(batches, work, strict=True)
+                ]
         parts: dict[str, list[dict[str, float]]] = defaultdict(list)
         norms = []
         for step, micros in enumerate(work):
@@ -175,24 +184,35 @@ class Rank(ABC):
         for name, held in self.kept.items():
             held.update(own[name])
 
-    def _answers(
+    def _by_row(
         self, micros: Sequence[Sequence[Row]], ask: Callable[[Batch], torch.Tensor]
     ) -> list[list[np.ndarray]]:
         """Per micro-batch and row, (P, …) what the model says of the row's positions, without gradients."""
         answers = []
         for rows in micros:
-            with torch.no_grad():
+            with self._reading():
                 found = ask(collate(rows).to(self.device)).cpu().numpy()
             cuts = np.cumsum([len(row.positions) for row in rows])[:-1]
             answers.append(np.split(found, cuts) if rows else [])
         return answers
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """A block of forward passes without gradients.
+
+        In them ZeRO 3 begins to fetch what a backward pass would need first, and nothing could gather a
+        parameter that is on its way: so it is waited for and given back.
+        """
+        with torch.no_grad():
+            yield
+        self.engine.empty_partition_cache()
 
     @abstractmethod
     def _wrap(self, lm: Any) -> torch.nn.Module:
         """What this rank trains of the causal LM."""
 
     @abstractmethod
-    def _old(self, batch: Batch) -> torch.Tensor:
+    def _old(self, batch: Batch, objective: str) -> torch.Tensor:
         """(P,) what the loss takes as old, by the weights before the first of several optimiser steps."""
 
     @abstractmethod

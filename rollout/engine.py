@@ -21,6 +21,7 @@ import numpy as np
 from configs.environ import actor_environment
 from configs.schema import Config
 from rollout.adapter import layer_names, write
+from rollout.device import find_device
 from rollout.types import EngineError, Generation, Sampling
 from rollout.weights import WeightSet, digest, unpack
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
 ADAPTERS = 2  # at work in one step: the newest, and that of requests which began before it
+GPU_BATCH = 8192  # tokens a step; by itself vLLM takes 2,048, which is slow for long prompts
 CPU_BLOCK = 32  # tokens of a KV block on CPU, where vLLM's default of 128 would not cache shorter prefixes
 
 
@@ -55,7 +57,12 @@ def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
     from vllm.platforms import current_platform
 
     rollout = config.rollout
-    memory: dict[str, Any] = {"gpu_memory_utilization": rollout.gpu_memory}
+    memory: dict[str, Any] = {
+        "gpu_memory_utilization": rollout.gpu_memory,
+        "max_num_batched_tokens": max(GPU_BATCH, rollout.max_seqs),
+        # One actor holds all GPUs of its engine. By itself vLLM would look for them in the placement group.
+        "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else None,
+    }
     if current_platform.is_cpu():
         memory = {
             "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
@@ -120,6 +127,7 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         started = time.monotonic()
+        find_device()  # vLLM itself would take the CPU without a word
         self.config = config
         self.index = index
         self.version = 0
@@ -137,8 +145,13 @@ class Engine:
         await self.llm.update_weight_version(str(self.version))
         return {"engine": self.index, "version": self.version, "seconds": self.start_seconds}
 
-    async def generate(self, prompt_ids: np.ndarray, sampling: Sampling) -> Generation:
-        """Sample one response to `prompt_ids`, (L,) int. Raises EngineError."""
+    async def generate(
+        self, prompt_ids: np.ndarray, sampling: Sampling, seconds: float | None = None
+    ) -> Generation:
+        """Sample one response to `prompt_ids`, (L,) int; given up after so many seconds.
+
+        Raises EngineError.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
@@ -151,7 +164,11 @@ class Engine:
             logprobs=0,
             structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
         )
-        output = await self._run(prompt_ids, params)
+        try:
+            async with asyncio.timeout(seconds):  # vLLM forgets a request that nobody awaits any more
+                output = await self._run(prompt_ids, params)
+        except TimeoutError as error:
+            raise EngineError(f"nothing was sampled to its end within {seconds:g} s") from error
         sampled: Any = output.outputs[0]
         self.totals["requests"] += 1
         self.totals["prompt_tokens"] += len(prompt_ids)

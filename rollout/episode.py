@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from envs.base import Observation, StepResult
+from envs.base import Observation, StepResult, Verdict
 from envs.tasks import TaskSpec
 from rollout.ledger import Conversation, Reply
 from rollout.render import Renderer
@@ -29,6 +29,8 @@ class EpisodeSlot(Protocol):
     async def reset(self, task: TaskSpec) -> Observation: ...
 
     async def step(self, action: str) -> StepResult: ...
+
+    async def finish(self) -> Verdict | None: ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ async def play(
                     f"{renderer.context}: raise model.context{example}, or set prompt.list_actions=false"
                 )
             ended = "context"
+            turns[-1] = replace(turns[-1], result=await _cut(slot, turns[-1].result))
             break
         sampling = Sampling(temperature, min(limits.max_tokens, room), derive_seed(seed, len(turns)))
         generation = await generate(context, sampling)
@@ -83,15 +86,17 @@ async def play(
             result = _correct(observation, renderer.form.correction, reward)
         else:
             result = await slot.step(reply.action)
-        if len(turns) + 1 == limits.max_turns and not result.terminated:
-            result = replace(result, truncated=True)
+        if len(turns) + 1 == limits.max_turns and not (result.terminated or result.truncated):
+            result = await _cut(slot, result)
         turns.append(_turn(reply, observation, result, generation.weight_version))
         observation, reward = result.observation, result.reward
         if result.terminated or result.truncated:
             ended = "terminated" if result.terminated else "truncated"
             break
-    success = turns[-1].result.success
-    return Trajectory(task, conversation.sequences(), tuple(turns), success, reward, ended, preamble)
+    last = turns[-1].result
+    return Trajectory(
+        task, conversation.sequences(), tuple(turns), last.success, last.reward, ended, preamble
+    )
 
 
 def derive_seed(*parts: int) -> int:
@@ -110,6 +115,15 @@ def _correct(observation: Observation, correction: str, reward: float) -> StepRe
         truncated=False,
         success=False,
     )
+
+
+async def _cut(slot: EpisodeSlot, last: StepResult) -> StepResult:
+    """The last result of an episode that ends from outside, with the benchmark's verdict where it has one."""
+    verdict = await slot.finish()
+    if verdict is None:
+        return replace(last, truncated=True)
+    info = {**last.info, **verdict.info}
+    return replace(last, truncated=True, reward=verdict.reward, success=verdict.success, info=info)
 
 
 def _turn(reply: Reply, observation: Observation, result: StepResult, version: int) -> Turn:

@@ -47,12 +47,19 @@ class Renderer:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, context: int, answers: str = "tags"
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: Prompt,
+        context: int,
+        answers: str = "tags",
+        room: int = 0,
     ) -> None:
         """Takes the model's chat template apart.
 
         Args:
             context: most tokens in one sequence.
+            room: tokens of it that a prompt of the window preset leaves to the answer, if leaving out past
+                turns can do that.
             answers: a name of `rollout.answers.FORMS`.
 
         Raises:
@@ -64,6 +71,7 @@ class Renderer:
                 "model.path, or add a chat_template.jinja to its folder"
             )
         self.context = context
+        self.room = room
         self.prompt = prompt
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder.values()
@@ -102,7 +110,7 @@ class Renderer:
         observation: Observation,
         step: int,
     ) -> np.ndarray:
-        """The whole context of one turn, (n,) int32.
+        """The whole context of one turn, (n,) int32; without past turns where they leave no room to answer.
 
         Args:
             first: the observation that opened the episode, which names the task.
@@ -110,8 +118,19 @@ class Renderer:
             observation: the current one.
             step: number of the current turn, from 1.
         """
+        whole = self._window(first, past[max(0, len(past) - self.prompt.window) :], observation, step)
+        if len(whole) + self.room > self.context:
+            return self._window(first, (), observation, step)
+        return whole
+
+    def _window(
+        self,
+        first: Observation,
+        shown: Sequence[tuple[Observation, str | None]],
+        observation: Observation,
+        step: int,
+    ) -> np.ndarray:
         parts = [first.rules, self._tools(first), first.text.strip()]
-        shown = past[max(0, len(past) - self.prompt.window) :]
         if step > 1:
             lines = [f"Steps taken so far: {step - 1}"]
             for number, (seen, action) in enumerate(shown, start=step - len(shown)):
@@ -238,5 +257,10 @@ def load_renderer(model: str, config: Config) -> Renderer:
     """
     from transformers import AutoTokenizer
 
-    answers = find_family(config.env.name).answers
-    return Renderer(AutoTokenizer.from_pretrained(model), config.prompt, config.model.context, answers)
+    return Renderer(
+        AutoTokenizer.from_pretrained(model),
+        config.prompt,
+        config.model.context,
+        find_family(config.env.name).answers,
+        config.rollout.max_tokens,
+    )

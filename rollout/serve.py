@@ -84,6 +84,7 @@ def server_command(model: str, config: Config, host: str, port: int) -> list[str
     command += ["--dtype", config.model.dtype, "--max-num-seqs", str(rollout.max_seqs)]
     command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     command += ["--gpu-memory-utilization", str(rollout.gpu_memory)]
+    command += ["--tensor-parallel-size", str(rollout.tensor_parallel)]
     if not rollout.compile:
         command.append("--enforce-eager")
     return command

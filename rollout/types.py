@@ -58,7 +58,7 @@ class EngineError(RuntimeError):
 class Failure:
     """One infrastructure failure, counted against the run's budget."""
 
-    kind: str  # "env_died" | "env_timeout" | "env_error" | "engine" | "teacher" | "judge"
+    kind: str  # "env_died" | "env_timeout" | "env_error" | "engine" | "teacher" | "judge" | "demonstration"
     message: str
     task: str  # TaskSpec.id
 
@@ -117,7 +117,8 @@ class Group:
     ordinal: int  # position in the prompt ledger
     task: TaskSpec
     trajectories: tuple[Trajectory, ...]  # fewer than asked for where retries did not help
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[Failure, ...] = ()  # that retries did not mend
+    retried: tuple[Failure, ...] = ()  # after which it was tried again
     reference: tuple[str, ...] = ()  # the task's reference solution, where feedback.source asks for it
 
     @property

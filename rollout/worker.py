@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
@@ -19,6 +18,8 @@ from rollout.episode import Generate, Limits, derive_seed, play
 from rollout.render import load_renderer
 from rollout.router import Router
 from rollout.types import EngineError, Failure, Generation, Group, Sampling, Trajectory
+
+T = TypeVar("T")
 
 
 class Worker:
@@ -44,7 +45,6 @@ class Worker:
         self._pool = pool
         self._router = Router(len(engines))
         self._limits = Limits(config.env.max_turns, config.rollout.max_tokens)
-        self._counts: Counter[str] = Counter()
 
     async def rollout(
         self, ordinal: int, task: TaskSpec, size: int, temperature: float, seed: int, preamble: str = ""
@@ -59,12 +59,16 @@ class Worker:
             DataMissing: the environment's data are gone.
         """
         seeds = [derive_seed(seed, ordinal, index) for index in range(size)]
-        played = await _all(self._episode(ordinal, task, temperature, own, preamble) for own in seeds)
+        retried: list[Failure] = []
+        played = await _all(
+            self._episode(ordinal, task, temperature, own, preamble, retried) for own in seeds
+        )
         group = Group(
             ordinal=ordinal,
             task=task,
             trajectories=tuple(one for one in played if isinstance(one, Trajectory)),
             failures=tuple(one for one in played if isinstance(one, Failure)),
+            retried=tuple(retried),
         )
         return await self._with_reference(group) if self._config.feedback.source == "reference" else group
 
@@ -74,69 +78,88 @@ class Worker:
         Raises:
             EnvError: the environment failed more than `rollout.retries` times.
         """
-        for retries_left in reversed(range(self._config.rollout.retries + 1)):
-            try:
-                async with lease_slot(self._pool) as slot:
-                    demonstration: Demonstration = await slot.demonstrate(task, seed, noise)
-                    return demonstration
-            except EnvError as error:
-                self._count_failure(error, task)
-                if isinstance(error, DataMissing) or not retries_left:
-                    raise
-        raise AssertionError("unreachable")
 
-    async def stats(self) -> dict[str, int]:
-        """Totals since the start: episodes, turns, generated_tokens, prompt_tokens, malformed, invalid,
-        dropped (episodes), and failures/<kind>, with those that a retry mended."""
-        return dict(self._counts)
+        async def attempt() -> Demonstration:
+            async with lease_slot(self._pool) as slot:
+                demonstration: Demonstration = await slot.demonstrate(task, seed, noise)
+                return demonstration
+
+        return await self._insist(task, attempt, [])
 
     async def _episode(
-        self, ordinal: int, task: TaskSpec, temperature: float, seed: int, preamble: str
+        self,
+        ordinal: int,
+        task: TaskSpec,
+        temperature: float,
+        seed: int,
+        preamble: str,
+        retried: list[Failure],
     ) -> Trajectory | Failure:
-        failed_engine = None
-        failure = None
-        for _ in range(self._config.rollout.retries + 1):
+        failed: int | None = None  # the engine to avoid
+
+        async def attempt() -> Trajectory:
+            nonlocal failed
             engine = None
             try:
                 async with lease_slot(self._pool) as slot:
-                    engine = self._router.place(ordinal, avoid=failed_engine)
-                    generate = self._generate_on(engine)
-                    trajectory = await play(
+                    engine = self._router.place(ordinal, avoid=failed)
+                    generate = generate_on(
+                        self._engines[engine], engine, self._config.rollout.request_timeout
+                    )
+                    return await play(
                         task, slot, generate, self._renderer, self._limits, temperature, seed, preamble
                     )
-            except (EnvError, EngineError) as error:
-                if isinstance(error, DataMissing):
-                    raise
-                failure = self._count_failure(error, task)
-                failed_engine = engine if isinstance(error, EngineError) else None
-            else:
-                self._counts.update(tally(trajectory))
-                return trajectory
+            except EngineError:
+                failed = engine
+                raise
             finally:
                 if engine is not None:
                     self._router.leave(ordinal, engine)
-        assert failure is not None
-        self._counts["dropped"] += 1
-        return failure
 
-    def _generate_on(self, engine: int) -> Generate:
-        return generate_on(self._engines[engine], engine, self._config.rollout.request_timeout)
+        try:
+            return await self._insist(task, attempt, retried)
+        except DataMissing:
+            raise
+        except (EnvError, EngineError) as error:
+            return _failure(error, task)
 
     async def _with_reference(self, group: Group) -> Group:
         """The group with its task's reference solution; without where infrastructure failed."""
-        try:
-            async with lease_slot(self._pool) as slot:
-                actions = await slot.reference(group.task)
-        except EnvError as error:
-            if isinstance(error, DataMissing):
-                raise
-            return replace(group, failures=(*group.failures, self._count_failure(error, group.task)))
-        return replace(group, reference=tuple(actions or ()))
 
-    def _count_failure(self, error: EnvError | EngineError, task: TaskSpec) -> Failure:
-        failure = Failure(failure_kind(error), str(error), task.id)
-        self._counts[f"failures/{failure.kind}"] += 1
-        return failure
+        async def attempt() -> list[str] | None:
+            async with lease_slot(self._pool) as slot:
+                actions: list[str] | None = await slot.reference(group.task)
+                return actions
+
+        retried = list(group.retried)
+        try:
+            actions = await self._insist(group.task, attempt, retried)
+        except DataMissing:
+            raise
+        except EnvError as error:
+            failures = (*group.failures, _failure(error, group.task))
+            return replace(group, failures=failures, retried=tuple(retried))
+        return replace(group, reference=tuple(actions or ()), retried=tuple(retried))
+
+    async def _insist(self, task: TaskSpec, attempt: Callable[[], Awaitable[T]], retried: list[Failure]) -> T:
+        """What an attempt comes to, the last of `rollout.retries` + 1 if need be.
+
+        Args:
+            retried: takes what failed before it was tried again.
+
+        Raises:
+            EnvError, EngineError: of the last attempt; DataMissing at once.
+        """
+        for left in reversed(range(self._config.rollout.retries + 1)):
+            try:
+                return await attempt()
+            except DataMissing:
+                raise
+            except (EnvError, EngineError) as error:
+                if not left:
+                    raise
+                retried.append(_failure(error, task))
+        raise AssertionError("unreachable")
 
 
 def generate_on(handle: Any, engine: int, seconds: float) -> Generate:
@@ -145,7 +168,7 @@ def generate_on(handle: Any, engine: int, seconds: float) -> Generate:
     async def generate(ids: np.ndarray, sampling: Sampling) -> Generation:
         try:
             async with asyncio.timeout(seconds):
-                generation: Generation = await handle.generate.remote(ids, sampling)
+                generation: Generation = await handle.generate.remote(ids, sampling, seconds)
                 return generation
         except TimeoutError as error:
             raise EngineError(f"engine {engine} did not answer within {seconds:g} s") from error
@@ -170,6 +193,11 @@ def failure_kind(error: EnvError | EngineError) -> str:
             return "env_error"
         case EngineError():
             return "engine"
+
+
+def _failure(error: EnvError | EngineError, task: TaskSpec) -> Failure:
+    """As it is counted."""
+    return Failure(failure_kind(error), str(error), task.id)
 
 
 def tally(trajectory: Trajectory) -> dict[str, int]:

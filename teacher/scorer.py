@@ -1,6 +1,7 @@
 """The teacher: a causal LM that scores chosen spans, each prefix computed once, and the actor that holds it.
 
-teacher = ray.remote(Teacher).options(runtime_env={"env_vars": teacher_env(config)}, ...).remote(path, config)
+own = {"env_vars": teacher_env(config)}
+teacher = ray.remote(Teacher).options(runtime_env=own, ...).remote(path, config, temperature)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from configs.environ import actor_environment
 from configs.schema import Config
 from rollout.adapter import Adapter, named
+from rollout.device import find_device
 from rollout.weights import WeightSet, digest, unpack
 from teacher.contexts import ScoreRequest
 from teacher.plan import Tails, lay_out, plan_forwards, plan_runs
@@ -182,10 +184,11 @@ class Teacher:
     Of a student that trains an adapter, it holds the model and such an adapter beside it.
     """
 
-    def __init__(self, model: str, config: Config) -> None:
+    def __init__(self, model: str, config: Config, temperature: float) -> None:
         """
         Args:
             model: a folder of a causal LM.
+            temperature: divides the logits.
 
         Raises:
             ScorerError: see `SpanScorer`.
@@ -193,7 +196,7 @@ class Teacher:
         """
         from transformers import AutoModelForCausalLM
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = find_device()
         loaded = AutoModelForCausalLM.from_pretrained(
             model, dtype=getattr(torch, config.model.dtype), attn_implementation="sdpa"
         )
@@ -201,7 +204,7 @@ class Teacher:
         adapter = Adapter(loaded, lora, config.seed) if lora.rank else None
         # Moved in place: `to` of a PreTrainedModel is decorated beyond what a type checker can follow.
         torch.nn.Module.to(loaded, device)
-        self._scorer = SpanScorer(loaded, config.teacher.batch_tokens, config.rollout.temperature)
+        self._scorer = SpanScorer(loaded, config.teacher.batch_tokens, temperature)
         # What follows the student, by the names under which it travels.
         self._held = named(adapter.pairs) if adapter else dict(loaded.named_parameters())
         averages = config.teacher.ema < 1 and not config.averages_adapter  # of an adapter: the learner does

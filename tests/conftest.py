@@ -23,14 +23,24 @@ os.environ.setdefault(
 )  # embedded models and games, made once
 
 
+def scope(nodeid: str) -> str:
+    """What shares a process: the tests of a file, for its fixtures; and all that start Ray, for actors of two
+    runs might not fit into memory."""
+    file = nodeid.split("::")[0]
+    text = (PROJECT / file).read_text()
+    return "ray" if "ray_local" in text or "shared_actors" in text else file
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that start Ray come first: they are the longest, and the others fill the time beside them."""
+    items.sort(key=lambda item: scope(item.nodeid) != "ray")
+
+
 class Together(LoadScopeScheduling):
-    """`make test` runs in two processes. A file's tests stay in one, for its fixtures; so do all that start
-    Ray, for actors of two runs might not fit into memory."""
+    """How `make test` hands out tests to two processes, in the order of their collection."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::")[0]
-        text = (PROJECT / file).read_text()
-        return "ray" if "ray_local" in text or "shared_actors" in text else file
+        return scope(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)

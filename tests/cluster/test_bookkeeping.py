@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 
-from cluster.evaluate import panel, wilson
+from cluster.evaluate import independent, panel, wilson
 from cluster.failures import BudgetSpent, FailureBudget, RunError
+from cluster.metrics import Metrics
 from cluster.start import lacking, plan_bundles
 from cluster.warm_start import batches, collect, linear
 from cluster.watch import ActorLost, Deadline, Stalled, Watchdog, within
@@ -30,8 +33,8 @@ def test_budget_stops_the_run_past_its_limit_and_names_what_failed() -> None:
 
 
 def test_a_wait_past_its_deadline_says_what_was_waited_for() -> None:
-    with pytest.raises(Deadline, match="the moon took longer than 0 s"):
-        asyncio.run(within(0.01, "the moon", asyncio.sleep(5)))
+    with pytest.raises(Deadline, match=r"the moon took longer than 0 s: raise moon\.timeout"):
+        asyncio.run(within(0.01, "moon.timeout", "the moon", asyncio.sleep(5)))
 
 
 def test_a_wait_for_a_dead_actor_says_so_and_what_to_do() -> None:
@@ -39,7 +42,7 @@ def test_a_wait_for_a_dead_actor_says_so_and_what_to_do() -> None:
         raise RayActorError
 
     with pytest.raises(ActorLost, match=r"refreshing the teacher: the actor has died.*resume=auto"):
-        asyncio.run(within(5, "refreshing the teacher", dead()))
+        asyncio.run(within(5, "teacher.timeout", "refreshing the teacher", dead()))
 
 
 def test_watchdog_waits_as_long_as_a_deadline_allows(capfd: pytest.CaptureFixture[str]) -> None:
@@ -125,16 +128,39 @@ def test_watchdog_passes_errors_on() -> None:
 def test_wilson_interval_against_published_values(
     successes: int, episodes: int, low: float, high: float
 ) -> None:
-    assert wilson(successes, episodes) == pytest.approx((low, high), abs=2e-4)
+    assert wilson(successes / max(1, episodes), episodes) == pytest.approx((low, high), abs=2e-4)
 
 
 @given(st.integers(1, 500), st.data())
 def test_wilson_interval_holds_the_rate(episodes: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, episodes))
-    low, high = wilson(successes, episodes)
     rate = successes / episodes
+    low, high = wilson(rate, episodes)
     assert 0 <= low <= rate + 1e-12
     assert rate - 1e-12 <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("tasks", "outcomes", "plays"),
+    [
+        ("abcd", [True, False, False, True], 4),  # each once
+        ("aabb", [True, True, False, False], 2),  # the plays of a task say the same
+        ("aabb", [True, False, True, False], 4),  # a task says nothing of its plays
+        # Deviations from the rate of ½ sum to 1, 0, −1, 0 by task: ¼ / (4/3 · 2 / 8²) = 6.
+        ("aabbccdd", [True, True, True, False, False, False, True, False], 6),
+        ("aabb", [True] * 4, 2),
+        ("aaaa", [True, True, False, True], 1),
+        ("", [], 0),
+    ],
+)
+def test_plays_of_one_task_count_for_less(tasks: str, outcomes: list[bool], plays: float) -> None:
+    assert independent(list(tasks), outcomes) == pytest.approx(plays)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), min_size=1, max_size=40))
+def test_plays_count_between_their_tasks_and_themselves(played: list[tuple[str, bool]]) -> None:
+    tasks, outcomes = [task for task, _ in played], [outcome for _, outcome in played]
+    assert len(set(tasks)) <= independent(tasks, outcomes) <= len(played)
 
 
 def test_panel_repeats_tasks_evenly() -> None:
@@ -187,3 +213,15 @@ def test_warm_start_rate_rises_then_falls() -> None:
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates == sorted(rates[:3]) + sorted(rates[3:], reverse=True)
     assert rates[-1] == pytest.approx(1 / 8)
+
+
+def test_a_line_that_was_being_written_when_the_run_died_is_forgotten(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    whole = [{"step": step, "kind": "train", "x": 1.0} for step in (1, 2, 3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in whole) + '{"step": 4, "ki')
+    metrics = Metrics(tmp_path)
+    assert metrics.rows() == whole
+    metrics.truncate(2)
+    metrics.write(3, "train", {"x": 2.0})
+    assert metrics.rows() == [*whole[:2], {"step": 3, "kind": "train", "x": 2.0}]
+    metrics.close()

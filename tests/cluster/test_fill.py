@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.fill import Filler, hindsight_metrics
 from cluster.train import Trainer
-from cluster.watch import Watchdog
+from cluster.watch import ActorLost, Watchdog
 from configs.schema import Config, Distil, Feedback, Loss, Reweight
 from envs.base import Observation, StepResult
 from envs.tasks import TaskSpec
@@ -64,13 +64,15 @@ def fill(feedback, judge=None, score=None, strength=0.5, successes=(True, False)
     def encode(text):
         return np.full(len(text.split()), 9, dtype=np.int32)
 
+    teacher = SimpleNamespace(score=remote(score or scored))
+    reference = teacher if "loss" in settings else None
     run = SimpleNamespace(
         config=Config(feedback=feedback, **settings),
         actors=SimpleNamespace(
             workers=[SimpleNamespace(rollout=remote(lambda *args: group))],
-            teacher=SimpleNamespace(score=remote(score or scored)),
+            reference=reference,
+            scorers=lambda: {"teacher": teacher, "reference": reference},
             teacher_context=512,
-            reference=SimpleNamespace(score=remote(score or scored)) if "loss" in settings else None,
             learner=SimpleNamespace(candidates=likeliest),
         ),
         renderer=SimpleNamespace(close_ids=CLOSE, encode=encode, show=lambda observation: observation.text),
@@ -109,30 +111,30 @@ def test_a_judges_failure_costs_its_trajectory_and_is_counted():
     assert (values["feedback/tokens_read"], values["feedback/tokens_written"]) == (30.0, 4.0)
 
 
-def test_a_lost_teacher_keeps_the_judges_failures():
-    def lost(*args):
-        raise RayActorError()
+def fails(*args):
+    raise RayTaskError("score", "trace", MemoryError("full")).as_instanceof_cause()
 
-    filled, _ = fill(Feedback(source="judge"), judge, score=lost)
+
+def test_a_teacher_that_fails_keeps_the_judges_failures():
+    filled, _ = fill(Feedback(source="judge"), judge, score=fails)
     assert filled.scores == {} and kinds(filled) == ["engine", "judge", "teacher"]
 
 
-def test_a_teacher_that_raises_is_counted_too():
-    def fails(*args):
-        raise RayTaskError("score", "trace", MemoryError("full")).as_instanceof_cause()
-
-    filled, _ = fill(Feedback(), score=fails)
-    assert filled.scores == {} and kinds(filled) == ["engine", "teacher"]
-
-
-def test_a_group_whose_reference_is_lost_escapes_no_penalty():
-    """It gives the policy loss no rows; without a penalty it would."""
+def test_a_dead_teacher_ends_the_run():
+    """No later step could be saved without it."""
 
     def lost(*args):
         raise RayActorError()
 
+    with pytest.raises(ActorLost, match="scoring group 3"):
+        fill(Feedback(), score=lost)
+
+
+def test_a_group_whose_reference_fails_escapes_no_penalty():
+    """It gives the policy loss no rows; without a penalty it would."""
+
     def rows(loss):
-        filled, _ = fill(Feedback(source="none"), score=lost, strength=0.0, loss=loss)
+        filled, _ = fill(Feedback(source="none"), score=fails, strength=0.0, loss=loss)
         config = Config(feedback=Feedback(source="none"), loss=loss)
         trainer = Trainer(SimpleNamespace(config=config, actors=None))
         return kinds(filled), len(trainer.rows([filled], None)["policy"])

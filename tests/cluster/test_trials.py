@@ -90,18 +90,21 @@ def run(monkeypatch, script, policy="reflexion", trials=3, demonstrations=(), le
 def test_tasks_count_from_the_trial_that_solved_them():
     outcomes = [[True], [False, True], [False, False, False], [False, False, True], [True]]
     attempts = [Attempts(tuple(trajectory(TASKS[0], one) for one in trials)) for trials in outcomes]
-    assert solved_within(attempts, 3) == [2, 3, 4]
-    assert solved_within([], 2) == [0, 0]
+    first, second, third = solved_within(attempts, 3)
+    assert first == [True, False, False, False, True]
+    assert second == [True, True, False, False, True]
+    assert third == [True, True, False, True, True]
+    assert solved_within([], 2) == [[], []]
 
 
 def test_success_is_reported_after_each_trial(monkeypatch):
     script = {"a0": [True], "a1": [False, True], "b0": [False, False, False], "b1": [False, False, True]}
     result, played, failures, worker, asked = run(monkeypatch, script)
     assert (result.episodes, result.success, result.solved, failures) == (4, 0.75, [1, 2, 3], [])
-    assert (result.low, result.high) == wilson(3, 4)
+    assert (result.low, result.high) == wilson(0.75, 4)
     values = result.metrics()
     assert [values[f"eval/success_trial_{trial}"] for trial in (1, 2, 3)] == [0.25, 0.5, 0.75]
-    assert (values["eval/low_trial_2"], values["eval/high_trial_2"]) == wilson(2, 4)
+    assert (values["eval/low_trial_2"], values["eval/high_trial_2"]) == wilson(0.5, 4)
     assert len(played) == 9 and len(asked) == 5  # nothing is asked after a success or the last trial
     assert (result.tokens_read, result.tokens_written) == (9 * 5 + 5 * 3, 9 * 2 + 5 * 1)
     assert len(set(worker.seeds)) == 3
@@ -155,8 +158,9 @@ def test_the_example_is_the_shortest_successful_demonstration_of_the_kind(monkey
 
 
 def test_the_table_has_a_row_for_each_trial():
-    done = Evaluation("m", 0, 4, 0.75, *wilson(3, 4), 6.0, 9.0, 1200, 80, [1, 2, 3])
-    old = Evaluation("after reinforcement", 20, 4, 0.75, *wilson(3, 4), 6.0, 9.0)  # an older checkpoint's
+    bounds = [wilson(rate, 4) for rate in (0.25, 0.5, 0.75)]
+    done = Evaluation("m", 0, 4, 0.75, *wilson(0.75, 4), 6.0, 9.0, 1200, 80, [1, 2, 3], bounds)
+    old = Evaluation("after reinforcement", 20, 4, 0.75, *wilson(0.75, 4), 6.0, 9.0)  # an older checkpoint's
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(evaluation_table([done, old]))
     text = console.export_text()

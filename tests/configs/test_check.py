@@ -108,7 +108,11 @@ def test_numbers_that_are_none_are_refused(value: str) -> None:
         (["learner.micro_tokens=1024"], "learner.micro_tokens = 1024"),
         (["teacher.batch_tokens=1024"], "teacher.batch_tokens = 1024"),
         (["learner.zero_stage=0", "model.dtype=float32"], "learner.zero_stage = 0"),
-        (["publish.transport=nccl", "cluster.share_gpu=true"], "publish.transport = nccl"),
+        (
+            ["publish.transport=nccl", "cluster.share_gpu=true", "rollout.gpu_memory=0.4"],
+            "publish.transport = nccl",
+        ),
+        (["cluster.share_gpu=true"], "rollout.gpu_memory = 0.85"),
         (["env.data=/nowhere"], "env.data = '/nowhere'"),
         (["model.path=./nowhere"], "model.path = './nowhere'"),
     ],
@@ -130,7 +134,7 @@ def test_one_contradiction_gives_one_problem(overrides: list[str], named: str) -
         ["loss.dual_clip=0", "loss.importance_cap=0"],
         ["learner.zero_stage=1", "model.dtype=float32"],
         ["learner.zero_stage=0", "model.dtype=bfloat16"],
-        ["publish.transport=nccl", "cluster.share_gpu=true", "learner.lora.rank=8"],
+        ["publish.transport=nccl", "cluster.share_gpu=true", "rollout.gpu_memory=0.4", "learner.lora.rank=8"],
     ],
 )
 def test_the_advice_removes_the_problem(overrides: list[str]) -> None:

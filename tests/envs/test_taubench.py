@@ -234,7 +234,7 @@ def test_the_turn_limit_truncates_without_reward_and_a_step_after_the_end_is_an_
         env.step(ASK)
     _, result = play(env, task, gold[:-1])
     assert (result.reward, result.success, result.terminated, result.truncated) == (0.0, False, False, True)
-    assert result.info["ended"] == "max_turns"
+    assert result.info["ended"] == "cut"
     assert all(result.info[check] == [] for check in CHECKS)
     with pytest.raises(EnvError, match="reset"):
         env.step(gold[-1])

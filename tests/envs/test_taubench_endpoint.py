@@ -212,11 +212,13 @@ def test_a_customer_that_never_stops_using_its_tools_is_cut_off(server, play):
     assert result.feedback == ""
 
 
-def test_the_runs_own_engine_is_found_by_its_variable(tmp_path, server, monkeypatch):
-    chosen = family(tmp_path, server, source="engine", url="", model="", key_variable="TAU_TEST_NO_KEY")
-    with pytest.raises(EnvError, match="HINDSIGHT_USER_URL"):
-        chosen.make()
-    monkeypatch.setenv("HINDSIGHT_USER_URL", server.url)
+def test_a_runs_own_model_is_for_runs(tmp_path, server):
+    with pytest.raises(EnvError, match=r"env\.user\.source=engine is served by .* runs alone"):
+        family(tmp_path, server, source="engine", url="").make()
+
+
+def test_an_endpoint_that_serves_one_model_need_not_be_told_its_name(tmp_path, server):
+    chosen = family(tmp_path, server, model="", key_variable="TAU_TEST_NO_KEY")
     server.answers = ["Hello.", "Go on."]
     env = chosen.make()
     assert env.reset(chosen.manifest().train[0]).text == "Hello."

@@ -15,11 +15,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+import learner.rank
 from configs.schema import Cluster, Config, Learner, Lora, Model
-from learner.group import LearnerGroup, _answers
+from learner.group import LearnerGroup, answers
 from learner.logprobs import TokenLogprobs
 from learner.pack import collate
-from learner.rank import LearnerError, learner_env
+from learner.policy import PolicyRank
+from learner.rank import LearnerError, deepspeed_config, learner_env
 from rollout.adapter import Adapter
 from rollout.weights import unpack
 
@@ -89,6 +91,28 @@ async def resumes_exactly(learner, rows, target):
     assert first[1].digest == second[1].digest
 
 
+class LargeRank(PolicyRank):
+    """Shards and fetches the tiny model's parameters as DeepSpeed does a large one's."""
+
+    def start(self, host, port):
+        learner.rank.deepspeed_config = self._zero_3  # in this actor's process
+        return super().start(host, port)
+
+    @staticmethod
+    def _zero_3(config):
+        settings = deepspeed_config(config)
+        settings["zero_optimization"] |= {
+            "stage3_param_persistence_threshold": 0,  # none is small enough to stay whole
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": 4096,
+        }
+        return settings
+
+
+class LargeGroup(LearnerGroup):
+    RANK = LargeRank
+
+
 def test_two_ranks_of_zero_3_equal_plain_pytorch(ray_local, folder, tmp_path):
     rows = random_rows(5, longest=24)
 
@@ -104,6 +128,7 @@ def test_two_ranks_of_zero_3_equal_plain_pytorch(ray_local, folder, tmp_path):
         assert (
             stats["micro_batches"] == 3
         )  # five rows of up to 24 tokens, one a micro-batch, and an empty one
+        await learner.score(np.arange(1, 30, dtype=np.int32))  # fetches ahead what is gathered next
         made = await tensors(learner)
         assert list(made) == list(weights)
         for name, tensor in made.items():
@@ -111,7 +136,7 @@ def test_two_ranks_of_zero_3_equal_plain_pytorch(ray_local, folder, tmp_path):
         await resumes_exactly(learner, rows, tmp_path / "state")
         await loads_elsewhere(learner, tmp_path / "model")
 
-    run(check, LearnerGroup(learner_config(ranks=2, zero_stage=3, micro_tokens=24), str(folder)))
+    run(check, LargeGroup(learner_config(ranks=2, zero_stage=3, micro_tokens=24), str(folder)))
 
 
 def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
@@ -261,7 +286,7 @@ async def fails_with_a_reason(learner, rows, folder):
 def test_a_missed_deadline_names_the_setting():
     async def wait():
         with pytest.raises(LearnerError, match=r"raise learner\.timeout"):
-            await _answers("update", [asyncio.sleep(60)], 0.01)
+            await answers("update", [asyncio.sleep(60)], 0.01)
 
     asyncio.run(wait())
 

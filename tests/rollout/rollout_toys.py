@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from envs.base import Observation, StepResult
+from envs.base import Observation, StepResult, Verdict
 from envs.tasks import TaskSpec
 from rollout.types import Generation
 
@@ -74,9 +74,11 @@ ROOM = Observation("A dark room. Your task is to: open the door.", ("look", "ope
 
 
 class ToySlot:
-    """The door opens after the key was taken. `faults` are raised by the next resets or steps, in order."""
+    """The door opens after the key was taken. `faults` are raised by the next resets or steps, in order;
+    `verdict` is what an episode that is cut gets."""
 
-    def __init__(self, faults: list[Exception | None] | None = None) -> None:
+    def __init__(self, faults: list[Exception | None] | None = None, verdict: Verdict | None = None) -> None:
+        self.verdict = verdict
         self.faults = faults if faults is not None else []
         self.key = False
         self.actions: list[str] = []
@@ -94,6 +96,9 @@ class ToySlot:
         text = "You win." if won else "You hold the key." if action == "take key" else "Nothing happens."
         observation = Observation(text, ROOM.actions, f"key={self.key}")
         return StepResult(observation, text, float(won), won, False, won)
+
+    async def finish(self) -> Verdict | None:
+        return self.verdict
 
     async def reference(self, task: TaskSpec) -> list[str] | None:
         if self.faults and (fault := self.faults.pop(0)) is not None:
@@ -136,7 +141,7 @@ class ToyEngine:
     def turn_of(self, ids: np.ndarray) -> int:
         return int((ids == self.end).sum())
 
-    async def _generate(self, ids: np.ndarray, sampling) -> Generation:
+    async def _generate(self, ids: np.ndarray, sampling, seconds: float = 600.0) -> Generation:
         self.asked.append((ids, sampling))
         await asyncio.sleep(self.delay)
         # The system message and every user message end with the same token as a response.

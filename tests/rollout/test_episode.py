@@ -7,6 +7,7 @@ import pytest
 from rollout_toys import CHATML, ROOM, TASK, ToyEngine, ToySlot, make_tokenizer
 
 from configs.schema import Prompt
+from envs.base import Verdict
 from rollout.answers import FORMS
 from rollout.episode import SMALLEST_RESPONSE, Limits, PromptTooLong, derive_seed, play
 from rollout.render import Renderer
@@ -71,6 +72,17 @@ def test_the_turn_limit_truncates(text):
     trajectory, _, _, _ = run([text], max_turns=3)
     assert (len(trajectory.turns), trajectory.ended, trajectory.success) == (3, "truncated", False)
     assert [turn.result.truncated for turn in trajectory.turns] == [False, False, True]
+
+
+@pytest.mark.parametrize("text", ["<action>look</action>", "no action"])
+@pytest.mark.parametrize("limits", [{"max_turns": 3}, {"context": 420, "max_turns": 50}])
+def test_an_episode_that_is_cut_is_judged_as_it_stands(text, limits):
+    slot = ToySlot(verdict=Verdict(0.75, True, {"passes": ["the door"]}))
+    trajectory, _, _, _ = run([text], slot=slot, **limits)
+    last = trajectory.turns[-1].result
+    assert (trajectory.success, trajectory.reward) == (last.success, last.reward) == (True, 0.75)
+    assert last.truncated and last.info == {"passes": ["the door"]}
+    assert not any(turn.result.success for turn in trajectory.turns[:-1])
 
 
 def test_winning_on_the_last_turn_is_no_truncation():

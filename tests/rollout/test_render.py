@@ -143,7 +143,8 @@ def test_window_text():
     render = renderer("chatml", preset="window", window=2)
     seen = [Observation(f"Sight {number}.", ("look",)) for number in range(1, 6)]
     past = [(seen[0], "a1"), (seen[1], "a2"), (seen[2], None), (seen[3], "a4")]
-    text = render.decode(render.window(seen[0], past, seen[4], step=5))
+    whole = render.window(seen[0], past, seen[4], step=5)
+    text = render.decode(whole)
     assert text.count("<|im_start|>") == 2 and "system" not in text
     assert "Sight 1." in text and "a1" not in text and "Sight 2." not in text
     assert (
@@ -155,6 +156,12 @@ def test_window_text():
     early = render.decode(render.window(seen[0], past[:1], seen[1], step=2))
     assert early.count("Sight 1.") == 1 and "Step 1 action: a1" in early
     bare = renderer("chatml", preset="window", window=0)
+    tight = Renderer(TOKENIZERS["chatml"], Prompt(preset="window", window=2), len(whole) + 63, room=64)
+    assert np.array_equal(
+        tight.window(seen[0], past, seen[4], step=5), bare.window(seen[0], past, seen[4], 5)
+    )
+    roomy = Renderer(TOKENIZERS["chatml"], Prompt(preset="window", window=2), len(whole) + 64, room=64)
+    assert np.array_equal(roomy.window(seen[0], past, seen[4], step=5), whole)
     assert "Step 4" not in bare.decode(bare.window(seen[0], past, seen[4], step=5))
 
 

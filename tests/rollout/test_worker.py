@@ -13,7 +13,7 @@ from configs.schema import Config, Env, Feedback, Model, Rollout
 from envs.base import DataMissing, EnvError, SlotDied, SlotTimeout
 from rollout.episode import PromptTooLong
 from rollout.types import EngineError
-from rollout.worker import Worker
+from rollout.worker import Worker, tally
 
 TOKENIZER = make_tokenizer(CHATML)
 WIN = ["<action>take key</action>", "<action>open door</action>"]
@@ -58,6 +58,10 @@ def test_groups_have_the_reference_solution_where_it_is_hindsight(model):
     assert group.reference == ("take key", "open door") and len(group.trajectories) == 4
     faults = [None] * 8 + [SlotTimeout("hung")]  # 4 episodes of 2 steps, then the reference
     [group] = roll(Worker(model, asking, [toy_engine()], ToyPool(faults)), 1)
+    assert group.reference == ("take key", "open door") and group.failures == ()
+    assert [failure.kind for failure in group.retried] == ["env_timeout"]
+    faults = [None] * 8 + [SlotTimeout("hung")] * 3
+    [group] = roll(Worker(model, asking, [toy_engine()], ToyPool(faults)), 1)
     assert group.reference == () and [f.kind for f in group.failures] == ["env_timeout"]
 
 
@@ -73,8 +77,9 @@ def test_groups_play_side_by_side(model):
     assert (pool.leased, pool.open) == (8, 0) and worker._router.loads == [0, 0]
     assert all(engine.asked for engine in engines)
 
-    stats = asyncio.run(worker.stats())
     turns = [turn for group in groups for t in group.trajectories for turn in t.turns]
+    told = [tally(trajectory) for group in groups for trajectory in group.trajectories]
+    stats = {name: sum(one[name] for one in told) for name in told[0]}
     assert (stats["episodes"], stats["turns"], stats["malformed"], stats["invalid"]) == (8, 16, 0, 0)
     assert stats["generated_tokens"] == sum(turn.end - turn.start for turn in turns)
     assert stats["prompt_tokens"] == sum(len(ids) for engine in engines for ids, _ in engine.asked)
@@ -105,8 +110,8 @@ def test_a_failed_episode_is_played_again_with_its_seed(model):
     assert group.trajectories[0].success and group.failures == () and pool.leased == 2
     asked = [sampling.seed for _, sampling in engine.asked]
     assert asked[:2] == asked[2:]
-    stats = asyncio.run(worker.stats())
-    assert stats["failures/env_died"] == 1 and "dropped" not in stats and stats["turns"] == 2
+    assert [failure.kind for failure in group.retried] == ["env_died"]
+    assert len(group.trajectories[0].turns) == 2
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,7 @@ def test_an_episode_is_dropped_after_its_retries_and_is_no_reward(model, fault, 
     assert [(failure.kind, failure.message, failure.task) for failure in group.failures] == [
         (kind, "x", "t0")
     ]
-    assert asyncio.run(worker.stats()) == {f"failures/{kind}": 3, "dropped": 1}
+    assert [failure.kind for failure in group.retried] == [kind] * 2
 
 
 @pytest.mark.parametrize(
@@ -137,7 +142,7 @@ def test_an_engine_failure_moves_the_episode_to_another_engine(model, error):
     worker = Worker(model, config(), [broken, sound], ToyPool())
     (group,) = roll(worker, 0, size=2)
     assert len(group.trajectories) == 2 and len(broken.asked) == 2 and len(sound.asked) == 4
-    assert asyncio.run(worker.stats())["failures/engine"] == 2
+    assert [failure.kind for failure in group.retried] == ["engine"] * 2 and group.failures == ()
 
 
 def test_a_silent_engine_runs_into_its_deadline(model):
@@ -175,6 +180,6 @@ def test_malformed_and_invalid_turns_are_counted_apart(model):
     texts = ["hm", "<action>fly</action>", *WIN]
     worker = Worker(model, config(), [toy_engine(texts)], ToyPool())
     (group,) = roll(worker, 0, size=2)
-    stats = asyncio.run(worker.stats())
-    assert (stats["turns"], stats["malformed"], stats["invalid"]) == (8, 2, 2)
+    stats = [tally(trajectory) for trajectory in group.trajectories]
+    assert [(one["turns"], one["malformed"], one["invalid"]) for one in stats] == [(4, 1, 1)] * 2
     assert all(np.isfinite(t.reward) and t.success for t in group.trajectories)

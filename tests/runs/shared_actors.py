@@ -136,8 +136,9 @@ class Shared:
         ray.get([rank.__ray_call__.remote(begin_with, folder) for rank in ranks], timeout=300)
         ray.get([rank.start.remote("127.0.0.1", 0) for rank in ranks], timeout=300)  # they have met
         ray.get([rank.__ray_call__.remote(begin_with, self.model) for rank in ranks], timeout=300)
-        scorers = self.actors.scorers().values()
-        ray.get([one.__ray_call__.remote(Teacher.__init__, folder, config) for one in scorers], timeout=300)
+        for role, scorer in self.actors.scorers().items():
+            anew = scorer.__ray_call__.remote(Teacher.__init__, folder, config, config.temperatures[role])
+            ray.get(anew, timeout=300)
         if not lora.rank:
             self.actors.engines = self.plain
             return

@@ -156,7 +156,7 @@ def test_actor_takes_verified_weights(tmp_path, ray_local):
     make_model(seed=2).save_pretrained(tmp_path)
     config = Config(model=Model(dtype="float32"), teacher=Settings(batch_tokens=1024))
     actor = ray.remote(Teacher).options(num_cpus=0.1, runtime_env={"env_vars": teacher_env(config)})
-    teacher, student = actor.remote(str(tmp_path), config), make_model(seed=1)
+    teacher, student = actor.remote(str(tmp_path), config, 1.0), make_model(seed=1)
     assert ray.get(teacher.ready.remote()) == {"version": 0, "context": 1024}
 
     flat, layout = pack(student.named_parameters())
