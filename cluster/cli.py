@@ -137,8 +137,7 @@ def _fail(message: str) -> Any:
 
 def main() -> None:
     """Entry point: the variables must be set before torch, vLLM or Ray are imported."""
-    os.environ.setdefault(
-        "RAY_AUTH_MODE", "token"
-    )  # Ray 2.60 clusters ask for a token; clients must say so too
+    # Ray 2.60 clusters ask for a token; clients must say so too.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     apply()
     app()

@@ -93,9 +93,7 @@ async def eval_run(config: Config) -> None:
         connect(config)
         try:
             model = resolve(config.model.path)
-            renderer = load_renderer(
-                str(model), config
-            )  # what it cannot serve is said before any actor starts
+            renderer = load_renderer(str(model), config)  # says what it cannot serve before any actor starts
             family = make_family(config.env)
             manifest = family.manifest()
             view.say(f"panel of {len(manifest.evaluation)} tasks, digest {manifest.digest}")

@@ -19,12 +19,10 @@ from feedback.hindsight import Hindsight, hindsight
 from learner.credit import informative
 from learner.distil_rows import distil_rows, plain_rows, with_candidates
 from learner.rows import Row
-from rollout.types import Failure, Group
+from rollout.types import Failure, Group, TurnAt
 from teacher.contexts import Limits, ScoreRequest, build_requests, plain_requests
 from teacher.plan import tokens_read
 from teacher.scorer import Scored
-
-Turn = tuple[int, int]  # (trajectory, turn)
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,8 @@ class Filled:
     rolled_out: float  # time.monotonic() when its last episode ended
     failures: tuple[Failure, ...]
     hindsight: Hindsight = field(default_factory=Hindsight)
-    scores: Mapping[Turn, np.ndarray] = field(
-        default_factory=dict
-    )  # the teacher's log-probs of the turn's span
-    reference: Mapping[Turn, np.ndarray] = field(default_factory=dict)  # the reference policy's, of all of it
+    scores: Mapping[TurnAt, np.ndarray] = field(default_factory=dict)  # the teacher's log-probs of its span
+    reference: Mapping[TurnAt, np.ndarray] = field(default_factory=dict)  # the reference's, of all of it
     distil: Sequence[Row] = ()  # rows of the distillation loss
     teacher_seconds: float = 0.0
     teacher_spans: int = 0
@@ -133,7 +129,7 @@ class Filler:
         made = distil_rows(group, requests, scored, rows)
         return replace(filled, distil=made, **self.cost(requests))
 
-    async def refer(self, group: Group) -> dict[Turn, np.ndarray]:
+    async def refer(self, group: Group) -> dict[TurnAt, np.ndarray]:
         """The reference policy's log-probs of everything that was sampled."""
         requests = plain_requests(group)
         scored = await self.score("reference", group, requests)

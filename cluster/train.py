@@ -198,9 +198,8 @@ class Trainer:
 
     def release(self, filled: Filled) -> None:
         """Close the books on a group. One that infrastructure left too small to learn from comes again."""
-        alone = (
-            self.config.credit.critic or self.config.distil.weight > 0
-        )  # an episode teaches without siblings
+        # With a critic or by distillation an episode teaches without siblings.
+        alone = self.config.credit.critic or self.config.distil.weight > 0
         wanted = 1 if alone else min(2, self.config.rollout.group_size)
         if filled.group.failures and len(filled.group.trajectories) < wanted:
             self.run.ledger.give_back(filled.ordinal)

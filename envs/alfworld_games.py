@@ -255,9 +255,8 @@ def problem(world: World, goal: Goal, trial: str, start: str) -> str:
         *facts,
         ")",
     ]
-    wanted = gdict[goal.kind]["pddl"].format(
-        obj=goal.target, recep=goal.parent, toggle=goal.lamp, mrecep=""
-    )  # it closes the problem's bracket
+    # It closes the problem's bracket.
+    wanted = gdict[goal.kind]["pddl"].format(obj=goal.target, recep=goal.parent, toggle=goal.lamp, mrecep="")
     return escape("\n".join(blocks)) + escape(wanted)
 
 

@@ -125,7 +125,8 @@ def _build(name: str, draft: Path, tell: Callable[[str], None]) -> None:
     step("an interpreter of its own", [*uv, "venv", "--clear", "--python", sys.executable, str(draft)])
     listed = str(LISTS / f"{name}.txt")
     step(
-        f"its packages, from {listed}", [*uv, "pip", "install", "--python", python, "--no-deps", "-r", listed]
+        f"its packages, from {listed}",
+        [*uv, "pip", "install", "--compile-bytecode", "--python", python, "--no-deps", "-r", listed],
     )
     packages = next(draft.glob("lib/python*/site-packages"))
     for arguments in STEPS[name]:

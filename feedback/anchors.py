@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from difflib import SequenceMatcher
 
-from rollout.types import Group
-
-Member = tuple[int, int]  # (trajectory, turn)
+from rollout.types import Group, TurnAt
 
 
 class AnchorError(ValueError):
     """An observation does not say which state it shows."""
 
 
-def anchors(group: Group, similarity: float = 1.0) -> list[list[Member]]:
+def anchors(group: Group, similarity: float = 1.0) -> list[list[TurnAt]]:
     """The (trajectory, turn) members of each anchor, each turn of the group in exactly one.
 
     Turns are taken in (turn, trajectory) order, in which anchors and their members come out too. A turn joins
@@ -26,7 +24,7 @@ def anchors(group: Group, similarity: float = 1.0) -> list[list[Member]]:
     Raises:
         AnchorError: an observation has no `state_key`.
     """
-    found: list[list[Member]] = []
+    found: list[list[TurnAt]] = []
     place: dict[str, int] = {}  # state_key -> index in `found`; first fit puts equal keys together
     founders: list[SequenceMatcher[str]] = []
     for number, index in sorted(

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, replace
 from configs.schema import Feedback
 from feedback import reflect, target, verdict
 from feedback.judge import Answer, Ask, JudgeError
-from feedback.pool import Key
 from feedback.reading import Analyst, Question, Reading, Unreadable
 from feedback.sources import asked_about, combined, source_texts
 from feedback.transcript import Show, Style, plain
-from rollout.types import Failure, Group
+from rollout.types import Failure, Group, TurnAt
 
 ANALYSTS: dict[str, Analyst] = {"judge": verdict, "reflect": reflect, "target": target}
 
@@ -24,7 +23,7 @@ ANALYSTS: dict[str, Analyst] = {"judge": verdict, "reflect": reflect, "target": 
 class Hindsight:
     """What is known of a group's turns after the fact."""
 
-    texts: dict[Key, str] = field(default_factory=dict)  # (trajectory, turn) -> text, in that order
+    texts: dict[TurnAt, str] = field(default_factory=dict)  # (trajectory, turn) -> text, in that order
     failures: tuple[Failure, ...] = ()  # questions that nobody answered
     asked: int = 0  # questions put to the judge
     unreadable: int = 0  # answers that could not be read, and turns that an answer left out

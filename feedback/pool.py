@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from textwrap import indent
 
 from feedback.transcript import Style, outcome, section, transcript
-from rollout.types import Group, Turn
+from rollout.types import Group, Turn, TurnAt
 
 FEEDBACK_TITLE = "Feedback on the actions tried in this state:"
 ACTIONS_TITLE = "Actions tried in this state:"
-Key = tuple[int, int]  # (trajectory, turn)
 
 
-def pooled_section(group: Group, members: Sequence[Key], style: Style) -> str | None:
+def pooled_section(group: Group, members: Sequence[TurnAt], style: Style) -> str | None:
     """What the tries of an anchor's members led to; None where it says nothing.
 
     Source immediate: a line for each distinct (action, feedback). Sources next_observation and future: for
@@ -33,20 +32,20 @@ def pooled_section(group: Group, members: Sequence[Key], style: Style) -> str | 
     return section(ACTIONS_TITLE, "\n".join(told))
 
 
-def _tries(group: Group, members: Sequence[Key]) -> dict[str, list[Key]]:
+def _tries(group: Group, members: Sequence[TurnAt]) -> dict[str, list[TurnAt]]:
     """Action, with its white space made even -> the turns that took it, in order of first appearance."""
-    tries: dict[str, list[Key]] = {}
+    tries: dict[str, list[TurnAt]] = {}
     for key in members:
         if (action := _turn(group, key).action) is not None:
             tries.setdefault(" ".join(action.split()), []).append(key)
     return tries
 
 
-def _tell(group: Group, action: str, keys: list[Key], style: Style) -> str:
+def _tell(group: Group, action: str, keys: list[TurnAt], style: Style) -> str:
     """One action's tries."""
     played = {key: group.trajectories[key[0]] for key in keys}
 
-    def rank(key: Key) -> tuple[bool, float]:
+    def rank(key: TurnAt) -> tuple[bool, float]:
         return played[key].success, played[key].reward
 
     best, worst = max(keys, key=rank), min(keys, key=rank)  # the earliest of equals
@@ -65,7 +64,7 @@ def _tell(group: Group, action: str, keys: list[Key], style: Style) -> str:
     return "\n".join(lines)
 
 
-def _followed(group: Group, key: Key, style: Style) -> list[tuple[str, str]]:
+def _followed(group: Group, key: TurnAt, style: Style) -> list[tuple[str, str]]:
     """(label, text) of what came of one try."""
     turn, (index, number) = _turn(group, key), key
     found = []
@@ -79,5 +78,5 @@ def _followed(group: Group, key: Key, style: Style) -> list[tuple[str, str]]:
     return found
 
 
-def _turn(group: Group, key: Key) -> Turn:
+def _turn(group: Group, key: TurnAt) -> Turn:
     return group.trajectories[key[0]].turns[key[1]]

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from configs.schema import Feedback
 from feedback.anchors import anchors
-from feedback.pool import Key, pooled_section
+from feedback.pool import pooled_section
 from feedback.transcript import Style, section, transcript
-from rollout.types import Group, Trajectory
+from rollout.types import Group, Trajectory, TurnAt
 
 IMMEDIATE_TITLE = "Feedback on the action taken at this step:"
 NEXT_TITLE = "Observation after the action taken at this step:"
@@ -17,7 +17,7 @@ REFERENCE_TITLE = "A reference solution of this task:"
 SUCCESS_TITLE = "A successful attempt at this task:"
 
 
-def source_texts(group: Group, style: Style) -> dict[Key, str]:
+def source_texts(group: Group, style: Style) -> dict[TurnAt, str]:
     """(trajectory, turn) -> section of a source that needs no judge, for each turn that has one."""
     if style.feedback.granularity == "step":
         found = {key: _section_of(group, key, style) for key in _turns(group)}
@@ -31,7 +31,7 @@ def source_texts(group: Group, style: Style) -> dict[Key, str]:
     return {key: text for key, text in found.items() if text is not None}
 
 
-def combined(group: Group, texts: Mapping[Key, str], feedback: Feedback) -> dict[Key, str]:
+def combined(group: Group, texts: Mapping[TurnAt, str], feedback: Feedback) -> dict[TurnAt, str]:
     """The source's texts with what feedback.success does to them; a turn that lacks a part has no text.
 
     A judge that was shown the sibling speaks of it, so its words stand for both.
@@ -78,7 +78,7 @@ def immediate_section(feedback: str) -> str:
     return f"{IMMEDIATE_TITLE}\n{feedback.strip()}"
 
 
-def _section_of(group: Group, key: Key, style: Style) -> str | None:
+def _section_of(group: Group, key: TurnAt, style: Style) -> str | None:
     turns, number = group.trajectories[key[0]].turns, key[1]
     result = turns[number].result
     match style.feedback.source:
@@ -95,7 +95,7 @@ def _section_of(group: Group, key: Key, style: Style) -> str | None:
     return None  # none: only a successful sibling is shown
 
 
-def _turns(group: Group) -> Iterator[Key]:
+def _turns(group: Group) -> Iterator[TurnAt]:
     for index, trajectory in enumerate(group.trajectories):
         for number in range(len(trajectory.turns)):
             yield index, number

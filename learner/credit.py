@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from configs.schema import Credit
-from feedback.anchors import Member, anchors
-from rollout.types import Group, Trajectory
+from feedback.anchors import anchors
+from rollout.types import Group, Trajectory, TurnAt
 
 ROUNDING = 1e-9  # returns that differ by less are the same: divided by their spread, they would explode
 
@@ -135,10 +135,10 @@ def _samples(returns: Sequence[np.ndarray], statistics: str) -> np.ndarray:
     return np.concatenate(played) if statistics == "turns" else np.array([v.mean() for v in played])
 
 
-def _same_history(found: Sequence[Sequence[Member]], k: int) -> Iterable[list[Member]]:
+def _same_history(found: Sequence[Sequence[TurnAt]], k: int) -> Iterable[list[TurnAt]]:
     """Turns that share their current state and the k states before it. `found`: a group's anchors."""
     state = {member: place for place, anchor in enumerate(found) for member in anchor}
-    shared: dict[tuple[int, ...], list[Member]] = defaultdict(list)
+    shared: dict[tuple[int, ...], list[TurnAt]] = defaultdict(list)
     for index, number in state:
         if number >= k:
             shared[tuple(state[index, number - back] for back in range(k + 1))].append((index, number))
@@ -146,8 +146,8 @@ def _same_history(found: Sequence[Sequence[Member]], k: int) -> Iterable[list[Me
 
 
 def _compare(
-    steps: Sequence[np.ndarray], peers: Sequence[Member], normalise: str, ddof: int
-) -> Iterable[tuple[Member, float]]:
+    steps: Sequence[np.ndarray], peers: Sequence[TurnAt], normalise: str, ddof: int
+) -> Iterable[tuple[TurnAt, float]]:
     """Each of `peers` with its advantage over all of them. `steps`: (T_i,) G_t of each trajectory."""
     values = np.array([steps[index][number] for index, number in peers])
     return zip(peers, _relative(values, values, normalise, ddof), strict=True)

@@ -26,9 +26,7 @@ class Row:
     positions: np.ndarray  # (P,) int32, index in `ids` of each token that bears loss (never 0)
     advantages: np.ndarray  # (P,) float32, A before reweighting; the token's weight for imitation
     rollout_logprobs: np.ndarray  # (P,) float32, from the engine; NaN for imitation
-    teacher_logprobs: (
-        np.ndarray
-    )  # (P,) float32, log-prob under the teacher's context; NaN where it did not score
+    teacher_logprobs: np.ndarray  # (P,) float32, with hindsight; NaN where the teacher did not score
     reference_logprobs: np.ndarray | None = None  # (P,) float32, of the reference policy; None: not computed
     candidates: np.ndarray | None = None  # (P, k) int32, the student's likeliest tokens, for distillation
     teacher_candidates: np.ndarray | None = None  # (P, k) float32, the teacher's log-probs of those
@@ -47,8 +45,8 @@ def make_rows(
     """One row for each token sequence that holds sampled tokens; a group of zero advantages gives none.
 
     The advantage of a turn goes to every token it sampled: reasoning, format and action; a critic may give
-    each token its own. Teacher log-probs
-    are on the tokens of its `teacher.contexts.scored_span`, and only where `scores` has the turn.
+    each token its own. Teacher log-probs are on the tokens of its `teacher.contexts.scored_span`, and only
+    where `scores` has the turn.
 
     Args:
         tokens: `reweight.tokens`.

@@ -97,6 +97,9 @@ class Turn:
         return self.action is not None and not self.valid
 
 
+TurnAt = tuple[int, int]  # (trajectory, turn): where a turn stands in its group
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """One finished episode."""

@@ -104,7 +104,7 @@ class LargeRank(PolicyRank):
         settings["zero_optimization"] |= {
             "stage3_param_persistence_threshold": 0,  # none is small enough to stay whole
             "stage3_max_reuse_distance": 0,
-            "stage3_prefetch_bucket_size": 4096,
+            "stage3_prefetch_bucket_size": 1024,
         }
         return settings
 
