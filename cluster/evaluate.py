@@ -20,7 +20,7 @@ from rollout.types import Failure, Trajectory
 class Evaluation:
     """Success over a panel, after the last trial. `low` and `high` bound its 95 % Wilson interval.
 
-    Plays of one task tell less than plays of as many tasks: see `independent`.
+    Plays of one task tell less than plays of as many tasks: see `effective_plays`.
     """
 
     stage: str
@@ -65,11 +65,11 @@ def wilson(rate: float, episodes: float, z: float = 1.959964) -> tuple[float, fl
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def independent(tasks: Sequence[str], outcomes: Sequence[bool]) -> float:
-    """How many plays of different tasks would tell as much as these, of which some are of the same task.
+def effective_plays(tasks: Sequence[str], outcomes: Sequence[bool]) -> float:
+    """Effective sample size: p(1 − p) over the cluster-robust variance of the rate of success, by task.
 
-    The variance of independent plays over the one that is clustered by task, as a number of plays; at least
-    the number of tasks, at most that of plays. Where all plays agree nothing tells: the number of tasks.
+    At least the number of tasks, at most that of plays. Where all plays agree the variance tells nothing, and
+    it is the number of tasks.
     """
     plays, count = len(outcomes), len(set(tasks))
     rate = sum(outcomes) / max(1, plays)
@@ -138,7 +138,7 @@ def summarise(
     outcomes = solved_within((one for _, one in kept), trials)
     solved = [sum(after) for after in outcomes]
     rates = [number / max(1, len(kept)) for number in solved]
-    told = [independent([task for task, _ in kept], after) for after in outcomes]
+    told = [effective_plays([task for task, _ in kept], after) for after in outcomes]
     intervals = [wilson(*one) for one in zip(rates, told, strict=True)]
     trajectories = [trajectory for _, one in kept for trajectory in one.trajectories]
     low, high = intervals[-1]

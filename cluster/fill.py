@@ -13,7 +13,7 @@ import numpy as np
 from ray.exceptions import RayError
 
 from cluster.run import Run
-from cluster.watch import Deadline, within
+from cluster.watch import Deadline, Unreachable, within
 from envs.tasks import TaskSpec
 from feedback.hindsight import Hindsight, hindsight
 from learner.credit import informative
@@ -86,7 +86,7 @@ class Filler:
                 self.run.watchdog.beat("gathering hindsight")
                 filled = replace(filled, hindsight=known, failures=(*filled.failures, *known.failures))
                 filled = await (self.teach if distils else self.weigh)(filled)
-        except (RayError, Deadline) as error:  # RayError: what the actor itself raised
+        except (RayError, Deadline, Unreachable) as error:  # RayError: what the actor itself raised
             lost = Failure("teacher", str(error), task.id)
             filled = replace(filled, failures=(*filled.failures, lost))
         return replace(filled, teacher_seconds=time.monotonic() - started)
@@ -119,7 +119,8 @@ class Filler:
         rows = plain_rows(group, requests)
         if distil.divergence != "sampled":
             assert self.actors.learner is not None
-            found = await self.actors.learner.candidates(list(rows.values()), distil.top_k)
+            with self.run.watchdog.waiting(self.config.learner.timeout):
+                found = await self.actors.learner.candidates(list(rows.values()), distil.top_k)
             rows = {
                 owner: replace(row, candidates=candidates)
                 for (owner, row), candidates in zip(rows.items(), found, strict=True)
@@ -160,11 +161,12 @@ class Filler:
     async def score(self, role: str, group: Group, requests: Sequence[ScoreRequest]) -> list[Scored]:
         """One answer per request, by the teacher or the reference."""
         sequences = [[sequence.ids for sequence in t.sequences] for t in group.trajectories]
+        seconds = self.config.teacher.timeout
         async with self.free[role]:  # else the deadline would run while other groups are scored
-            call = self.actors.scorers()[role].score.remote(sequences, requests)
-            scored: list[Scored] = await within(
-                self.config.teacher.timeout, "teacher.timeout", f"scoring group {group.ordinal}", call
-            )
+            with self.run.watchdog.waiting(seconds):
+                call = self.actors.scorers()[role].score.remote(sequences, requests)
+                what = f"scoring group {group.ordinal}"
+                scored: list[Scored] = await within(seconds, "teacher.timeout", what, call)
         self.run.watchdog.beat("scoring")
         return scored
 

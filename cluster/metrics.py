@@ -21,6 +21,7 @@ class Metrics:
 
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
+        self._rewrite(self.rows())  # a run that was killed may have left half a line
         self._board = SummaryWriter(str(folder / "tensorboard"))
         self._gauges: dict[str, Any] = {}
 
@@ -37,18 +38,17 @@ class Metrics:
 
     def truncate(self, step: int) -> None:
         """Forget training rows after `step`: a resumed run writes them again."""
-        if self.path.exists():
-            kept = [row for row in self.rows() if row["kind"] == "warm_start" or row["step"] <= step]
-            draft = self.path.with_suffix(".draft")
-            draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            draft.replace(self.path)
+        self._rewrite([row for row in self.rows() if row["kind"] == "warm_start" or row["step"] <= step])
 
     def rows(self) -> list[dict[str, Any]]:
-        """Everything written so far, a resumed run's earlier part included."""
+        """Every whole row written so far, a resumed run's earlier part included."""
         whole = self.path.read_text().rpartition("\n")[0] if self.path.exists() else ""
-        return [
-            json.loads(line) for line in whole.splitlines()
-        ]  # a run that was killed may leave half a line
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        draft = self.path.with_suffix(".draft")
+        draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        draft.replace(self.path)
 
     def close(self) -> None:
         """Flush TensorBoard."""

@@ -184,7 +184,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     """Tasks, actors, and the newest checkpoint where `resume=auto`; everything is closed at the end.
 
     Raises:
-        RunError: it cannot start; nothing that existed has been changed.
+        RunError, CheckpointError: it cannot start; nothing that existed has been changed.
     """
     newest = open_folder(config)
     view.say(f"everything that it writes goes to {config.out}")
@@ -202,7 +202,8 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     metrics = Metrics(Path(config.out))
     judge = start_judge(config, renderer, actors) if needs_teacher(config) else None
     try:
-        require_room(Path(config.out), actors.checkpoint_bytes)  # before hours are spent
+        checkpoints(config).mkdir(exist_ok=True)
+        require_room(checkpoints(config), actors.checkpoint_bytes)  # said before hours are spent
         run = Run(
             config=config,
             out=Path(config.out),

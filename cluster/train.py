@@ -77,9 +77,10 @@ class Trainer:
                 run.view.warm_start(step, steps, stats)
                 run.metrics.write(step, "warm_start", stats)
 
-            run.budget.add(
-                await imitate(config, self.actors, run.renderer, run.manifest.train, run.now, report)
-            )
+            with run.watchdog.waiting(max(config.rollout.timeout, config.learner.timeout)):
+                run.budget.add(
+                    await imitate(config, self.actors, run.renderer, run.manifest.train, run.now, report)
+                )
             await self.publish(refresh=True)
         run.state.warm_started = True
         await run.save()  # before it is measured: it must not be lost to what comes next
@@ -174,7 +175,8 @@ class Trainer:
             return [], None
         self.run.now("asking the critic")
         rows = value_rows(groups, self.config.credit)
-        values = await self.actors.critic.values(list(rows.values()))
+        with self.run.watchdog.waiting(self.config.learner.timeout):
+            values = await self.actors.critic.values(list(rows.values()))
         return estimate(groups, rows, values, self.config.credit)
 
     def rows(self, filled: Sequence[Filled], estimated: Advantages | None) -> dict[str, list[Row]]:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 
 from cluster.failures import RunError
 
@@ -25,6 +25,10 @@ class Deadline(RunError):
     """One wait took longer than it may."""
 
 
+class Unreachable(RunError):
+    """The actor that should have answered may do so again later."""
+
+
 class ActorLost(RunError):
     """The actor that should have answered is dead."""
 
@@ -36,7 +40,8 @@ async def within(seconds: float, setting: str, what: str, awaitable: Awaitable[T
         setting: its name, and `what` that of the wait, for the error.
 
     Raises:
-        Deadline, ActorLost: there will be no answer. What the awaited call itself raises is passed on.
+        Deadline, Unreachable, ActorLost: there will be no answer. What the awaited call itself raises is
+            passed on.
     """
 
     async def wait() -> T:
@@ -48,6 +53,8 @@ async def within(seconds: float, setting: str, what: str, awaitable: Awaitable[T
         raise Deadline(
             f"{what} took longer than {seconds:.0f} s: raise {setting} if the machine is only slow"
         ) from error
+    except ActorUnavailableError as error:
+        raise Unreachable(f"{what}: the actor cannot be reached for now: {error}") from error
     except RayActorError as error:
         lines = str(error).strip().splitlines()
         reason = " … ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip())))  # the last says the cause
@@ -94,8 +101,8 @@ class Watchdog:
                 if not task.done() and time.monotonic() - self.last > allowed:
                     self._print_stacks()
                     raise Stalled(
-                        f"nothing moved for {allowed:.0f} s while {self.doing}; stacks are on stderr. "
-                        "Raise cluster.stall_timeout if the machine is only slow."
+                        f"nothing moved for {allowed:.0f} s while {self.doing}; stacks are on stderr. If the "
+                        "machine is only slow, raise cluster.stall_timeout, or the deadline of that wait."
                     )
             return task.result()
         finally:

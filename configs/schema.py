@@ -221,8 +221,8 @@ class Cluster:
     start_timeout: float = setting(600.0, "seconds the actors may take to start", low=1.0)
     stall_timeout: float = setting(
         900.0,
-        "seconds without progress before stacks are printed and the run stops; where a longer deadline runs "
-        "(rollout.timeout, learner.timeout), that",
+        "seconds without progress before stacks are printed and the run stops; where a wait's own deadline "
+        "(of rollout, learner or teacher) is longer, that",
         low=1.0,
     )
 

@@ -65,7 +65,7 @@ class StepResult:
     feedback: str  # the raw text the environment returned to this action
     reward: float  # task reward in [0, 1]; training returns are made from it by the learner's credit
     terminated: bool  # the task ended (won or lost)
-    truncated: bool  # the turn limit cut it
+    truncated: bool  # cut from outside: no turn is left, or no room in the context
     success: bool  # the benchmark's own success flag
     info: Mapping[str, Any] = field(default_factory=dict)
 

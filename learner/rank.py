@@ -189,19 +189,19 @@ class Rank(ABC):
     ) -> list[list[np.ndarray]]:
         """Per micro-batch and row, (P, …) what the model says of the row's positions, without gradients."""
         answers = []
-        for rows in micros:
-            with self._reading():
+        with self._reading():
+            for rows in micros:
                 found = ask(collate(rows).to(self.device)).cpu().numpy()
-            cuts = np.cumsum([len(row.positions) for row in rows])[:-1]
-            answers.append(np.split(found, cuts) if rows else [])
+                cuts = np.cumsum([len(row.positions) for row in rows])[:-1]
+                answers.append(np.split(found, cuts) if rows else [])
         return answers
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
         """A block of forward passes without gradients.
 
-        In them ZeRO 3 begins to fetch what a backward pass would need first, and nothing could gather a
-        parameter that is on its way: so it is waited for and given back.
+        In them ZeRO 3 begins to fetch what a backward pass would need first, and GatheredParameters fails on
+        a parameter in flight: so all are awaited and released.
         """
         with torch.no_grad():
             yield

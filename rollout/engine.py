@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
 ADAPTERS = 2  # at work in one step: the newest, and that of requests which began before it
-GPU_BATCH = 8192  # tokens a step; by itself vLLM takes 2,048, which is slow for long prompts
+GPU_BATCH = 8192  # tokens a step; by default vLLM takes 2,048, which is slow for long prompts
 CPU_BLOCK = 32  # tokens of a KV block on CPU, where vLLM's default of 128 would not cache shorter prefixes
 
 
@@ -60,7 +60,7 @@ def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
     memory: dict[str, Any] = {
         "gpu_memory_utilization": rollout.gpu_memory,
         "max_num_batched_tokens": max(GPU_BATCH, rollout.max_seqs),
-        # One actor holds all GPUs of its engine. By itself vLLM would look for them in the placement group.
+        # One actor holds all GPUs of its engine. By default vLLM would look for them in the placement group.
         "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else None,
     }
     if current_platform.is_cpu():

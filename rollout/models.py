@@ -187,19 +187,17 @@ def _fit(folder: Path) -> Path:
 
 
 def _download(name: str) -> Path:
-    """The hub's snapshot of `name`, from the cache where it is complete."""
+    """The hub's snapshot of `name`, from the local hub cache where it is complete."""
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
     try:
-        # Where every node of a cluster that shares HINDSIGHT_CACHE finds it.
-        return Path(snapshot_download(name, allow_patterns=wanted, cache_dir=cache_root() / "hub"))
+        return Path(snapshot_download(name, allow_patterns=wanted))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         raise ModelMissing(
             f"model.path = {name!r} is neither an embedded model ({', '.join([SMOLLM2, *SHAPES])}), nor a "
             f"folder, nor a hub model that can be reached ({type(error).__name__}). Give a folder that "
-            f"`save_pretrained` wrote, or fetch it where there is a network: `hf download {name} --cache-dir "
-            f"{cache_root() / 'hub'}`"
+            f"`save_pretrained` wrote, or fetch it where there is a network: `hf download {name}`"
         ) from error

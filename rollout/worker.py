@@ -33,7 +33,7 @@ class Worker:
         """
         Args:
             model: folder or hub name; only its tokenizer is loaded.
-            engines: handles with ``generate.remote(ids, sampling)``.
+            engines: handles with ``generate.remote(ids, sampling, seconds)``.
             pool: what `envs.pool.lease_slot` leases from.
 
         Raises:

@@ -13,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 
-from cluster.evaluate import independent, panel, wilson
+from cluster.evaluate import effective_plays, panel, wilson
 from cluster.failures import BudgetSpent, FailureBudget, RunError
 from cluster.metrics import Metrics
+from cluster.run import State
 from cluster.start import lacking, plan_bundles
+from cluster.train import Trainer
 from cluster.warm_start import batches, collect, linear
 from cluster.watch import ActorLost, Deadline, Stalled, Watchdog, within
-from configs.schema import Cluster, Config, Credit, Learner, Loss, Rollout, WarmStart
+from configs.schema import Cluster, Config, Credit, Distil, Learner, Loss, Rollout, WarmStart
 from envs.base import Demonstration, EnvError, Observation
 from envs.tasks import TaskSpec
 from rollout.types import Failure
@@ -154,13 +156,13 @@ def test_wilson_interval_holds_the_rate(episodes: int, data: st.DataObject) -> N
     ],
 )
 def test_plays_of_one_task_count_for_less(tasks: str, outcomes: list[bool], plays: float) -> None:
-    assert independent(list(tasks), outcomes) == pytest.approx(plays)
+    assert effective_plays(list(tasks), outcomes) == pytest.approx(plays)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), min_size=1, max_size=40))
 def test_plays_count_between_their_tasks_and_themselves(played: list[tuple[str, bool]]) -> None:
     tasks, outcomes = [task for task, _ in played], [outcome for _, outcome in played]
-    assert len(set(tasks)) <= independent(tasks, outcomes) <= len(played)
+    assert len(set(tasks)) <= effective_plays(tasks, outcomes) <= len(played)
 
 
 def test_panel_repeats_tasks_evenly() -> None:
@@ -225,3 +227,30 @@ def test_a_line_that_was_being_written_when_the_run_died_is_forgotten(tmp_path: 
     metrics.write(3, "train", {"x": 2.0})
     assert metrics.rows() == [*whole[:2], {"step": 3, "kind": "train", "x": 2.0}]
     metrics.close()
+
+
+@pytest.mark.parametrize(("step", "admitted"), [(0, 6), (3, 6), (4, 4), (5, 2)])
+def test_no_group_is_admitted_that_no_step_would_take(step: int, admitted: int) -> None:
+    """Two groups a step, up to two steps ahead, six steps in all."""
+
+    async def fill(ordinal: int, *_: Any) -> int:
+        return ordinal
+
+    async def admit() -> list[int]:
+        config = Config(steps=6, rollout=Rollout(groups=2, max_staleness=2))
+        ordinals = iter(range(99))
+        ledger = SimpleNamespace(admit=lambda: next(ordinals), task=lambda ordinal: None)
+        run: Any = SimpleNamespace(config=config, actors=None, state=State(step=step), ledger=ledger)
+        trainer = Trainer(run)
+        trainer.filler = SimpleNamespace(fill=fill)  # type: ignore[assignment]
+        trainer.admit(0.5)
+        return [await filled for _, filled in trainer.in_flight]  # type: ignore[misc]
+
+    assert asyncio.run(admit()) == list(range(admitted))
+
+
+def test_each_scorer_divides_logits_as_the_loss_that_it_serves() -> None:
+    sampling = Rollout(temperature=0.6)
+    assert Config(rollout=sampling).temperatures == {"teacher": 0.6, "reference": 0.6}
+    distils = Config(rollout=sampling, distil=Distil(weight=1.0))
+    assert distils.temperatures == {"teacher": 1.0, "reference": 0.6}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from cluster.fill import Filler, hindsight_metrics
 from cluster.train import Trainer
@@ -118,6 +118,14 @@ def fails(*args):
 def test_a_teacher_that_fails_keeps_the_judges_failures():
     filled, _ = fill(Feedback(source="judge"), judge, score=fails)
     assert filled.scores == {} and kinds(filled) == ["engine", "judge", "teacher"]
+
+
+def test_a_teacher_that_is_out_of_reach_for_once_is_counted():
+    def away(*args):
+        raise ActorUnavailableError("node 3 is away", None)
+
+    filled, _ = fill(Feedback(), score=away)
+    assert filled.scores == {} and kinds(filled) == ["engine", "teacher"]
 
 
 def test_a_dead_teacher_ends_the_run():

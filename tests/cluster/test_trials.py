@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 import cluster.trials
-from cluster.evaluate import Evaluation, evaluate, wilson
+from cluster.evaluate import Evaluation, evaluate, summarise, wilson
 from cluster.failures import RunError
 from cluster.trials import Attempts, example_tasks, solved_within
 from cluster.view import cost_lines, evaluation_table
@@ -95,6 +95,15 @@ def test_tasks_count_from_the_trial_that_solved_them():
     assert second == [True, True, False, False, True]
     assert third == [True, True, False, True, True]
     assert solved_within([], 2) == [[], []]
+
+
+def test_two_plays_of_a_task_that_agree_tell_as_much_as_one():
+    won, lost = (Attempts((trajectory(TASKS[0], success),)) for success in (True, False))
+    result = summarise("m", 0, ["a", "b", "a", "b"], [won, lost, won, lost], 1)
+    assert (result.episodes, result.success) == (4, 0.5)
+    assert (result.low, result.high) == wilson(0.5, 2) == result.intervals[0]
+    apart = summarise("m", 0, ["a", "b", "c", "d"], [won, lost, won, lost], 1)
+    assert (apart.low, apart.high) == wilson(0.5, 4)
 
 
 def test_success_is_reported_after_each_trial(monkeypatch):

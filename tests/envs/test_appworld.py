@@ -93,6 +93,24 @@ def test_the_manifest_is_drawn_from_two_disjoint_panels(family):
     assert {task.kind for task in other(kinds=["difficulty_2"]).train} == {"difficulty_2"}
 
 
+def test_an_episode_that_is_cut_is_judged_by_its_databases(env, tasks):
+    env.reset(tasks[0])
+    early = env.finish()
+    assert (early.success, early.reward) == (False, 0.0) and early.info["failures"]
+    assert early.info["share"] == len(early.info["passes"]) / sum(
+        len(early.info[key]) for key in ("passes", "failures")
+    )
+    for ended in (lambda: env.step(DONE), env.finish):
+        with pytest.raises(EnvError, match="reset before"):
+            ended()
+    shares = []
+    for task in tasks:  # all but the last word of each solution
+        *pieces, last = env.reference(task)
+        play(env, task, [*pieces, last.replace("apis.supervisor.complete_task", "(lambda *a, **k: None)")])
+        shares.append(env.finish().info["share"])
+    assert max(shares) > early.info["share"]
+
+
 def test_every_generators_reference_wins_turn_by_turn_and_in_its_last_turn(env, tasks):
     for task in tasks:
         pieces = env.reference(task)

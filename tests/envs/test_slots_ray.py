@@ -10,7 +10,7 @@ from slot_tools import gone, run_async, running
 from toy_env import ToyFamily, task
 
 from configs.schema import Config, Env
-from envs.base import EnvError, SlotDied, SlotTimeout
+from envs.base import EnvError, SlotDied, SlotTimeout, Verdict
 from envs.pool import LeasedSlot, PoolHandles, lease_slot, start_pool
 
 ENV = Env(shards=2, slots=2, step_timeout=5.0, reset_timeout=20.0, max_turns=10)
@@ -50,6 +50,7 @@ async def test_more_episodes_than_slots_over_two_shards(handles):
             await slot.reset(task(f"task-{index}"))
             for _ in range(5):
                 result = await slot.step("add")
+            assert await slot.finish() == Verdict(0.05, False, {"count": 5})
             return result.observation.text
 
     texts = await asyncio.gather(*map(episode, range(12)))

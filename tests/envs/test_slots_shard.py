@@ -178,6 +178,15 @@ async def test_an_old_lease_cannot_touch_the_next_episode():
 
 
 @run_async
+async def test_a_new_lease_must_reset_before_it_is_judged():
+    async with sharded() as shard:
+        await shard.reset(lease(serial=1), task())
+        assert (await shard.finish(lease(serial=1))).info == {"count": 0}
+        with pytest.raises(SlotDied, match="reset it"):
+            await shard.finish(lease(serial=2))
+
+
+@run_async
 async def test_a_new_lease_must_reset_before_it_steps():
     async with sharded() as shard:
         await shard.reset(lease(serial=1), task())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from learner_toys import random_rows
 
-from configs.schema import Distil
+from configs.schema import Config, Distil, Rollout
 from learner.distil import Likelihoods, distil
 from learner.divergence import forward_kl, jsd, reverse_kl, with_tail
+from learner.pack import collate
+from learner.policy import PolicyRank
 
 
 def likelihoods(logits: torch.Tensor, tokens: torch.Tensor, k: int, chosen: torch.Tensor | None = None):
@@ -73,3 +76,13 @@ def test_no_token_gives_no_loss_and_no_gradient():
     own = Likelihoods(empty, torch.zeros(0, 4, requires_grad=True))
     total, sums = distil(own, own, empty, Distil(1.0))
     assert total.item() == 0.0 and sums["loss"] == 0.0
+
+
+def test_distillation_has_a_temperature_of_its_own():
+    """The policy loss has the one that the answers were sampled with."""
+    rank, asked = object.__new__(PolicyRank), []
+    rank.config = Config(rollout=Rollout(temperature=0.6), distil=Distil(temperature=1.25))
+    rank.engine = lambda ids, rows, cols, targets, temperature, *_: asked.append(temperature)
+    for objective in ("distil", "policy", "imitation"):
+        rank._forward(collate(random_rows(2)), objective)
+    assert asked == [1.25, 0.6, 0.6]
