@@ -24,16 +24,21 @@ os.environ.setdefault(
 
 
 def scope(nodeid: str) -> str:
-    """What shares a process: the tests of a file, for its fixtures; and all that start Ray, for actors of two
-    runs might not fit into memory."""
+    """What shares a process.
+
+    A file's tests do, for its fixtures; all whole runs, for the actors of two might not fit into memory; and
+    all others that start Ray, which is started once for them.
+    """
     file = nodeid.split("::")[0]
     text = (PROJECT / file).read_text()
-    return "ray" if "ray_local" in text or "shared_actors" in text else file
+    if "ray_local" not in text and "shared_actors" not in text:
+        return file
+    return "ray, small" if Path(file).parts[1] in ("envs", "learner", "teacher") else "ray, whole runs"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that start Ray come first: they are the longest, and the others fill the time beside them."""
-    items.sort(key=lambda item: scope(item.nodeid) != "ray")
+    items.sort(key=lambda item: not scope(item.nodeid).startswith("ray"))
 
 
 class Together(LoadScopeScheduling):
