@@ -33,7 +33,8 @@ def scope(nodeid: str) -> str:
     text = (PROJECT / file).read_text()
     if "ray_local" not in text and "shared_actors" not in text:
         return file
-    return "ray, small" if Path(file).parts[1] in ("envs", "learner", "teacher") else "ray, whole runs"
+    small = Path(file).parts[1] in ("envs", "learner", "rollout", "teacher")
+    return "ray, small" if small else "ray, whole runs"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
