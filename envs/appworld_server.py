@@ -75,11 +75,11 @@ class World:
             pass  # upstream says it well
         except (ValueError, RecursionError, MemoryError) as error:  # and does not expect these
             return f"{FAILED}{type(error).__name__}: {error}"
-        try:
-            return self._world.execute(code)
-        except BaseException as error:  # noqa: BLE001 - what the agent raised is its observation
+        output, raised = attempt(self._world.execute, code)
+        if raised:  # by the agent's code: its observation
             self._world.safety_guard.disable()
-            return FAILED + "".join(traceback.format_exception_only(error)).strip()
+            return FAILED + "".join(traceback.format_exception_only(raised)).strip()
+        return str(output)
 
 
 def shorten(text: str) -> str:
@@ -99,12 +99,19 @@ def judge(task: str, databases: dict[str, str]) -> dict[str, Any]:
     return evaluate_task(task, RUN, save_report=False).to_dict()
 
 
-def _answer(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
-    """Call `function`; the message that tells what came of it. Upstream raises plain Exceptions."""
+def attempt(function: Callable[..., Any], *args: Any) -> tuple[Any, BaseException | None]:
+    """What `function` returns, or what it raised: data, as agents' code may raise anything (SystemExit too)
+    and upstream raises plain Exceptions."""
     try:
-        return {"value": function(*args)}
-    except Exception as error:  # noqa: BLE001 - whatever upstream raises is data for the other side
-        return {"error": f"{type(error).__name__}: {error}"}
+        return function(*args), None
+    except BaseException as error:  # noqa: BLE001 - see above
+        return None, error
+
+
+def answer(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """Call `function`; the message that tells what came of it."""
+    value, error = attempt(function, *args)
+    return {"error": f"{type(error).__name__}: {error}"} if error else {"value": value}
 
 
 class Server:
@@ -136,7 +143,7 @@ class Server:
         }
         while True:
             method, *args = self._lines.receive()
-            self._lines.send(_answer(methods[method], *args))
+            self._lines.send(answer(methods[method], *args))
 
     def hello(self) -> dict[str, Any]:
         if not self._mode:
@@ -209,12 +216,12 @@ class Server:
         """
         if request is not None:
             child.lines.send(request)
-        answer = child.lines.receive(seconds, watch=self._lines)
-        if isinstance(answer, str):
-            raise OSError(answer)
-        if not isinstance(answer, dict) or "value" not in answer:
-            raise RuntimeError(answer.get("error", "") if isinstance(answer, dict) else str(answer))
-        return answer["value"]
+        reply = child.lines.receive(seconds, watch=self._lines)
+        if isinstance(reply, str):
+            raise OSError(reply)
+        if not isinstance(reply, dict) or "value" not in reply:
+            raise RuntimeError(reply.get("error", "") if isinstance(reply, dict) else str(reply))
+        return reply["value"]
 
 
 def _play(lines: Lines, task: str, seconds: int) -> None:
@@ -226,17 +233,17 @@ def _play(lines: Lines, task: str, seconds: int) -> None:
         return made[0].begin()
 
     lines.receive()
-    lines.send(_answer(begin))
+    lines.send(answer(begin))
     while True:
         request = lines.receive()
         if request == "saved":
-            lines.send(_answer(made[0].saved))
+            lines.send(answer(made[0].saved))
         else:
-            lines.send(_answer(made[0].execute, request[1]))
+            lines.send(answer(made[0].execute, request[1]))
 
 
 def _judge(lines: Lines, task: str, databases: dict[str, str]) -> None:
-    lines.send(_answer(judge, task, databases))
+    lines.send(answer(judge, task, databases))
     lines.receive()  # until it is killed
 
 

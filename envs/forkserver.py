@@ -53,12 +53,13 @@ def _answer(function: Callable[..., Any], *args: Any) -> tuple[bytes, bool]:
         return pack((kind, f"{type(error).__name__}: {error}")), kind is not InstanceLost
 
 
-def _serve(channel: socket.socket, make: Callable[[], Any], server: int) -> NoReturn:
+def _serve(channel: socket.socket, family: EnvFamily | None, failure: bytes, server: int) -> NoReturn:
     """Be a slot: announce the pid, make the instance, then answer (method, args) until the channel ends.
 
     Args:
         channel: to the owner.
-        make: makes the environment instance.
+        family: makes the environment instance; None where it could not be loaded.
+        failure: the message that says why, which is then all that the slot has to say.
         server: pid of the process this one was forked from.
     """
     os.setsid()  # a group of its own, so that a kill takes along what the environment started
@@ -75,7 +76,7 @@ def _serve(channel: socket.socket, make: Callable[[], Any], server: int) -> NoRe
         try:
             send(pack(os.getpid()))
             hosted: list[TextEnv] = []  # the one instance, kept here: it cannot travel
-            message, useful = _answer(lambda: hosted.append(make()))
+            message, useful = _answer(lambda: hosted.append(family.make())) if family else (failure, False)
             send(message)
             while useful:
                 method, args = _read(stream)
@@ -86,21 +87,13 @@ def _serve(channel: socket.socket, make: Callable[[], Any], server: int) -> NoRe
             os._exit(0)  # the owner gave the slot up; nothing of the server's state may be torn down here
 
 
-def _load(family_fd: int) -> tuple[Callable[[], Any], Callable[[], None]]:
-    """The preloaded family's `make` and `refresh`; where loading raised, a `make` that raises the same."""
-    try:
-        with open(family_fd, "rb") as file:
-            file.seek(0)  # the offset is shared with the owner and with earlier servers
-            family: EnvFamily = pickle.load(file)
-        family.preload()
-        return family.make, family.refresh
-    except Exception as error:  # noqa: BLE001 - reported by every slot as its start-up failure
-        failure = error
-
-        def fail() -> NoReturn:
-            raise failure
-
-        return fail, lambda: None
+def _load(family_fd: int) -> EnvFamily:
+    """The family whose pickle is in this file, preloaded."""
+    with open(family_fd, "rb") as file:
+        file.seek(0)  # the offset is shared with the owner and with earlier servers
+        family: EnvFamily = pickle.load(file)
+    family.preload()
+    return family
 
 
 def main(requests_fd: int, family_fd: int) -> None:
@@ -111,14 +104,17 @@ def main(requests_fd: int, family_fd: int) -> None:
     """
     os.dup2(2, 1)  # an environment's prints are diagnostics
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
-    make, refresh = _load(family_fd)
+    loaded: list[EnvFamily] = []  # none where loading fails, which is then what every slot says
+    message, _ = _answer(lambda: loaded.append(_load(family_fd)))
+    family = loaded[0] if loaded else None
     gc.collect()
     gc.freeze()  # keeps the collector from touching, and so copying, the shared pages
     server = os.getpid()
     with socket.socket(fileno=requests_fd) as requests:
         for channel in channels(requests):
-            refresh()
+            if family:
+                family.refresh()
             if os.fork() == 0:
                 requests.close()
-                _serve(channel, make, server)
+                _serve(channel, family, message, server)
             channel.close()

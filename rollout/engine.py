@@ -7,6 +7,7 @@ below the actor; it inherits those variables.
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -148,7 +149,8 @@ class Engine:
     async def generate(
         self, prompt_ids: np.ndarray, sampling: Sampling, seconds: float | None = None
     ) -> Generation:
-        """Sample one response to `prompt_ids`, (L,) int; given up after so many seconds.
+        """Sample one response to `prompt_ids`, (L,) int; given up after so many seconds, at most
+        rollout.request_timeout.
 
         Raises EngineError.
         """
@@ -164,11 +166,7 @@ class Engine:
             logprobs=0,
             structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
         )
-        try:
-            async with asyncio.timeout(seconds):  # vLLM forgets a request that nobody awaits any more
-                output = await self._run(prompt_ids, params)
-        except TimeoutError as error:
-            raise EngineError(f"nothing was sampled to its end within {seconds:g} s") from error
+        output = await self._run(prompt_ids, params, seconds)
         sampled: Any = output.outputs[0]
         self.totals["requests"] += 1
         self.totals["prompt_tokens"] += len(prompt_ids)
@@ -274,7 +272,9 @@ class Engine:
         """Requests running now, the version, and totals since the start."""
         return {**self.totals, "version": self.version}
 
-    async def _run(self, ids: np.ndarray, params: SamplingParams) -> RequestOutput:
+    async def _run(
+        self, ids: np.ndarray, params: SamplingParams, seconds: float | None = None
+    ) -> RequestOutput:
         """One request from start to end, under the deadline. Raises EngineError."""
         from vllm import TokensPrompt
         from vllm.exceptions import VLLMError
@@ -292,7 +292,7 @@ class Engine:
         params.flat_logprobs = True
         # The salt keeps keys of different weights apart even if a reset were missed.
         prompt = TokensPrompt(prompt_token_ids=ids.tolist(), cache_salt=f"weights {self.version}")
-        deadline = self.config.rollout.request_timeout
+        deadline = min(self.config.rollout.request_timeout, seconds or math.inf)
         served = self.adapters[-1] if self.adapters else None
         generating = self.llm.generate(
             prompt, params, str(next(self.requests)), lora_request=served.request if served else None
@@ -301,10 +301,10 @@ class Engine:
         if served:
             served.running += 1
         try:
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout(deadline):  # vLLM forgets a request that nobody awaits any more
                 [output] = [final async for final in generating]
         except TimeoutError as error:
-            raise EngineError(f"engine {self.index}: no response in {deadline:.0f} s") from error
+            raise EngineError(f"engine {self.index}: no response in {deadline:g} s") from error
         except VLLMError as error:
             raise EngineError(f"engine {self.index}: {self.failure or error}") from error
         finally:
@@ -321,7 +321,7 @@ class Engine:
         self._check()
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # vLLM raises plain ones from its workers
             self.failure = f"{doing} failed: {error}"
             # Requests in flight are frozen and would wait for their deadline.
             self.llm.output_processor.propagate_error(EngineDeadError())

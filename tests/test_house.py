@@ -19,9 +19,7 @@ LISTS = sorted((PROJECT / "requirements").glob("*.txt"))
 BROAD = frozenset(
     {
         "envs/forkserver.py:_answer",
-        "envs/forkserver.py:_load",
-        "envs/appworld_server.py:_answer",
-        "envs/appworld_server.py:_run",
+        "envs/appworld_server.py:attempt",
     }
 )
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PROJECT)))
