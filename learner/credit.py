@@ -119,12 +119,13 @@ def informative(group: Group, credit: Credit) -> bool:
 
 
 def _relative(values: np.ndarray, samples: np.ndarray, normalise: str, ddof: int = 0) -> np.ndarray:
-    """(values − mean) / (std + 1e-6), or without std; all 0 where fewer than two samples, or equal ones, say
-    nothing."""
+    """(values − mean) / (std + 1e-6), or without std; 0 for values that only rounding takes
+    off the mean, and all 0 where fewer than two samples, or equal ones, say nothing."""
     if len(samples) < 2 or np.ptp(samples) < ROUNDING:
         return np.zeros(len(values))
     scale = samples.std(ddof=ddof) + 1e-6 if normalise == "std" else 1.0
-    return (values - samples.mean()) / scale
+    apart = values - samples.mean()
+    return np.where(np.abs(apart) < ROUNDING, 0.0, apart) / scale
 
 
 def _samples(returns: Sequence[np.ndarray], statistics: str) -> np.ndarray:

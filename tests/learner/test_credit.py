@@ -65,7 +65,8 @@ def standard(value, peers, credit, deviation):
     if len(peers) < 2 or max(peers) - min(peers) < 1e-9:  # the same up to rounding
         return 0.0
     scale = deviation(peers) + 1e-6 if credit.normalise == "std" else 1.0
-    return (value - fmean(peers)) / scale
+    apart = value - fmean(peers)
+    return 0.0 if abs(apart) < 1e-9 else apart / scale
 
 
 def naive_group(rows, credit, leave_one_out=False):
@@ -239,6 +240,15 @@ def test_similar_states_can_be_peers():
     assert [values.tolist() for values in advantages(held, credit)] == [[0.0], [0.0]]
     made = advantages(held, replace(credit, similarity=0.9))
     assert [values.tolist() for values in made] == [[5.0], [-5.0]]
+
+
+def test_hgpo_counts_a_turn_at_the_mean_as_no_comparison_also_after_rounding():
+    # in a, less 0.1 each: 10 10 5 10 0 0 0, whose mean is the third's 5 up to rounding; of the group's
+    # samples (four times 10, three times 0) it is 4.29 above the mean
+    rounded = [visits(True, "a", [0]), visits(True, "a", [0]), visits(True, "aa", [0, 1])]
+    held = group(*rounded, visits(False, "aaa", [0, 1, 2]))
+    credit = Credit("hgpo", normalise="none", discount=0.5, history=0, history_offset=1, join_group=True)
+    assert advantages(held, credit)[2][0] == pytest.approx(10 - 40 / 7)
 
 
 @given(groups, credits_of)
