@@ -38,8 +38,8 @@ TINY = [
     "warm_start.batch_rows=2",
     "warm_start.lr=1e-3",
     "feedback.max_tokens=128",
-    "evaluate.episodes=2",
-    "evaluate.cold_episodes=2",
+    "evaluate.episodes=1",
+    "evaluate.cold_episodes=1",
     "checkpoint.every=9",
 ]
 
