@@ -7,7 +7,7 @@ CONFIG ?= configs/alfworld.yaml
 .PHONY: help
 help:
 	@echo 'make setup    .venv with the pinned packages (cpu, or gpu where a GPU is found)'
-	@echo 'make train    set up, then train $(CONFIG); ARGS="key=value ..." overrides settings'
+	@echo 'make train    set up, then train $(CONFIG) or go on with it; ARGS="key=value ..." overrides settings'
 	@echo 'make test     set up, then run the tests; ARGS goes to pytest'
 	@echo 'make lint     style, formatting and types; make format mends the first two'
 	@echo 'make lock     choose all package versions anew; make clean removes .venv and caches, never runs/'
@@ -16,7 +16,7 @@ setup:
 	@scripts/setup
 
 train: setup
-	$(VENV)/hindsight train $(CONFIG) $(ARGS)
+	$(VENV)/hindsight train $(CONFIG) resume=auto $(ARGS)
 
 test: setup
 	$(VENV)/python -m pytest --numprocesses=2 --no-loadscope-reorder --durations=15 $(ARGS)

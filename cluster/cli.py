@@ -78,7 +78,10 @@ def evaluate(
         _fail(
             f"{checkpoint} holds no model: expected config.json in it, in model/ or in checkpoints/*/model/."
         )
-    config = replace(config, model=replace(config.model, path=str(model)))
+    user = config.env.user
+    if user.source == "engine" and not user.model:  # the customer of the training run, not the checkpoint
+        user = replace(user, model=config.model.path)
+    config = replace(config, model=replace(config.model, path=str(model)), env=replace(config.env, user=user))
     _run(config, lambda: eval_run(config))
 
 
@@ -120,11 +123,12 @@ def _read(recipe: Path, overrides: list[str] | None, address: str | None) -> Con
 def _run(config: Config, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run to the end; an expected error becomes one clear message and exit code 1."""
     from cluster.commands import expected_errors
+    from cluster.watch import reason
 
     try:
         asyncio.run(start())
     except expected_errors() as error:
-        _fail(str(error))
+        _fail(reason(error))
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; resume=auto goes on from the last checkpoint", style="yellow")
         raise typer.Exit(code=130) from None

@@ -68,13 +68,20 @@ def play(
 
     A tool is called as `name {"its": "arguments"}`; a block of code ends with an empty line.
     """
-    env = Env(name=name, data=data)
-    family = _family(env)
+    family = _family(Env(name=name, data=data))
+    try:
+        _play(family, task)
+    except EnvError as error:
+        _fail(str(error))
+
+
+def _play(family: EnvFamily, task: str) -> None:
+    """One episode with a person at the keys. Raises EnvError."""
     specs = {
         spec.id: spec for panel in (family.manifest().train, family.manifest().evaluation) for spec in panel
     }
     if task and task not in specs:
-        _fail(f"{name} has no task {task!r}; for example: {', '.join(list(specs)[:5])}")
+        _fail(f"{family.name} has no task {task!r}; for example: {', '.join(list(specs)[:5])}")
     spec = specs[task] if task else next(iter(specs.values()))
     instance = family.make()
     try:
@@ -97,8 +104,6 @@ def play(
                 ending = "solved" if result.success else "not solved"
                 console.print(f"{ending}, reward {result.reward:g}", style="bold")
                 return
-    except EnvError as error:
-        _fail(str(error))
     finally:
         instance.close()
 

@@ -12,10 +12,10 @@ from cluster.evaluate import Evaluation, evaluate, panel
 from cluster.failures import FailureBudget, RunError
 from cluster.metrics import Metrics, write_trajectories
 from cluster.run import Run, checkpoints, open_run
-from cluster.start import connect, start_actors
+from cluster.start import STARTING, connect, start_actors
 from cluster.train import Trainer
 from cluster.view import View, cost_lines, draw_curve, evaluation_table
-from cluster.watch import Watchdog
+from cluster.watch import Watchdog, within
 from configs.schema import Config, Lora
 from envs.base import EnvError
 from envs.registry import make_family
@@ -106,7 +106,9 @@ async def eval_run(config: Config) -> None:
             if adapter:
                 flat, layout = pack(adapter.tensors.items())
                 weights = WeightSet(1, layout, digest(flat), ray.put(flat))
-                await asyncio.gather(*(engine.load_weights.remote(weights) for engine in actors.engines))
+                limit, what = config.cluster.start_timeout, "loading the adapter"
+                loading = [engine.load_weights.remote(weights) for engine in actors.engines]
+                await asyncio.gather(*(within(limit, STARTING, what, call) for call in loading))
             watchdog = Watchdog(config.cluster.stall_timeout)
             episodes = panel(manifest.evaluation, config.evaluate.episodes)
 

@@ -4,6 +4,8 @@
 2. Then its episode is dropped from the group and counted here.
 3. A teacher that fails or is too slow costs only the reweighting of that group: it trains as plain GRPO, and
    is counted. A judge that does not answer costs only the hindsight that it was asked for, and is counted.
+   Where that was all that the group could have taught (distillation, or a penalty without its reference), its
+   task comes again.
 4. An actor that has died ends the run, but for environment shards, which start again: `resume=auto` goes on.
 5. When more than `failure_budget` have been counted the run stops cleanly, naming what failed most.
 """

@@ -13,9 +13,11 @@ import numpy as np
 from ray.exceptions import RayError
 
 from cluster.run import Run
-from cluster.watch import Deadline, Unreachable, within
+from cluster.watch import Deadline, Unreachable, reason, within
 from envs.tasks import TaskSpec
 from feedback.hindsight import Hindsight, hindsight
+from feedback.judge import Answer, Schema, patience
+from feedback.reading import Question
 from learner.credit import informative
 from learner.distil_rows import distil_rows, plain_rows, with_candidates
 from learner.rows import Row
@@ -37,7 +39,7 @@ class Filled:
     scores: Mapping[TurnAt, np.ndarray] = field(default_factory=dict)  # the teacher's log-probs of its span
     reference: Mapping[TurnAt, np.ndarray] = field(default_factory=dict)  # the reference's, of all of it
     distil: Sequence[Row] = ()  # rows of the distillation loss
-    teacher_seconds: float = 0.0
+    teacher_seconds: float = 0.0  # in which it was asked and had not answered
     teacher_spans: int = 0
     teacher_tokens: int = 0  # that the teacher read: contexts and spans, what they share once
     teacher_span_tokens: int = 0  # of them, those scored
@@ -71,25 +73,17 @@ class Filler:
         weighs = teaches and strength > 0
         if not (distils or weighs or self.actors.reference):
             return filled
-        started = time.monotonic()
         try:
             if self.actors.reference is not None and teaches:
                 filled = replace(filled, reference=await self.refer(group))
             if distils or weighs:
-                known = await hindsight(
-                    group,
-                    self.config.feedback,
-                    self.run.judge,
-                    self.run.renderer.show,
-                    whole_turns=distils or self.config.reweight.tokens == "response",
-                )
-                self.run.watchdog.beat("gathering hindsight")
+                known = await self.look_back(group, distils)
                 filled = replace(filled, hindsight=known, failures=(*filled.failures, *known.failures))
                 filled = await (self.teach if distils else self.weigh)(filled)
         except (RayError, Deadline, Unreachable) as error:  # RayError: what the actor itself raised
-            lost = Failure("teacher", str(error), task.id)
+            lost = Failure("teacher", reason(error), task.id)
             filled = replace(filled, failures=(*filled.failures, lost))
-        return replace(filled, teacher_seconds=time.monotonic() - started)
+        return filled
 
     async def roll_out(self, ordinal: int, task: TaskSpec) -> Group:
         """The group's episodes."""
@@ -103,12 +97,32 @@ class Filler:
         self.run.watchdog.beat("rolling out")
         return group
 
+    async def look_back(self, group: Group, distils: bool) -> Hindsight:
+        """The texts that the teacher will see, from the group itself or from a judge."""
+        judge, watchdog = self.run.judge, self.run.watchdog
+
+        async def ask(question: Question, schema: Schema | None = None) -> Answer:
+            assert judge is not None
+            try:
+                return await judge(question, schema)
+            finally:
+                watchdog.beat("gathering hindsight")
+
+        with watchdog.waiting(patience(self.config.judge) if judge else 0.0):
+            return await hindsight(
+                group,
+                self.config.feedback,
+                ask if judge else None,
+                self.run.renderer.show,
+                whole_turns=distils or self.config.reweight.tokens == "response",
+            )
+
     async def weigh(self, filled: Filled) -> Filled:
         """The teacher's log-probs of what was done, for the weights of SERL and RLSD."""
         requests = self.requests(filled, self.config.reweight.tokens)
-        scored = await self.score("teacher", filled.group, requests)
+        scored, seconds = await self.score("teacher", filled.group, requests)
         scores = {(r.trajectory, r.turn): s.logprobs for r, s in zip(requests, scored, strict=True)}
-        return replace(filled, scores=scores, **self.cost(requests))
+        return replace(filled, scores=scores, **self.cost(requests, seconds))
 
     async def teach(self, filled: Filled) -> Filled:
         """Student and teacher on the tokens of every turn that has hindsight, for distillation."""
@@ -126,14 +140,14 @@ class Filler:
                 for (owner, row), candidates in zip(rows.items(), found, strict=True)
             }
             requests = with_candidates(group, requests, rows)
-        scored = await self.score("teacher", group, requests)
+        scored, seconds = await self.score("teacher", group, requests)
         made = distil_rows(group, requests, scored, rows)
-        return replace(filled, distil=made, **self.cost(requests))
+        return replace(filled, distil=made, **self.cost(requests, seconds))
 
     async def refer(self, group: Group) -> dict[TurnAt, np.ndarray]:
         """The reference policy's log-probs of everything that was sampled."""
         requests = plain_requests(group)
-        scored = await self.score("reference", group, requests)
+        scored, _ = await self.score("reference", group, requests)
         return {(r.trajectory, r.turn): s.logprobs for r, s in zip(requests, scored, strict=True)}
 
     def requests(self, filled: Filled, tokens: str) -> list[ScoreRequest]:
@@ -150,25 +164,30 @@ class Filler:
             tokens=tokens,
         )
 
-    def cost(self, requests: Sequence[ScoreRequest]) -> dict[str, Any]:
+    def cost(self, requests: Sequence[ScoreRequest], seconds: float) -> dict[str, Any]:
         """What these requests took, as fields of `Filled`."""
         return {
+            "teacher_seconds": seconds,
             "teacher_spans": len(requests),
             "teacher_tokens": tokens_read(requests, self.config.teacher.batch_tokens),
             "teacher_span_tokens": sum(len(request.span) for request in requests),
         }
 
-    async def score(self, role: str, group: Group, requests: Sequence[ScoreRequest]) -> list[Scored]:
-        """One answer per request, by the teacher or the reference."""
+    async def score(
+        self, role: str, group: Group, requests: Sequence[ScoreRequest]
+    ) -> tuple[list[Scored], float]:
+        """One answer per request, by the teacher or the reference, and the seconds that it took them."""
         sequences = [[sequence.ids for sequence in t.sequences] for t in group.trajectories]
-        seconds = self.config.teacher.timeout
+        limit = self.config.teacher.timeout
         async with self.free[role]:  # else the deadline would run while other groups are scored
-            with self.run.watchdog.waiting(seconds):
+            started = time.monotonic()
+            with self.run.watchdog.waiting(limit):
                 call = self.actors.scorers()[role].score.remote(sequences, requests)
                 what = f"scoring group {group.ordinal}"
-                scored: list[Scored] = await within(seconds, "teacher.timeout", what, call)
+                scored: list[Scored] = await within(limit, "teacher.timeout", what, call)
+            seconds = time.monotonic() - started
         self.run.watchdog.beat("scoring")
-        return scored
+        return scored, seconds
 
 
 def hindsight_metrics(filled: Sequence[Filled]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from cluster.prompts import PromptLedger
 from cluster.start import Actors, start_actors
 from cluster.view import View
 from cluster.watch import Watchdog, within
-from configs.check import render
+from configs.check import differences, render
 from configs.schema import Config
 from envs.registry import make_family
 from envs.tasks import Manifest
@@ -173,9 +173,6 @@ def open_folder(config: Config) -> Path | None:
             "Go on with resume=auto, or choose another folder with out=…"
         )
     out.mkdir(parents=True, exist_ok=True)
-    if newest is None:
-        for stale in ("metrics.jsonl", "curve.png"):
-            (out / stale).unlink(missing_ok=True)
     return newest
 
 
@@ -199,6 +196,9 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     )
     view.phase("starting actors", None)
     actors = await start_actors(config, str(model), family, teacher=needs_teacher(config))
+    if newest is None:  # what a run that left no checkpoint had written
+        for stale in ("metrics.jsonl", "curve.png"):
+            Path(config.out, stale).unlink(missing_ok=True)
     metrics = Metrics(Path(config.out))
     judge = start_judge(config, renderer, actors) if needs_teacher(config) else None
     try:
@@ -223,7 +223,9 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         )
         if newest is not None:
             await run.restore(newest)
-            view.say(f"going on from {newest} after step {run.state.step}")
+            view.say(f"going on from {newest} after step {run.state.step} of {config.steps}")
+            for difference in differences((run.out / "config.yaml").read_text(), config):
+                view.say(f"  {difference}")
         (run.out / "config.yaml").write_text(render(config))
         yield run
     finally:

@@ -23,7 +23,7 @@ from cluster.watch import within
 from configs.environ import actor_environment
 from configs.schema import Config, Env
 from envs.base import EnvFamily
-from envs.pool import PoolHandles, start_pool
+from envs.pool import SHARD_CPUS, PoolHandles, start_pool
 from envs.registry import make_family
 from learner.critic import Critic
 from learner.group import LearnerGroup
@@ -105,9 +105,10 @@ def plan_bundles(config: Config, gpus: float, *, learner: bool, teacher: bool) -
     return bundles
 
 
-def lacking(bundles: Sequence[Bundle], available: dict[str, float]) -> str | None:
-    """What the cluster lacks for these bundles, or None."""
+def lacking(bundles: Sequence[Bundle], available: dict[str, float], shards: int = 0) -> str | None:
+    """What the cluster lacks for these bundles and so many shards of the environment, or None."""
     needs = {kind: sum(bundle.resources.get(kind, 0.0) for bundle in bundles) for kind in ("CPU", "GPU")}
+    needs["CPU"] += shards * SHARD_CPUS
     short = [
         f"{needs[kind]:g} {kind} needed, {available.get(kind, 0.0):g} in the cluster"
         for kind in needs
@@ -220,7 +221,7 @@ async def reserve(config: Config, *, learner: bool, teacher: bool) -> Places:
         RunError: the cluster cannot hold them, or not within `cluster.start_timeout`.
     """
     bundles = plan_bundles(config, ray.cluster_resources().get("GPU", 0.0), learner=learner, teacher=teacher)
-    problem = lacking(bundles, ray.cluster_resources())
+    problem = lacking(bundles, ray.cluster_resources(), config.env.shards)
     if problem:
         raise RunError(problem)
     group = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
@@ -252,7 +253,7 @@ async def start_actors(
     scorers: dict[str, Any] = {
         role: ray.remote(Teacher)
         .options(**place, **variables(teacher_env(config)))
-        .remote(model, config, temperature)
+        .remote(model, config, temperature, config.teacher.ema if role == "teacher" else 1.0)
         for role, temperature in config.temperatures.items()
         for place in places(role)
     }

@@ -21,6 +21,7 @@ from cluster.metrics import rollout_metrics, write_trajectories
 from cluster.run import Run
 from cluster.warm_start import imitate, linear
 from cluster.watch import within
+from learner.credit import informative
 from learner.publish import PublishReport, broadcast, publish
 from learner.reweight import strength_at
 from learner.rows import Advantages, Row, make_rows
@@ -127,14 +128,19 @@ class Trainer:
             "seconds/step": published - started,
         }
         self.record(groups, values)
-        if (
-            config.evaluate.every
-            and run.state.step % config.evaluate.every == 0
-            and run.state.step < config.steps
-        ):
+        if run.state.step < config.steps:
+            await self.checkpoint_and_evaluate()
+
+    async def checkpoint_and_evaluate(self) -> None:
+        """What is due between two steps."""
+        run, every = self.run, self.config.evaluate.every
+        saves = run.state.step % self.config.checkpoint.every == 0
+        if saves:
+            await run.save()  # before it is measured, as after the warm start
+        if every and run.state.step % every == 0:
             await self.evaluate("during reinforcement")
-        if run.state.step % config.checkpoint.every == 0 and run.state.step < config.steps:
-            await run.save()
+            if saves:
+                await run.save()
 
     def admit(self, strength: float) -> None:
         """Start groups until as many are in flight as the staleness bound and the steps left allow."""
@@ -184,7 +190,7 @@ class Trainer:
         config = self.config
         scores = {(one.ordinal, *turn): values for one in filled for turn, values in one.scores.items()}
         reference = {(one.ordinal, *turn): values for one in filled for turn, values in one.reference.items()}
-        penalised = config.loss.policy > 0 and config.loss.kl > 0
+        penalised = config.loss.kl > 0
         groups = [one.group for one in filled if config.loss.policy > 0 and (one.reference or not penalised)]
         return {
             "policy": make_rows(
@@ -199,14 +205,25 @@ class Trainer:
         }
 
     def release(self, filled: Filled) -> None:
-        """Close the books on a group. One that infrastructure left too small to learn from comes again."""
-        # With a critic or by distillation an episode teaches without siblings.
-        alone = self.config.credit.critic or self.config.distil.weight > 0
-        wanted = 1 if alone else min(2, self.config.rollout.group_size)
-        if filled.group.failures and len(filled.group.trajectories) < wanted:
+        """Close the books on a group. One that infrastructure kept from teaching comes again."""
+        if self.failed(filled):
             self.run.ledger.give_back(filled.ordinal)
         else:
             self.run.ledger.mark_trained(filled.ordinal)
+
+    def failed(self, filled: Filled) -> bool:
+        """Whether failures left a group too small to learn from, or took all that it would have been
+        trained on."""
+        config, group = self.config, filled.group
+        # With a critic or by distillation an episode teaches without siblings.
+        alone = config.credit.critic or config.distil.weight > 0
+        wanted = 1 if alone else min(2, config.rollout.group_size)
+        if group.failures and len(group.trajectories) < wanted:
+            return True
+        if len(filled.failures) == len(group.failures) or filled.distil:
+            return False
+        escapes = config.loss.kl > 0 and informative(group, config.credit) and not filled.reference
+        return config.loss.policy == 0 or escapes
 
     async def publish(self, refresh: bool = False) -> PublishReport:
         """New weights to every engine, verified; and, where it is due, to those that follow the student."""

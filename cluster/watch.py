@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from cluster.failures import RunError
 
@@ -62,6 +62,11 @@ async def within(seconds: float, setting: str, what: str, awaitable: Awaitable[T
             f"{what}: the actor has died ({reason}). Its log is in Ray's dashboard; "
             "resume=auto goes on from the last checkpoint, if there is one."
         ) from error
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, without the traceback of the actor that raised it."""
+    return str(error.cause if isinstance(error, RayTaskError) else error)
 
 
 class Watchdog:

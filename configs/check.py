@@ -119,6 +119,11 @@ def _update(config: Config) -> list[tuple[bool, str]]:
             "loss.policy = 0 and distil.weight = 0 leave nothing to train on: set one of them above 0",
         ),
         (
+            config.steps > 0 and config.loss.kl > 0 and config.loss.policy == 0,
+            f"loss.kl = {config.loss.kl} is a part of the policy loss, and loss.policy = 0: set loss.kl=0, "
+            "or loss.policy above 0",
+        ),
+        (
             config.distil.weight > 0 and not config.feedback.on,
             f"distil.weight = {config.distil.weight} has no use with feedback.source = none: name a source",
         ),
@@ -232,8 +237,8 @@ def _paths(config: Config) -> list[str]:
     data, model = config.env.data, config.model.path
     if data is not None and not Path(data).expanduser().is_dir():
         problems.append(
-            f"env.data = {data!r} is not a folder: fetch the official data with `alfworld-download` "
-            "and name its folder, or set env.data=null to play generated games"
+            f"env.data = {data!r} is not a folder: name that of {config.env.name}'s official data "
+            "(docs/environments.md says how to get them), or set env.data=null to play without"
         )
     if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().is_dir():
         problems.append(
@@ -254,6 +259,18 @@ def _paths(config: Config) -> list[str]:
             "free some or name another folder"
         )
     return problems
+
+
+def differences(before: str, config: Config) -> list[str]:
+    """Settings that are not as in `before`, which `render` wrote: "key: before → now" each."""
+    earlier = yaml.safe_load(before)
+    lines = []
+    for key, _, value in settings(config):
+        section, _, name = key.rpartition(".")
+        held = earlier.get(section, {}) if section else earlier
+        if name in held and held[name] != value:
+            lines.append(f"{key}: {held[name]} → {value}")
+    return lines
 
 
 def render(config: Config) -> str:

@@ -222,7 +222,7 @@ class Cluster:
     stall_timeout: float = setting(
         900.0,
         "seconds without progress before stacks are printed and the run stops; where a wait's own deadline "
-        "(of rollout, learner or teacher) is longer, that",
+        "(of rollout, learner, teacher or judge) is longer, that",
         low=1.0,
     )
 

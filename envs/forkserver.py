@@ -17,6 +17,7 @@ import pickle
 import signal
 import socket
 import struct
+import traceback
 from collections.abc import Callable
 from io import BufferedIOBase
 from typing import Any, NoReturn
@@ -43,14 +44,28 @@ def _read(stream: BufferedIOBase) -> Any:
     return pickle.loads(stream.read(LENGTH.unpack(head)[0]))
 
 
+def _packed(function: Callable[..., Any], *args: Any) -> bytes:
+    """The message (None, what `function` returns).
+
+    Raises EnvError: InstanceLost where what it raised is none, as nobody knows what that left behind.
+    """
+    try:
+        return pack((None, function(*args)))
+    except EnvError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise InstanceLost(f"{type(error).__name__}: {error}") from error
+
+
 def _answer(function: Callable[..., Any], *args: Any) -> tuple[bytes, bool]:
     """Call `function`; the owner's message, (None, value) or (kind of EnvError, description), and whether the
     instance is of use still."""
     try:
-        return pack((None, function(*args))), True
-    except Exception as error:  # noqa: BLE001 - whatever an environment raises is data for its owner
+        return _packed(function, *args), True
+    except EnvError as error:
         kind = next((kind for kind in TOLD if isinstance(error, kind)), EnvError)
-        return pack((kind, f"{type(error).__name__}: {error}")), kind is not InstanceLost
+        return pack((kind, str(error))), kind is not InstanceLost
 
 
 def _serve(channel: socket.socket, family: EnvFamily | None, failure: bytes, server: int) -> NoReturn:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from envs.base import DataMissing, EnvError
+from envs.base import DataMissing, EnvError, SettingError
 from envs.registry import FAMILIES, cache_root
 
 LISTS = Path(__file__).resolve().parent.parent / "requirements"
@@ -42,11 +42,11 @@ def install(
     Returns: the interpreter, or None where the environment comes with the main one.
 
     Raises:
-        ValueError: there is no such environment.
+        SettingError: there is no such environment.
         EnvError: a step failed; nothing is left of the attempt.
     """
     if name not in FAMILIES:
-        raise ValueError(f"{name!r} is not an environment; choose one of {', '.join(FAMILIES)}")
+        raise SettingError(f"{name!r} is not an environment; choose one of {', '.join(FAMILIES)}")
     if name not in STEPS:
         tell(f"{name} comes with the main environment: nothing to install")
         return None

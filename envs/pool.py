@@ -36,6 +36,7 @@ from envs.shard import Lease, Limits, Shard
 from envs.tasks import TaskSpec
 
 TRAVEL = 30.0  # seconds that a call may spend outside the shard's own deadlines: the wire, a busy actor
+SHARD_CPUS = 0.1  # that Ray counts for a shard
 RESTART = 60.0  # seconds in which a dead actor comes back even on busy cores: a process, its imports
 
 
@@ -160,7 +161,7 @@ def start_pool(
     family = family or make_family(env)
     limits = Limits.of(env)
     shard = ray.remote(Shard).options(
-        num_cpus=0.1,
+        num_cpus=SHARD_CPUS,
         max_restarts=-1,
         max_concurrency=1000 + 4 * env.slots,
         scheduling_strategy="SPREAD",

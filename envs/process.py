@@ -3,7 +3,7 @@
     Forkserver ──fork──► Slot ──call("step", action)──► the process's TextEnv
 
 A slot answers within its deadline or is killed. Nothing here is ever a reward: a process that dies or hangs
-raises, and so does an exception inside the environment.
+raises, and so does an exception inside the environment; one that is no EnvError ends the process as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from envs.base import EnvError, EnvFamily, SlotDied, SlotTimeout
+from envs.base import EnvError, EnvFamily, InstanceLost, SlotDied, SlotTimeout
 from envs.forkserver import LENGTH, pack
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -140,15 +140,17 @@ class Slot:
         Raises:
             SlotTimeout: it did not answer in time; the process has been killed.
             SlotDied: the process ended before it answered.
-            EnvError: the environment raised, with the exception's type and message; the slot lives on. It is
-                DataMissing where that was raised.
+            EnvError: the environment raised it, and the slot lives on; DataMissing where it was that.
+            InstanceLost: the environment raised that or something else; the process has ended.
         """
         return await self._result(pack((method, args)), deadline, method)
 
     async def _result(self, request: bytes, deadline: float, method: str) -> Any:
         error, value = await self._exchange(request, deadline, method)
+        if error is InstanceLost:
+            self.reap()
         if error:
-            raise error(f"{method} raised {value}")
+            raise error(f"{method}: {value}")
         return value
 
     async def _exchange(self, request: bytes, deadline: float, method: str) -> Any:

@@ -17,7 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.schema import Env
-from envs.base import Demonstration, EnvFamily, Observation, SlotDied, SlotTimeout, StepResult, Verdict
+from envs.base import (
+    Demonstration,
+    EnvFamily,
+    InstanceLost,
+    Observation,
+    SlotDied,
+    SlotTimeout,
+    StepResult,
+    Verdict,
+)
 from envs.process import Forkserver, Slot
 from envs.tasks import TaskSpec
 
@@ -183,7 +192,7 @@ class Shard:
         assert seat.slot is not None
         try:
             return await seat.slot.call(method, *args, deadline=deadline)
-        except (SlotTimeout, SlotDied):
+        except (SlotTimeout, SlotDied, InstanceLost):
             self._empty(seat, seat.slot)
             raise
 

@@ -207,6 +207,8 @@ class WebShopFamily(EnvFamily):
         self._config = config
         self._kinds = config.kinds or KINDS
         self._cache = cache / "webshop"
+        # Resolved here, by the driver: shards work in other folders.
+        self._official = Path(config.data).expanduser().resolve() if config.data else None
         self._data: Data | None = None
         self._shop: Shop | None = None
 
@@ -229,8 +231,7 @@ class WebShopFamily(EnvFamily):
 
     def _load(self) -> Data:
         if self._data is None:
-            folder = Path(self._config.data).expanduser() if self._config.data else self._generated()
-            self._data = load(folder, human=self._config.goals == "human")
+            self._data = load(self._official or self._generated(), human=self._config.goals == "human")
         return self._data
 
     def _open(self) -> Shop:

@@ -95,8 +95,7 @@ class Endpoint:
         if schema is not None:
             form = {"name": "answer", "schema": schema, "strict": True}
             extra["response_format"] = {"type": "json_schema", "json_schema": form}
-        # The client's timeout starts anew with each byte.
-        longest = (settings.timeout + LONGEST_PAUSE) * (settings.retries + 1)
+        longest = patience(settings)  # the client's timeout starts anew with each byte
         try:
             async with asyncio.timeout(longest):
                 completion = await self._client.chat.completions.create(
@@ -238,6 +237,11 @@ class JudgeClient:
             return None
         digest = hashlib.sha256(json.dumps(asking, sort_keys=True).encode()).hexdigest()
         return self._folder / f"{digest[:32]}.json"
+
+
+def patience(settings: Judge) -> float:
+    """Most seconds that a question may take once it is its turn."""
+    return (settings.timeout + LONGEST_PAUSE) * (settings.retries + 1)
 
 
 def _most_tokens(question: Question, settings: Judge) -> int:

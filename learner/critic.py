@@ -71,9 +71,7 @@ class CriticRank(Rank):
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._sharded):
                 if self.rank == 0 or not self._sharded:
                     parameter.data.copy_(tensors[name])
-        # The optimiser has float32 copies of its own, except where DeepSpeed leaves it as it is (stage 0).
-        if hasattr(self.engine.optimizer, "refresh_fp32_params"):
-            self.engine.optimizer.refresh_fp32_params()
+        self.engine.optimizer.refresh_fp32_params()  # it has float32 copies of its own
 
     def _wrap(self, lm: Any) -> nn.Module:
         return TokenValues(lm)

@@ -67,14 +67,16 @@ def importance(old: torch.Tensor, rollout: torch.Tensor, cap: float) -> torch.Te
 def surrogate(
     logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, loss: Loss
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dual-clip PPO (arXiv 1912.09729) of each token, and where the clip stops its gradient; both (P,)."""
+    """Dual-clip PPO (arXiv 1912.09729) of each token, and where a clip stops its gradient; both (P,)."""
     ratio = torch.exp((logprobs - old).clamp(-RATIO_BOUND, RATIO_BOUND))
     free = -advantages * ratio
     bound = -advantages * ratio.clamp(1.0 - loss.clip_low, 1.0 + loss.clip_high)
-    value = torch.maximum(free, bound)
+    value, stopped = torch.maximum(free, bound), bound > free
     if loss.dual_clip > 0:
-        value = torch.where(advantages < 0, torch.minimum(value, -loss.dual_clip * advantages), value)
-    return value, bound > free
+        most = -loss.dual_clip * advantages
+        over = (advantages < 0) & (value > most)
+        value, stopped = torch.where(over, most, value), stopped | over
+    return value, stopped
 
 
 def kl_divergence(logprobs: torch.Tensor, reference: torch.Tensor, estimator: str) -> torch.Tensor:

@@ -44,7 +44,9 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     """DeepSpeed's own configuration. Micro-batches vary in number, so `update` steers accumulation."""
     learner = config.learner
     # Summing micro-batches in bfloat16 would round away small gradients; stage 0 refuses float32 sums.
-    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if learner.zero_stage else {}
+    sums: dict[str, Any] = {"data_types": {"grad_accum_dtype": "fp32"}} if learner.zero_stage else {}
+    if learner.zero_stage == 1:  # which sums them over the ranks afterwards, else in bfloat16 again
+        sums["communication_data_type"] = "fp32"
     return sums | {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -148,7 +150,7 @@ class Rank(ABC):
                 with self._training(objective):
                     total, sums = self._loss(batch, before, objective, strength)
                     if not math.isfinite(sums["loss"]):
-                        raise LearnerError(f"the loss is not finite: {self._advice()}")
+                        raise LearnerError(f"the loss is not finite: {self._advice(objective)}")
                     # DeepSpeed averages gradients over ranks; a mean over all ranks' rows wants their sum.
                     self.engine.backward(total * (self.config.learner.ranks * scale))
                 self.engine.step()
@@ -156,7 +158,7 @@ class Rank(ABC):
             if micros:
                 norms.append(float(self.engine.get_global_grad_norm()))
         if not all(math.isfinite(norm) for norm in norms):
-            raise LearnerError(f"the gradient is not finite: {self._advice()}")
+            raise LearnerError(f"the gradient is not finite: {self._advice(objective)}")
         merged = {objective: losses.merge(sums) for objective, sums in parts.items()}
         return merged, sum(norms) / len(norms)
 
@@ -229,7 +231,9 @@ class Rank(ABC):
         """A block in which the model is as it has to be to train on that objective."""
         return nullcontext()
 
-    def _advice(self) -> str:
+    def _advice(self, objective: str) -> str:
+        if objective == "imitation":
+            return "lower warm_start.lr and begin again"
         return f"lower {self.NAME}.lr and go on from a checkpoint"
 
     def _whole(self, parameters: Sequence[torch.Tensor]) -> Any:

@@ -315,18 +315,20 @@ class Engine:
 
     @asynccontextmanager
     async def _guard(self, doing: str) -> AsyncIterator[None]:
-        """Put the engine out of use where a part of an update fails."""
+        """Put the engine out of use where a part of an update fails, or is given up half-way."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._check()
         try:
             yield
-        except Exception as error:  # vLLM raises plain ones from its workers
-            self.failure = f"{doing} failed: {error}"
+        except BaseException as error:  # vLLM raises plain Exceptions from its workers
+            self.failure = f"{doing} failed: {str(error) or type(error).__name__}"
             # Requests in flight are frozen and would wait for their deadline.
             self.llm.output_processor.propagate_error(EngineDeadError())
             self.llm.shutdown()
-            raise EngineError(f"engine {self.index}: {self.failure}") from error
+            if isinstance(error, Exception):
+                raise EngineError(f"engine {self.index}: {self.failure}") from error
+            raise
 
     def _check(self) -> None:
         if self.failure:

@@ -1,12 +1,11 @@
 """The teacher: a causal LM that scores chosen spans, each prefix computed once, and the actor that holds it.
 
 own = {"env_vars": teacher_env(config)}
-teacher = ray.remote(Teacher).options(runtime_env=own, ...).remote(path, config, temperature)
+teacher = ray.remote(Teacher).options(runtime_env=own, ...).remote(path, config, temperature, share)
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -165,6 +164,20 @@ def load_strictly(targets: Mapping[str, torch.Tensor], tensors: Iterable[tuple[s
     """Copy tensors into those of the same name: each exactly once, or none at all.
 
     Raises:
+        WeightsError: see `fitting`.
+    """
+    given = fitting(targets, tensors)
+    with torch.no_grad():
+        for name, tensor in given:
+            targets[name].copy_(tensor)
+
+
+def fitting(
+    targets: Mapping[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]
+) -> list[tuple[str, torch.Tensor]]:
+    """The tensors, one for each target.
+
+    Raises:
         WeightsError: one is missing, unknown, given twice or of another shape.
     """
     given = list(tensors)
@@ -173,9 +186,7 @@ def load_strictly(targets: Mapping[str, torch.Tensor], tensors: Iterable[tuple[s
     if arrived != expected:
         odd = sorted(set(arrived) ^ set(expected))[:4] or "one is given twice"
         raise WeightsError(f"{len(arrived)} weights do not fit {len(expected)} parameters: {odd}")
-    with torch.no_grad():
-        for name, tensor in given:
-            targets[name].copy_(tensor)
+    return given
 
 
 class Teacher:
@@ -184,11 +195,12 @@ class Teacher:
     Of a student that trains an adapter, it holds the model and such an adapter beside it.
     """
 
-    def __init__(self, model: str, config: Config, temperature: float) -> None:
+    def __init__(self, model: str, config: Config, temperature: float, share: float = 1.0) -> None:
         """
         Args:
             model: a folder of a causal LM.
             temperature: divides the logits.
+            share: of the way to the student that a refresh moves it; below 1 it keeps an average in float32.
 
         Raises:
             ScorerError: see `SpanScorer`.
@@ -207,15 +219,13 @@ class Teacher:
         self._scorer = SpanScorer(loaded, config.teacher.batch_tokens, temperature)
         # What follows the student, by the names under which it travels.
         self._held = named(adapter.pairs) if adapter else dict(loaded.named_parameters())
-        averages = config.teacher.ema < 1 and not config.averages_adapter  # of an adapter: the learner does
+        averages = share < 1 and not config.averages_adapter  # of an adapter: the learner does
         # A moving average in bfloat16 would round small steps away.
         self._average = (
             {name: value.detach().float() for name, value in self._held.items()} if averages else None
         )
-        self._share = config.teacher.ema
+        self._share = share
         self._version = 0
-        self._spans = 0
-        self._seconds = 0.0
 
     def ready(self) -> dict[str, int]:
         """Version of the weights, and `context`: most tokens of one request (for `contexts.Limits`)."""
@@ -223,10 +233,10 @@ class Teacher:
         return {"version": self._version, "context": min(positions, self._scorer.budget)}
 
     def load_weights(self, weights: WeightSet, whole: bool = True) -> None:
-        """Take over the student: as a hard copy, or the share `teacher.ema` of it.
+        """Take over the student: as a hard copy, or its share of it.
 
         Args:
-            whole: a hard copy, whatever `teacher.ema` says.
+            whole: a hard copy, whatever the share.
 
         Raises:
             WeightsError: the buffer is not the one that was sent, or not this model's.
@@ -260,31 +270,18 @@ class Teacher:
             self._version = int(file.metadata()["version"])
 
     def _take(self, tensors: Iterable[tuple[str, torch.Tensor]], share: float) -> None:
-        """Move by `share` of the way to these weights."""
-        if self._average is None:
+        """Move by `share` of the way to these weights. Raises WeightsError; nothing has moved then."""
+        average = self._average
+        if average is None:
             load_strictly(self._held, tensors)
             return
-        given = {name: tensor.to(self._scorer.model.device).float() for name, tensor in tensors}
-        for name, value in self._average.items():
-            if name in given:  # `load_strictly` says what is missing
-                given[name] = value.lerp_(given[name], share)
-        load_strictly(self._held, given.items())
+        given = fitting(self._held, tensors)
+        with torch.no_grad():
+            for name, tensor in given:
+                self._held[name].copy_(average[name].lerp_(tensor.to(average[name]), share))
 
     def score(
         self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest]
     ) -> list[Scored]:
         """`SpanScorer.score`."""
-        start = time.perf_counter()
-        scores = self._scorer.score(sequences, requests)
-        self._seconds += time.perf_counter() - start
-        self._spans += len(scores)
-        return scores
-
-    def stats(self) -> dict[str, float]:
-        """Since the start: spans scored, tokens computed (padding included), seconds; and the version."""
-        return {
-            "spans": float(self._spans),
-            "tokens": float(self._scorer.computed),
-            "seconds": self._seconds,
-            "version": float(self._version),
-        }
+        return self._scorer.score(sequences, requests)

@@ -18,7 +18,6 @@ LISTS = sorted((PROJECT / "requirements").glob("*.txt"))
 # Functions that may catch everything, because they hand every error to another process as data.
 BROAD = frozenset(
     {
-        "envs/forkserver.py:_answer",
         "envs/appworld_server.py:attempt",
     }
 )

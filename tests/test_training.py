@@ -124,7 +124,7 @@ def test_the_readmes_command(tmp_path: Path) -> None:
     """`make train` with the embedded 135M model and tiny limits, as a new user runs it."""
     limits = (
         "steps=1 rollout.groups=1 rollout.group_size=2 env.max_turns=6 env.train_tasks=6 env.eval_tasks=6 "
-        "env.slots=2 warm_start.demos=4 warm_start.noise=0 evaluate.episodes=2 evaluate.cold_episodes=2 "
+        "env.slots=2 warm_start.demos=4 warm_start.noise=0 evaluate.episodes=1 evaluate.cold_episodes=1 "
         f"credit.malformed_penalty=1 cluster.dashboard=false out={tmp_path / 'run'}"
     )
     done = subprocess.run(

@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
 from typer.testing import CliRunner
 
+import cluster.commands
 from cluster.cli import app
 from cluster.failures import RunError
 from cluster.start import connect
 from configs.load import load
 from configs.schema import Config
+from rollout.episode import PromptTooLong
 
 RECIPE = str(Path(__file__).resolve().parents[2] / "configs/nano.yaml")
 
@@ -50,6 +53,32 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(setting: str, said: str) 
 def test_a_missing_recipe_or_checkpoint_is_named(tmp_path: Path) -> None:
     assert "absent.yaml" in answer("train", str(tmp_path / "absent.yaml"))
     assert "holds no model" in answer("eval", str(tmp_path), RECIPE)
+
+
+def test_what_an_actor_raised_is_said_without_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(config: Config) -> None:
+        raise RayTaskError("rollout", "a long trace", PromptTooLong("no room")).as_instanceof_cause()
+
+    monkeypatch.setattr(cluster.commands, "train_run", run)
+    assert answer("train", RECIPE) == "no room"
+
+
+def test_an_evaluation_keeps_the_customer_of_the_training_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Served by the run and unnamed, it is the model that training began with: not the checkpoint."""
+    seen = []
+
+    async def run(config: Config) -> None:
+        seen.append(config)
+
+    monkeypatch.setattr(cluster.commands, "eval_run", run)
+    (tmp_path / "config.json").touch()
+    for user in ("env.user.source=engine", "env.user.source=scripted"):
+        asked = ["eval", str(tmp_path), RECIPE, user, "model.path=smollm2-135m"]
+        assert CliRunner().invoke(app, asked).exit_code == 0
+    assert [config.env.user.model for config in seen] == ["smollm2-135m", ""]
+    assert {config.model.path for config in seen} == {str(tmp_path)}
 
 
 def test_a_warm_start_without_demonstrations_is_refused() -> None:

@@ -151,6 +151,23 @@ def test_a_group_whose_reference_fails_escapes_no_penalty():
     assert rows(Loss())[1] == 2
 
 
+def test_a_task_comes_again_where_a_failure_took_all_that_it_would_have_taught():
+    plain, distil = Loss(policy=0.0), Distil(weight=1.0, top_k=2)
+
+    def again(score=None, source="immediate", **settings):
+        settings = {"feedback": Feedback(source=source), **settings}
+        filled, _ = fill(judge=judge, score=score, **settings)
+        settings.pop("strength", None)
+        return Trainer(SimpleNamespace(config=Config(**settings), actors=None)).failed(filled)
+
+    assert again(fails, loss=plain, distil=distil)
+    assert again(fails, loss=Loss(kl=0.01))
+    assert not again(fails)  # it trains as plain GRPO
+    assert not again(fails, loss=Loss(policy=1.0), distil=distil)
+    assert not again(source="judge", loss=plain, distil=distil)  # one of two questions was answered
+    assert not again(loss=plain, distil=distil)  # the failure of a rollout left enough
+
+
 @pytest.mark.parametrize(("tokens", "turns"), [("action", {(0, 0)}), ("response", {(0, 0), (1, 0)})])
 def test_weights_on_whole_responses_need_no_action(tokens, turns):
     """RLSD weights every token, those of an answer that could not be read too."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.check import check, render, settings
+from configs.check import check, differences, render, settings
 from configs.load import load
 from configs.schema import Config
 
@@ -103,6 +103,7 @@ def test_numbers_that_are_none_are_refused(value: str) -> None:
         ),
         (["evaluate.policy=react", "prompt.think=false"], "evaluate.policy = react"),
         (["evaluate.policy=reflexion", "prompt.preset=window"], "evaluate.policy = reflexion"),
+        (["loss.kl=0.01", "loss.policy=0", "distil.weight=1", "reweight.strength=0"], "loss.kl = 0.01"),
         (["loss.dual_clip=0.5"], "loss.dual_clip = 0.5"),
         (["loss.importance_cap=0.5"], "loss.importance_cap = 0.5"),
         (["learner.micro_tokens=1024"], "learner.micro_tokens = 1024"),
@@ -154,6 +155,18 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_all_problems_come_at_once() -> None:
     assert len(problems("steps=-1", "rollout.temperature=0", "prompt.preset=x", "rollout.group_size=1")) == 3
+
+
+def test_settings_that_a_run_did_not_begin_with_are_said() -> None:
+    overrides = ["steps=9", "env.user.model=m", "env.kinds=[a]"]
+    before, now = render(Config()), load(None, overrides)
+    assert differences(before, Config()) == []
+    assert differences(before, now) == [
+        f"steps: {Config().steps} → 9",
+        "env.kinds: [] → ['a']",
+        "env.user.model:  → m",
+    ]
+    assert differences(before.replace("steps:", "a_key_of_old:"), now)[0].startswith("env.")
 
 
 def test_render_says_what_each_key_means() -> None:

@@ -10,7 +10,7 @@ from slot_tools import gone, run_async, running
 from toy_env import ToyFamily, task
 
 from configs.schema import Config, Env
-from envs.base import EnvError, SlotDied, SlotTimeout, Verdict
+from envs.base import EnvError, InstanceLost, SlotDied, SlotTimeout, Verdict
 from envs.pool import LeasedSlot, PoolHandles, lease_slot, start_pool
 
 ENV = Env(shards=2, slots=2, step_timeout=5.0, reset_timeout=20.0, max_turns=10)
@@ -68,11 +68,13 @@ async def test_more_episodes_than_slots_over_two_shards(handles):
 async def test_failures_reach_the_client_with_their_types(handles):
     async with lease_slot(handles.pool) as slot:
         await slot.reset(task())
-        with pytest.raises(EnvError, match=r"^step raised ValueError: wrong$") as error:
-            await slot.step("raise wrong")
+        with pytest.raises(EnvError, match=r"^reset: no such game$") as error:
+            await slot.reset(task(broken=True))
         assert type(error.value) is EnvError
-        with pytest.raises(SlotDied):
-            await slot.step("exit 3")
+        for end, kind in (("raise wrong", InstanceLost), ("exit 3", SlotDied)):
+            await slot.reset(task())
+            with pytest.raises(kind):
+                await slot.step(end)
         await slot.reset(task())
         with pytest.raises(SlotTimeout):
             await slot.step("spin")

@@ -13,7 +13,7 @@ from slot_tools import gone, run_async, running
 from toy_env import ToyFamily, task
 
 from configs.schema import Env
-from envs.base import EnvError, SlotDied, SlotTimeout
+from envs.base import EnvError, InstanceLost, SlotDied, SlotTimeout
 from envs.shard import Lease, Limits, Shard
 
 LIMITS = Limits(step=5, reset=10, demonstrate=20)
@@ -131,8 +131,6 @@ async def test_errors_of_the_environment_keep_the_process():
         holder = lease()
         await shard.reset(holder, task())
         pid = await pid_of(shard, holder)
-        with pytest.raises(EnvError, match="ValueError: bad"):
-            await shard.step(holder, "raise bad")
         with pytest.raises(EnvError, match="no such game"):
             await shard.reset(holder, task(broken=True))
         with pytest.raises(SlotDied):  # not a step of the episode before
@@ -141,6 +139,22 @@ async def test_errors_of_the_environment_keep_the_process():
         assert await pid_of(shard, holder) == pid
         stats = await shard.stats()
         assert (stats.kills, stats.deaths, stats.replacements) == (0, 0, 0)
+
+
+@run_async
+async def test_errors_that_nobody_foresaw_cost_the_process():
+    async with sharded() as shard:
+        holder = lease()
+        await shard.reset(holder, task())
+        pid = await pid_of(shard, holder)
+        with pytest.raises(InstanceLost, match="ValueError: bad"):
+            await shard.step(holder, "raise bad")
+        with pytest.raises(SlotDied, match="lost its episode"):
+            await shard.step(holder, "add")
+        await shard.reset(holder, task())
+        assert await pid_of(shard, holder) != pid and await gone(pid)
+        stats = await shard.stats()
+        assert (stats.kills, stats.deaths, stats.replacements) == (0, 1, 1)
 
 
 @run_async

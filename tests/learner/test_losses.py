@@ -98,7 +98,7 @@ def test_surrogate_by_hand():
     value, clipped = surrogate(ratios.log(), torch.zeros(5), advantages, Loss())
     # A > 0: capped at 1.2, free below; A < 0: held at 0.8, free above, up to the dual clip at 3
     assert value.tolist() == pytest.approx([-1.2, -0.5, 0.8, 1.5, 3.0])
-    assert clipped.tolist() == [True, False, True, False, False]
+    assert clipped.tolist() == [True, False, True, False, True]
 
 
 def test_dual_clip_stops_the_gradient_of_a_far_off_policy_token():

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+import learner.logprobs
 import learner.rank
 from configs.schema import Cluster, Config, Learner, Lora, Model
 from learner.group import LearnerGroup, answers
@@ -96,6 +97,7 @@ class LargeRank(PolicyRank):
 
     def start(self, host, port):
         learner.rank.deepspeed_config = self._zero_3  # in this actor's process
+        learner.logprobs.CHUNK = 4  # several to a micro-batch
         return super().start(host, port)
 
     @staticmethod
@@ -182,7 +184,8 @@ def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
     run(check, LearnerGroup(learner_config(dtype="bfloat16", updates=1), str(folder)))
 
 
-def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder):
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (2, 3)])
+def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder, ranks, stage):
     rows = random_rows(8)
 
     async def check(learner):
@@ -196,12 +199,9 @@ def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder)
         old = lm(batch.ids, batch.rows, batch.cols, batch.targets)[0].detach()
         assert stats["mismatch_max"] == pytest.approx(float((old - batch.rollout).abs().max()), abs=0.2)
 
-    run(
-        check,
-        LearnerGroup(
-            learner_config(dtype="bfloat16", updates=3, zero_stage=2, checkpointing=True), str(folder)
-        ),
-    )
+    settings = {"dtype": "bfloat16", "updates": 3, "checkpointing": True}
+    group = LargeGroup if stage == 3 else LearnerGroup
+    run(check, group(learner_config(ranks=ranks, zero_stage=stage, **settings), str(folder)))
 
 
 def test_an_adapter_on_two_ranks_of_zero_3(ray_local, folder, tmp_path):

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -313,6 +314,29 @@ def test_an_engine_that_misses_weights_is_out_of_use(students):
         assert "receiving weights failed" in str(error)
     with pytest.raises(EngineError, match="out of use"):
         untied.generate(prompt(20, seed=9), Sampling(1.0, 4))
+
+
+def test_an_update_that_is_given_up_half_way_puts_the_engine_out_of_use():
+    """A stand-in for vLLM, which hangs: the engine's own part is what is tested."""
+    ended: list[object] = []
+    engine = Engine.__new__(Engine)
+    engine.index, engine.failure = 0, ""
+    engine.llm = SimpleNamespace(
+        pause_generation=lambda **_: asyncio.Event().wait(),
+        output_processor=SimpleNamespace(propagate_error=ended.append),
+        shutdown=lambda: ended.append("shut down"),
+    )
+
+    async def give_up() -> None:
+        async with asyncio.timeout(0.01):
+            await engine.start_update()
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(give_up())
+    assert engine.failure == "starting a weight update failed: CancelledError"
+    assert len(ended) == 2 and ended[1] == "shut down"
+    with pytest.raises(EngineError, match="out of use"):
+        asyncio.run(engine.start_update())
 
 
 def test_a_dead_engine_fails_its_requests(tied):

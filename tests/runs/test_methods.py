@@ -115,8 +115,10 @@ def test_two_steps(
     steps = train(warmed, config, monkeypatch)
     judged = config.feedback.judged
     assert total(steps, "failures/total") == 0 < total(steps, "learner/rows")
+    if config.reweight.strength > 0 or config.distil.weight > 0:
+        assert total(steps, "teacher/spans") > 0 and total(steps, "teacher/seconds_busy") > 0
     if config.distil.weight > 0:
-        assert total(steps, "learner/distil_tokens") > 0 and total(steps, "teacher/spans") > 0
+        assert total(steps, "learner/distil_tokens") > 0
     if judged and config.distil.weight > 0:
         assert total(steps, "feedback/tokens_read") > 0 == total(steps, "feedback/unreadable")
     if config.reweight.strength == 0 and config.distil.weight == 0:
@@ -133,6 +135,8 @@ def test_another_environment(
     config = settings(name, tmp_path / "run", "rollout.group_size=2", env="webshop")
     steps = train(warmed, config, monkeypatch)
     assert total(steps, "failures/total") == 0 and total(steps, "rollout/episodes") == 4
+    if config.distil.weight > 0 and not config.feedback.judged:  # of the rest, this student learns by chance
+        assert total(steps, "learner/distil_tokens") > 0
     assert (tmp_path / "run/checkpoints/step-00000002/model/config.json").is_file()
 
 
