@@ -4,6 +4,8 @@
 
 Each round trains with every method once, one after another, with the same seed and so on the same tasks. The
 first step of a run is not counted: it compiles. Ratios are to the first method named, within a round.
+"s teacher" is what a step waited for after its rollouts, whoever writes feedback included; "s scoring" is the
+teacher's own.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ def main(
 
     runs_of = f"{rounds} rounds of {steps} steps, median [least, most]"
     table = Table(title=f"{' '.join([recipe, *overrides])}\n{runs_of}")
-    for heading in ("method", *(f"s {name}" for name in SECONDS), "spans", "read", "written", "times faster"):
+    phases = [f"s {name}" for name in (*SECONDS, "scoring")]
+    for heading in ("method", *phases, "spans", "read", "written", "times faster"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
 
     def mean(rows: list[dict[str, Any]]) -> float:
@@ -66,6 +69,7 @@ def main(
         table.add_row(
             method,
             *(spread([row[f"seconds/{name}"] for row in rows], ".1f") for name in SECONDS),
+            spread([row["teacher/seconds_busy"] for row in rows], ".1f"),
             *(f"{statistics.mean(row.get(name, 0.0) for row in rows):,.0f}" for name in COUNTS),
             spread(ratios, ".2f"),
         )
