@@ -223,7 +223,8 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         )
         if newest is not None:
             await run.restore(newest)
-            view.say(f"going on from {newest} after step {run.state.step} of {config.steps}")
+            left = "" if run.state.step < config.steps else "; raise steps to train on"
+            view.say(f"going on from {newest} after step {run.state.step} of {config.steps}{left}")
             for difference in differences((run.out / "config.yaml").read_text(), config):
                 view.say(f"  {difference}")
         (run.out / "config.yaml").write_text(render(config))
