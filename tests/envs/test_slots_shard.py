@@ -36,6 +36,13 @@ async def pid_of(shard: Shard, holder: Lease) -> int:
     return int((await shard.step(holder, "pid")).feedback)
 
 
+async def begun(shard: Shard) -> tuple[Lease, int]:
+    """A lease that has begun an episode, and the process that it plays in."""
+    holder = lease()
+    await shard.reset(holder, task())
+    return holder, await pid_of(shard, holder)
+
+
 def test_a_demonstration_may_take_every_turn():
     limits = Limits.of(Env(max_turns=3, step_timeout=2.0, reset_timeout=10.0))
     assert limits == Limits(step=2.0, reset=10.0, demonstrate=16.0, memory=4 << 30)
@@ -93,9 +100,7 @@ async def test_a_hung_slot_is_replaced_by_the_warm_spare():
 @run_async
 async def test_a_death_between_calls_is_no_step_of_a_fresh_process():
     async with sharded() as shard:
-        holder = lease()
-        await shard.reset(holder, task())
-        pid = await pid_of(shard, holder)
+        holder, pid = await begun(shard)
         os.kill(pid, signal.SIGKILL)
         assert await gone(pid)
         with pytest.raises(SlotDied):
@@ -128,9 +133,7 @@ async def test_a_spare_that_died_is_not_used():
 @run_async
 async def test_errors_of_the_environment_keep_the_process():
     async with sharded() as shard:
-        holder = lease()
-        await shard.reset(holder, task())
-        pid = await pid_of(shard, holder)
+        holder, pid = await begun(shard)
         with pytest.raises(EnvError, match="no such game"):
             await shard.reset(holder, task(broken=True))
         with pytest.raises(SlotDied):  # not a step of the episode before
@@ -144,9 +147,7 @@ async def test_errors_of_the_environment_keep_the_process():
 @run_async
 async def test_errors_that_nobody_foresaw_cost_the_process():
     async with sharded() as shard:
-        holder = lease()
-        await shard.reset(holder, task())
-        pid = await pid_of(shard, holder)
+        holder, pid = await begun(shard)
         with pytest.raises(InstanceLost, match="ValueError: bad"):
             await shard.step(holder, "raise bad")
         with pytest.raises(SlotDied, match="lost its episode"):
