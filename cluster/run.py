@@ -225,7 +225,8 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
             await run.restore(newest)
             left = "" if run.state.step < config.steps else "; raise steps to train on"
             view.say(f"going on from {newest} after step {run.state.step} of {config.steps}{left}")
-            for difference in differences((run.out / "config.yaml").read_text(), config):
+            before = run.out / "config.yaml"
+            for difference in differences(before.read_text(), config) if before.exists() else ():
                 view.say(f"  {difference}")
         (run.out / "config.yaml").write_text(render(config))
         yield run
