@@ -19,8 +19,8 @@ from rich.progress import track
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from configs.schema import Lora
-from rollout.adapter import Adapter
+from hindsight.configs.schema import Lora
+from hindsight.rollout.adapter import Adapter
 
 WINDOW = 256  # tokens
 HELD_OUT = 8  # windows that are not trained on

@@ -23,16 +23,17 @@ from typing import Any, Protocol
 
 import ray
 import typer
+from benchmarks.toy import ToyFamily
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.toy import ToyFamily
-from configs.schema import Config, Env
-from envs.base import EnvFamily, Observation, StepResult, TextEnv
-from envs.pool import PoolHandles, lease_slot, start_pool
-from envs.process import Forkserver, Slot
-from envs.registry import make_family
-from envs.tasks import TaskSpec
+from hindsight.configs.paths import SOURCE
+from hindsight.configs.schema import Config, Env
+from hindsight.envs.base import EnvFamily, Observation, StepResult, TextEnv
+from hindsight.envs.registry import make_family
+from hindsight.envs.runtime.pool import PoolHandles, lease_slot, start_pool
+from hindsight.envs.runtime.slot import Forkserver, Slot
+from hindsight.envs.tasks import TaskSpec
 
 DEADLINE = 120.0  # seconds, for whatever is asked of a slot
 
@@ -191,7 +192,7 @@ def main(env: str = "toy", at_once: str = "1,8,32", steps: int = 40, rounds: int
         address="local",
         include_dashboard=False,
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join((SOURCE, str(Path(__file__).parents[1])))}},
     )
     console = Console()
     handles = start_pool(Config(env=settings), family)

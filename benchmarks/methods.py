@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from benchmarks.isolation import spread
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-
-from benchmarks.isolation import spread
 
 SECONDS = ("step", "rollout", "teacher", "learner", "publish")
 COUNTS = ("teacher/spans", "teacher/tokens", "feedback/tokens_written")

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rollout.types import Span
-from teacher.contexts import ScoreRequest
-from teacher.scorer import SpanScorer
+from hindsight.rollout.types import Span
+from hindsight.teacher.contexts import ScoreRequest
+from hindsight.teacher.scorer import SpanScorer
 
 # Lengths in tokens, as ALFWorld's in SmolLM2's vocabulary: rules and room, hindsight and closing line with
 # the tokens that open the assistant's turn, an action with its tags, the action alone.

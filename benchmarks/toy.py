@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from envs.base import EnvFamily, Observation, StepResult, TextEnv
-from envs.tasks import Manifest, TaskSpec
+from hindsight.envs.base import EnvFamily, Observation, StepResult, TextEnv
+from hindsight.envs.tasks import Manifest, TaskSpec
 
 TEXT = "You are in the middle of a room. " * 8  # about as long as a text game's observation
 ACTIONS = tuple(f"go to cabinet {number}" for number in range(1, 24))

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,24 +15,39 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster import cli_envs
-from configs.catalogue import COLUMNS, catalogue
-from configs.check import check, render
-from configs.environ import apply
-from configs.load import ConfigError, load
-from configs.place import lasting
-from configs.schema import Config
+from hindsight.cluster import cli_envs
+from hindsight.configs.catalogue import COLUMNS, catalogue
+from hindsight.configs.check import check, render
+from hindsight.configs.environ import apply
+from hindsight.configs.load import ConfigError, load
+from hindsight.configs.paths import lasting
+from hindsight.configs.schema import Config
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train LLM agents over many turns with dense credit from hindsight.",
 )
 
 app.add_typer(cli_envs.app, name="envs")
 
-Recipe = Annotated[Path, typer.Argument(help="a recipe, e.g. configs/alfworld.yaml")]
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hindsight {version('hindsight-rl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Train LLM agents over many turns with dense credit from hindsight."""
+
+
+Recipe = Annotated[str, typer.Argument(help="name of a built-in recipe, or path of a YAML file")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="settings as key=value, e.g. steps=200 learner.lr=1e-5")
 ]
@@ -43,7 +59,7 @@ Address = Annotated[
 @app.command()
 def train(recipe: Recipe, overrides: Overrides = None, address: Address = None) -> None:
     """Warm start, reinforcement, evaluation."""
-    from cluster.commands import train_run
+    from hindsight.cluster.commands import train_run
 
     config = _read(recipe, overrides, address)
     _run(config, lambda: train_run(config))
@@ -52,7 +68,7 @@ def train(recipe: Recipe, overrides: Overrides = None, address: Address = None) 
 @app.command()
 def sft(recipe: Recipe, overrides: Overrides = None, address: Address = None) -> None:
     """The warm start alone; its checkpoint is a step 0 that `train … resume=auto` goes on from."""
-    from cluster.commands import train_run
+    from hindsight.cluster.commands import train_run
 
     config = _read(recipe, [*(overrides or []), "steps=0"], address)
     if config.warm_start.demos == 0:
@@ -70,7 +86,7 @@ def evaluate(
     address: Address = None,
 ) -> None:
     """Success of a checkpoint on the fixed held-out panel."""
-    from cluster.commands import eval_run, find_model
+    from hindsight.cluster.commands import eval_run, find_model
 
     config = _read(recipe, overrides, address)
     model = find_model(lasting(checkpoint))
@@ -107,7 +123,7 @@ def show_methods() -> None:
     Console().print(table)
 
 
-def _read(recipe: Path, overrides: list[str] | None, address: str | None) -> Config:
+def _read(recipe: str, overrides: list[str] | None, address: str | None) -> Config:
     try:
         config = load(recipe, overrides or [])
     except ConfigError as error:
@@ -122,8 +138,8 @@ def _read(recipe: Path, overrides: list[str] | None, address: str | None) -> Con
 
 def _run(config: Config, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run to the end; an expected error becomes one clear message and exit code 1."""
-    from cluster.commands import expected_errors
-    from cluster.watch import reason
+    from hindsight.cluster.commands import expected_errors
+    from hindsight.cluster.watch import reason
 
     try:
         asyncio.run(start())

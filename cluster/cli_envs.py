@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from configs.schema import Env
-from envs.base import EnvError, EnvFamily, Observation
-from envs.reference import Played, play_references
-from envs.registry import FAMILIES, make_family
+from hindsight.configs.schema import Env
+from hindsight.envs.base import EnvError, EnvFamily, Observation
+from hindsight.envs.reference import Played, play_references
+from hindsight.envs.registry import FAMILIES, make_family
 
 app = typer.Typer(no_args_is_help=True, help="The environments: install, check, play.")
 Name = Annotated[str, typer.Argument(help=f"{', '.join(FAMILIES)} or all")]
@@ -24,7 +24,7 @@ console = Console()
 @app.command()
 def install(name: Name = "all") -> None:
     """Make an environment's own interpreter, where its packages conflict with the main one."""
-    from envs.install import install as install_environment
+    from hindsight.envs.runtime.interpreters import install as install_environment
 
     for chosen in _names(name):
         try:

@@ -8,27 +8,27 @@ from pathlib import Path
 
 import ray
 
-from cluster.evaluate import Evaluation, evaluate, panel
-from cluster.failures import FailureBudget, RunError
-from cluster.metrics import Metrics, write_trajectories
-from cluster.run import Run, checkpoints, open_run
-from cluster.start import STARTING, connect, start_actors
-from cluster.train import Trainer
-from cluster.view import View, cost_lines, draw_curve, evaluation_table
-from cluster.watch import Watchdog, within
-from configs.schema import Config, Lora
-from envs.base import EnvError
-from envs.registry import make_family
-from learner.checkpoint import CheckpointError, latest
-from learner.publish import PublishError
-from learner.rank import LearnerError
-from rollout.adapter import AdapterError, read
-from rollout.episode import PromptTooLong
-from rollout.models import ModelMissing, ModelUnfit, resolve
-from rollout.render import load_renderer
-from rollout.template import TemplateError
-from rollout.types import EngineError
-from rollout.weights import WeightSet, digest, pack
+from hindsight.cluster.evaluate import Evaluation, evaluate, panel
+from hindsight.cluster.failures import FailureBudget, RunError
+from hindsight.cluster.metrics import Metrics, write_trajectories
+from hindsight.cluster.run import Run, checkpoints, open_run
+from hindsight.cluster.start import STARTING, connect, start_actors
+from hindsight.cluster.train import Trainer
+from hindsight.cluster.view import View, cost_lines, draw_curve, evaluation_table
+from hindsight.cluster.watch import Watchdog, within
+from hindsight.configs.schema import Config, Lora
+from hindsight.envs.base import EnvError
+from hindsight.envs.registry import make_family
+from hindsight.learner.checkpoint import CheckpointError, latest
+from hindsight.learner.rank import LearnerError
+from hindsight.learner.weight_sync import PublishError
+from hindsight.rollout.adapter import AdapterError, read
+from hindsight.rollout.episode import PromptTooLong
+from hindsight.rollout.models import ModelMissing, ModelUnfit, resolve
+from hindsight.rollout.render import load_renderer
+from hindsight.rollout.template import TemplateError
+from hindsight.rollout.types import EngineError
+from hindsight.rollout.weights import WeightSet, digest, pack
 
 
 def expected_errors() -> tuple[type[Exception], ...]:

@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from cluster.start import Actors
-from cluster.trials import Attempts, open_trials, solved_within
-from configs.schema import Config
-from envs.tasks import TaskSpec
-from rollout.render import Renderer
-from rollout.types import Failure, Trajectory
+from hindsight.cluster.start import Actors
+from hindsight.cluster.trials import Attempts, open_trials, solved_within
+from hindsight.configs.schema import Config
+from hindsight.envs.tasks import TaskSpec
+from hindsight.rollout.render import Renderer
+from hindsight.rollout.types import Failure, Trajectory
 
 
 @dataclass(frozen=True)

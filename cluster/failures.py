@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from rollout.types import Failure
+from hindsight.rollout.types import Failure
 
 
 class RunError(RuntimeError):

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 from ray.exceptions import RayError
 
-from cluster.run import Run
-from cluster.watch import Deadline, Unreachable, reason, within
-from envs.tasks import TaskSpec
-from feedback.hindsight import Hindsight, hindsight
-from feedback.judge import Answer, Schema, patience
-from feedback.reading import Question
-from learner.credit import informative
-from learner.distil_rows import distil_rows, plain_rows, with_candidates
-from learner.rows import Row
-from rollout.types import Failure, Group, TurnAt
-from teacher.contexts import Limits, ScoreRequest, build_requests, plain_requests
-from teacher.plan import tokens_read
-from teacher.scorer import Scored
+from hindsight.cluster.run import Run
+from hindsight.cluster.watch import Deadline, Unreachable, reason, within
+from hindsight.envs.tasks import TaskSpec
+from hindsight.feedback.hindsight import Hindsight, hindsight
+from hindsight.feedback.judge_client import Answer, Schema, patience
+from hindsight.feedback.reading import Question
+from hindsight.learner.credit import informative
+from hindsight.learner.distil_rows import distil_rows, plain_rows, with_candidates
+from hindsight.learner.rows import Row
+from hindsight.rollout.types import Failure, Group, TurnAt
+from hindsight.teacher.contexts import Limits, ScoreRequest, build_requests, plain_requests
+from hindsight.teacher.plan import tokens_read
+from hindsight.teacher.scorer import Scored
 
 
 @dataclass(frozen=True)

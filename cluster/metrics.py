@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rollout.types import Group, Trajectory
+from hindsight.rollout.types import Group, Trajectory
 
 
 class Metrics:

@@ -10,22 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.evaluate import Evaluation
-from cluster.failures import FailureBudget, RunError
-from cluster.metrics import Metrics
-from cluster.prompts import PromptLedger
-from cluster.start import Actors, start_actors
-from cluster.view import View
-from cluster.watch import Watchdog, within
-from configs.check import differences, render
-from configs.schema import Config
-from envs.registry import make_family
-from envs.tasks import Manifest
-from feedback.judge import JudgeClient, open_judge
-from learner.checkpoint import amend, latest, require_room, step_of, writing
-from rollout.models import resolve
-from rollout.render import Renderer, load_renderer
-from rollout.worker import generate_on
+from hindsight.cluster.evaluate import Evaluation
+from hindsight.cluster.failures import FailureBudget, RunError
+from hindsight.cluster.metrics import Metrics
+from hindsight.cluster.start import Actors, start_actors
+from hindsight.cluster.task_sampler import PromptLedger
+from hindsight.cluster.view import View
+from hindsight.cluster.watch import Watchdog, within
+from hindsight.configs.check import differences, render
+from hindsight.configs.schema import Config
+from hindsight.envs.registry import make_family
+from hindsight.envs.tasks import Manifest
+from hindsight.feedback.judge_client import JudgeClient, open_judge
+from hindsight.learner.checkpoint import amend, latest, require_room, step_of, writing
+from hindsight.rollout.models import resolve
+from hindsight.rollout.render import Renderer, load_renderer
+from hindsight.rollout.worker import generate_on
 
 
 @dataclass

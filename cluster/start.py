@@ -11,31 +11,30 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.failures import RunError
-from cluster.watch import within
-from configs.environ import actor_environment
-from configs.schema import Config, Env
-from envs.base import EnvFamily
-from envs.pool import SHARD_CPUS, PoolHandles, start_pool
-from envs.registry import make_family
-from learner.critic import Critic
-from learner.group import LearnerGroup
-from rollout.engine import Engine, engine_env
-from rollout.models import resolve
-from rollout.serve import Address, Endpoint, endpoint_env
-from rollout.worker import Worker
-from teacher.scorer import Teacher, teacher_env
+from hindsight.cluster.failures import RunError
+from hindsight.cluster.watch import within
+from hindsight.configs.environ import actor_environment
+from hindsight.configs.paths import SOURCE
+from hindsight.configs.schema import Config, Env
+from hindsight.envs.base import EnvFamily
+from hindsight.envs.registry import make_family
+from hindsight.envs.runtime.pool import SHARD_CPUS, PoolHandles, start_pool
+from hindsight.learner.critic import Critic
+from hindsight.learner.group import LearnerGroup
+from hindsight.rollout.engine import Engine, engine_env
+from hindsight.rollout.models import resolve
+from hindsight.rollout.serve import Address, Endpoint, endpoint_env
+from hindsight.rollout.worker import Worker
+from hindsight.teacher.scorer import Teacher, teacher_env
 
 STARTING = "cluster.start_timeout"
 USER_KEY = "HINDSIGHT_USER_KEY"  # variable that holds the key of the run's own endpoint
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def connect(config: Config) -> str | None:
         RunError: no such cluster, or the dashboard's port is taken.
     """
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))
     common: dict[str, Any] = {
         "runtime_env": {"env_vars": {"PYTHONPATH": path}},
         "log_to_driver": config.cluster.actor_logs,

@@ -15,19 +15,19 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.evaluate import Evaluation, evaluate, panel
-from cluster.fill import Filled, Filler, hindsight_metrics
-from cluster.metrics import rollout_metrics, write_trajectories
-from cluster.run import Run
-from cluster.warm_start import imitate, linear
-from cluster.watch import within
-from learner.credit import informative
-from learner.publish import PublishReport, broadcast, publish
-from learner.reweight import strength_at
-from learner.rows import Advantages, Row, make_rows
-from learner.value_rows import estimate, value_rows
-from rollout.types import Group
-from rollout.weights import WeightSet
+from hindsight.cluster.evaluate import Evaluation, evaluate, panel
+from hindsight.cluster.fill import Filled, Filler, hindsight_metrics
+from hindsight.cluster.metrics import rollout_metrics, write_trajectories
+from hindsight.cluster.run import Run
+from hindsight.cluster.warm_start import imitate, linear
+from hindsight.cluster.watch import within
+from hindsight.learner.credit import informative
+from hindsight.learner.reweight import strength_at
+from hindsight.learner.rows import Advantages, Row, make_rows
+from hindsight.learner.value_rows import estimate, value_rows
+from hindsight.learner.weight_sync import PublishReport, broadcast, publish
+from hindsight.rollout.types import Group
+from hindsight.rollout.weights import WeightSet
 
 
 class Trainer:

@@ -11,17 +11,17 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.failures import RunError
-from cluster.start import Actors
-from cluster.watch import within
-from configs.schema import Config
-from envs.base import Demonstration
-from envs.tasks import TaskSpec
-from feedback.judge import Answer, EngineAsk, JudgeError
-from feedback.preamble import preamble, question, remember, worked_example
-from rollout.render import Renderer
-from rollout.types import Failure, Group, Trajectory
-from rollout.worker import generate_on, tally
+from hindsight.cluster.failures import RunError
+from hindsight.cluster.start import Actors
+from hindsight.cluster.watch import within
+from hindsight.configs.schema import Config
+from hindsight.envs.base import Demonstration
+from hindsight.envs.tasks import TaskSpec
+from hindsight.feedback.judge_client import Answer, EngineAsk, JudgeError
+from hindsight.feedback.preamble import preamble, question, remember, worked_example
+from hindsight.rollout.render import Renderer
+from hindsight.rollout.types import Failure, Group, Trajectory
+from hindsight.rollout.worker import generate_on, tally
 
 EVAL_SEED = 1_000_003  # apart from training seeds, the same for every evaluation
 DEMONSTRATED = 4  # tasks whose shortest demonstration becomes the worked example

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cluster.evaluate import Evaluation
+from hindsight.cluster.evaluate import Evaluation
 
 PHASES = ("rollout", "teacher", "learner", "publish")
 

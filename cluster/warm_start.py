@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cluster.failures import RunError
-from cluster.start import Actors
-from cluster.watch import within
-from configs.schema import Config
-from envs.base import Demonstration, EnvError
-from envs.tasks import TaskSpec
-from learner.demos import demonstration_rows
-from learner.rows import Row
-from rollout.render import Renderer
-from rollout.types import Failure
+from hindsight.cluster.failures import RunError
+from hindsight.cluster.start import Actors
+from hindsight.cluster.watch import within
+from hindsight.configs.schema import Config
+from hindsight.envs.base import Demonstration, EnvError
+from hindsight.envs.tasks import TaskSpec
+from hindsight.learner.demos import demonstration_rows
+from hindsight.learner.rows import Row
+from hindsight.rollout.render import Renderer
+from hindsight.rollout.types import Failure
 
 Report = Callable[[int, int, dict[str, float]], None]
 Now = Callable[[str, int, int], None]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from cluster.failures import RunError
+from hindsight.cluster.failures import RunError
 
 T = TypeVar("T")
 

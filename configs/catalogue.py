@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.load import load, methods
-from configs.schema import Config
+from hindsight.configs.load import load, methods
+from hindsight.configs.schema import Config
 
 COLUMNS = (
     "method",

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from configs.place import lasting
-from configs.schema import Config
+from hindsight.configs.paths import lasting
+from hindsight.configs.schema import Config
 
 SHARED = 0.5  # most of a shared GPU that an engine may take
 FREE_GIB = 0.5  # least free disk space to start with; a run also stops cleanly when it fills up later

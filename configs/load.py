@@ -11,8 +11,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from configs.check import allowed, settings
-from configs.schema import Config
+from hindsight.configs.check import allowed, settings
+from hindsight.configs.schema import Config
 
 BASE = "base"  # key of a recipe that names the recipe it changes, relative to its own folder
 RECIPES = Path(__file__).parent
@@ -22,8 +22,10 @@ class ConfigError(ValueError):
     """The recipe or an override cannot be read; the message has one line per mistake."""
 
 
-def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Defaults, then the recipe at `path` (after the ones it names as `base`), then `key=value` overrides.
+def load(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the recipe (after the ones it names as `base`), then `key=value` overrides.
+
+    `recipe` is the path of a YAML file or the name of a built-in one, such as "alfworld".
 
     What names a `method` is laid over that method's settings (configs/methods); the method that was named
     last is the only one. Types are checked here; ranges and contradictions by `configs.check.check`.
@@ -31,7 +33,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     Raises:
         ConfigError: unknown keys (with the nearest known one), wrong types, unreadable files, all at once.
     """
-    recipes = _recipes(Path(path)) if path is not None else []
+    recipes = _recipes(find_recipe(recipe)) if recipe is not None else []
     named = [(str(file), values) for file, values in recipes]
     named.append(("command line", _parse_overrides(overrides)))
     methods_named = [_method(source, values) for source, values in named]
@@ -53,6 +55,28 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     return config
 
 
+def recipes() -> dict[str, Path]:
+    """Every built-in recipe: name to file."""
+    return {file.stem: file for file in sorted(RECIPES.glob("*.yaml"))}
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The file of a recipe given by path or by name.
+
+    Raises:
+        ConfigError: there is neither such a file nor such a built-in recipe.
+    """
+    path, known = Path(recipe).expanduser(), recipes()
+    if path.exists():
+        return path
+    if (name := str(recipe).removesuffix(".yaml")) in known:
+        return known[name]
+    raise ConfigError(
+        f"Unknown recipe '{recipe}'. Did you mean '{nearest(path.stem, list(known))}'? Give the path of a "
+        f"YAML file or one of the built-in recipes: {', '.join(known)}"
+    )
+
+
 def _recipes(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The recipe at `path` behind the chain of its bases, furthest base first."""
     chain: list[tuple[Path, dict[str, Any]]] = []
@@ -64,7 +88,8 @@ def _recipes(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         chain.append((path, values))
         if parent is None:
             return chain[::-1]
-        path = path.parent / str(parent)
+        beside = path.parent / str(parent)
+        path = beside if beside.exists() else find_recipe(str(parent))
 
 
 def methods() -> dict[str, Path]:
@@ -89,9 +114,6 @@ def _method(source: str, values: dict[str, Any]) -> list[tuple[str, dict[str, An
 def _read(path: Path) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
-    except FileNotFoundError as error:
-        names = ", ".join(sorted(f"configs/{recipe.name}" for recipe in RECIPES.glob("*.yaml")))
-        raise ConfigError(f"{path}: no such recipe; there are {names}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not a readable YAML file: {error}") from error
     if not isinstance(values, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from configs.setting import setting
+from hindsight.configs.setting import setting
 
 
 @dataclass(frozen=True)

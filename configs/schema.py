@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from configs.method import Credit, Critic, Distil, Feedback, Judge, Loss, Reweight, Teacher
-from configs.setting import setting
+from hindsight.configs.method import Credit, Critic, Distil, Feedback, Judge, Loss, Reweight, Teacher
+from hindsight.configs.setting import setting
 
 
 @dataclass(frozen=True)

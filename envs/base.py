@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from envs.tasks import Manifest, TaskSpec
+from hindsight.envs.tasks import Manifest, TaskSpec
 
-ANSWERS = ("tags", "tools", "code")  # <action>…</action>, calls of tools (`envs.calls`), a block of code
+ANSWERS = (
+    "tags",
+    "tools",
+    "code",
+)  # <action>…</action>, calls of tools (`envs.tool_calls`), a block of code
 
 
 class EnvError(RuntimeError):

@@ -1,8 +1,8 @@
 """The environments as Gymnasium environments, for tools that speak its interface; importing registers them.
 
-    import envs.gym
+    import hindsight.envs.gym
     env = gymnasium.make("hindsight/BFCL-v0", kinds=["base"])
-    env = gymnasium.make("envs.gym:hindsight/BFCL-v0")          # both in one
+    env = gymnasium.make("hindsight.envs.gym:hindsight/BFCL-v0")          # both in one
 
 Actions and observations are text. The rest of an `Observation`, and what a step led to, is in `info`. As in
 training, the instance lives alone in a process that is killed where a call misses its deadline.
@@ -18,12 +18,12 @@ from typing import Any
 import gymnasium
 from gymnasium.spaces import Text
 
-from configs.schema import Env
-from envs.base import EnvError, Observation
-from envs.process import Forkserver, Slot
-from envs.registry import find_family, make_family
-from envs.shard import Limits
-from envs.tasks import TaskSpec
+from hindsight.configs.schema import Env
+from hindsight.envs.base import EnvError, Observation
+from hindsight.envs.registry import find_family, make_family
+from hindsight.envs.runtime.shard import Limits
+from hindsight.envs.runtime.slot import Forkserver, Slot
+from hindsight.envs.tasks import TaskSpec
 
 TITLES = {
     "alfworld": "ALFWorld",
@@ -136,4 +136,4 @@ def _fit(text: str) -> str:
 
 
 for _name, _title in TITLES.items():
-    gymnasium.register(f"hindsight/{_title}-v0", "envs.gym:GymEnv", kwargs={"name": _name})
+    gymnasium.register(f"hindsight/{_title}-v0", "hindsight.envs.gym:GymEnv", kwargs={"name": _name})

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from configs.schema import Env
-from envs.base import EnvError, EnvFamily
-from envs.shard import Lease, Limits, Shard
-from envs.tasks import TaskSpec
+from hindsight.configs.schema import Env
+from hindsight.envs.base import EnvError, EnvFamily
+from hindsight.envs.runtime.shard import Lease, Limits, Shard
+from hindsight.envs.tasks import TaskSpec
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from difflib import SequenceMatcher
 
-from rollout.types import Group, TurnAt
+from hindsight.rollout.types import Group, TurnAt
 
 
 class AnchorError(ValueError):

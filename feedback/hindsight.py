@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 
-from configs.schema import Feedback
-from feedback import reflect, target, verdict
-from feedback.judge import Answer, Ask, JudgeError
-from feedback.reading import Analyst, Question, Reading, Unreadable
-from feedback.sources import asked_about, combined, source_texts
-from feedback.transcript import Show, Style, plain
-from rollout.types import Failure, Group, TurnAt
+from hindsight.configs.schema import Feedback
+from hindsight.feedback import critique, reflect, target
+from hindsight.feedback.judge_client import Answer, Ask, JudgeError
+from hindsight.feedback.reading import Analyst, Question, Reading, Unreadable
+from hindsight.feedback.sources import asked_about, combined, source_texts
+from hindsight.feedback.transcript import Show, Style, plain
+from hindsight.rollout.types import Failure, Group, TurnAt
 
-ANALYSTS: dict[str, Analyst] = {"judge": verdict, "reflect": reflect, "target": target}
+ANALYSTS: dict[str, Analyst] = {"judge": critique, "reflect": reflect, "target": target}
 
 
 @dataclass(frozen=True)

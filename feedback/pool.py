@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from textwrap import indent
 
-from feedback.transcript import Style, outcome, section, transcript
-from rollout.types import Group, Turn, TurnAt
+from hindsight.feedback.transcript import Style, outcome, section, transcript
+from hindsight.rollout.types import Group, Turn, TurnAt
 
 FEEDBACK_TITLE = "Feedback on the actions tried in this state:"
 ACTIONS_TITLE = "Actions tried in this state:"

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envs.base import Demonstration
-from feedback.reading import Question, words
-from feedback.transcript import ELLIPSIS, NONE, plain, section, shortened, task
-from rollout.answers import THOUGHT, THOUGHT_END, Form, without_thought
-from rollout.types import Trajectory
+from hindsight.envs.base import Demonstration
+from hindsight.feedback.reading import Question, words
+from hindsight.feedback.transcript import ELLIPSIS, NONE, plain, section, shortened, task
+from hindsight.rollout.action_format import THOUGHT, THOUGHT_END, Form, without_thought
+from hindsight.rollout.types import Trajectory
 
 EXAMPLE_TITLE = "A worked example of another task:"
 LESSONS_TITLE = "Lessons that you drew from your earlier attempts at the task below:"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from feedback.transcript import Style
-from rollout.types import Group, Trajectory
+from hindsight.feedback.transcript import Style
+from hindsight.rollout.types import Group, Trajectory
 
 
 class Unreadable(ValueError):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from feedback.reading import Question, Reading, Unreadable, listed, words
-from feedback.sources import NEXT_TITLE
-from feedback.transcript import ELLIPSIS, Style, outcome, section, shortened, steps, task
-from rollout.answers import without_thought
-from rollout.types import Group, Trajectory
+from hindsight.feedback.reading import Question, Reading, Unreadable, listed, words
+from hindsight.feedback.sources import NEXT_TITLE
+from hindsight.feedback.transcript import ELLIPSIS, Style, outcome, section, shortened, steps, task
+from hindsight.rollout.action_format import without_thought
+from hindsight.rollout.types import Group, Trajectory
 
 GOOD = "good"
 VERDICTS = (GOOD, "unnecessary", "invalid", "wrong")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from configs.schema import Feedback
-from feedback.anchors import anchors
-from feedback.pool import pooled_section
-from feedback.transcript import Style, section, transcript
-from rollout.types import Group, Trajectory, TurnAt
+from hindsight.configs.schema import Feedback
+from hindsight.feedback.anchors import anchors
+from hindsight.feedback.pool import pooled_section
+from hindsight.feedback.transcript import Style, section, transcript
+from hindsight.rollout.types import Group, Trajectory, TurnAt
 
 IMMEDIATE_TITLE = "Feedback on the action taken at this step:"
 NEXT_TITLE = "Observation after the action taken at this step:"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from feedback.reading import Question, Reading, Unreadable, listed, words
-from feedback.transcript import Style, outcome, section, steps, task
-from rollout.answers import without_thought
-from rollout.types import Group, Trajectory
+from hindsight.feedback.reading import Question, Reading, Unreadable, listed, words
+from hindsight.feedback.transcript import Style, outcome, section, steps, task
+from hindsight.rollout.action_format import without_thought
+from hindsight.rollout.types import Group, Trajectory
 
 TITLE = "A review of your attempt, written when it had failed, says about your next turn:"
 CUT = "[earlier turns are left out]\n"

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from configs.schema import Feedback
-from envs.base import Observation
-from rollout.answers import without_thought
-from rollout.types import Trajectory, Turn
+from hindsight.configs.schema import Feedback
+from hindsight.envs.base import Observation
+from hindsight.rollout.action_format import without_thought
+from hindsight.rollout.types import Trajectory, Turn
 
 ELLIPSIS = " … "
 NONE = "(none)"

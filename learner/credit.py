@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from configs.schema import Credit
-from feedback.anchors import anchors
-from rollout.types import Group, Trajectory, TurnAt
+from hindsight.configs.schema import Credit
+from hindsight.feedback.anchors import anchors
+from hindsight.rollout.types import Group, Trajectory, TurnAt
 
 ROUNDING = 1e-9  # returns that differ by less are the same: divided by their spread, they would explode
 

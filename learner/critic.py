@@ -10,13 +10,13 @@ import ray
 import torch
 from torch import nn
 
-from learner import losses
-from learner.group import RankGroup
-from learner.pack import Batch
-from learner.rank import Rank
-from learner.rows import Row
-from learner.value_rows import fit
-from rollout.weights import WeightSet, unpack
+from hindsight.learner import losses
+from hindsight.learner.batching import Batch
+from hindsight.learner.group import RankGroup
+from hindsight.learner.rank import Rank
+from hindsight.learner.rows import Row
+from hindsight.learner.value_rows import fit
+from hindsight.rollout.weights import WeightSet, unpack
 
 
 class ValueHead(nn.Module):

@@ -10,12 +10,12 @@ from random import Random
 
 import numpy as np
 
-from envs.base import Demonstration, DemoStep
-from feedback.sources import immediate_section
-from learner.rows import Row
-from rollout.ledger import Conversation
-from rollout.render import Renderer
-from teacher.contexts import hint_ids
+from hindsight.envs.base import Demonstration, DemoStep
+from hindsight.feedback.sources import immediate_section
+from hindsight.learner.rows import Row
+from hindsight.rollout.conversation import Conversation
+from hindsight.rollout.render import Renderer
+from hindsight.teacher.contexts import hint_ids
 
 
 @dataclass(frozen=True)

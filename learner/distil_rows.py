@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from learner.rows import Row
-from rollout.types import Group
-from teacher.contexts import ScoreRequest
-from teacher.scorer import Scored
+from hindsight.learner.rows import Row
+from hindsight.rollout.types import Group
+from hindsight.teacher.contexts import ScoreRequest
+from hindsight.teacher.scorer import Scored
 
 Owner = tuple[int, int]  # (trajectory, sequence)
 

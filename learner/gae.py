@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from configs.schema import Credit
-from learner.credit import turn_penalties
-from rollout.types import Trajectory
+from hindsight.configs.schema import Credit
+from hindsight.learner.credit import turn_penalties
+from hindsight.rollout.types import Trajectory
 
 
 def gae(

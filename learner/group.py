@@ -12,14 +12,14 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from configs.schema import Config
-from learner.losses import OBJECTIVES, merge, report
-from learner.pack import over_ranks
-from learner.plan import plan_updates, weigh
-from learner.policy import PolicyRank
-from learner.rank import LearnerError, Rank, learner_env
-from learner.rows import Row
-from rollout.weights import WeightSet
+from hindsight.configs.schema import Config
+from hindsight.learner.batching import over_ranks
+from hindsight.learner.losses import OBJECTIVES, merge, report
+from hindsight.learner.plan import plan_updates, weigh
+from hindsight.learner.policy import PolicyRank
+from hindsight.learner.rank import LearnerError, Rank, learner_env
+from hindsight.learner.rows import Row
+from hindsight.rollout.weights import WeightSet
 
 # Most bytes a parameter takes in a checkpoint: weight, float32 master copy, two Adam moments; a frozen one's
 # weight is in the model that is written for others.

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from configs.schema import Loss
-from learner.reweight import raw_weights, reweight
-from learner.rows import Row
+from hindsight.configs.schema import Loss
+from hindsight.learner.reweight import raw_weights, reweight
+from hindsight.learner.rows import Row
 
 RATIO_BOUND = 20.0  # log-ratio beyond which exp is not taken
 OBJECTIVES = ("policy", "distil", "imitation")

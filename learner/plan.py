@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from configs.schema import Config
-from learner.losses import denominator
-from learner.pack import over_ranks, split
-from learner.rows import Row
+from hindsight.configs.schema import Config
+from hindsight.learner.batching import over_ranks, split
+from hindsight.learner.losses import denominator
+from hindsight.learner.rows import Row
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ import numpy as np
 import ray
 import torch
 
-from learner import losses
-from learner.distil import Likelihoods, distil
-from learner.logprobs import TokenLogprobs, TokenScores
-from learner.pack import Batch
-from learner.rank import LearnerError, Rank
-from learner.rows import Row
-from rollout.adapter import FOLDER, Adapter, Pair, named, write
-from rollout.weights import Layout, WeightSet, describe, digest, pack
+from hindsight.learner import losses
+from hindsight.learner.batching import Batch
+from hindsight.learner.distill import Likelihoods, distil
+from hindsight.learner.logprobs import TokenLogprobs, TokenScores
+from hindsight.learner.rank import LearnerError, Rank
+from hindsight.learner.rows import Row
+from hindsight.rollout.adapter import FOLDER, Adapter, Pair, named, write
+from hindsight.rollout.weights import Layout, WeightSet, describe, digest, pack
 
 if TYPE_CHECKING:
-    from learner.publish_nccl import Sender
+    from hindsight.learner.weight_sync_nccl import Sender
 
 
 class PolicyRank(Rank):
@@ -69,7 +69,9 @@ class PolicyRank(Rank):
 
     def join(self, meeting: dict[str, Any]) -> dict[str, Any]:
         """Meet the engines in an NCCL group; returns what an engine has to know to receive a broadcast."""
-        from learner.publish_nccl import Sender  # vLLM, which only this transport needs in the learner
+        from hindsight.learner.weight_sync_nccl import (
+            Sender,  # vLLM, which only this transport needs in the learner
+        )
 
         self.sender = Sender(self.weights, self.rank, meeting)
         return self.sender.message()

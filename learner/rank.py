@@ -20,12 +20,12 @@ import numpy as np
 import ray
 import torch
 
-from configs.environ import actor_environment
-from configs.schema import Config
-from learner import losses
-from learner.pack import Batch, collate
-from learner.rows import Row
-from rollout.device import find_device
+from hindsight.configs.environ import actor_environment
+from hindsight.configs.schema import Config
+from hindsight.learner import losses
+from hindsight.learner.batching import Batch, collate
+from hindsight.learner.rows import Row
+from hindsight.rollout.device import find_device
 
 Piece = tuple[str, Sequence[Row], float]  # objective, rows of a micro-batch, scale of their summed loss
 

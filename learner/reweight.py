@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from configs.schema import Reweight
+from hindsight.configs.schema import Reweight
 
 GAP_BOUND = 20.0  # log-ratio beyond which exp is not taken (the authors' code)
 

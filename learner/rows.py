@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from configs.schema import Credit
-from learner.credit import advantages
-from rollout.types import Group, Span, Trajectory
-from teacher.contexts import scored_span
+from hindsight.configs.schema import Credit
+from hindsight.learner.credit import advantages
+from hindsight.rollout.types import Group, Span, Trajectory
+from hindsight.teacher.contexts import scored_span
 
 # (group ordinal, trajectory, turn) -> log-probs of its scored span
 Scores = Mapping[tuple[int, int, int], np.ndarray]

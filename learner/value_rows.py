@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from configs.schema import Credit
-from learner.gae import gae, token_rewards, turn_rewards
-from learner.rows import Row
-from rollout.types import Group, Trajectory
+from hindsight.configs.schema import Credit
+from hindsight.learner.gae import gae, token_rewards, turn_rewards
+from hindsight.learner.rows import Row
+from hindsight.rollout.types import Group, Trajectory
 
 Place = tuple[int, int, int]  # (group ordinal, trajectory, sequence)
 EPSILON = 1e-8  # beside a variance: where all advantages are the same, they become 0

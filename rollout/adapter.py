@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from configs.schema import Lora
+from hindsight.configs.schema import Lora
 
 NAME = "default"  # PEFT's name of a model's only adapter
 FOLDER = "adapter"  # beside a model that was made with one

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
-from configs.environ import actor_environment
-from configs.schema import Config
-from rollout.adapter import layer_names, write
-from rollout.device import find_device
-from rollout.types import EngineError, Generation, Sampling
-from rollout.weights import WeightSet, digest, unpack
+from hindsight.configs.environ import actor_environment
+from hindsight.configs.schema import Config
+from hindsight.rollout.adapter import layer_names, write
+from hindsight.rollout.device import find_device
+from hindsight.rollout.types import EngineError, Generation, Sampling
+from hindsight.rollout.weights import WeightSet, digest, unpack
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs, RequestOutput, SamplingParams
@@ -86,7 +86,7 @@ def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
         logprobs_mode="processed_logprobs",
         disable_log_stats=True,
         weight_transfer_config=WeightTransferConfig(backend=config.publish.transport),
-        worker_extension_cls="rollout.transfer.WeightsExtension",
+        worker_extension_cls="hindsight.rollout.transfer.WeightsExtension",
         **memory,
         **lora_args(model, config),
     )
@@ -201,7 +201,7 @@ class Engine:
 
         Raises EngineError; the engine is then out of use, as it may hold half an update.
         """
-        from rollout.transfer import lend, update_info
+        from hindsight.rollout.transfer import lend, update_info
 
         flat = await weights.data
         if self.config.learner.lora.rank:

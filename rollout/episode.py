@@ -9,11 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
-from envs.base import Observation, StepResult, Verdict
-from envs.tasks import TaskSpec
-from rollout.ledger import Conversation, Reply
-from rollout.render import Renderer
-from rollout.types import EngineError, Generation, Sampling, Trajectory, Turn
+from hindsight.envs.base import Observation, StepResult, Verdict
+from hindsight.envs.tasks import TaskSpec
+from hindsight.rollout.conversation import Conversation, Reply
+from hindsight.rollout.render import Renderer
+from hindsight.rollout.types import EngineError, Generation, Sampling, Trajectory, Turn
 
 SMALLEST_RESPONSE = 16  # tokens; with less room a response could only be cut off
 Generate = Callable[[np.ndarray, Sampling], Awaitable[Generation]]

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.registry import cache_root
-from rollout.vocabulary import CHATML, END, PAD, START, train_tokenizer
+from hindsight.configs.paths import cache_root
+from hindsight.rollout.vocabulary import CHATML, END, PAD, START, train_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from configs.schema import Config, Prompt
-from envs.base import Observation
-from envs.registry import find_family
-from rollout.answers import FORMS, describe_tools, function_schema
-from rollout.template import (
+from hindsight.configs.schema import Config, Prompt
+from hindsight.envs.base import Observation
+from hindsight.envs.registry import find_family
+from hindsight.rollout.action_format import FORMS, describe_tools, function_schema
+from hindsight.rollout.template import (
     ChatPieces,
     Message,
     TemplateError,
@@ -60,7 +60,7 @@ class Renderer:
             context: most tokens in one sequence.
             room: tokens of it that a prompt of the window preset leaves to the answer, if leaving out past
                 turns can do that.
-            answers: a name of `rollout.answers.FORMS`.
+            answers: a name of `rollout.action_format.FORMS`.
 
         Raises:
             TemplateError: the tokenizer has no chat template, or one that cannot serve the preset.

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import httpx
 import ray
 
-from configs.schema import Config
-from rollout.engine import engine_env
-from rollout.types import EngineError
+from hindsight.configs.schema import Config
+from hindsight.rollout.engine import engine_env
+from hindsight.rollout.types import EngineError
 
 NAME = "user"  # the model's name at the endpoint
 PR_SET_PDEATHSIG = 1

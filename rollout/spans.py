@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rollout.types import Span
+from hindsight.rollout.types import Span
 
 UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no character yet
 

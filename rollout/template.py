@@ -64,7 +64,7 @@ def split_template(
 
 
 def teaches_calls(render: Callable[[list[Message], list[dict[str, Any]]], str]) -> bool:
-    """Whether a template shows the model its tools, in the form of `envs.calls`, and what they returned.
+    """Whether a template shows the model its tools, in the form of `envs.tool_calls`, and what they returned.
 
     Args:
         render: (messages, tools) -> text.

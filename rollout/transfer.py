@@ -28,7 +28,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from rollout.weights import Layout, TensorMeta, digest, unpack
+from hindsight.rollout.weights import Layout, TensorMeta, digest, unpack
 
 BACKEND = "object_store"
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.base import Observation, StepResult
-from envs.tasks import TaskSpec
+from hindsight.envs.base import Observation, StepResult
+from hindsight.envs.tasks import TaskSpec
 
 
 @dataclass(frozen=True)

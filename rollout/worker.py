@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 import numpy as np
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from configs.schema import Config
-from envs.base import DataMissing, Demonstration, EnvError, SlotDied, SlotTimeout
-from envs.pool import lease_slot
-from envs.tasks import TaskSpec
-from rollout.episode import Generate, Limits, derive_seed, play
-from rollout.render import load_renderer
-from rollout.router import Router
-from rollout.types import EngineError, Failure, Generation, Group, Sampling, Trajectory
+from hindsight.configs.schema import Config
+from hindsight.envs.base import DataMissing, Demonstration, EnvError, SlotDied, SlotTimeout
+from hindsight.envs.runtime.pool import lease_slot
+from hindsight.envs.tasks import TaskSpec
+from hindsight.rollout.episode import Generate, Limits, derive_seed, play
+from hindsight.rollout.render import load_renderer
+from hindsight.rollout.router import Router
+from hindsight.rollout.types import EngineError, Failure, Generation, Group, Sampling, Trajectory
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Worker:
         Args:
             model: folder or hub name; only its tokenizer is loaded.
             engines: handles with ``generate.remote(ids, sampling, seconds)``.
-            pool: what `envs.pool.lease_slot` leases from.
+            pool: what `envs.runtime.pool.lease_slot` leases from.
 
         Raises:
             TemplateError: the model's chat template cannot serve `config.prompt`.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rollout.types import Group, Span, Turn
+from hindsight.rollout.types import Group, Span, Turn
 
 CLOSING_LINE = "Now solve the current task correctly."
 ELLIPSIS = " … "

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from teacher.contexts import ScoreRequest
+from hindsight.teacher.contexts import ScoreRequest
 
 PADDING = 0.1  # most of a forward's tokens that may be padding
 RUN = 512  # tail tokens of one run: a tail's queries meet the keys of all tails in its run

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from configs.environ import actor_environment
-from configs.schema import Config
-from rollout.adapter import Adapter, named
-from rollout.device import find_device
-from rollout.weights import WeightSet, digest, unpack
-from teacher.contexts import ScoreRequest
-from teacher.plan import Tails, lay_out, plan_forwards, plan_runs
+from hindsight.configs.environ import actor_environment
+from hindsight.configs.schema import Config
+from hindsight.rollout.adapter import Adapter, named
+from hindsight.rollout.device import find_device
+from hindsight.rollout.weights import WeightSet, digest, unpack
+from hindsight.teacher.contexts import ScoreRequest
+from hindsight.teacher.plan import Tails, lay_out, plan_forwards, plan_runs
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel

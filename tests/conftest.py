@@ -12,7 +12,8 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
-from configs.environ import actor_environment
+from hindsight.configs.environ import actor_environment
+from hindsight.configs.paths import SOURCE
 
 os.environ.update(actor_environment(threads=2))  # before any test module imports torch
 settings.register_profile("shared machine", deadline=None)  # wall time says nothing on busy cores
@@ -60,7 +61,7 @@ def ray_local() -> Iterator[None]:
     """A local Ray for the whole session, its actors seeing this checkout and the variables above."""
     import ray
 
-    path = os.pathsep.join([str(PROJECT), *filter(None, sys.path)])  # helpers beside the tests included
+    path = os.pathsep.join([SOURCE, *filter(None, sys.path)])  # helpers beside the tests included
     ray.init(
         address="local",  # never a cluster that happens to run on this machine
         num_cpus=4,  # logical: the actors of one small run, whatever the machine has
@@ -75,6 +76,6 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def nano() -> Path:
     """The folder of the tiny embedded model."""
-    from rollout.models import resolve
+    from hindsight.rollout.models import resolve
 
     return resolve("nano")

@@ -14,11 +14,11 @@ FILES = sorted(
     for folder in ("configs", "envs", "rollout", "feedback", "teacher", "learner", "cluster", "tests")
     for file in (PROJECT / folder).rglob("*.py")
 )
-LISTS = sorted((PROJECT / "requirements").glob("*.txt"))
+LISTS = sorted([*PROJECT.glob("requirements/*.txt"), *PROJECT.glob("envs/*/requirements.txt")])
 # Functions that may catch everything, because they hand every error to another process as data.
 BROAD = frozenset(
     {
-        "envs/appworld_server.py:attempt",
+        "envs/appworld/server.py:attempt",
     }
 )
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PROJECT)))

@@ -21,7 +21,9 @@ def rooms_imported(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: name the room, relative imports hide it"
             names.add(node.module or "")
-    return {name.partition(".")[0] for name in names} & set(ROOMS)
+    bare = {name.partition(".")[0] for name in names} & set(ROOMS)
+    assert not bare, f"import hindsight.{bare.pop()}: the bare name would be a second copy of the package"
+    return {name.split(".")[1] for name in names if name.startswith("hindsight.")} & set(ROOMS)
 
 
 def test_every_room_has_files() -> None:
@@ -36,5 +38,10 @@ def test_imports_run_one_way(file: Path) -> None:
 
 
 def test_a_wrong_import_is_seen() -> None:
-    source = "def f():\n    from cluster.train import run\n    import numpy, envs.base\n"
+    source = "def f():\n    from hindsight.cluster.train import run\n    import numpy, hindsight.envs.base\n"
     assert rooms_imported(source) == {"cluster", "envs"}
+
+
+def test_a_bare_import_is_refused() -> None:
+    with pytest.raises(AssertionError, match="second copy"):
+        rooms_imported("from envs.base import TextEnv")

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from cluster.failures import RunError
-from cluster.run import open_run
-from cluster.train import Trainer
-from cluster.view import View
-from configs.load import load
+from hindsight.cluster.failures import RunError
+from hindsight.cluster.run import open_run
+from hindsight.cluster.train import Trainer
+from hindsight.cluster.view import View
+from hindsight.configs.load import load
 
 PROJECT = Path(__file__).resolve().parent.parent
 TINY = [

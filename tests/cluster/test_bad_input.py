@@ -11,13 +11,13 @@ import pytest
 from ray.exceptions import RayTaskError
 from typer.testing import CliRunner
 
-import cluster.commands
-from cluster.cli import app
-from cluster.failures import RunError
-from cluster.start import connect
-from configs.load import load
-from configs.schema import Config
-from rollout.episode import PromptTooLong
+import hindsight.cluster.commands
+from hindsight.cluster.cli import app
+from hindsight.cluster.failures import RunError
+from hindsight.cluster.start import connect
+from hindsight.configs.load import load
+from hindsight.configs.schema import Config
+from hindsight.rollout.episode import PromptTooLong
 
 RECIPE = str(Path(__file__).resolve().parents[2] / "configs/nano.yaml")
 
@@ -59,7 +59,7 @@ def test_what_an_actor_raised_is_said_without_its_traceback(monkeypatch: pytest.
     async def run(config: Config) -> None:
         raise RayTaskError("rollout", "a long trace", PromptTooLong("no room")).as_instanceof_cause()
 
-    monkeypatch.setattr(cluster.commands, "train_run", run)
+    monkeypatch.setattr(hindsight.cluster.commands, "train_run", run)
     assert answer("train", RECIPE) == "no room"
 
 
@@ -72,7 +72,7 @@ def test_an_evaluation_keeps_the_customer_of_the_training_run(
     async def run(config: Config) -> None:
         seen.append(config)
 
-    monkeypatch.setattr(cluster.commands, "eval_run", run)
+    monkeypatch.setattr(hindsight.cluster.commands, "eval_run", run)
     (tmp_path / "config.json").touch()
     for user in ("env.user.source=engine", "env.user.source=scripted"):
         asked = ["eval", str(tmp_path), RECIPE, user, "model.path=smollm2-135m"]

@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 
-from cluster.evaluate import effective_plays, panel, wilson
-from cluster.failures import BudgetSpent, FailureBudget, RunError
-from cluster.metrics import Metrics
-from cluster.run import State
-from cluster.start import lacking, plan_bundles
-from cluster.train import Trainer
-from cluster.warm_start import batches, collect, linear
-from cluster.watch import ActorLost, Deadline, Stalled, Watchdog, within
-from configs.schema import Cluster, Config, Credit, Distil, Learner, Loss, Rollout, WarmStart
-from envs.base import Demonstration, EnvError, Observation
-from envs.tasks import TaskSpec
-from rollout.types import Failure
+from hindsight.cluster.evaluate import effective_plays, panel, wilson
+from hindsight.cluster.failures import BudgetSpent, FailureBudget, RunError
+from hindsight.cluster.metrics import Metrics
+from hindsight.cluster.run import State
+from hindsight.cluster.start import lacking, plan_bundles
+from hindsight.cluster.train import Trainer
+from hindsight.cluster.warm_start import batches, collect, linear
+from hindsight.cluster.watch import ActorLost, Deadline, Stalled, Watchdog, within
+from hindsight.configs.schema import Cluster, Config, Credit, Distil, Learner, Loss, Rollout, WarmStart
+from hindsight.envs.base import Demonstration, EnvError, Observation
+from hindsight.envs.tasks import TaskSpec
+from hindsight.rollout.types import Failure
 
 
 def test_budget_stops_the_run_past_its_limit_and_names_what_failed() -> None:

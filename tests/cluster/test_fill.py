@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from cluster.fill import Filler, hindsight_metrics
-from cluster.train import Trainer
-from cluster.watch import ActorLost, Watchdog
-from configs.schema import Config, Distil, Feedback, Loss, Reweight
-from envs.base import Observation, StepResult
-from envs.tasks import TaskSpec
-from feedback.judge import Answer, JudgeError
-from rollout.types import Failure, Group, Span, TokenSequence, Trajectory, Turn
-from teacher.scorer import Scored
+from hindsight.cluster.fill import Filler, hindsight_metrics
+from hindsight.cluster.train import Trainer
+from hindsight.cluster.watch import ActorLost, Watchdog
+from hindsight.configs.schema import Config, Distil, Feedback, Loss, Reweight
+from hindsight.envs.base import Observation, StepResult
+from hindsight.envs.tasks import TaskSpec
+from hindsight.feedback.judge_client import Answer, JudgeError
+from hindsight.rollout.types import Failure, Group, Span, TokenSequence, Trajectory, Turn
+from hindsight.teacher.scorer import Scored
 
 TASK = TaskSpec("t", "toy", "open", "train")
 CLOSE = np.array([7, 8], dtype=np.int32)

@@ -7,8 +7,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.prompts import PromptLedger
-from envs.tasks import TaskSpec
+from hindsight.cluster.task_sampler import PromptLedger
+from hindsight.envs.tasks import TaskSpec
 
 TASKS = [TaskSpec(id=f"t{i}", env="toy", kind="k", split="train") for i in range(7)]
 

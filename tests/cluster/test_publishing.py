@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster import train
-from cluster.train import Trainer
-from configs.schema import Config, Learner, Lora, Publish, Teacher
-from learner.publish import PublishReport
+from hindsight.cluster import train
+from hindsight.cluster.train import Trainer
+from hindsight.configs.schema import Config, Learner, Lora, Publish, Teacher
+from hindsight.learner.weight_sync import PublishReport
 
 FIRST, LATER = 0, 3  # steps that were trained
 

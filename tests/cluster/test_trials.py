@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import cluster.trials
-from cluster.evaluate import Evaluation, evaluate, summarise, wilson
-from cluster.failures import RunError
-from cluster.trials import Attempts, example_tasks, solved_within
-from cluster.view import cost_lines, evaluation_table
-from configs.schema import Config, Evaluate
-from envs.base import Demonstration, DemoStep, Observation, StepResult
-from envs.tasks import TaskSpec
-from feedback.judge import Answer, JudgeError
-from feedback.preamble import EXAMPLE_TITLE
-from rollout.answers import FORMS
-from rollout.types import Failure, Group, TokenSequence, Trajectory, Turn
+import hindsight.cluster.trials
+from hindsight.cluster.evaluate import Evaluation, evaluate, summarise, wilson
+from hindsight.cluster.failures import RunError
+from hindsight.cluster.trials import Attempts, example_tasks, solved_within
+from hindsight.cluster.view import cost_lines, evaluation_table
+from hindsight.configs.schema import Config, Evaluate
+from hindsight.envs.base import Demonstration, DemoStep, Observation, StepResult
+from hindsight.envs.tasks import TaskSpec
+from hindsight.feedback.judge_client import Answer, JudgeError
+from hindsight.feedback.preamble import EXAMPLE_TITLE
+from hindsight.rollout.action_format import FORMS
+from hindsight.rollout.types import Failure, Group, TokenSequence, Trajectory, Turn
 
 TASKS = [TaskSpec(f"{kind}{number}", "toy", kind, "eval") for kind in "ab" for number in range(2)]
 ROOM = Observation("A room. Your task is to: rest.")
@@ -74,7 +74,7 @@ def run(monkeypatch, script, policy="reflexion", trials=3, demonstrations=(), le
             raise lesson
         return Answer(lesson or f"Lesson {len(asked)}.", 3, 1)
 
-    monkeypatch.setattr(cluster.trials, "EngineAsk", lambda *args: ask)
+    monkeypatch.setattr(hindsight.cluster.trials, "EngineAsk", lambda *args: ask)
     worker = ToyWorker(script, demonstrations)
     renderer = SimpleNamespace(form=FORMS["tags"])
     episodes = [(index, task) for index, task in enumerate(TASKS) if task.id in script]

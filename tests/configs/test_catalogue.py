@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from configs.catalogue import COLUMNS, catalogue
-from configs.load import methods
+from hindsight.configs.catalogue import COLUMNS, catalogue
+from hindsight.configs.load import methods
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/methods.md"
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.check import check, differences, render, settings
-from configs.load import load
-from configs.schema import Config
+from hindsight.configs.check import check, differences, render, settings
+from hindsight.configs.load import load
+from hindsight.configs.schema import Config
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 BOUNDED = [
@@ -149,7 +149,7 @@ def test_an_output_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("configs.check.FREE_GIB", 1e9)
+    monkeypatch.setattr("hindsight.configs.check.FREE_GIB", 1e9)
     assert "GiB free" in problems(f"out={tmp_path}")[0]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.check import check, render
-from configs.load import ConfigError, load, methods, nearest
-from configs.schema import Config
+from hindsight.configs.check import check, render
+from hindsight.configs.load import ConfigError, load, methods, nearest
+from hindsight.configs.schema import Config
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
@@ -99,7 +99,9 @@ def test_a_malformed_override_is_named(override: str) -> None:
 
 
 def test_unreadable_recipes_are_named(tmp_path: Path) -> None:
-    assert "configs/alfworld.yaml" in problems(tmp_path / "missing.yaml")
+    assert "Unknown recipe" in problems(tmp_path / "missing.yaml")
+    with pytest.raises(ConfigError, match="Did you mean 'webshop'"):
+        load("webshp")
     assert "not a readable YAML file" in problems(write(tmp_path, "broken.yaml", "steps: [1\n"))
     assert "`key: value`" in problems(write(tmp_path, "list.yaml", "- steps\n"))
     assert "not a readable YAML file" in problems(tmp_path)

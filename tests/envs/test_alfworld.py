@@ -9,11 +9,11 @@ import zlib
 
 import pytest
 
-from configs.schema import Env
-from envs.alfworld import AlfworldFamily
-from envs.alfworld_games import KINDS
-from envs.base import EnvError
-from envs.tasks import TaskSpec
+from hindsight.configs.schema import Env
+from hindsight.envs.alfworld.env import AlfworldFamily
+from hindsight.envs.alfworld.games import KINDS
+from hindsight.envs.base import EnvError
+from hindsight.envs.tasks import TaskSpec
 
 UPSTREAM = """
 import json, sys
@@ -173,7 +173,7 @@ def test_a_game_that_is_not_there_is_an_error_and_spares_the_next(env, small):
 
 
 def test_a_damaged_translation_is_named(env, family, small):
-    from envs.alfworld_speed import translation
+    from hindsight.envs.alfworld.fast_textworld import translation
 
     path = max((family._cache / "translations").glob("*/*.json.z"), key=lambda path: path.stat().st_mtime)
     kept = path.read_bytes()

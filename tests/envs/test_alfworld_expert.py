@@ -5,9 +5,9 @@ from alfworld.gen.goal_library import gdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.alfworld_expert import SearchExpert, Wish
-from envs.alfworld_games import KINDS, LIGHT, TREATMENTS, TWO
-from envs.base import EnvError, Observation
+from hindsight.envs.alfworld.expert import SearchExpert, Wish
+from hindsight.envs.alfworld.games import KINDS, LIGHT, TREATMENTS, TWO
+from hindsight.envs.base import EnvError, Observation
 
 ROOM = "You are in the middle of a room. Around you, you see a drawer 2, a drawer 1, and a shelf 1."
 

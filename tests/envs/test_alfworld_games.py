@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 from alfworld.gen import constants
 
-from configs.schema import Env
-from envs.alfworld import AlfworldFamily
-from envs.alfworld_games import KINDS, SPLITS, furnish, goals, make_game, make_games
-from envs.base import DataMissing
+from hindsight.configs.schema import Env
+from hindsight.envs.alfworld.env import AlfworldFamily
+from hindsight.envs.alfworld.games import KINDS, SPLITS, furnish, goals, make_game, make_games
+from hindsight.envs.base import DataMissing
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_unseen_rooms_are_apart_from_training_rooms():
 def test_objects_lie_where_the_rules_allow_and_no_goal_is_reached_at_the_start():
     from random import Random
 
-    from envs.alfworld_games import LAMPS, class_of
+    from hindsight.envs.alfworld.games import LAMPS, class_of
 
     world = furnish(Random(0), 301)
     for thing, home in world.objects.items():

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import Env
-from envs.appworld import KINDS, AppWorldFamily
-from envs.base import DataMissing, EnvError
-from envs.install import install, interpreter
-from envs.registry import cache_root
-from envs.tasks import TaskSpec
+from hindsight.configs.paths import cache_root
+from hindsight.configs.schema import Env
+from hindsight.envs.appworld.env import KINDS, AppWorldFamily
+from hindsight.envs.base import DataMissing, EnvError
+from hindsight.envs.runtime.interpreters import install, interpreter
+from hindsight.envs.tasks import TaskSpec
 
 CONFIG = Env(name="appworld", max_turns=40, step_timeout=120, reset_timeout=300)  # a busy machine's patience
 PROJECT = Path(__file__).resolve().parent.parent.parent

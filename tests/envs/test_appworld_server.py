@@ -19,14 +19,14 @@ import pytest
 from slot_tools import run_async, running
 from test_appworld import CONFIG, PROJECT, family, play, python  # noqa: F401 - fixtures
 
-from envs.appworld import AppWorldEnv, AppWorldFamily
-from envs.appworld_host import Nursery
-from envs.appworld_host import nursery as nursery_of
-from envs.base import EnvError, InstanceLost, SlotDied
-from envs.install import interpreter
-from envs.process import Forkserver, Slot
-from envs.registry import cache_root
-from envs.sandbox import MODES, NOBODY
+from hindsight.configs.paths import SOURCE, cache_root
+from hindsight.envs.appworld.env import AppWorldEnv, AppWorldFamily
+from hindsight.envs.appworld.host import Nursery
+from hindsight.envs.appworld.host import nursery as nursery_of
+from hindsight.envs.base import EnvError, InstanceLost, SlotDied
+from hindsight.envs.runtime.interpreters import interpreter
+from hindsight.envs.runtime.sandbox import MODES, NOBODY
+from hindsight.envs.runtime.slot import Forkserver, Slot
 
 FAST = replace(CONFIG, step_timeout=12)  # six seconds for a piece of code
 OWNER = """
@@ -261,7 +261,7 @@ def test_server_and_world_die_with_a_killed_owner_and_listen_nowhere(family, tmp
         [sys.executable, "-c", OWNER, str(tmp_path / "family")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, "PYTHONPATH": SOURCE},
     )
     try:
         server = int(owner.stdout.readline())

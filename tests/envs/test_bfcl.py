@@ -14,13 +14,13 @@ from bfcl_eval.eval_checker.multi_turn_eval.func_source_code import long_context
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import Env
-from envs.base import EnvError
-from envs.bfcl import GOODBYE, MORE_TOOLS, BfclFamily
-from envs.bfcl_backends import Backends, differences
-from envs.bfcl_data import KINDS, entries
-from envs.calls import Call, read_calls, write_calls
-from envs.tasks import TaskSpec
+from hindsight.configs.schema import Env
+from hindsight.envs.base import EnvError
+from hindsight.envs.bfcl.backends import Backends, differences
+from hindsight.envs.bfcl.data import KINDS, entries
+from hindsight.envs.bfcl.env import GOODBYE, MORE_TOOLS, BfclFamily
+from hindsight.envs.tasks import TaskSpec
+from hindsight.envs.tool_calls import Call, read_calls, write_calls
 
 BASE = "multi_turn_base_0"  # cd, mkdir, mv | cd, grep | sort | cd, mv, cd, diff
 

@@ -17,10 +17,10 @@ from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import Env
-from envs.bfcl import BfclFamily
-from envs.bfcl_data import KINDS, Entry, _lines, entries
-from envs.calls import Call, write_calls
+from hindsight.configs.schema import Env
+from hindsight.envs.bfcl.data import KINDS, Entry, _lines, entries
+from hindsight.envs.bfcl.env import BfclFamily
+from hindsight.envs.tool_calls import Call, write_calls
 
 Turns = list[list[list[Call]]]  # per turn, per step
 

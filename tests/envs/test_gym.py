@@ -12,9 +12,9 @@ import gymnasium
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs.gym
-from envs.base import EnvError, SlotDied
-from envs.registry import FAMILIES
+import hindsight.envs.gym as gym_env
+from hindsight.envs.base import EnvError, SlotDied
+from hindsight.envs.registry import FAMILIES
 
 SMALL = {"train_tasks": 4, "eval_tasks": 2}
 
@@ -31,9 +31,9 @@ def env(request, tmp_path_factory):
 
 
 def test_all_five_are_registered():
-    assert set(envs.gym.TITLES) == set(FAMILIES)
-    for title in envs.gym.TITLES.values():
-        assert gymnasium.spec(f"hindsight/{title}-v0").entry_point == "envs.gym:GymEnv"
+    assert set(gym_env.TITLES) == set(FAMILIES)
+    for title in gym_env.TITLES.values():
+        assert gymnasium.spec(f"hindsight/{title}-v0").entry_point == "hindsight.envs.gym:GymEnv"
 
 
 def test_gymnasiums_checker_finds_nothing(env):
@@ -97,6 +97,6 @@ def test_two_instances_play_side_by_side_and_inside_a_loop(env):
 
 def test_any_text_fits_the_observation_space():
     odd = "plain é 漢 \ud800 \U0001f600" + "x" * (1 << 21)
-    space = gymnasium.spaces.Text(envs.gym.LONGEST_OBSERVATION, min_length=0, charset=envs.gym.CHARACTERS)
-    assert envs.gym._fit(odd) in space
-    assert envs.gym._fit(odd).startswith("plain é 漢 \N{REPLACEMENT CHARACTER} \N{REPLACEMENT CHARACTER}xxx")
+    space = gymnasium.spaces.Text(gym_env.LONGEST_OBSERVATION, min_length=0, charset=gym_env.CHARACTERS)
+    assert gym_env._fit(odd) in space
+    assert gym_env._fit(odd).startswith("plain é 漢 \N{REPLACEMENT CHARACTER} \N{REPLACEMENT CHARACTER}xxx")

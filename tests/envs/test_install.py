@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from envs import install as module
-from envs.base import DataMissing, EnvError
-from envs.install import install, interpreter, made_once
+from hindsight.envs.base import DataMissing, EnvError
+from hindsight.envs.runtime import interpreters as module
+from hindsight.envs.runtime.interpreters import install, interpreter, made_once
 
 
 def test_what_is_made_is_whole_or_not_there(tmp_path):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs import lines as module
-from envs.lines import Abandoned, Lines, Lost
+from hindsight.envs.runtime import json_lines as module
+from hindsight.envs.runtime.json_lines import Abandoned, Lines, Lost
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

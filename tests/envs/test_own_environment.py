@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from slot_tools import run_async
 
-from configs.schema import Env
-from envs.base import EnvError
-from envs.process import Forkserver, Slot
-from envs.registry import make_family
+from hindsight.configs.schema import Env
+from hindsight.envs.base import EnvError
+from hindsight.envs.registry import make_family
+from hindsight.envs.runtime.slot import Forkserver, Slot
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "environments.md"
 

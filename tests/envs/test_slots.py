@@ -14,8 +14,8 @@ import pytest
 from slot_tools import gone, run_async, running
 from toy_env import PreloadingFamily, ToyFamily, UnloadableFamily, UnpicklableEnv, task
 
-from envs.base import DataMissing, EnvError, InstanceLost, SlotDied, SlotTimeout
-from envs.process import Forkserver, Slot
+from hindsight.envs.base import DataMissing, EnvError, InstanceLost, SlotDied, SlotTimeout
+from hindsight.envs.runtime.slot import Forkserver, Slot
 
 
 @contextmanager
@@ -232,7 +232,7 @@ async def test_a_lost_server_is_started_again():
 OWNER = """
 import asyncio, sys
 sys.path[:] = {path!r}
-from envs.process import Forkserver, Slot
+from hindsight.envs.runtime.slot import Forkserver, Slot
 from slot_tools import gone, run_async, running
 from toy_env import PreloadingFamily, ToyFamily, task
 

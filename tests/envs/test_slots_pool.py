@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slot_tools import run_async
 
-from envs.base import SlotDied, SlotTimeout
-from envs.pool import Pool
-from envs.shard import Limits
+from hindsight.envs.base import SlotDied, SlotTimeout
+from hindsight.envs.runtime.pool import Pool
+from hindsight.envs.runtime.shard import Limits
 
 LIMITS = Limits(step=1, reset=1, demonstrate=1)
 

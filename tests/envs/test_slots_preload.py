@@ -9,8 +9,8 @@ import pytest
 from slot_tools import run_async
 from toy_env import ToyEnv, ToyFamily, task
 
-from envs.base import DataMissing, StepResult
-from envs.process import Forkserver, Slot
+from hindsight.envs.base import DataMissing, StepResult
+from hindsight.envs.runtime.slot import Forkserver, Slot
 
 LOADED_IN: list[int] = []
 

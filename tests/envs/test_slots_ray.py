@@ -9,9 +9,9 @@ import ray
 from slot_tools import gone, run_async, running
 from toy_env import ToyFamily, task
 
-from configs.schema import Config, Env
-from envs.base import EnvError, InstanceLost, SlotDied, SlotTimeout, Verdict
-from envs.pool import LeasedSlot, PoolHandles, lease_slot, start_pool
+from hindsight.configs.schema import Config, Env
+from hindsight.envs.base import EnvError, InstanceLost, SlotDied, SlotTimeout, Verdict
+from hindsight.envs.runtime.pool import LeasedSlot, PoolHandles, lease_slot, start_pool
 
 ENV = Env(shards=2, slots=2, step_timeout=5.0, reset_timeout=20.0, max_turns=10)
 

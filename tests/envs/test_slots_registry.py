@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from toy_env import ToyFamily
 
-import envs.registry
-from configs.schema import Env
-from envs.base import DataMissing
-from envs.registry import FAMILIES, cache_root, find_family, make_family
+import hindsight.envs.registry
+from hindsight.configs.schema import Env
+from hindsight.envs.registry import FAMILIES, find_family, make_family
 
 
 @dataclass
@@ -26,7 +25,7 @@ class Family(ToyFamily):
 
 def test_a_family_gets_its_settings_and_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("HINDSIGHT_CACHE", str(tmp_path))
-    monkeypatch.setattr(envs.registry, "FAMILIES", {"toy": f"{__name__}:Family"})
+    monkeypatch.setattr(hindsight.envs.registry, "FAMILIES", {"toy": f"{__name__}:Family"})
     family = make_family(Env(name="toy"))
     assert isinstance(family, Family) and family.env_config == Env(name="toy") and family.cache == tmp_path
     with pytest.raises(ValueError, match=r"env\.name='alfword' is not an environment; choose one of toy"):
@@ -40,7 +39,7 @@ def test_a_family_of_ones_own_is_named_by_module_and_class(monkeypatch, tmp_path
         make_family(Env(name="nowhere:Family"))
     with pytest.raises(ValueError, match=r"no attribute 'Lost'"):
         make_family(Env(name=f"{__name__}:Lost"))
-    with pytest.raises(ValueError, match=r"no subclass of envs\.base\.EnvFamily"):
+    with pytest.raises(ValueError, match=r"no subclass of hindsight\.envs\.base\.EnvFamily"):
         make_family(Env(name="pathlib:Path"))
     monkeypatch.setattr(Family, "answers", "semaphore")
     with pytest.raises(ValueError, match=r"Family\.answers has to be one of tags, tools, code"):
@@ -56,13 +55,3 @@ def test_a_typing_mistake_is_told_the_nearest_name():
 def test_listed_families_say_what_is_known_of_them(name):
     family = find_family(name)
     assert family.name == name and family.turn_limit > 0
-
-
-def test_the_cache_lies_in_the_project_of_the_working_directory(monkeypatch, tmp_path):
-    monkeypatch.delenv("HINDSIGHT_CACHE", raising=False)
-    (tmp_path / "envs" / "deep").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "envs" / "deep")
-    with pytest.raises(DataMissing, match="set HINDSIGHT_CACHE"):
-        cache_root()
-    (tmp_path / "pyproject.toml").touch()
-    assert cache_root() == tmp_path / ".cache" / "hindsight"

@@ -12,9 +12,9 @@ import pytest
 from slot_tools import gone, run_async, running
 from toy_env import ToyFamily, task
 
-from configs.schema import Env
-from envs.base import EnvError, InstanceLost, SlotDied, SlotTimeout
-from envs.shard import Lease, Limits, Shard
+from hindsight.configs.schema import Env
+from hindsight.envs.base import EnvError, InstanceLost, SlotDied, SlotTimeout
+from hindsight.envs.runtime.shard import Lease, Limits, Shard
 
 LIMITS = Limits(step=5, reset=10, demonstrate=20)
 

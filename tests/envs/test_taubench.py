@@ -11,14 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from slot_tools import run_async
 
-from configs.schema import Env
-from envs.base import EnvError
-from envs.calls import Call, write_calls
-from envs.process import Forkserver, Slot
-from envs.tasks import TaskSpec
-from envs.taubench import ASK, TRANSFER, TauFamily
-from envs.taubench_domains import DOMAINS, LONGEST, arithmetic, domain
-from envs.taubench_upstream import (
+from hindsight.configs.schema import Env
+from hindsight.envs.base import EnvError
+from hindsight.envs.runtime.slot import Forkserver, Slot
+from hindsight.envs.tasks import TaskSpec
+from hindsight.envs.taubench.domains import DOMAINS, LONGEST, arithmetic, domain
+from hindsight.envs.taubench.env import ASK, TRANSFER, TauFamily
+from hindsight.envs.taubench.upstream import (
     STOP,
     AssistantMessage,
     EvaluationType,
@@ -28,7 +27,8 @@ from envs.taubench_upstream import (
     evaluate_simulation,
     registry,
 )
-from envs.taubench_user import ScriptedUser
+from hindsight.envs.taubench.user import ScriptedUser
+from hindsight.envs.tool_calls import Call, write_calls
 
 ALL = 10_000
 CLOSING = "All is done."

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import Env
-from envs.taubench import TauFamily
-from envs.taubench_domains import DOMAINS, arithmetic, environment
-from envs.taubench_upstream import STAND_INS, RetailTools, registry
+from hindsight.configs.schema import Env
+from hindsight.envs.taubench.domains import DOMAINS, arithmetic, environment
+from hindsight.envs.taubench.env import TauFamily
+from hindsight.envs.taubench.upstream import STAND_INS, RetailTools, registry
 
 
 def family(tmp_path, **settings):

@@ -9,12 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import envs.taubench_endpoint as endpoint
-from configs.schema import Env, User
-from envs.base import EnvError
-from envs.calls import Call, write_calls
-from envs.taubench import TauFamily
-from envs.taubench_upstream import STOP
+import hindsight.envs.taubench.endpoint as endpoint
+from hindsight.configs.schema import Env, User
+from hindsight.envs.base import EnvError
+from hindsight.envs.taubench.env import TauFamily
+from hindsight.envs.taubench.upstream import STOP
+from hindsight.envs.tool_calls import Call, write_calls
 
 KEY = "sk-a-secret-of-the-tests"
 

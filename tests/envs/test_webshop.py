@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from slot_tools import run_async
 from webshop_data_folder import OFFICIAL, needs_official, write
 
-from configs.schema import Env
-from envs.base import DataMissing, EnvError
-from envs.process import Forkserver, Slot
-from envs.tasks import TaskSpec
-from envs.webshop import KINDS, RULES, WebShopFamily
-from envs.webshop_nouns import Nouns
-from envs.webshop_pages import FORM, SEPARATOR
+from hindsight.configs.schema import Env
+from hindsight.envs.base import DataMissing, EnvError
+from hindsight.envs.runtime.slot import Forkserver, Slot
+from hindsight.envs.tasks import TaskSpec
+from hindsight.envs.webshop.env import KINDS, RULES, WebShopFamily
+from hindsight.envs.webshop.nouns import Nouns
+from hindsight.envs.webshop.pages import FORM, SEPARATOR
 
 
 def config(**fields):
@@ -90,7 +90,7 @@ def test_too_few_products_are_named(tmp_path):
 def test_products_are_generated_once(cache, family, monkeypatch):
     family.manifest()
     before = {path: path.stat().st_mtime_ns for path in (cache / "webshop").rglob("*")}
-    monkeypatch.setattr("envs.webshop.generate", None)
+    monkeypatch.setattr("hindsight.envs.webshop.env.generate", None)
     WebShopFamily(config(), cache).manifest()
     assert {path: path.stat().st_mtime_ns for path in (cache / "webshop").rglob("*")} == before
     assert not [path for path in before if path.name.startswith(".")]

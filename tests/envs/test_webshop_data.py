@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from webshop_data_folder import ASKED, LAMP, MUG, OFFICIAL, SHADE, item, needs_official, write
 
-from envs import webshop_data
-from envs.base import DataMissing
-from envs.webshop_catalogue import LINES, generate
-from envs.webshop_data import FILES, NO_LIMIT, PRICE_SEED, SHUFFLE_SEED, load
+from hindsight.envs.base import DataMissing
+from hindsight.envs.webshop import data as webshop_data
+from hindsight.envs.webshop.catalogue import LINES, generate
+from hindsight.envs.webshop.data import FILES, NO_LIMIT, PRICE_SEED, SHUFFLE_SEED, load
 
 CATEGORIES = {"beauty", "electronics", "fashion", "garden", "grocery"}
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webshop_data_folder import LAMP, OFFICIAL, SHADE, item, needs_official, options, write
 
-from envs.webshop_data import Goal, load
-from envs.webshop_nouns import APPROXIMATE, Nouns
-from envs.webshop_pages import FORM, Page, Place, clickables, follow, read_action, text
-from envs.webshop_reward import COLOURS, alike, score, shade, type_of
+from hindsight.envs.webshop.data import Goal, load
+from hindsight.envs.webshop.nouns import APPROXIMATE, Nouns
+from hindsight.envs.webshop.pages import FORM, Page, Place, clickables, follow, read_action, text
+from hindsight.envs.webshop.reward import COLOURS, alike, score, shade, type_of
 
 WISH = "Find me a lamp"
 FOUND = tuple(f"B{number:09}" for number in range(23))
@@ -282,7 +282,7 @@ def test_an_option_in_two_groups_is_the_last_ones(tmp_path):
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
-    from configs.schema import Env
-    from envs.webshop import WebShopFamily
+    from hindsight.configs.schema import Env
+    from hindsight.envs.webshop.env import WebShopFamily
 
     return WebShopFamily(Env(name="webshop"), tmp_path_factory.mktemp("cache")).make()._shop.data

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from envs.base import (
+from hindsight.envs.base import (
     DataMissing,
     Demonstration,
     DemoStep,
@@ -21,7 +21,7 @@ from envs.base import (
     TextEnv,
     Verdict,
 )
-from envs.tasks import Manifest, TaskSpec
+from hindsight.envs.tasks import Manifest, TaskSpec
 
 IMPORTED_IN = os.getpid()  # slots forked from one server share it: the module was imported once
 

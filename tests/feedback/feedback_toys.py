@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.base import Observation, StepResult
-from envs.tasks import TaskSpec
-from feedback.judge import JudgeError
-from feedback.reading import Question
-from rollout.types import Group, Span, TokenSequence, Trajectory, Turn
+from hindsight.envs.base import Observation, StepResult
+from hindsight.envs.tasks import TaskSpec
+from hindsight.feedback.judge_client import JudgeError
+from hindsight.feedback.reading import Question
+from hindsight.rollout.types import Group, Span, TokenSequence, Trajectory, Turn
 
 GOLDEN = Path(__file__).parent / "golden"
 TASK = TaskSpec("kitchen-7", "toy", "find", "train")

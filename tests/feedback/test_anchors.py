@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.base import Observation, StepResult
-from envs.tasks import TaskSpec
-from feedback.anchors import AnchorError, anchors
-from rollout.types import Group, Trajectory, Turn
+from hindsight.envs.base import Observation, StepResult
+from hindsight.envs.tasks import TaskSpec
+from hindsight.feedback.anchors import AnchorError, anchors
+from hindsight.rollout.types import Group, Trajectory, Turn
 
 TASK = TaskSpec("t", "toy", "open", "train")
 NOTHING = StepResult(Observation(""), "", 0.0, False, False, False)

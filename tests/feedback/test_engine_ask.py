@@ -11,13 +11,13 @@ import pytest
 from feedback_toys import DESK, WHY, ask, group, trajectory, turn
 from transformers import PreTrainedTokenizerFast
 
-from configs.schema import Feedback, Judge, Prompt
-from feedback import preamble, reflect, target, verdict
-from feedback.judge import Answer, EngineAsk, JudgeClient, JudgeError, open_judge
-from feedback.transcript import SHORTEST, Style, fitting
-from rollout.render import Renderer
-from rollout.types import EngineError, Generation, Sampling
-from rollout.vocabulary import CHATML, END, PAD, train_tokenizer
+from hindsight.configs.schema import Feedback, Judge, Prompt
+from hindsight.feedback import critique, preamble, reflect, target
+from hindsight.feedback.judge_client import Answer, EngineAsk, JudgeClient, JudgeError, open_judge
+from hindsight.feedback.transcript import SHORTEST, Style, fitting
+from hindsight.rollout.render import Renderer
+from hindsight.rollout.types import EngineError, Generation, Sampling
+from hindsight.rollout.vocabulary import CHATML, END, PAD, train_tokenizer
 
 SCHEMA = {"type": "object", "properties": {"turn": {"type": "integer"}}}
 
@@ -87,7 +87,7 @@ def long_questions(turns):
     note = "You see a mug on the desk. " * 30
     later = (turn(f"note {n} {note}", "look", f"note {n + 1} {note}") for n in range(1, turns))
     long = trajectory(turn(DESK, "look", f"note 1 {note}"), *later)
-    analysts = {"judge": verdict, "reflect": reflect, "target": target}
+    analysts = {"judge": critique, "reflect": reflect, "target": target}
     found = {
         name: one.question(group(long), 0, Style(Feedback(source=name, rendering="pairs")))
         for name, one in analysts.items()

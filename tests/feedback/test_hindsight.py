@@ -10,14 +10,14 @@ from feedback_toys import DESK, ROOM, golden, group, kitchen, show, trajectory, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import Feedback
-from feedback import reflect, target, verdict
-from feedback.hindsight import ANALYSTS, Hindsight, hindsight
-from feedback.judge import Answer, JudgeError
-from feedback.reading import Unreadable, json_objects
-from feedback.reflect import LONGEST, diagnoses
-from feedback.sources import source_texts
-from feedback.transcript import Style
+from hindsight.configs.schema import Feedback
+from hindsight.feedback import critique, reflect, target
+from hindsight.feedback.hindsight import ANALYSTS, Hindsight, hindsight
+from hindsight.feedback.judge_client import Answer, JudgeError
+from hindsight.feedback.reading import Unreadable, json_objects
+from hindsight.feedback.reflect import LONGEST, diagnoses
+from hindsight.feedback.sources import source_texts
+from hindsight.feedback.transcript import Style
 
 DIAGNOSES = [
     {"turn": 1, "verdict": "wrong", "cause": "Mugs are kept in the fridge.", "fix": "go to fridge 1"},
@@ -228,12 +228,12 @@ def test_targets_keep_the_end_of_a_long_trajectory_and_the_others_shorten_each_t
     long = group(trajectory(*(turn(DESK, "look", f"note {n} " + "x" * 500) for n in range(50))))
     asked = target.question(long, 0, STYLES["target"]).write(2000)
     assert "[earlier turns are left out]" in asked and "note 49" in asked and "note 40 " not in asked
-    for analyst in (reflect, verdict):
+    for analyst in (reflect, critique):
         asked = analyst.question(long, 0, STYLES["reflect"]).write(10_000)
         assert len(asked) < 12_500 and all(f"{n}" in asked for n in range(1, 51))
         assert "Step 50: " in asked or "Turn 50\n" in asked
     last = group(trajectory(turn(DESK, "look", "page " * 5000)))
-    assert len(verdict.question(last, 0, STYLES["judge"]).write(2000)) < 3000
+    assert len(critique.question(last, 0, STYLES["judge"]).write(2000)) < 3000
 
 
 JSON = st.recursive(

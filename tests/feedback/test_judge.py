@@ -12,10 +12,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from feedback_toys import WHY, ask, worded
 
-import feedback.judge
-from configs.schema import Judge
-from feedback.judge import Answer, Endpoint, JudgeBudgetSpent, JudgeClient, JudgeError, open_judge
-from feedback.reading import Question
+import hindsight.feedback.judge_client
+from hindsight.configs.schema import Judge
+from hindsight.feedback.judge_client import (
+    Answer,
+    Endpoint,
+    JudgeBudgetSpent,
+    JudgeClient,
+    JudgeError,
+    open_judge,
+)
+from hindsight.feedback.reading import Question
 
 KEY = "sk-very-secret"
 SCHEMA = {"type": "object", "properties": {"turn": {"type": "integer"}}}
@@ -170,7 +177,7 @@ def test_a_slow_endpoint_is_not_waited_for(serve):
 
 
 def test_an_endpoint_that_drips_is_not_waited_for(serve, monkeypatch):
-    monkeypatch.setattr(feedback.judge, "LONGEST_PAUSE", 0.3)
+    monkeypatch.setattr(hindsight.feedback.judge_client, "LONGEST_PAUSE", 0.3)
 
     def drip(handler):
         handler.send_response(200)

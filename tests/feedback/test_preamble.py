@@ -6,10 +6,10 @@ import pytest
 from feedback_toys import ACTIONS, ROOM, golden, kitchen, seen
 from transformers import PreTrainedTokenizerFast
 
-from configs.schema import Prompt
-from envs.base import Demonstration, DemoStep, Observation, StepResult
-from envs.tasks import TaskSpec
-from feedback.preamble import (
+from hindsight.configs.schema import Prompt
+from hindsight.envs.base import Demonstration, DemoStep, Observation, StepResult
+from hindsight.envs.tasks import TaskSpec
+from hindsight.feedback.preamble import (
     LONGEST,
     MEMORY,
     NAMED,
@@ -19,10 +19,10 @@ from feedback.preamble import (
     thoughts,
     worked_example,
 )
-from rollout.answers import FORMS
-from rollout.ledger import Conversation
-from rollout.render import Renderer
-from rollout.vocabulary import CHATML, END, PAD, train_tokenizer
+from hindsight.rollout.action_format import FORMS
+from hindsight.rollout.conversation import Conversation
+from hindsight.rollout.render import Renderer
+from hindsight.rollout.vocabulary import CHATML, END, PAD, train_tokenizer
 
 STUDY = "You are in the middle of a room. You see a shelf 1.\n\nYour task is to: put a book on the bed."
 SHOWN = (  # action, what came of it

@@ -20,9 +20,9 @@ from feedback_toys import (
     written,
 )
 
-from configs.schema import Feedback
-from feedback.sources import IMMEDIATE_TITLE, asked_about, combined, sibling, source_texts
-from feedback.transcript import Style, shortened, transcript
+from hindsight.configs.schema import Feedback
+from hindsight.feedback.sources import IMMEDIATE_TITLE, asked_about, combined, sibling, source_texts
+from hindsight.feedback.transcript import Style, shortened, transcript
 
 
 def texts_of(found, **settings):

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from configs.schema import Loss
-from envs.base import Observation, StepResult
-from envs.tasks import TaskSpec
-from learner.losses import Tokens, denominator, policy, token_weights
-from learner.pack import collate, micro_batches
-from learner.rows import Row
-from rollout.types import Group, Span, TokenSequence, Trajectory, Turn
+from hindsight.configs.schema import Loss
+from hindsight.envs.base import Observation, StepResult
+from hindsight.envs.tasks import TaskSpec
+from hindsight.learner.batching import collate, micro_batches
+from hindsight.learner.losses import Tokens, denominator, policy, token_weights
+from hindsight.learner.rows import Row
+from hindsight.rollout.types import Group, Span, TokenSequence, Trajectory, Turn
 
 TASK = TaskSpec("t", "toy", "find", "train")
 VOCABULARY = 64

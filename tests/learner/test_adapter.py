@@ -9,8 +9,8 @@ import torch
 from learner_toys import tiny_llama
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from configs.schema import Lora
-from rollout.adapter import FOLDER, Adapter, AdapterError, layer_names, named, read, write
+from hindsight.configs.schema import Lora
+from hindsight.rollout.adapter import FOLDER, Adapter, AdapterError, layer_names, named, read, write
 
 LORA = Lora(rank=4, alpha=6, dropout=0.2)
 IDS = torch.arange(1, 30)[None]

@@ -7,7 +7,7 @@ from collections import namedtuple
 
 import pytest
 
-from learner.checkpoint import CheckpointError, amend, complete, latest, step_of, writing
+from hindsight.learner.checkpoint import CheckpointError, amend, complete, latest, step_of, writing
 
 
 def write(root, step, keep=2, size=0, text="weights"):

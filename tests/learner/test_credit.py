@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learner_toys import group, trajectory, turn, visits
 
-from configs.schema import Credit
-from learner.credit import ESTIMATORS, advantages, informative, turn_returns
+from hindsight.configs.schema import Credit
+from hindsight.learner.credit import ESTIMATORS, advantages, informative, turn_returns
 
 GROUP_LEVEL = ("grpo", "rloo")
 # One per trajectory: success, and of each turn its state and whether it parsed.

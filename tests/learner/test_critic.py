@@ -13,12 +13,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from learner_toys import random_rows, tiny_llama
 
-from configs.schema import Cluster, Config, Learner, Model
-from configs.schema import Critic as Settings
-from learner.critic import Critic, TokenValues
-from learner.losses import value
-from learner.pack import collate
-from rollout.weights import WeightSet, digest, pack
+from hindsight.configs.schema import Cluster, Config, Learner, Model
+from hindsight.configs.schema import Critic as Settings
+from hindsight.learner.batching import collate
+from hindsight.learner.critic import Critic, TokenValues
+from hindsight.learner.losses import value
+from hindsight.rollout.weights import WeightSet, digest, pack
 
 number = st.floats(-20, 20)
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from configs.schema import Prompt
-from envs.base import Demonstration, DemoStep, Observation, StepResult
-from envs.tasks import TaskSpec
-from feedback.sources import immediate_section
-from learner.demos import demonstration_rows
-from rollout.render import Renderer
-from rollout.vocabulary import CHATML, END, PAD, train_tokenizer
-from teacher.contexts import CLOSING_LINE
+from hindsight.configs.schema import Prompt
+from hindsight.envs.base import Demonstration, DemoStep, Observation, StepResult
+from hindsight.envs.tasks import TaskSpec
+from hindsight.feedback.sources import immediate_section
+from hindsight.learner.demos import demonstration_rows
+from hindsight.rollout.render import Renderer
+from hindsight.rollout.vocabulary import CHATML, END, PAD, train_tokenizer
+from hindsight.teacher.contexts import CLOSING_LINE
 
 TASK = TaskSpec("t", "toy", "find", "train")
 ACTIONS = ("look", "go to fridge 1", "open fridge 1", "take mug 1 from fridge 1")

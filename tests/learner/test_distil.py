@@ -6,11 +6,11 @@ import pytest
 import torch
 from learner_toys import random_rows
 
-from configs.schema import Config, Distil, Rollout
-from learner.distil import Likelihoods, distil
-from learner.divergence import forward_kl, jsd, reverse_kl, with_tail
-from learner.pack import collate
-from learner.policy import PolicyRank
+from hindsight.configs.schema import Config, Distil, Rollout
+from hindsight.learner.batching import collate
+from hindsight.learner.distill import Likelihoods, distil
+from hindsight.learner.divergence import forward_kl, jsd, reverse_kl, with_tail
+from hindsight.learner.policy import PolicyRank
 
 
 def likelihoods(logits: torch.Tensor, tokens: torch.Tensor, k: int, chosen: torch.Tensor | None = None):

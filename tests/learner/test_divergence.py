@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.divergence import forward_kl, jsd, kl, reverse_kl, sampled_reverse_kl, with_tail
+from hindsight.learner.divergence import forward_kl, jsd, kl, reverse_kl, sampled_reverse_kl, with_tail
 
 LN2 = math.log(2.0)
 

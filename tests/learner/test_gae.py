@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learner_toys import visits
 
-from configs.schema import Credit
-from learner.gae import gae, token_rewards, turn_rewards
+from hindsight.configs.schema import Credit
+from hindsight.learner.gae import gae, token_rewards, turn_rewards
 
 steps_of = st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10)), min_size=0, max_size=12).map(
     lambda pairs: np.array(pairs, dtype=np.float64).reshape(-1, 2).T

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from learner_toys import VOCABULARY, held_tokens, random_rows, tiny_llama, token_mean
 
-from configs.schema import Loss
-from learner import logprobs as module
-from learner.logprobs import TokenLogprobs, UnsupportedModel
-from learner.losses import Tokens, policy
-from learner.pack import collate
-from learner.rows import Row
+from hindsight.configs.schema import Loss
+from hindsight.learner import logprobs as module
+from hindsight.learner.batching import collate
+from hindsight.learner.logprobs import TokenLogprobs, UnsupportedModel
+from hindsight.learner.losses import Tokens, policy
+from hindsight.learner.rows import Row
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import Loss
-from learner.losses import (
+from hindsight.configs.schema import Loss
+from hindsight.learner.batching import over_ranks
+from hindsight.learner.losses import (
     Tokens,
     denominator,
     imitation,
@@ -24,8 +25,7 @@ from learner.losses import (
     surrogate,
     token_weights,
 )
-from learner.pack import over_ranks
-from learner.rows import Row
+from hindsight.learner.rows import Row
 
 KL = {  # of π from π_ref, with d = log π − log π_ref
     "k1": lambda d: d,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learner_toys import random_rows
 
-from learner.pack import collate, micro_batches, over_ranks, split
+from hindsight.learner.batching import collate, micro_batches, over_ranks, split
 
 lengths_of = st.lists(st.integers(1, 100), min_size=1, max_size=40)
 

@@ -7,9 +7,9 @@ import asyncio
 import numpy as np
 import pytest
 
-from learner.publish import PublishError, publish
-from rollout.types import EngineError
-from rollout.weights import WeightSet
+from hindsight.learner.weight_sync import PublishError, publish
+from hindsight.rollout.types import EngineError
+from hindsight.rollout.weights import WeightSet
 
 CANARY = np.arange(4, dtype=np.int32)
 LEARNER = np.array([-1.0, -2.0, -3.0], dtype=np.float32)

@@ -17,14 +17,14 @@ from safetensors import safe_open
 from vllm.distributed.weight_transfer import nccl_common
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
-from configs.schema import Config, Learner, Lora, Publish, Rollout
-from learner.group import LearnerGroup
-from learner.policy import PolicyRank
-from learner.publish import PublishError, broadcast
-from learner.publish_nccl import GatheredSource
-from learner.rank import LearnerError
-from rollout.types import EngineError
-from rollout.weights import pack
+from hindsight.configs.schema import Config, Learner, Lora, Publish, Rollout
+from hindsight.learner.group import LearnerGroup
+from hindsight.learner.policy import PolicyRank
+from hindsight.learner.rank import LearnerError
+from hindsight.learner.weight_sync import PublishError, broadcast
+from hindsight.learner.weight_sync_nccl import GatheredSource
+from hindsight.rollout.types import EngineError
+from hindsight.rollout.weights import pack
 
 CANARY = np.arange(4, dtype=np.int32)
 LEARNER = np.array([-1.0, -2.0, -3.0], dtype=np.float32)

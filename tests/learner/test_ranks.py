@@ -15,16 +15,16 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-import learner.logprobs
-import learner.rank
-from configs.schema import Cluster, Config, Learner, Lora, Model
-from learner.group import LearnerGroup, answers
-from learner.logprobs import TokenLogprobs
-from learner.pack import collate
-from learner.policy import PolicyRank
-from learner.rank import LearnerError, deepspeed_config, learner_env
-from rollout.adapter import Adapter
-from rollout.weights import unpack
+import hindsight.learner.logprobs
+import hindsight.learner.rank
+from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model
+from hindsight.learner.batching import collate
+from hindsight.learner.group import LearnerGroup, answers
+from hindsight.learner.logprobs import TokenLogprobs
+from hindsight.learner.policy import PolicyRank
+from hindsight.learner.rank import LearnerError, deepspeed_config, learner_env
+from hindsight.rollout.adapter import Adapter
+from hindsight.rollout.weights import unpack
 
 LR = 1e-3
 CONFIG = Config(
@@ -96,8 +96,8 @@ class LargeRank(PolicyRank):
     """Shards and fetches the tiny model's parameters as DeepSpeed does a large one's."""
 
     def start(self, host, port):
-        learner.rank.deepspeed_config = self._zero_3  # in this actor's process
-        learner.logprobs.CHUNK = 4  # several to a micro-batch
+        hindsight.learner.rank.deepspeed_config = self._zero_3  # in this actor's process
+        hindsight.learner.logprobs.CHUNK = 4  # several to a micro-batch
         return super().start(host, port)
 
     @staticmethod

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from configs.schema import Reweight
-from learner.reweight import raw_weights, reweight, strength_at
+from hindsight.configs.schema import Reweight
+from hindsight.learner.reweight import raw_weights, reweight, strength_at
 
 # Returns so close that an advantage would underflow are the same (learner.credit).
 sizes = st.floats(2**-20, 5, width=32)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from learner_toys import TASK, group, sequence, trajectory, turn
 
-from configs.schema import Credit
-from learner.credit import advantages
-from learner.rows import make_rows
-from rollout.types import Trajectory
+from hindsight.configs.schema import Credit
+from hindsight.learner.credit import advantages
+from hindsight.learner.rows import make_rows
+from hindsight.rollout.types import Trajectory
 
 WON = trajectory([turn(0, 3, 7, (4, 6)), turn(0, 10, 13, (11, 13))], True)
 LOST = trajectory([turn(0, 3, 8, (5, 7)), turn(0, 12, 15, None, None, False)], False)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from learner_toys import TASK, group, sequence, trajectory, turn
 
-from configs.schema import Credit
-from learner.pack import collate
-from learner.rows import make_rows
-from learner.value_rows import Steps, estimate, fit, steps_of, value_rows, whiten
-from rollout.types import Trajectory
+from hindsight.configs.schema import Credit
+from hindsight.learner.batching import collate
+from hindsight.learner.rows import make_rows
+from hindsight.learner.value_rows import Steps, estimate, fit, steps_of, value_rows, whiten
+from hindsight.rollout.types import Trajectory
 
 PLAIN = Credit(advantage="gae", whiten=False)
 TURNS = replace(PLAIN, step="turn")

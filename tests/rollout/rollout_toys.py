@@ -10,9 +10,9 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from envs.base import Observation, StepResult, Verdict
-from envs.tasks import TaskSpec
-from rollout.types import Generation
+from hindsight.envs.base import Observation, StepResult, Verdict
+from hindsight.envs.tasks import TaskSpec
+from hindsight.rollout.types import Generation
 
 CHATML = (
     "{% for m in messages %}"

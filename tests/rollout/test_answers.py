@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rollout_toys import CHATML, INST, TEMPLATES, make_tokenizer
 
-from configs.schema import Prompt
-from envs.base import Observation
-from envs.calls import Call, MalformedCall, read_calls, write_calls
-from rollout.answers import FORMS
-from rollout.ledger import Conversation
-from rollout.render import Renderer
+from hindsight.configs.schema import Prompt
+from hindsight.envs.base import Observation
+from hindsight.envs.tool_calls import Call, MalformedCall, read_calls, write_calls
+from hindsight.rollout.action_format import FORMS
+from hindsight.rollout.conversation import Conversation
+from hindsight.rollout.render import Renderer
 
 TEACHES = (  # shows tools and what they return as the templates of Hermes and Qwen do
     "{% if tools %}{{ '<|im_start|>system\n' }}"

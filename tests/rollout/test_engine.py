@@ -19,11 +19,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from configs.schema import Cluster, Config, Model, Publish, Rollout
-from learner.publish import PublishError, publish
-from rollout.engine import Engine, engine_env
-from rollout.types import EngineError, Sampling
-from rollout.weights import WeightSet, digest, pack
+from hindsight.configs.schema import Cluster, Config, Model, Publish, Rollout
+from hindsight.learner.weight_sync import PublishError, publish
+from hindsight.rollout.engine import Engine, engine_env
+from hindsight.rollout.types import EngineError, Sampling
+from hindsight.rollout.weights import WeightSet, digest, pack
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
 
@@ -276,18 +276,18 @@ def test_bytes_that_differ_from_the_learners_are_detected(tied):
 
 
 def skip_refresh(worker):
-    import rollout.transfer
+    import hindsight.rollout.transfer
 
-    rollout.transfer.refresh_packed_head, worker.refresh = (
+    hindsight.rollout.transfer.refresh_packed_head, worker.refresh = (
         lambda model: None,
-        rollout.transfer.refresh_packed_head,
+        hindsight.rollout.transfer.refresh_packed_head,
     )
 
 
 def restore_refresh(worker):
-    import rollout.transfer
+    import hindsight.rollout.transfer
 
-    rollout.transfer.refresh_packed_head = worker.refresh
+    hindsight.rollout.transfer.refresh_packed_head = worker.refresh
 
 
 def test_a_stale_output_head_is_detected(tied):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from rollout_toys import CHATML, ROOM, TASK, ToyEngine, ToySlot, make_tokenizer
 
-from configs.schema import Prompt
-from envs.base import Verdict
-from rollout.answers import FORMS
-from rollout.episode import SMALLEST_RESPONSE, Limits, PromptTooLong, derive_seed, play
-from rollout.render import Renderer
-from rollout.types import EngineError, Generation
+from hindsight.configs.schema import Prompt
+from hindsight.envs.base import Verdict
+from hindsight.rollout.action_format import FORMS
+from hindsight.rollout.episode import SMALLEST_RESPONSE, Limits, PromptTooLong, derive_seed, play
+from hindsight.rollout.render import Renderer
+from hindsight.rollout.types import EngineError, Generation
 
 TOKENIZER = make_tokenizer(CHATML)
 WIN = ["<think>a</think><action>take key</action>", "<think>b</think><action>open door</action>"]

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rollout.models import SMOLLM2, ModelMissing, ModelUnfit, resolve
-from rollout.vocabulary import train_tokenizer
+from hindsight.rollout.models import SMOLLM2, ModelMissing, ModelUnfit, resolve
+from hindsight.rollout.vocabulary import train_tokenizer
 
 OBSERVATION = (
     "You arrive at cabinet 12. On the cabinet 12, you see a butterknife 1, a creditcard 2, and a soapbottle "
@@ -50,7 +50,7 @@ def test_nano_is_made_once_and_the_same_each_time(
 def test_a_failure_leaves_no_half_made_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HINDSIGHT_CACHE", str(tmp_path))
     monkeypatch.setattr(
-        "rollout.models.train_tokenizer", lambda size: (_ for _ in ()).throw(OSError("disk full"))
+        "hindsight.rollout.models.train_tokenizer", lambda size: (_ for _ in ()).throw(OSError("disk full"))
     )
     with pytest.raises(OSError, match="disk full"):
         resolve("nano")

@@ -14,12 +14,12 @@ from rollout_toys import (
     make_tokenizer,
 )
 
-from configs.schema import Prompt
-from envs.base import Observation
-from rollout.answers import FORMS
-from rollout.ledger import Conversation
-from rollout.render import Renderer
-from rollout.template import TemplateError
+from hindsight.configs.schema import Prompt
+from hindsight.envs.base import Observation
+from hindsight.rollout.action_format import FORMS
+from hindsight.rollout.conversation import Conversation
+from hindsight.rollout.render import Renderer
+from hindsight.rollout.template import TemplateError
 
 FORMAT_THINK = FORMS["tags"].request_think
 TOKENIZERS = {name: make_tokenizer(template) for name, template in TEMPLATES.items()}

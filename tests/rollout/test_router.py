@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.router import Router
+from hindsight.rollout.router import Router
 
 
 def test_a_group_gathers_until_the_load_says_otherwise():

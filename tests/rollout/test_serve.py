@@ -10,9 +10,9 @@ import openai
 import pytest
 import ray
 
-from cluster.start import USER_KEY, talking_to, variables
-from configs.schema import Config, Env, Model, Rollout
-from rollout.serve import Address, Endpoint, endpoint_env, server_command
+from hindsight.cluster.start import USER_KEY, talking_to, variables
+from hindsight.configs.schema import Config, Env, Model, Rollout
+from hindsight.rollout.serve import Address, Endpoint, endpoint_env, server_command
 
 CONFIG = Config(model=Model(path="nano", context=512), rollout=Rollout(max_seqs=2, kv_cache_gib=0.25))
 

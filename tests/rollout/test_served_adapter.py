@@ -14,12 +14,12 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from configs.schema import Cluster, Config, Learner, Lora, Model, Publish, Rollout
-from learner.publish import PublishError, publish
-from rollout.adapter import Adapter, named
-from rollout.engine import Engine, engine_env
-from rollout.types import EngineError, Sampling
-from rollout.weights import WeightSet, digest, pack
+from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model, Publish, Rollout
+from hindsight.learner.weight_sync import PublishError, publish
+from hindsight.rollout.adapter import Adapter, named
+from hindsight.rollout.engine import Engine, engine_env
+from hindsight.rollout.types import EngineError, Sampling
+from hindsight.rollout.weights import WeightSet, digest, pack
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
 

@@ -8,11 +8,11 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from rollout_toys import CHATML, make_tokenizer
 
-from configs.schema import Prompt
-from rollout.answers import find_action
-from rollout.render import Renderer
-from rollout.spans import token_span
-from rollout.types import Span
+from hindsight.configs.schema import Prompt
+from hindsight.rollout.action_format import find_action
+from hindsight.rollout.render import Renderer
+from hindsight.rollout.spans import token_span
+from hindsight.rollout.types import Span
 
 TOKENIZER = make_tokenizer(CHATML)
 RENDERER = Renderer(TOKENIZER, Prompt(), 512)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rollout.weights import ALIGNMENT, TensorMeta, describe, digest, offsets, pack, unpack
+from hindsight.rollout.weights import ALIGNMENT, TensorMeta, describe, digest, offsets, pack, unpack
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)

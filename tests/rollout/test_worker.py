@@ -8,12 +8,12 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from rollout_toys import CHATML, TASK, ToyEngine, ToyPool, make_tokenizer
 
-import rollout.worker
-from configs.schema import Config, Env, Feedback, Model, Rollout
-from envs.base import DataMissing, EnvError, SlotDied, SlotTimeout
-from rollout.episode import PromptTooLong
-from rollout.types import EngineError
-from rollout.worker import Worker, tally
+import hindsight.rollout.worker
+from hindsight.configs.schema import Config, Env, Feedback, Model, Rollout
+from hindsight.envs.base import DataMissing, EnvError, SlotDied, SlotTimeout
+from hindsight.rollout.episode import PromptTooLong
+from hindsight.rollout.types import EngineError
+from hindsight.rollout.worker import Worker, tally
 
 TOKENIZER = make_tokenizer(CHATML)
 WIN = ["<action>take key</action>", "<action>open door</action>"]
@@ -27,7 +27,7 @@ def model(tmp_path):
 
 @pytest.fixture(autouse=True)
 def lease(monkeypatch):
-    monkeypatch.setattr(rollout.worker, "lease_slot", lambda pool: pool.lease())
+    monkeypatch.setattr(hindsight.rollout.worker, "lease_slot", lambda pool: pool.lease())
 
 
 def toy_engine(texts=WIN, **kwargs):

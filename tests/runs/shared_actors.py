@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 import ray
 
-import cluster.run
-from cluster.run import Run, open_run
-from cluster.start import Actors, has_critic, start_actors, variables
-from cluster.train import Trainer
-from cluster.view import View
-from configs.load import load
-from configs.schema import Config, Lora
-from envs.base import EnvFamily
-from envs.pool import start_pool
-from envs.registry import make_family
-from rollout.engine import Engine, engine_env
-from rollout.worker import Worker
-from teacher.scorer import Teacher
+import hindsight.cluster.run
+from hindsight.cluster.run import Run, open_run
+from hindsight.cluster.start import Actors, has_critic, start_actors, variables
+from hindsight.cluster.train import Trainer
+from hindsight.cluster.view import View
+from hindsight.configs.load import load
+from hindsight.configs.schema import Config, Lora
+from hindsight.envs.base import EnvFamily
+from hindsight.envs.registry import make_family
+from hindsight.envs.runtime.pool import start_pool
+from hindsight.rollout.engine import Engine, engine_env
+from hindsight.rollout.worker import Worker
+from hindsight.teacher.scorer import Teacher
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Tokens of a demonstration in the nano words: they are ALFWorld's, other texts take two or three a word.
@@ -80,7 +80,7 @@ class Shared:
     def train(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         """A whole run with these actors and environments of its own."""
         self._configure(config)
-        monkeypatch.setattr(cluster.run, "start_actors", self._lend)
+        monkeypatch.setattr(hindsight.cluster.run, "start_actors", self._lend)
 
         async def run() -> None:
             async with open_run(config, View()) as opened:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from shared_actors import CONTEXTS, WIDE, Shared
 
-from configs.load import load
-from configs.schema import Config
-from envs.install import install
-from envs.registry import FAMILIES
+from hindsight.configs.load import load
+from hindsight.configs.schema import Config
+from hindsight.envs.registry import FAMILIES
+from hindsight.envs.runtime.interpreters import install
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TURNS = {

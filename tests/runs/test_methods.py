@@ -15,8 +15,8 @@ import ray
 from safetensors.torch import load_file
 from shared_actors import Shared
 
-from configs.load import load, methods
-from configs.schema import Config
+from hindsight.configs.load import load, methods
+from hindsight.configs.schema import Config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = [

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from configs.schema import Prompt
-from envs.base import Observation, StepResult
-from envs.tasks import TaskSpec
-from rollout.ledger import Conversation
-from rollout.render import Renderer
-from rollout.types import Group, Trajectory, Turn
-from rollout.vocabulary import CHATML, END, PAD, train_tokenizer
+from hindsight.configs.schema import Prompt
+from hindsight.envs.base import Observation, StepResult
+from hindsight.envs.tasks import TaskSpec
+from hindsight.rollout.conversation import Conversation
+from hindsight.rollout.render import Renderer
+from hindsight.rollout.types import Group, Trajectory, Turn
+from hindsight.rollout.vocabulary import CHATML, END, PAD, train_tokenizer
 
 TASK = TaskSpec("t", "toy", "clean", "train")
 ACTIONS = ("go to fridge 1", "open fridge 1", "look")

@@ -12,12 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from teacher_toys import make_group, make_renderer
 
-from configs.schema import Feedback
-from feedback import reflect, target
-from feedback.hindsight import hindsight
-from feedback.sources import IMMEDIATE_TITLE
-from feedback.transcript import Style
-from teacher.contexts import CLOSING_LINE, ContextError, Limits, build_requests, hint_ids, plain_requests
+from hindsight.configs.schema import Feedback
+from hindsight.feedback import reflect, target
+from hindsight.feedback.hindsight import hindsight
+from hindsight.feedback.sources import IMMEDIATE_TITLE
+from hindsight.feedback.transcript import Style
+from hindsight.teacher.contexts import (
+    CLOSING_LINE,
+    ContextError,
+    Limits,
+    build_requests,
+    hint_ids,
+    plain_requests,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 WIDE = Limits(section=512, context=4096)

@@ -12,14 +12,21 @@ import torch
 from teacher_toys import make_group, make_model, make_renderer
 from transformers import GraniteConfig, GraniteForCausalLM
 
-import teacher.plan
-from configs.schema import Cluster, Config, Feedback, Model
-from configs.schema import Teacher as Settings
-from feedback.hindsight import hindsight
-from rollout.types import Span
-from rollout.weights import WeightSet, digest, pack, unpack
-from teacher.contexts import Limits, ScoreRequest, build_requests
-from teacher.scorer import ScorerError, SpanScorer, Teacher, WeightsError, load_strictly, teacher_env
+import hindsight.teacher.plan
+from hindsight.configs.schema import Cluster, Config, Feedback, Model
+from hindsight.configs.schema import Teacher as Settings
+from hindsight.feedback.hindsight import hindsight
+from hindsight.rollout.types import Span
+from hindsight.rollout.weights import WeightSet, digest, pack, unpack
+from hindsight.teacher.contexts import Limits, ScoreRequest, build_requests
+from hindsight.teacher.scorer import (
+    ScorerError,
+    SpanScorer,
+    Teacher,
+    WeightsError,
+    load_strictly,
+    teacher_env,
+)
 
 LIMITS = Limits(section=64, context=2048)
 
@@ -65,7 +72,7 @@ def assert_equal_scores(scored, expected):
 @pytest.mark.parametrize("budget", [80, 200, 4096])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_shared_prefixes_change_no_score(budget, seed, run, monkeypatch):
-    monkeypatch.setattr(teacher.plan, "RUN", run)
+    monkeypatch.setattr(hindsight.teacher.plan, "RUN", run)
     model, (sequences, requests) = make_model(), random_case(seed)
     found = SpanScorer(model, budget, temperature=0.7).score(sequences, requests)
     assert_equal_scores(found, naive(model, 0.7, sequences, requests))

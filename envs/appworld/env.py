@@ -1,0 +1,308 @@
+"""AppWorld: a person's errands over nine apps' APIs, done by writing Python, over upstream's AppWorld.
+
+    AppWorldFamily ──manifest──► tasks: our own small set made once into the cache, or the official data
+                   ──make──────► AppWorldEnv ──► `envs.appworld.server` in AppWorld's own interpreter
+                                                   └─► the agent's code, shut in (`envs.runtime.sandbox`)
+
+An action is one piece of Python; what it defines stays for the next one. Success is upstream's: every test of
+the task passes on the final databases. Decrypted parts of AppWorld may not be published: what is unpacked or
+made here stays in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+from hindsight.configs.schema import Env
+from hindsight.envs.appworld.host import VARIABLES, Nursery, ServerHandle, nursery, program
+from hindsight.envs.appworld.tasks import TURN
+from hindsight.envs.base import (
+    DataMissing,
+    EnvError,
+    EnvFamily,
+    InstanceLost,
+    Observation,
+    StepResult,
+    TextEnv,
+    Verdict,
+)
+from hindsight.envs.runtime.interpreters import interpreter, made_once, run
+from hindsight.envs.runtime.json_lines import Lost
+from hindsight.envs.tasks import Manifest, TaskSpec
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).resolve().parent
+KINDS = ("difficulty_1", "difficulty_2", "difficulty_3")  # upstream's grades
+SPLITS = {"train": "train", "evaluation": "test_normal"}  # upstream's datasets that the panels are drawn from
+BEFORE = 0.9  # of a deadline: the server's is over before the owner of this process loses patience with it
+RULES = """\
+You are an assistant that runs errands for {first_name} {last_name} (email {email}, phone {phone_number}), \
+your supervisor, by writing Python. It is now {datetime}.
+
+Each of your answers is one piece of Python code. It is run, what it prints is shown to you, and its \
+variables stay for the next piece. You reach the supervisor's apps through the object `apis`, as in \
+`apis.APP.API(argument=value)`. The apps:
+{apps}
+
+Look things up before you use them:
+- print(apis.api_docs.show_app_descriptions()) lists the apps,
+- print(apis.api_docs.show_api_descriptions(app_name="APP")) lists the APIs of one,
+- print(apis.api_docs.show_api_doc(app_name="APP", api_name="API")) tells an API's arguments and results.
+
+Most apps want a login: `apis.supervisor.show_account_passwords()` and `apis.supervisor.show_profile()` have \
+what it takes, and the `access_token` that it returns is an argument of the app's other APIs. Long lists \
+come in pages.
+
+Do what you are asked and change nothing else. Nobody answers questions. When all is done, call \
+`apis.supervisor.complete_task(answer=...)` with the bare answer where you were asked for one, or \
+`apis.supervisor.complete_task()` where you were not. That ends the task."""
+
+
+class AppWorldEnv(TextEnv):
+    """One server and the episodes that it plays, one after the other.
+
+    A server that fails is replaced at the next reset. `mode` tells how the agent's code is shut in
+    (`envs.runtime.sandbox`).
+    """
+
+    def __init__(self, nursery: Nursery, config: Env, mode: str = "") -> None:
+        """
+        Args:
+            nursery: where the server comes from.
+            config: the limits on turns and time.
+            mode: of isolation; the strongest that works here by default.
+
+        Raises:
+            EnvError: the server does not get ready.
+        """
+        self._root = nursery.root
+        self._nursery = nursery
+        self._config = config
+        self._wanted = mode
+        self._server: ServerHandle | None = None
+        self._turns = 0
+        self._playing = False
+        self._start()
+
+    def reset(self, task: TaskSpec) -> Observation:
+        self._playing = False
+        self._turns = 0
+        if self._server is None:
+            self._start()
+        begun = self._call("reset", task.id, seconds=self._config.reset_timeout)
+        self._playing = True
+        apps = "\n".join(f"- {app}: {text}" for app, text in begun["apps"].items())
+        rules = RULES.format(**begun["supervisor"], datetime=begun["datetime"], apps=apps)
+        return Observation(begun["instruction"], state_key=_key(begun["instruction"]), rules=rules)
+
+    def step(self, action: str) -> StepResult:
+        if not self._playing:
+            raise EnvError("no episode is under way: reset before stepping")
+        ran = self._call("execute", action, seconds=self._config.step_timeout)
+        self._turns += 1
+        terminated = bool(ran["completed"] or "lost" in ran)
+        truncated = not terminated and self._turns >= self._config.max_turns
+        over = terminated or truncated
+        verdict = self._judge(ran) if over else Verdict(0.0, False)
+        observation = Observation(ran["output"], state_key=_key(ran["output"]))
+        said = ran["output"]
+        return StepResult(
+            observation, said, verdict.reward, terminated, truncated, verdict.success, verdict.info
+        )
+
+    def finish(self) -> Verdict:
+        if not self._playing:
+            raise EnvError("no episode is under way: reset before finishing")
+        return self._judge({})
+
+    def _judge(self, ran: dict[str, Any]) -> Verdict:
+        """The evaluator's word on the databases as the last code left them.
+
+        Args:
+            ran: the server's answer to that code.
+        """
+        self._playing = False
+        # Lost: the agent's code has broken its own world, which is a lost episode and no failure of ours.
+        found = ran if "lost" in ran else self._call("evaluate", seconds=self._config.step_timeout)
+        if "lost" in found:
+            return Verdict(0.0, False, {"lost": found["lost"], "share": 0.0})
+        info = {"passes": found["passes"], "failures": found["failures"]}
+        share = len(found["passes"]) / found["num_tests"]
+        return Verdict(float(found["success"]), found["success"], info | {"share": share})
+
+    def reference(self, task: TaskSpec) -> list[str] | None:
+        """The task's solution: turn by turn for our own tasks, one piece for official ones that have one."""
+        path = _folder(self._root, task.id) / "ground_truth" / "compiled_solution.py"
+        if not path.is_file():
+            return None
+        code = path.read_text()
+        if TURN in code:
+            return dedent(code.partition(":\n")[2]).strip().split(f"\n{TURN}\n")
+        return [f"{code.rstrip()}\n\nsolution(apis, requester)"]
+
+    def close(self) -> None:
+        """End the server, which takes its children along."""
+        self._playing = False
+        if self._server:
+            self._server.end(patience=5.0)
+        self._server = None
+
+    def _start(self) -> None:
+        settings = {
+            "seconds": self.code_seconds,
+            "cpu": self.code_seconds * self._config.max_turns + 60,
+            "patience": self._config.reset_timeout,
+            "mode": self._wanted,
+        }
+        try:
+            self._server = ServerHandle(self._nursery, settings, BEFORE * self._config.reset_timeout)
+        except Lost as error:
+            kind = EnvError if self._nursery.alive else InstanceLost
+            raise kind(f"AppWorld's server failed: {error}") from error
+        self.mode = self._server.mode
+
+    @property
+    def code_seconds(self) -> int:
+        """Seconds that one piece of code may take: so much less than a step that the rest of it fits in."""
+        return max(1, int(self._config.step_timeout / 2))
+
+    def _call(self, method: str, *args: Any, seconds: float) -> Any:
+        """What the server answers to a request.
+
+        Raises:
+            EnvError: it answered with an error; or it died, hangs or talks garbage, and has been ended.
+        """
+        if self._server is None:
+            raise EnvError("the server has failed: reset to start another")
+        try:
+            return self._server.call(method, *args, seconds=BEFORE * seconds)
+        except Lost as error:
+            self._playing = False
+            self._server.end()
+            self._server = None
+            raise EnvError(f"AppWorld's server failed: {error}") from error
+
+
+class AppWorldFamily(EnvFamily):
+    """AppWorld's tasks: the official data where configured, else our own small set."""
+
+    name = "appworld"
+    answers = "code"
+    turn_limit = 40
+
+    def __init__(self, config: Env, cache: Path) -> None:
+        """
+        Raises:
+            ValueError: the configuration names a difficulty that AppWorld lacks.
+            DataMissing: the folder of official data holds none.
+        """
+        unknown = [kind for kind in config.kinds if kind not in KINDS]
+        if unknown:
+            raise ValueError(
+                f"env.kinds={unknown} are no AppWorld difficulties; choose from {', '.join(KINDS)}"
+            )
+        self._config = config
+        self._cache = cache
+        self._official = official_data(config.data)
+
+    def manifest(self) -> Manifest:
+        """
+        Raises:
+            DataMissing: AppWorld is not installed, or the data lack a dataset.
+        """
+        return Manifest(
+            train=self._panel("train", self._config.train_tasks),
+            evaluation=self._panel("evaluation", self._config.eval_tasks),
+        )
+
+    def preload(self) -> None:
+        self._nursery()
+
+    refresh = preload
+
+    def make(self) -> AppWorldEnv:
+        return AppWorldEnv(self._nursery(), self._config)
+
+    def _nursery(self) -> Nursery:
+        return nursery(interpreter(self.name, self._cache), self.root)
+
+    @property
+    def root(self) -> Path:
+        """The folder that holds `data`; our own set is made by whoever asks first, within a minute."""
+        python = interpreter(self.name, self._cache)
+        if self._official:
+            return self._official
+        sources = b"".join((HERE / f"{name}.py").read_bytes() for name in ("mini", "tasks"))
+        origin = hashlib.sha256(sources + str(python).encode()).hexdigest()[:12]
+
+        def make(draft: Path) -> None:
+            log.info("making a small AppWorld in %s", draft)
+            run(program(python, "mini", str(draft)), **VARIABLES)
+
+        return made_once(self._cache / "appworld" / f"mini-{origin}", make)
+
+    def _panel(self, panel: str, count: int) -> tuple[TaskSpec, ...]:
+        split, root = SPLITS[panel], self.root
+        listing = root / "data" / "datasets" / f"{split}.txt"
+        if not listing.is_file():
+            raise DataMissing(f"{listing} is not there: {HOW}")
+        tasks = [
+            _task(root, line.strip(), split) for line in listing.read_text().splitlines() if line.strip()
+        ]
+        kept = [task for task in tasks if task.kind in self._config.kinds or not self._config.kinds]
+        random.Random(f"{self._config.seed} {split}").shuffle(kept)
+        return tuple(kept[:count])
+
+
+HOW = (
+    "run `APPWORLD_ROOT=FOLDER appworld download data` with AppWorld's own interpreter and set env.data (or "
+    "APPWORLD_ROOT) to FOLDER, or set neither to use the small set of our own"
+)
+
+
+def official_data(configured: str | None) -> Path | None:
+    """The folder that holds the official `data`, `configured` or else $APPWORLD_ROOT; None: our own set.
+
+    Raises:
+        DataMissing: a folder is named that holds no data.
+    """
+    named = configured or os.environ.get("APPWORLD_ROOT")
+    if not named:
+        return None
+    folder = Path(named).expanduser().resolve()
+    if not (folder / "data" / "tasks").is_dir():
+        raise DataMissing(f"{folder} holds no AppWorld data (no data/tasks in it): {HOW}")
+    return folder
+
+
+def _folder(root: Path, task: str) -> Path:
+    return root / "data" / "tasks" / task
+
+
+def _task(root: Path, name: str, split: str) -> TaskSpec:
+    """A dataset's task with a digest of all its files."""
+    folder, digest = _folder(root, name), hashlib.sha256()
+    try:
+        kind = (
+            f"difficulty_{json.loads((folder / 'ground_truth' / 'metadata.json').read_text())['difficulty']}"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise DataMissing(f"task {name} of {split} is damaged ({error}): {HOW}") from error
+    for path in sorted(
+        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return TaskSpec(name, "appworld", kind, split, {"sha256": digest.hexdigest()})
+
+
+def _key(text: str) -> str:
+    """What anchors are grouped by: the last output, which is all that tells of the hidden state."""
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]

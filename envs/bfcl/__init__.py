@@ -1,0 +1,1 @@
+"""BFCL v3 multi-turn: function calling against stateful backends."""

@@ -1,0 +1,175 @@
+"""BFCL v3 multi-turn: an agent meets a user's requests, turn after turn, by calling the tools of eight APIs.
+
+    user's message ──► answer with calls ──► their results ──► … ──► answer in words ──► next message
+                       └── at most 20 such steps a turn ──┘
+
+The rules of `bfcl-eval`: an answer without a call ends the user's turn; one step more than the limit ends the
+episode, failed; the reward is 1 where `envs.bfcl.checker` finds nothing wrong, else 0. An answer whose calls
+cannot be read is corrected and costs a step, where upstream takes it for the end of the turn.
+`env.max_turns` bounds the answers of all turns together: the shipped solutions fit in 20.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bfcl_eval.constants.default_prompts import (
+    DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_FC as MORE_TOOLS,
+)
+from bfcl_eval.constants.default_prompts import MAXIMUM_STEP_LIMIT
+
+from hindsight.configs.schema import Env
+from hindsight.envs.base import EnvError, EnvFamily, Observation, StepResult, TextEnv, Verdict
+from hindsight.envs.bfcl.backends import Backends
+from hindsight.envs.bfcl.checker import Referee
+from hindsight.envs.bfcl.data import KINDS, Entry, backend, draw_panels, entries
+from hindsight.envs.tasks import Manifest, TaskSpec
+from hindsight.envs.tool_calls import Call, MalformedCall, read_calls, write_calls
+
+RULES = (
+    "You do what a user asks by calling tools. Work on the newest request: call the tools it needs, several "
+    "in one answer where none needs another's result, and read what they return. When the request is met, or "
+    "cannot be met because a tool or a detail is missing, answer in words without any call; the user then "
+    "goes on. Make no call that the request does not need, and invent no argument."
+)
+DONE, STUCK = "That is done.", "I cannot do that yet: a tool or a detail is missing."
+GOODBYE = "The user has no further request."
+
+
+class BfclEnv(TextEnv):
+    """Plays one entry after another, each on backends of its own."""
+
+    def __init__(self, max_turns: int) -> None:
+        """
+        Args:
+            max_turns: answers, calls and words alike, after which an episode is truncated.
+        """
+        self._max_turns = max_turns
+        self._entry: Entry | None = None  # None: no episode is under way
+
+    def reset(self, task: TaskSpec) -> Observation:
+        self._entry = None
+        entry = _find(task)
+        self._backends, self._referee = Backends(entry), Referee(entry)
+        self._turn = self._answers = 0
+        self._open_turn()
+        self._entry = entry
+        return Observation(
+            _message(entry, 0), state_key=self._backends.digest(0), rules=RULES, tools=entry.tools
+        )
+
+    def step(self, action: str) -> StepResult:
+        if self._entry is None:
+            raise EnvError("no episode is under way: reset before stepping")
+        turn, entry = self._turn, self._entry
+        self._answers += 1
+        try:
+            calls = read_calls(action)
+        except MalformedCall as error:
+            text, role, over = self._use((), [json.dumps({"error": str(error)})])
+        else:
+            if calls:
+                text, role, over = self._use(calls, [self._backends.call(call) for call in calls])
+            else:
+                text, role, over = self._end_turn(entry)
+        truncated = not over and self._answers >= self._max_turns
+        verdict = self.finish() if truncated else self._judge() if over else Verdict(0.0, False)
+        info = {"turn": turn, **verdict.info}
+        text = text.encode(errors="replace").decode()  # an argument may hold half a surrogate pair
+        observation = Observation(text, state_key=self._backends.digest(self._turn), role=role)
+        return StepResult(observation, text, verdict.reward, over, truncated, verdict.success, info)
+
+    def finish(self) -> Verdict:
+        if self._entry is None:
+            raise EnvError("no episode is under way: reset before finishing")
+        self._referee.force(f"The episode was cut after {self._answers} answers.")
+        return self._judge()
+
+    def reference(self, task: TaskSpec) -> list[str]:
+        """The shipped solution, call by call; a turn's calls in one answer where that is over a limit."""
+        gold = _find(task).gold
+        alone = (
+            max(map(len, gold)) <= MAXIMUM_STEP_LIMIT and sum(map(len, gold)) + len(gold) <= self._max_turns
+        )
+        actions: list[str] = []
+        for calls in gold:
+            steps = [(call,) for call in calls] if alone else [calls] if calls else []
+            actions += [*map(write_calls, steps), DONE if calls else STUCK]
+        return actions
+
+    def close(self) -> None:
+        self._entry = None
+
+    def _judge(self) -> Verdict:
+        self._entry = None
+        success = not self._referee.errors
+        return Verdict(float(success), success, {"errors": self._referee.errors})
+
+    def _open_turn(self) -> None:
+        self._used = 0  # answers with calls, legible or not
+        self._steps: list[tuple[Call, ...]] = []
+        self._results: list[str] = []
+
+    def _use(self, calls: tuple[Call, ...], results: list[str]) -> tuple[str, str, bool]:
+        """A step within the turn: the text and the role of what the agent sees, and whether all is over."""
+        self._used += 1
+        if calls:
+            self._steps.append(calls)
+            self._results += results
+        over = self._used > MAXIMUM_STEP_LIMIT
+        if over:
+            self._referee.force(f"The agent took more than {MAXIMUM_STEP_LIMIT} steps in one turn.")
+        return "\n".join(results), "tool", over
+
+    def _end_turn(self, entry: Entry) -> tuple[str, str, bool]:
+        self._referee.close(self._steps, self._results, self._backends)
+        self._turn += 1
+        self._open_turn()
+        over = self._turn == len(entry.messages)
+        return GOODBYE if over else _message(entry, self._turn), "user", over
+
+
+class BfclFamily(EnvFamily):
+    """The four multi-turn sets that `bfcl-eval` ships, dealt into panels by the seed."""
+
+    name = "bfcl"
+    answers = "tools"
+    turn_limit = 20
+
+    def __init__(self, config: Env, cache: Path) -> None:
+        """
+        Raises:
+            ValueError: the configuration names a set that BFCL lacks.
+        """
+        unknown = [kind for kind in config.kinds if kind not in KINDS]
+        if unknown:
+            raise ValueError(
+                f"env.kinds={unknown} are no BFCL multi-turn sets; choose from {', '.join(KINDS)}"
+            )
+        self._config = config
+        self._kinds = tuple(kind for kind in KINDS if kind in config.kinds or not config.kinds)
+
+    def manifest(self) -> Manifest:
+        config = self._config
+        return draw_panels(self._kinds, config.train_tasks, config.eval_tasks, config.seed)
+
+    def preload(self) -> None:
+        for name in {name for entry in entries().values() for name in entry.classes}:
+            backend(name)
+
+    def make(self) -> BfclEnv:
+        return BfclEnv(self._config.max_turns)
+
+
+def _find(task: TaskSpec) -> Entry:
+    entry = entries().get(task.id)
+    if entry is None or entry.digest != task.data.get("digest"):
+        raise EnvError(f"the installed bfcl-eval has no such task as {task.id} {task.data}")
+    return entry
+
+
+def _message(entry: Entry, turn: int) -> str:
+    """What the user says at a turn; where it reveals tools, their schemas follow."""
+    schemas = [json.dumps(schema) for schema in entry.revealed.get(turn, ())]
+    return "\n".join([entry.messages[turn] or MORE_TOOLS, *schemas])

@@ -1,0 +1,141 @@
+"""Interpreters for environments whose packages cannot live beside vLLM's: `hindsight envs install NAME|all`.
+
+    envs/NAME/requirements.txt ──uv──► CACHE/interpreters/NAME-<digest> ──upstream's own install──► ready
+
+An interpreter is made beside its place and renamed into it when all is done, so that it is never half there;
+its name holds a digest of what it was made from, so that another list makes another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hindsight.configs.paths import cache_root
+from hindsight.envs.base import DataMissing, EnvError, SettingError
+from hindsight.envs.registry import FAMILIES
+
+ENVIRONMENTS = Path(__file__).absolute().parents[1]
+# The environments with an interpreter of their own, and what they need beyond envs/NAME/requirements.txt, as
+# arguments of that interpreter. AppWorld unpacks its encrypted apps beside itself, without the network.
+STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "appworld": (("-m", "appworld.cli", "install"), ("-m", "compileall", "-q", "{packages}/appworld")),
+}
+
+
+def install(
+    name: str, cache: Path | None = None, tell: Callable[[str], None] = lambda line: print(line, flush=True)
+) -> Path | None:
+    """Make the interpreter that the environment `name` needs; nothing to do where there already is one.
+
+    Args:
+        name: an environment.
+        cache: the folder for what is made; by default the registry's.
+        tell: is given a line of text for every step.
+
+    Returns: the interpreter, or None where the environment comes with the main one.
+
+    Raises:
+        SettingError: there is no such environment.
+        EnvError: a step failed; nothing is left of the attempt.
+    """
+    if name not in FAMILIES:
+        raise SettingError(f"{name!r} is not an environment; choose one of {', '.join(FAMILIES)}")
+    if name not in STEPS:
+        tell(f"{name} comes with the main environment: nothing to install")
+        return None
+    folder = _folder(name, cache or cache_root())
+    if folder.is_dir():
+        tell(f"{name} is installed in {folder}")
+    else:
+        tell(f"installing {name} into {folder}")
+        made_once(folder, lambda draft: _build(name, draft, tell))
+    return folder / "bin" / "python"
+
+
+def interpreter(name: str, cache: Path) -> Path:
+    """The interpreter that `install` has made for the environment `name`.
+
+    Raises:
+        DataMissing: it has not.
+    """
+    folder = _folder(name, cache)
+    if not folder.is_dir():
+        raise DataMissing(f"run `hindsight envs install {name}`")
+    return folder / "bin" / "python"
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `make` where it is not there yet: whole or not at all, whoever else tries it."""
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        make(draft)
+        draft.chmod(0o755)
+        os.rename(draft, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def run(command: Sequence[str], **variables: str) -> None:
+    """Run a step without input.
+
+    Raises:
+        EnvError: it failed; the message ends with the last of what it said.
+    """
+    done = subprocess.run(
+        command,
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        raise EnvError(f"`{' '.join(command)}` failed ({done.returncode}):\n{done.stdout[-2000:]}")
+
+
+def _listed(name: str) -> Path:
+    """The packages of that interpreter, all of them with their versions."""
+    return ENVIRONMENTS / name / "requirements.txt"
+
+
+def _folder(name: str, cache: Path) -> Path:
+    version = ".".join(map(str, sys.version_info[:3]))
+    origin = [_listed(name).read_bytes(), repr(STEPS[name]).encode(), version.encode()]
+    return cache / "interpreters" / f"{name}-{hashlib.sha256(b' '.join(origin)).hexdigest()[:12]}"
+
+
+def _build(name: str, draft: Path, tell: Callable[[str], None]) -> None:
+    began = time.monotonic()
+
+    def step(text: str, command: Sequence[str], **variables: str) -> None:
+        tell(f"  {text} ({time.monotonic() - began:.0f} s)")
+        run(command, **variables)
+
+    uv = [sys.executable, "-m", "uv"]  # in every environment that `make setup` has made
+    python = str(draft / "bin" / "python")
+    step("an interpreter of its own", [*uv, "venv", "--clear", "--python", sys.executable, str(draft)])
+    listed = str(_listed(name))
+    step(
+        f"its packages, from {listed}",
+        [*uv, "pip", "install", "--compile-bytecode", "--python", python, "--no-deps", "-r", listed],
+    )
+    packages = next(draft.glob("lib/python*/site-packages"))
+    for arguments in STEPS[name]:
+        filled = [argument.format(packages=packages) for argument in arguments]
+        step(f"python {' '.join(arguments)}", [python, *filled], APPWORLD_CACHE=str(draft / "share"))
+    tell(f"  done ({time.monotonic() - began:.0f} s)")

@@ -1,0 +1,257 @@
+"""Shutting a forked child in before it runs an agent's code, as far as the platform lets us.
+
+    strongest(room) ──► the first of MODES that works here     tried out, each in a child of its own
+    spawn(mode, room, work) ──► a Child that runs `work` shut in, at the other end of a socket
+
+    namespaces  An own root folder with nothing in it but the interpreter, the system's libraries and what the
+                room shows, all read-only; no network; no process and no IPC of others; the user nobody. As
+                root or, where the kernel lets users make namespaces, as anyone.
+    user        The user nobody (needs root). The network and files that everybody may read can be reached.
+    limits      Our own user, without capabilities. The network, our files and processes can be reached.
+
+In every mode: limits on CPU, memory, files and processes, no way to gain privileges, none of our descriptors,
+and the child dies with the process that spawned it. Linux only; the standard library only, so that any
+interpreter can import it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hindsight.envs.runtime.json_lines import Lines, Lost
+
+MODES = ("namespaces", "user", "limits")
+NOBODY = 65534
+SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache")  # besides the interpreter's own folders
+HOME = "home"  # the child's working folder, under the room's
+# linux/sched.h, sys/mount.h, linux/prctl.h, linux/capability.h
+NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+SET_PDEATHSIG, SET_NO_NEW_PRIVS = 1, 38
+CAPABILITIES_V3 = 0x20080522
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a child is given."""
+
+    folder: Path  # an empty folder of the caller's, which removes it afterwards
+    shows: dict[str, Path]  # path under the child's working folder: the file or folder to be seen there
+    cpu: int = 600  # seconds, of the whole child
+    memory: int = 2 << 30  # bytes of address space
+    disk: int = 64 << 20  # bytes that it may write
+
+
+@dataclass
+class Child:
+    """A running child; `lines` speaks to its `work`."""
+
+    pid: int
+    lines: Lines
+
+    def kill(self) -> None:
+        """End it and all that it started."""
+        self.lines.close()
+        os.kill(self.pid, signal.SIGKILL)  # not reaped before the next line, so the pid is still its own
+        os.waitpid(self.pid, 0)
+
+
+def strongest(room: Room) -> tuple[str, dict[str, str]]:
+    """The first mode that works here, and why each stronger one does not.
+
+    Raises:
+        OSError: none does.
+    """
+    reasons: dict[str, str] = {}
+    for mode in MODES:
+        child = spawn(mode, room, _look_around)
+        try:
+            reason = child.lines.receive(30)
+        except Lost as error:
+            reason = str(error)
+        finally:
+            child.kill()
+            clear(room.folder)
+        if not reason:
+            return mode, reasons
+        reasons[mode] = reason
+    raise OSError(f"no child can be shut in here: {json.dumps(reasons)}")
+
+
+def spawn(mode: str, room: Room, work: Callable[[Lines], None]) -> Child:
+    """Fork a child that is shut in and then does `work`, speaking over its end of a socket.
+
+    What keeps it from being shut in is its first and only message, a text.
+    """
+    ours, theirs = socket.socketpair()
+    parent = os.getpid()
+    if pid := os.fork():
+        theirs.close()
+        return Child(pid, Lines(ours))
+    try:
+        _live_and_die(theirs, parent, mode, room, work)
+    finally:
+        os._exit(1)
+
+
+def clear(folder: Path) -> None:
+    """Empty a room's folder."""
+    for path in folder.iterdir():
+        shutil.rmtree(path)
+
+
+def _live_and_die(
+    channel: socket.socket, parent: int, mode: str, room: Room, work: Callable[[Lines], None]
+) -> None:
+    os.setsid()
+    libc.prctl(SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before prctl could see it
+        os._exit(1)
+    lines = Lines(channel)
+    try:
+        _keep_only(channel.fileno())
+        os.umask(0o022)
+        if mode == "namespaces":
+            _namespaces(room)
+        else:
+            _links(room, mode)
+        os.chdir(HOME if mode == "namespaces" else room.folder / HOME)
+        _unprivileged(mode)
+        _limit(room)
+    except OSError as error:
+        lines.send(f"{type(error).__name__}: {error}")
+        return
+    work(lines)
+
+
+def _keep_only(channel: int) -> None:
+    """Close every descriptor but the channel; the standard ones lead nowhere."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+    os.closerange(3, channel)
+    os.closerange(channel + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+def _namespaces(room: Room) -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    flags = NEWNS | NEWIPC | NEWPID | NEWNET
+    _call("unshare", flags if uid == 0 else flags | NEWUSER)
+    if uid:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{NOBODY} {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"{NOBODY} {gid} 1")
+    _mount(None, Path("/"), None, REC | PRIVATE)
+    root = room.folder
+    _mount("tmpfs", root, "tmpfs", NOSUID | NODEV, f"size={room.disk},mode=755")
+    shown = {Path(path) for path in (*SYSTEM, sys.base_prefix, sys.prefix)}
+    shown |= {path.resolve() for path in shown if str(path) not in SYSTEM}
+    for path in sorted(path for path in shown if not shown & set(path.parents)):
+        _show(path, root / path.relative_to("/"))
+    (root / "dev").mkdir()
+    (root / "dev/null").touch()
+    _mount(os.devnull, root / "dev/null", None, BIND)
+    home = root / HOME
+    home.mkdir()
+    for name, source in room.shows.items():
+        _show(source.resolve(), home / name)
+    os.chown(home, NOBODY, NOBODY)
+    if pid := os.fork():  # the new process namespace begins with the next child
+        os.waitpid(pid, 0)
+        os._exit(0)
+    libc.prctl(SET_PDEATHSIG, signal.SIGKILL)
+    os.chroot(root)
+    os.chdir("/")
+
+
+def _show(source: Path, target: Path) -> None:
+    """Let the file or folder `source` be seen at `target`, read-only."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_symlink():
+        target.symlink_to(os.readlink(source))
+        return
+    if not source.exists():
+        return
+    if source.is_dir():
+        target.mkdir(exist_ok=True)
+    else:
+        target.touch()
+    _mount(str(source), target, None, BIND | REC)
+    kept = os.statvfs(source).f_flag & NOEXEC  # a namespace of ours may not take it off
+    _mount(None, target, None, BIND | REMOUNT | RDONLY | NOSUID | NODEV | kept)
+
+
+def _links(room: Room, mode: str) -> None:
+    """The weaker modes' view of what the room shows."""
+    room.folder.chmod(0o711)
+    home = room.folder / HOME
+    home.mkdir()
+    for name, source in room.shows.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).symlink_to(source.resolve())
+    if mode == "user":
+        os.chown(home, NOBODY, NOBODY)
+
+
+def _unprivileged(mode: str) -> None:
+    if mode == "user" or (mode == "namespaces" and os.geteuid() == 0):
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        libc.prctl(SET_PDEATHSIG, signal.SIGKILL)  # a change of the user has cleared it
+    header, none = struct.pack("=Ii", CAPABILITIES_V3, 0), bytes(24)
+    _call("capset", header, none)
+    _call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _limit(room: Room) -> None:
+    for limit, most in (
+        (resource.RLIMIT_CPU, room.cpu),
+        (resource.RLIMIT_AS, room.memory),
+        (resource.RLIMIT_FSIZE, room.disk),
+        (resource.RLIMIT_NOFILE, 256),
+        (resource.RLIMIT_NPROC, 4096),  # of the user, whom all children share: enough for many, no fork bomb
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(limit)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(limit, (most, most))
+
+
+def _look_around(lines: Lines) -> None:
+    """Says "" where the interpreter's files can be read from inside, else why they cannot."""
+    try:
+        for path in (os.__file__, sys.prefix):
+            os.stat(path)
+        Path(os.__file__).read_bytes()
+        Path("written").write_text("")
+        Path("written").unlink()
+    except OSError as error:
+        lines.send(str(error))
+    else:
+        lines.send("")
+
+
+def _mount(
+    source: str | None, target: Path, kind: str | None, flags: int, options: str | None = None
+) -> None:
+    arguments = [text.encode() if text else None for text in (source, str(target), kind)]
+    _call("mount", *arguments, ctypes.c_ulong(flags), options.encode() if options else None)
+
+
+def _call(name: str, *arguments: object) -> None:
+    if getattr(libc, name)(*arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")

@@ -1,0 +1,300 @@
+"""WebShop: buy what an instruction asks for, in a shop of text pages.
+
+    WebShopFamily ──manifest──► goals 0 … 499 for evaluation, the others for training
+          │ ───────preload────► Shop: products, search index, nouns; loaded once, shared by forked processes
+          └────────make───────► WebShopEnv: one customer, page by page
+
+Upstream cannot be installed (its search needs Java, its pages a web server of another decade), so the shop is
+our own: the data files, goals, page texts, ranking and reward are upstream's, held by tests. Left out are its
+hidden search commands (<r>, <a>, <c>, <q>), which are words like others here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hindsight.configs.schema import Env
+from hindsight.envs.base import DataMissing, Demonstration, DemoStep, EnvError, EnvFamily, StepResult, TextEnv
+from hindsight.envs.tasks import Manifest, TaskSpec
+from hindsight.envs.webshop.catalogue import FORMAT, PRODUCTS, generate
+from hindsight.envs.webshop.data import FILES, HUMAN, TEST_GOALS, Data, Goal, Product, load
+from hindsight.envs.webshop.expert import Shopper
+from hindsight.envs.webshop.nouns import Nouns
+from hindsight.envs.webshop.pages import (
+    BUY,
+    FORM,
+    NEXT,
+    SHOWN,
+    Page,
+    Place,
+    clickables,
+    follow,
+    read_action,
+    text,
+)
+from hindsight.envs.webshop.reward import alike, score, shade
+from hindsight.envs.webshop.search import Index
+
+KINDS = ("beauty", "electronics", "fashion", "garden", "grocery")
+RULES = (
+    "You are a customer of a web shop. Find and buy the product that the instruction asks for: of the right "
+    "kind, with the attributes and options named, at a price that is allowed. Every page is a list of texts "
+    "separated by [SEP]. You act in one of two ways: search[words] looks for products, and click[text] takes "
+    "up what the page offers: a product's number, an option, a button. Choose the options before you "
+    "click[buy now]: the purchase ends the task and is scored."
+)
+UNREADABLE = "Nothing happened: an action is search[words] or click[text of something on this page]."
+
+
+class Shop:
+    """What every instance reads and none writes to."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.nouns = Nouns()
+        self._index = Index((asin, document(product)) for asin, product in data.products.items())
+
+    def search(self, words: str) -> tuple[str, ...]:
+        """The ASINs that match, best first."""
+        return tuple(self._index.search(words))
+
+
+class WebShopEnv(TextEnv):
+    """One customer's visit to the shop."""
+
+    def __init__(self, shop: Shop, max_turns: int) -> None:
+        """
+        Args:
+            max_turns: actions after which an episode is truncated.
+        """
+        self._shop = shop
+        self._products = shop.data.products
+        self._max_turns = max_turns
+        self._goal: Goal | None = None  # None: no episode is under way
+        self._place = Place()
+        self._turns = 0
+
+    def reset(self, task: TaskSpec) -> Page:
+        self._goal = None
+        self._goal = self._goal_of(task)
+        self._place = Place()
+        self._turns = 0
+        return self._observe(rules=RULES)
+
+    def step(self, action: str) -> StepResult:
+        if self._goal is None:
+            raise EnvError("no episode is under way: reset before stepping")
+        self._turns += 1
+        complaint = self._move(action)
+        if self._place.page == "done":
+            return self._buy(self._goal)
+        page = self._observe(complaint)
+        truncated = self._turns >= self._max_turns
+        if truncated:
+            self._goal = None
+        return StepResult(page, complaint or page.text, 0.0, False, truncated, False)
+
+    def reference(self, task: TaskSpec) -> list[str] | None:
+        """Search for the goal's product by its name, open it, choose the options, buy it.
+
+        None where its name does not find it.
+        """
+        goal = self._goal_of(task)
+        product = self._products[goal.asin]
+        found = self._shop.search(product.name)
+        if goal.asin not in found:
+            return None
+        values = [*itertools.chain(*product.options.values())]
+        wanted = [
+            [wish[1]] if isinstance(wish, tuple) else [v for v in values if alike(shade(v), shade(wish))][:1]
+            for wish in goal.options
+        ]
+        turns = [NEXT] * (found.index(goal.asin) // SHOWN)
+        clicks = [*turns, goal.asin.lower(), *dict.fromkeys(itertools.chain(*wanted)), BUY]
+        return [f"search[{product.name}]", *(f"click[{clicked}]" for clicked in clicks)]
+
+    def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
+        """Noise may search for a word of the instruction, and never buys: there is no recovery from that."""
+        rng = random.Random(f"{seed} {task.id}")
+        first = page = self.reset(task)
+        assert self._goal is not None
+        words = self._goal.instruction.split()
+        shopper = Shopper(self._goal.instruction, self._max_turns)
+        steps: list[DemoStep] = []
+        offered: dict[str, None] = {}  # so far: many are not possible now, and nothing happens
+        while self._goal is not None:
+            offered |= dict.fromkeys(page.actions)
+            wanted = action = shopper.act(page)
+            if rng.random() < noise:
+                action = rng.choice([act for act in offered if act != f"click[{BUY}]"])
+                action = f"search[{rng.choice(words)}]" if action == FORM else action
+            result = self.step(action)
+            steps.append(DemoStep(page, action, wanted, result))
+            assert isinstance(result.observation, Page)
+            page = result.observation
+        return Demonstration(task, first, tuple(steps), steps[-1].result.success)
+
+    def close(self) -> None:
+        pass
+
+    def _goal_of(self, task: TaskSpec) -> Goal:
+        """
+        Raises:
+            EnvError: the task is of another catalogue than this shop's, or is scored with other nouns.
+        """
+        mine = {"catalogue": self._shop.data.digest, "nouns": self._shop.nouns.name}
+        theirs = {name: task.data.get(name) for name in mine}
+        if theirs != mine:
+            raise EnvError(
+                f"task {task.id} is of a shop with {theirs}, this one has {mine}: make both the same"
+            )
+        return self._shop.data.goals[task.data["goal"]]
+
+    def _move(self, action: str) -> str:
+        """Go where the action leads; what is wrong with it, or ""."""
+        match read_action(action):
+            case ("search", words):
+                self._place = Place("results", words, found=self._shop.search(words))
+            case ("click", words) if words in clickables(self._place, self._products):
+                self._place = follow(self._place, words, self._products)
+            case ("click", words):
+                return f'Nothing happened: this page has no "{words[:80]}" to click.'
+            case _:
+                return UNREADABLE
+        return ""
+
+    def _observe(self, complaint: str = "", rules: str = "") -> Page:
+        assert self._goal is not None
+        page = text(self._place, self._products, self._goal.instruction)
+        clicks = tuple(f"click[{words}]" for words in clickables(self._place, self._products))
+        shown = f"{complaint}\n{page}" if complaint else page
+        return Page(shown, clicks or (FORM,), state_key=page, rules=rules)
+
+    def _buy(self, goal: Goal) -> StepResult:
+        place, self._goal = self._place, None
+        product = self._products[place.asin]
+        chosen = dict(place.chosen)
+        reward, components = score(
+            product, chosen.values(), goal, self._products[goal.asin], self._shop.nouns
+        )
+        info: dict[str, Any] = {
+            "components": components,
+            "nouns": self._shop.nouns.name,
+            "bought": {"asin": product.asin, "options": chosen, "price": product.price},
+            "wanted": {
+                "asin": goal.asin,
+                "attributes": list(goal.attributes),
+                "options": [list(wish) if isinstance(wish, tuple) else wish for wish in goal.options],
+                "price_limit": goal.price_limit,
+            },
+        }
+        page = text(place, self._products, goal.instruction, reward)
+        return StepResult(Page(page, state_key=page), page, reward, True, False, reward == 1.0, info)
+
+
+class WebShopFamily(EnvFamily):
+    """WebShop's goals, of the official data where configured, else of products generated into the cache."""
+
+    name = "webshop"
+    answers = "tags"
+    turn_limit = 15
+
+    def __init__(self, config: Env, cache: Path) -> None:
+        """
+        Raises:
+            ValueError: the configuration names a category that WebShop lacks.
+        """
+        unknown = [kind for kind in config.kinds if kind not in KINDS]
+        if unknown:
+            raise ValueError(f"env.kinds={unknown} are no WebShop categories; choose from {', '.join(KINDS)}")
+        self._config = config
+        self._kinds = config.kinds or KINDS
+        self._cache = cache / "webshop"
+        # Resolved here, by the driver: shards work in other folders.
+        self._official = Path(config.data).expanduser().resolve() if config.data else None
+        self._data: Data | None = None
+        self._shop: Shop | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_data": None, "_shop": None}  # whoever unpickles it loads its own
+
+    def manifest(self) -> Manifest:
+        data = self._load()
+        return Manifest(
+            train=self._panel(data, "train", range(TEST_GOALS, len(data.goals)), self._config.train_tasks),
+            evaluation=self._panel(data, "test", range(TEST_GOALS), self._config.eval_tasks),
+        )
+
+    def preload(self) -> None:
+        shop = self._open()
+        shop.nouns.learn(product.name for product in shop.data.products.values())
+
+    def make(self) -> WebShopEnv:
+        return WebShopEnv(self._open(), self._config.max_turns)
+
+    def _load(self) -> Data:
+        if self._data is None:
+            self._data = load(self._official or self._generated(), human=self._config.goals == "human")
+        return self._data
+
+    def _open(self) -> Shop:
+        if self._shop is None:
+            self._shop = Shop(self._load())
+        return self._shop
+
+    def _panel(self, data: Data, split: str, numbers: Iterable[int], count: int) -> tuple[TaskSpec, ...]:
+        """Up to `count` goals, drawn by the seed."""
+        categories = [product.category for product in (data.products[goal.asin] for goal in data.goals)]
+        chosen = [
+            number for number in numbers if number < len(categories) and categories[number] in self._kinds
+        ]
+        if not chosen:
+            raise DataMissing(
+                f"of {len(data.goals)} goals none is for {split} and of {', '.join(self._kinds)}: "
+                "take more products or other env.kinds"
+            )
+        random.Random(f"{self._config.seed} {split}").shuffle(chosen)
+        shop = {"catalogue": data.digest, "nouns": Nouns().name}
+        return tuple(
+            TaskSpec(
+                f"{split}/{number}",
+                self.name,
+                categories[number],
+                split,
+                {"goal": number, "instruction": data.goals[number].instruction, **shop},
+            )
+            for number in chosen[:count]
+        )
+
+    def _generated(self) -> Path:
+        """The folder of generated data, written by whoever comes first, complete or not at all."""
+        recipe = json.dumps([FORMAT, self._config.seed, PRODUCTS])
+        folder = self._cache / hashlib.sha256(recipe.encode()).hexdigest()[:12]
+        if not folder.exists():
+            self._cache.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=self._cache))
+            try:
+                for name, content in zip((*FILES[0], HUMAN), generate(self._config.seed), strict=True):
+                    (draft / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+                draft.chmod(0o755)
+                draft.rename(folder)
+            except OSError:
+                if not folder.exists():  # else another process was first, with the same products
+                    raise
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+        return folder
+
+
+def document(product: Product) -> str:
+    """What of a product is searched."""
+    options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in product.options.items())
+    return " ".join([product.name, product.description, *product.bullets[:1], options]).lower()

@@ -1,0 +1,144 @@
+"""New weights to every engine, and the proof that each engine computes with them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray.exceptions import RayActorError
+
+from hindsight.learner.group import LearnerGroup
+from hindsight.rollout.weights import WeightSet
+
+
+class PublishError(RuntimeError):
+    """An engine does not hold, or does not compute with, the learner's weights. The run must stop."""
+
+
+@dataclass(frozen=True)
+class PublishReport:
+    """What one publish took and proved."""
+
+    seconds: float
+    canary_gap: float  # largest over the engines of the mean |log-prob gap| to the learner, nats
+    digest: str  # of the bytes that every engine loaded; empty after a broadcast
+
+
+async def publish(
+    engines: Sequence[Any],
+    weights: WeightSet,
+    canary_ids: np.ndarray,
+    learner_logprobs: np.ndarray,
+    tolerance: float,
+    timeout: float = 600.0,
+) -> PublishReport:
+    """Load `weights` into all engines at once and verify each one.
+
+    Args:
+        engines: handles of `rollout.engine.Engine` actors.
+        canary_ids: (L,) int32; learner_logprobs: (L - 1,) float32, the learner's log-probs of canary_ids[1:]
+            under these weights.
+        tolerance: largest mean |log-prob gap| that rounding may explain, nats.
+        timeout: seconds for the load and again for the verification.
+
+    Raises PublishError, or EngineError where an engine failed to load.
+    """
+    started = time.monotonic()
+    try:
+        async with asyncio.timeout(timeout):
+            await asyncio.gather(*(engine.load_weights.remote(weights) for engine in engines))
+    except TimeoutError as error:
+        raise PublishError(f"weights {weights.version} were not loaded within {timeout:.0f} s") from error
+    except RayActorError as error:
+        raise PublishError(_dead(weights.version, error)) from error
+    gap = await verify(
+        engines, weights.version, weights.digest, canary_ids, learner_logprobs, tolerance, timeout
+    )
+    return PublishReport(time.monotonic() - started, gap, weights.digest)
+
+
+async def broadcast(
+    engines: Sequence[Any],
+    learner: LearnerGroup,
+    version: int,
+    canary_ids: np.ndarray,
+    learner_logprobs: np.ndarray,
+    tolerance: float,
+) -> PublishReport:
+    """As `publish`, from GPU to GPU by NCCL. No bytes are hashed on this way, so the canary alone is proof.
+
+    Raises PublishError, or LearnerError where a rank or an engine failed.
+    """
+    started = time.monotonic()
+    await learner.broadcast(version, engines)
+    gap = await verify(engines, version, "", canary_ids, learner_logprobs, tolerance)
+    return PublishReport(time.monotonic() - started, gap, "")
+
+
+async def verify(
+    engines: Sequence[Any],
+    version: int,
+    digest: str,
+    canary_ids: np.ndarray,
+    learner_logprobs: np.ndarray,
+    tolerance: float,
+    timeout: float = 600.0,
+) -> float:
+    """Ask every engine what it holds and how it scores the canary; returns the largest mean gap.
+
+    Raises PublishError.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            held, scores = await asyncio.gather(
+                asyncio.gather(*(engine.fingerprint.remote() for engine in engines)),
+                asyncio.gather(*(engine.score.remote(canary_ids) for engine in engines)),
+            )
+    except TimeoutError as error:
+        raise PublishError(f"weights {version} were not verified within {timeout:.0f} s") from error
+    except RayActorError as error:
+        raise PublishError(_dead(version, error)) from error
+    for index, found in enumerate(held):
+        check_fingerprint(index, found, version, digest)
+    gaps = [check_canary(i, score, learner_logprobs, tolerance) for i, score in enumerate(scores)]
+    return max(gaps, default=0.0)
+
+
+def check_fingerprint(index: int, held: tuple[int, set[str]], version: int, digest: str) -> None:
+    """Raises PublishError unless the engine loaded exactly the learner's bytes, as that version."""
+    if held == (version, {digest}):
+        return
+    raise PublishError(
+        f"engine {index} loaded weights {held[0]} with digest {_short(held[1])}, the learner published "
+        f"weights {version} with digest {_short({digest})}: other bytes arrived than were sent, so what this "
+        "engine samples is not the learner's policy. Go on from the last checkpoint."
+    )
+
+
+def check_canary(index: int, engine: np.ndarray, learner: np.ndarray, tolerance: float) -> float:
+    """Mean |log-prob gap| on the canary. PublishError where it is above `tolerance` or not a number."""
+    gap = float(np.abs(engine.astype(np.float64) - learner.astype(np.float64)).mean())
+    if gap <= tolerance:
+        return gap
+    means = f"mean log-prob: engine {engine.mean():.4f}, learner {learner.mean():.4f}"
+    raise PublishError(
+        f"engine {index} received the learner's weights, but its canary log-probs are off by {gap:.4f} "
+        f"on average (publish.tolerance={tolerance}; {means}): a part of its model still computes with other "
+        "weights, or engine and learner run the model differently. If only rounding can explain it (a larger "
+        "model in bfloat16), raise publish.tolerance."
+    )
+
+
+def _dead(version: int, error: RayActorError) -> str:
+    return (
+        f"an engine has died, so it does not hold weights {version} ({str(error).splitlines()[0]}). Its log "
+        "is in Ray's dashboard; resume=auto goes on from the last checkpoint."
+    )
+
+
+def _short(digests: set[str]) -> str:
+    return " and ".join(sorted(digest[:12] or "none" for digest in digests))
