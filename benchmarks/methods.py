@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-SECONDS = ("step", "rollout", "teacher", "learner", "publish")
+SECONDS = ("step", "rollout", "feedback_and_teacher", "learner", "weight_sync")
 COUNTS = ("teacher/spans", "teacher/tokens", "feedback/tokens_written")
 
 
 def train(recipe: str, method: str, steps: int, overrides: Iterable[str]) -> list[dict[str, Any]]:
     """The training rows of one run without a warm start, but the first."""
     with tempfile.TemporaryDirectory(prefix="hindsight-bench-") as folder:
-        own = [f"method={method}", f"out={folder}/run", f"steps={steps + 1}", "warm_start.demos=0"]
+        own = [f"method={method}", f"out={folder}/run", f"steps={steps + 1}", "sft.demos=0"]
         command = ["hindsight", "train", recipe, *own, "cluster.dashboard=false", *overrides]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -60,14 +60,14 @@ def main(
         table.add_column(heading, justify="left" if heading == "method" else "right")
 
     def mean(rows: list[dict[str, Any]]) -> float:
-        return statistics.mean(row["seconds/step"] for row in rows)
+        return statistics.mean(row["time/step"] for row in rows)
 
     for method, results in runs.items():
         rows = [row for result in results for row in result]
         ratios = [mean(base) / mean(own) for base, own in zip(runs[methods[0]], results, strict=True)]
         table.add_row(
             method,
-            *(spread([row[f"seconds/{name}"] for row in rows], ".1f") for name in SECONDS),
+            *(spread([row[f"time/{name}"] for row in rows], ".1f") for name in SECONDS),
             spread([row["teacher/seconds_busy"] for row in rows], ".1f"),
             *(f"{statistics.mean(row.get(name, 0.0) for row in rows):,.0f}" for name in COUNTS),
             spread(ratios, ".2f"),

@@ -22,7 +22,7 @@ class ToyEnv(TextEnv):
 
 class ToyFamily(EnvFamily):
     name = "toy"
-    answers = "tags"
+    action_format = "tags"
     turn_limit = 50
 
     def manifest(self) -> Manifest:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hindsight.cluster import cli_envs
-from hindsight.configs.catalogue import COLUMNS, catalogue
+from hindsight.configs.catalog import COLUMNS, catalog
 from hindsight.configs.check import check, render
 from hindsight.configs.environ import apply
 from hindsight.configs.load import ConfigError, load
@@ -71,8 +71,8 @@ def sft(recipe: Recipe, overrides: Overrides = None, address: Address = None) ->
     from hindsight.cluster.commands import train_run
 
     config = _read(recipe, [*(overrides or []), "steps=0"], address)
-    if config.warm_start.demos == 0:
-        _fail("warm_start.demos is 0: there is nothing to imitate. Set warm_start.demos=150, say.")
+    if config.sft.demos == 0:
+        _fail("sft.demos is 0: there is nothing to imitate. Set sft.demos=150, say.")
     _run(config, lambda: train_run(config))
 
 
@@ -118,7 +118,7 @@ def show_config(recipe: Recipe, overrides: Overrides = None) -> None:
 def show_methods() -> None:
     """What `method=…` can be, and what each method is made of."""
     table = Table(*COLUMNS, show_lines=True)
-    for method in catalogue():
+    for method in catalog():
         table.add_row(*(escape(cell) for cell in method.cells))
     Console().print(table)
 

@@ -91,7 +91,7 @@ def _play(family: EnvFamily, task: str) -> None:
             console.print(escape(first.rules), style="dim")
         while True:
             _show(observation)
-            action = _ask(family.answers, {tool["name"] for tool in first.tools})
+            action = _ask(family.action_format, {tool["name"] for tool in first.tools})
             if action == "?":
                 console.print(
                     escape("\n".join(reference or ["this task has no reference solution"])), style="dim"
@@ -151,17 +151,17 @@ def _show(observation: Observation) -> None:
         console.print(escape(" · ".join(observation.actions)), style="cyan", highlight=False)
 
 
-def _ask(answers: str, tools: set[str]) -> str:
+def _ask(action_format: str, tools: set[str]) -> str:
     """What the player does, in the form that the environment takes."""
     try:
         lines = [console.input("[bold]> [/]")]
-        while answers == "code" and lines[-1].strip() and lines[0] != "?":
+        while action_format == "code" and lines[-1].strip() and lines[0] != "?":
             lines.append(console.input("[bold]. [/]"))
     except EOFError:
         raise typer.Exit(code=0) from None
     typed = "\n".join(lines).strip()
     name, _, arguments = typed.partition(" ")
-    if answers == "tools" and name in tools:
+    if action_format == "tools" and name in tools:
         return f'<tool_call>{{"name": "{name}", "arguments": {arguments or "{}"}}}</tool_call>'
     return typed
 

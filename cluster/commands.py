@@ -21,7 +21,7 @@ from hindsight.envs.base import EnvError
 from hindsight.envs.registry import make_family
 from hindsight.learner.checkpoint import CheckpointError, latest
 from hindsight.learner.rank import LearnerError
-from hindsight.learner.weight_sync import PublishError
+from hindsight.learner.weight_sync import WeightSyncError
 from hindsight.rollout.adapter import AdapterError, read
 from hindsight.rollout.episode import PromptTooLong
 from hindsight.rollout.models import ModelMissing, ModelUnfit, resolve
@@ -38,7 +38,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
         EnvError,
         EngineError,
         CheckpointError,
-        PublishError,
+        WeightSyncError,
         LearnerError,
         AdapterError,
         ModelMissing,
@@ -116,13 +116,13 @@ async def eval_run(config: Config) -> None:
                 watchdog.beat("evaluating")
                 view.now("evaluating", done, len(episodes))
 
-            stage = f"{config.model.path}, {config.evaluate.policy}"
+            stage = f"{config.model.path}, {config.evaluate.agent}"
             playing = evaluate(config, actors, renderer, manifest.train, episodes, stage, 0, played)
             with watchdog.waiting(config.rollout.timeout):
                 result, trajectories, failures = await watchdog.guard(playing)
             FailureBudget(config.failure_budget).add(failures)
             view.console.print(evaluation_table([result]))
-            folder = Path(config.out) / "eval" / config.evaluate.policy
+            folder = Path(config.out) / "eval" / config.evaluate.agent
             metrics = Metrics(folder)
             metrics.write(0, "eval", result.metrics())
             metrics.close()

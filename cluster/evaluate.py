@@ -60,9 +60,9 @@ def wilson(rate: float, episodes: float, z: float = 1.959964) -> tuple[float, fl
     if episodes == 0:
         return 0.0, 1.0
     spread = z * z / episodes
-    centre = (rate + spread / 2) / (1 + spread)
+    center = (rate + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / episodes + spread / (4 * episodes))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def effective_plays(tasks: Sequence[str], outcomes: Sequence[bool]) -> float:
@@ -97,7 +97,7 @@ async def evaluate(
     step: int,
     played: Callable[[int], None],
 ) -> tuple[Evaluation, list[Trajectory], list[Failure]]:
-    """Play the episodes by `evaluate.policy` with the engines' weights.
+    """Play the episodes by `evaluate.agent` with the engines' weights.
 
     A task that infrastructure broke, in whichever trial, is left out of every rate.
 
@@ -124,13 +124,13 @@ async def evaluate(
         return attempts
 
     attempts = await asyncio.gather(*(play(*episode) for episode in episodes))
-    result = summarise(stage, step, [task.id for _, task in episodes], attempts, trials.most)
+    result = summarize(stage, step, [task.id for _, task in episodes], attempts, trials.most)
     trajectories = [trajectory for one in attempts for trajectory in one.trajectories]
     failures = [failure for one in attempts for failure in one.failures]
     return replace(result, seconds=clock() - started), trajectories, failures
 
 
-def summarise(
+def summarize(
     stage: str, step: int, tasks: Sequence[str], attempts: Sequence[Attempts], trials: int
 ) -> Evaluation:
     """The figures of what was played; `tasks` are the attempts' own."""

@@ -15,14 +15,14 @@ from ray.exceptions import RayError
 from hindsight.cluster.run import Run
 from hindsight.cluster.watch import Deadline, Unreachable, reason, within
 from hindsight.envs.tasks import TaskSpec
-from hindsight.feedback.hindsight import Hindsight, hindsight
+from hindsight.feedback.hints import Hints, gather_hints
 from hindsight.feedback.judge_client import Answer, Schema, patience
 from hindsight.feedback.reading import Question
 from hindsight.learner.credit import informative
-from hindsight.learner.distil_rows import distil_rows, plain_rows, with_candidates
+from hindsight.learner.distill_rows import distill_rows, plain_rows, with_candidates
 from hindsight.learner.rows import Row
 from hindsight.rollout.types import Failure, Group, TurnAt
-from hindsight.teacher.contexts import Limits, ScoreRequest, build_requests, plain_requests
+from hindsight.teacher.contexts import ContextLimits, ScoreRequest, build_requests, plain_requests
 from hindsight.teacher.plan import tokens_read
 from hindsight.teacher.scorer import Scored
 
@@ -35,10 +35,10 @@ class Filled:
     group: Group
     rolled_out: float  # time.monotonic() when its last episode ended
     failures: tuple[Failure, ...]
-    hindsight: Hindsight = field(default_factory=Hindsight)
+    hints: Hints = field(default_factory=Hints)
     scores: Mapping[TurnAt, np.ndarray] = field(default_factory=dict)  # the teacher's log-probs of its span
     reference: Mapping[TurnAt, np.ndarray] = field(default_factory=dict)  # the reference's, of all of it
-    distil: Sequence[Row] = ()  # rows of the distillation loss
+    distill: Sequence[Row] = ()  # rows of the distillation loss
     teacher_seconds: float = 0.0  # in which it was asked and had not answered
     teacher_spans: int = 0
     teacher_tokens: int = 0  # that the teacher read: contexts and spans, what they share once
@@ -69,17 +69,17 @@ class Filler:
         group = await self.roll_out(ordinal, task)
         filled = Filled(ordinal, group, time.monotonic(), group.failures)
         teaches = informative(group, self.config.credit)
-        distils = self.config.distil.weight > 0
+        distills = self.config.distill.weight > 0
         weighs = teaches and strength > 0
-        if not (distils or weighs or self.actors.reference):
+        if not (distills or weighs or self.actors.reference):
             return filled
         try:
             if self.actors.reference is not None and teaches:
                 filled = replace(filled, reference=await self.refer(group))
-            if distils or weighs:
-                known = await self.look_back(group, distils)
-                filled = replace(filled, hindsight=known, failures=(*filled.failures, *known.failures))
-                filled = await (self.teach if distils else self.weigh)(filled)
+            if distills or weighs:
+                known = await self.look_back(group, distills)
+                filled = replace(filled, hints=known, failures=(*filled.failures, *known.failures))
+                filled = await (self.teach if distills else self.weigh)(filled)
         except (RayError, Deadline, Unreachable) as error:  # RayError: what the actor itself raised
             lost = Failure("teacher", reason(error), task.id)
             filled = replace(filled, failures=(*filled.failures, lost))
@@ -97,7 +97,7 @@ class Filler:
         self.run.watchdog.beat("rolling out")
         return group
 
-    async def look_back(self, group: Group, distils: bool) -> Hindsight:
+    async def look_back(self, group: Group, distills: bool) -> Hints:
         """The texts that the teacher will see, from the group itself or from a judge."""
         judge, watchdog = self.run.judge, self.run.watchdog
 
@@ -109,12 +109,12 @@ class Filler:
                 watchdog.beat("gathering hindsight")
 
         with watchdog.waiting(patience(self.config.judge) if judge else 0.0):
-            return await hindsight(
+            return await gather_hints(
                 group,
                 self.config.feedback,
                 ask if judge else None,
                 self.run.renderer.show,
-                whole_turns=distils or self.config.reweight.tokens == "response",
+                whole_turns=distills or self.config.reweight.tokens == "response",
             )
 
     async def weigh(self, filled: Filled) -> Filled:
@@ -126,23 +126,23 @@ class Filler:
 
     async def teach(self, filled: Filled) -> Filled:
         """Student and teacher on the tokens of every turn that has hindsight, for distillation."""
-        group, distil = filled.group, self.config.distil
+        group, distill = filled.group, self.config.distill
         requests = self.requests(filled, "response")
         if not requests:
             return filled
         rows = plain_rows(group, requests)
-        if distil.divergence != "sampled":
+        if distill.divergence != "sampled":
             assert self.actors.learner is not None
             with self.run.watchdog.waiting(self.config.learner.timeout):
-                found = await self.actors.learner.candidates(list(rows.values()), distil.top_k)
+                found = await self.actors.learner.candidates(list(rows.values()), distill.top_k)
             rows = {
                 owner: replace(row, candidates=candidates)
                 for (owner, row), candidates in zip(rows.items(), found, strict=True)
             }
             requests = with_candidates(group, requests, rows)
         scored, seconds = await self.score("teacher", group, requests)
-        made = distil_rows(group, requests, scored, rows)
-        return replace(filled, distil=made, **self.cost(requests, seconds))
+        made = distill_rows(group, requests, scored, rows)
+        return replace(filled, distill=made, **self.cost(requests, seconds))
 
     async def refer(self, group: Group) -> dict[TurnAt, np.ndarray]:
         """The reference policy's log-probs of everything that was sampled."""
@@ -153,10 +153,10 @@ class Filler:
     def requests(self, filled: Filled, tokens: str) -> list[ScoreRequest]:
         """What to ask the teacher: the chosen tokens of every turn that has a text."""
         renderer, config = self.run.renderer, self.config
-        limits = Limits(config.feedback.max_tokens, self.actors.teacher_context)
+        limits = ContextLimits(config.feedback.max_tokens, self.actors.teacher_context)
         return build_requests(
             filled.group,
-            filled.hindsight.texts,
+            filled.hints.texts,
             renderer.close_ids,
             renderer.encode,
             limits,
@@ -192,7 +192,7 @@ class Filler:
 
 def hindsight_metrics(filled: Sequence[Filled]) -> dict[str, float]:
     """What the hindsight of one step's groups came to, and what it cost."""
-    known = [one.hindsight for one in filled]
+    known = [one.hints for one in filled]
     values: dict[str, Iterable[float]] = {
         "feedback/texts": (len(one.texts) for one in known),
         "feedback/asked": (one.asked for one in known),

@@ -26,7 +26,7 @@ class Metrics:
         self._gauges: dict[str, Any] = {}
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Append one row. `kind` is "train", "warm_start" or "eval"; names are like `rollout/success`."""
+        """Append one row. `kind` is "train", "sft" or "eval"; names are like `rollout/success`."""
         row = {"step": step, "kind": kind, **{name: _plain(value) for name, value in values.items()}}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -38,7 +38,7 @@ class Metrics:
 
     def truncate(self, step: int) -> None:
         """Forget training rows after `step`: a resumed run writes them again."""
-        self._rewrite([row for row in self.rows() if row["kind"] == "warm_start" or row["step"] <= step])
+        self._rewrite([row for row in self.rows() if row["kind"] == "sft" or row["step"] <= step])
 
     def rows(self) -> list[dict[str, Any]]:
         """Every whole row written so far, a resumed run's earlier part included."""

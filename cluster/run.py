@@ -14,7 +14,7 @@ from hindsight.cluster.evaluate import Evaluation
 from hindsight.cluster.failures import FailureBudget, RunError
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.start import Actors, start_actors
-from hindsight.cluster.task_sampler import PromptLedger
+from hindsight.cluster.task_sampler import TaskSampler
 from hindsight.cluster.view import View
 from hindsight.cluster.watch import Watchdog, within
 from hindsight.configs.check import differences, render
@@ -47,7 +47,7 @@ class Run:
     out: Path
     model: Path
     manifest: Manifest
-    ledger: PromptLedger
+    sampler: TaskSampler
     renderer: Renderer
     opening: np.ndarray | None  # ids that open one more user message (feedback.placement=message)
     judge: JudgeClient | None  # who writes feedback, where a model does
@@ -125,14 +125,14 @@ class Run:
             evaluations=evaluations,
         )
         self.budget.counts.update(saved["failures"])  # they are the run's, however often it is begun again
-        self.ledger.restore(saved["ledger"])
+        self.sampler.restore(saved["sampler"])
         self.metrics.truncate(self.state.step)
 
     def _driver_state(self) -> str:
         state = {
             **{name: getattr(self.state, name) for name in ("step", "version", "warm_started", "turns")},
             "evaluations": [asdict(evaluation) for evaluation in self.state.evaluations],
-            "ledger": self.ledger.state(),
+            "sampler": self.sampler.state(),
             "tasks": self.manifest.digest,
             "failures": dict(self.budget.counts),
         }
@@ -141,7 +141,7 @@ class Run:
 
 def needs_teacher(config: Config) -> bool:
     """Whether any step of the run asks a teacher."""
-    asked = config.reweight.strength > 0 or config.distil.weight > 0
+    asked = config.reweight.strength > 0 or config.distill.weight > 0
     return config.feedback.on and asked and config.steps > 0
 
 
@@ -209,7 +209,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
             out=Path(config.out),
             model=model,
             manifest=manifest,
-            ledger=PromptLedger(manifest.train, config.seed),
+            sampler=TaskSampler(manifest.train, config.seed),
             renderer=renderer,
             opening=opening,
             judge=judge,

@@ -25,13 +25,13 @@ from hindsight.configs.schema import Config, Env
 from hindsight.envs.base import EnvFamily
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.pool import SHARD_CPUS, PoolHandles, start_pool
-from hindsight.learner.critic import Critic
+from hindsight.learner.critic import CriticGroup
 from hindsight.learner.group import LearnerGroup
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.models import resolve
 from hindsight.rollout.serve import Address, Endpoint, endpoint_env
 from hindsight.rollout.worker import Worker
-from hindsight.teacher.scorer import Teacher, teacher_env
+from hindsight.teacher.scorer import TeacherScorer, teacher_env
 
 STARTING = "cluster.start_timeout"
 USER_KEY = "HINDSIGHT_USER_KEY"  # variable that holds the key of the run's own endpoint
@@ -59,7 +59,7 @@ class Actors:
     workers: list[Any]
     environments: PoolHandles
     learner: LearnerGroup | None
-    critic: Critic | None  # what credit.advantage = gae asks
+    critic: CriticGroup | None  # what credit.advantage = gae asks
     teacher: Any | None
     reference: Any | None  # the policy that loss.kl holds to, where it is on
     user: Any | None  # the endpoint that plays the user, where the run serves one
@@ -133,7 +133,7 @@ def serves_user(config: Config) -> bool:
 
 def talking_to(address: Address, env: Env) -> Env:
     """The environment's settings with that endpoint as its user."""
-    user = replace(env.user, source="endpoint", url=address.url, model=address.model, key_variable=USER_KEY)
+    user = replace(env.user, source="endpoint", url=address.url, model=address.model, api_key_env=USER_KEY)
     return replace(env, user=user)
 
 
@@ -250,14 +250,14 @@ async def start_actors(
         for index, place in enumerate(places("engine"))
     ]
     scorers: dict[str, Any] = {
-        role: ray.remote(Teacher)
+        role: ray.remote(TeacherScorer)
         .options(**place, **variables(teacher_env(config)))
-        .remote(model, config, temperature, config.teacher.ema if role == "teacher" else 1.0)
+        .remote(model, config, temperature, 1.0 - config.teacher.ema_decay if role == "teacher" else 1.0)
         for role, temperature in config.temperatures.items()
         for place in places(role)
     }
     ranks = LearnerGroup(config, model, places("learner")) if learner else None
-    critic = Critic(config, model, places("critic")) if places("critic") else None
+    critic = CriticGroup(config, model, places("critic")) if places("critic") else None
     user = None
     if serves_user(config):
         options = {**places("user")[0], **variables(endpoint_env(config))}

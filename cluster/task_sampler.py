@@ -1,4 +1,4 @@
-"""The prompt ledger: which task each group trains on. None is lost or trained twice, resumes included.
+"""The task sampler: which task each group trains on. None is lost or trained twice, resumes included.
 
 A group's *ordinal* fixes its task and all its random seeds. Each epoch is a fresh permutation of the tasks.
 """
@@ -15,7 +15,7 @@ from hindsight.envs.tasks import TaskSpec
 
 
 @dataclass
-class PromptLedger:
+class TaskSampler:
     """Hands out ordinals, takes back those that were not trained."""
 
     tasks: Sequence[TaskSpec]
@@ -45,7 +45,7 @@ class PromptLedger:
         self.outstanding.remove(ordinal)
         self.trained += 1
 
-    def give_back(self, ordinal: int) -> None:
+    def requeue(self, ordinal: int) -> None:
         """The group failed for reasons of infrastructure: its task must come again."""
         self.outstanding.remove(ordinal)
         self.returned.append(ordinal)

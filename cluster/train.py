@@ -19,13 +19,13 @@ from hindsight.cluster.evaluate import Evaluation, evaluate, panel
 from hindsight.cluster.fill import Filled, Filler, hindsight_metrics
 from hindsight.cluster.metrics import rollout_metrics, write_trajectories
 from hindsight.cluster.run import Run
-from hindsight.cluster.warm_start import imitate, linear
+from hindsight.cluster.sft import imitate, linear
 from hindsight.cluster.watch import within
 from hindsight.learner.credit import informative
 from hindsight.learner.reweight import strength_at
 from hindsight.learner.rows import Advantages, Row, make_rows
 from hindsight.learner.value_rows import estimate, value_rows
-from hindsight.learner.weight_sync import PublishReport, broadcast, publish
+from hindsight.learner.weight_sync import SyncReport, broadcast, sync_weights
 from hindsight.rollout.types import Group
 from hindsight.rollout.weights import WeightSet
 
@@ -45,11 +45,13 @@ class Trainer:
         run, config = self.run, self.config
         if not run.state.warm_started:
             if config.learner.lora.rank:
-                await self.publish()  # an engine has requests with an adapter or without, never both at once
+                await (
+                    self.sync_weights()
+                )  # an engine has requests with an adapter or without, never both at once
             await self.warm_start()
         else:
-            await self.publish(refresh=run.state.step == 0)
-        if config.warm_start.demos and not self.measured("after warm start"):
+            await self.sync_weights(refresh=run.state.step == 0)
+        if config.sft.demos and not self.measured("after warm start"):
             await self.evaluate("after warm start")
             await run.save()
         try:
@@ -70,19 +72,19 @@ class Trainer:
         """Evaluate cold, imitate, and checkpoint as step 0."""
         run, config = self.run, self.config
         await self.evaluate("before warm start")
-        if config.warm_start.demos:
+        if config.sft.demos:
             run.view.phase("warm start", None)
 
             def report(step: int, steps: int, stats: dict[str, float]) -> None:
                 run.watchdog.beat(f"warm start, update {step} of {steps}")
-                run.view.warm_start(step, steps, stats)
-                run.metrics.write(step, "warm_start", stats)
+                run.view.sft(step, steps, stats)
+                run.metrics.write(step, "sft", stats)
 
             with run.watchdog.waiting(max(config.rollout.timeout, config.learner.timeout)):
                 run.budget.add(
                     await imitate(config, self.actors, run.renderer, run.manifest.train, run.now, report)
                 )
-            await self.publish(refresh=True)
+            await self.sync_weights(refresh=True)
         run.state.warm_started = True
         await run.save()  # before it is measured: it must not be lost to what comes next
 
@@ -93,8 +95,8 @@ class Trainer:
         started = time.monotonic()
         self.admit(strength)
         filled = []
-        for index in range(config.rollout.groups):
-            run.now("rolling out and scoring", index, config.rollout.groups)
+        for index in range(config.rollout.num_groups):
+            run.now("rolling out and scoring", index, config.rollout.num_groups)
             filled.append(await self.in_flight.popleft()[1])
         run.budget.add(failure for one in filled for failure in one.failures)
         rolled_out, scored = max(one.rolled_out for one in filled), time.monotonic()
@@ -105,8 +107,8 @@ class Trainer:
 
         run.state.step += 1
         run.state.turns += sum(len(t.turns) for group in groups for t in group.trajectories)
-        refresh = config.teacher.refresh_every > 0 and run.state.step % config.teacher.refresh_every == 0
-        report = await self.publish(refresh)
+        refresh = config.teacher.sync_every > 0 and run.state.step % config.teacher.sync_every == 0
+        report = await self.sync_weights(refresh)
         published = time.monotonic()
         for one in filled:
             self.release(one)
@@ -118,14 +120,14 @@ class Trainer:
             "learner/strength": strength,
             **hindsight_metrics(filled),
             "rollout/turns_total": float(run.state.turns),
-            "publish/canary_gap": report.canary_gap,
+            "weight_sync/logprob_gap": report.logprob_gap,
             "failures/total": float(run.budget.counts.total()),
             "failures/retried": float(sum(len(group.retried) for group in groups)),  # of this step
-            "seconds/rollout": waited,
-            "seconds/teacher": scored - started - waited,  # what the rollouts did not hide
-            "seconds/learner": updated - scored - learned.get("seconds/critic", 0.0),
-            "seconds/publish": published - updated,
-            "seconds/step": published - started,
+            "time/rollout": waited,
+            "time/feedback_and_teacher": scored - started - waited,  # what the rollouts did not hide
+            "time/learner": updated - scored - learned.get("time/critic", 0.0),
+            "time/weight_sync": published - updated,
+            "time/step": published - started,
         }
         self.record(groups, values)
         if run.state.step < config.steps:
@@ -145,9 +147,9 @@ class Trainer:
     def admit(self, strength: float) -> None:
         """Start groups until as many are in flight as the staleness bound and the steps left allow."""
         ahead = min(1 + self.config.rollout.max_staleness, self.config.steps - self.run.state.step)
-        while len(self.in_flight) < self.config.rollout.groups * ahead:
-            ordinal = self.run.ledger.admit()
-            fill = self.filler.fill(ordinal, self.run.ledger.task(ordinal), strength)
+        while len(self.in_flight) < self.config.rollout.num_groups * ahead:
+            ordinal = self.run.sampler.admit()
+            fill = self.filler.fill(ordinal, self.run.sampler.task(ordinal), strength)
             self.in_flight.append((ordinal, asyncio.create_task(fill)))
 
     async def learn(self, filled: Sequence[Filled], strength: float) -> dict[str, float]:
@@ -155,7 +157,7 @@ class Trainer:
         run, critic = self.run, self.actors.critic
         started = time.monotonic()
         taught, estimated = await self.estimate([one.group for one in filled])
-        figures = {"seconds/critic": time.monotonic() - started} if critic is not None else {}
+        figures = {"time/critic": time.monotonic() - started} if critic is not None else {}
         rows = self.rows(filled, estimated)
         run.now("updating")
         with run.watchdog.waiting(self.config.learner.timeout):
@@ -190,8 +192,8 @@ class Trainer:
         config = self.config
         scores = {(one.ordinal, *turn): values for one in filled for turn, values in one.scores.items()}
         reference = {(one.ordinal, *turn): values for one in filled for turn, values in one.reference.items()}
-        penalised = config.loss.kl > 0
-        groups = [one.group for one in filled if config.loss.policy > 0 and (one.reference or not penalised)]
+        penalized = config.loss.kl > 0
+        groups = [one.group for one in filled if config.loss.policy > 0 and (one.reference or not penalized)]
         return {
             "policy": make_rows(
                 groups,
@@ -201,42 +203,42 @@ class Trainer:
                 reference if config.loss.kl > 0 else None,
                 estimated,
             ),
-            "distil": [row for one in filled for row in one.distil],
+            "distill": [row for one in filled for row in one.distill],
         }
 
     def release(self, filled: Filled) -> None:
         """Close the books on a group. One that infrastructure kept from teaching comes again."""
         if self.failed(filled):
-            self.run.ledger.give_back(filled.ordinal)
+            self.run.sampler.requeue(filled.ordinal)
         else:
-            self.run.ledger.mark_trained(filled.ordinal)
+            self.run.sampler.mark_trained(filled.ordinal)
 
     def failed(self, filled: Filled) -> bool:
         """Whether failures left a group too small to learn from, or took all that it would have been
         trained on."""
         config, group = self.config, filled.group
         # With a critic or by distillation an episode teaches without siblings.
-        alone = config.credit.critic or config.distil.weight > 0
+        alone = config.credit.critic or config.distill.weight > 0
         wanted = 1 if alone else min(2, config.rollout.group_size)
         if group.failures and len(group.trajectories) < wanted:
             return True
-        if len(filled.failures) == len(group.failures) or filled.distil:
+        if len(filled.failures) == len(group.failures) or filled.distill:
             return False
         escapes = config.loss.kl > 0 and informative(group, config.credit) and not filled.reference
         return config.loss.policy == 0 or escapes
 
-    async def publish(self, refresh: bool = False) -> PublishReport:
+    async def sync_weights(self, refresh: bool = False) -> SyncReport:
         """New weights to every engine, verified; and, where it is due, to those that follow the student."""
         run, config, engines = self.run, self.config, self.actors.engines
         run.now("publishing weights")
         run.state.version += 1
         version, weights = run.state.version, None
-        canary = (run.canary, await self.learner.score(run.canary), config.publish.tolerance)
+        canary = (run.canary, await self.learner.score(run.canary), config.weight_sync.max_logprob_gap)
         if config.broadcasts:
             report = await broadcast(engines, self.learner, version, *canary)
         else:
             weights = await self.learner.export(version)
-            report = await publish(engines, weights, *canary)
+            report = await sync_weights(engines, weights, *canary)
         if refresh:
             await self.refresh(weights)
         return report
@@ -254,7 +256,7 @@ class Trainer:
         weights = weights or await self.learner.export(version)
         given = dict.fromkeys(names, weights)
         if config.averages_adapter and "teacher" in given:
-            share = 1.0 if first else config.teacher.ema
+            share = 1.0 if first else 1.0 - config.teacher.ema_decay
             given["teacher"] = await self.learner.export_average(version, share)
         for name, own in given.items():
             loading = self.actors.scorers()[name].load_weights.remote(own, whole=first)

@@ -1,4 +1,4 @@
-"""How an evaluated task is played (`evaluate.policy`): every policy is the same loop.
+"""How an evaluated task is played (`evaluate.agent`): every policy is the same loop.
 
 student    one trial, nothing before the task
 react      one trial, a worked example before the task (ReAct, arXiv 2210.03629)
@@ -68,7 +68,7 @@ class Trials:
             examples: kind of task -> worked example; a kind without one is shown none.
         """
         self.config = config
-        self.most = config.evaluate.trials if config.evaluate.policy == "reflexion" else 1
+        self.most = config.evaluate.trials if config.evaluate.agent == "reflexion" else 1
         self._workers = actors.workers
         self._examples = examples
         seconds = config.rollout.request_timeout
@@ -108,7 +108,7 @@ class Trials:
         config = self.config
         worker = self._workers[index % len(self._workers)]
         rollout = worker.rollout.remote(
-            index, task, 1, config.rollout.eval_temperature, EVAL_SEED + trial, before
+            index, task, 1, config.evaluate.temperature, EVAL_SEED + trial, before
         )
         what = f"evaluation episode {index}, trial {trial + 1}"
         group: Group = await within(config.rollout.timeout, "rollout.timeout", what, rollout)
@@ -133,7 +133,7 @@ async def open_trials(
         EnvError: a task has no demonstration, or its environment failed.
         RunError: no demonstration was successful.
     """
-    if config.evaluate.policy == "student":
+    if config.evaluate.agent == "student":
         return Trials(config, actors, renderer, {})
     form, characters = renderer.form, config.evaluate.example_characters
     wanted = sorted(set(kinds))
@@ -170,7 +170,7 @@ async def _shortest(
     solved = [one for one in shown if one.success]
     if not solved:
         raise RunError(
-            f"evaluate.policy = {config.evaluate.policy} shows a worked example, and no demonstration of "
+            f"evaluate.agent = {config.evaluate.agent} shows a worked example, and no demonstration of "
             f"{', '.join(task.id for task in tasks)} succeeds: raise env.max_turns = {config.env.max_turns}"
         )
     return min(solved, key=lambda one: len(one.steps))

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from hindsight.cluster.evaluate import Evaluation
 
-PHASES = ("rollout", "teacher", "learner", "publish")
+PHASES = ("rollout", "feedback_and_teacher", "learner", "weight_sync")
 
 
 class View:
@@ -60,7 +60,7 @@ class View:
         self.progress.update(self.task, completed=done, total=total)
         self._refresh()
 
-    def warm_start(self, step: int, steps: int, stats: dict[str, float]) -> None:
+    def sft(self, step: int, steps: int, stats: dict[str, float]) -> None:
         """One update of the warm start."""
         self.advance(step, steps)
         if step == steps or step % max(1, steps // 10) == 0:
@@ -72,7 +72,7 @@ class View:
         self.advance(step, steps)
         self.latest = step_table(step, values)
         self._refresh()
-        seconds = "  ".join(f"{phase} {values.get(f'seconds/{phase}', 0.0):.1f}" for phase in PHASES)
+        seconds = "  ".join(f"{phase} {values.get(f'time/{phase}', 0.0):.1f}" for phase in PHASES)
         self.say(
             f"step {step}/{steps}  success {values.get('rollout/success', 0.0):.2f}  "
             f"turns {values.get('rollout/turns_per_episode', 0.0):.1f}  "
@@ -96,7 +96,7 @@ def step_table(step: int, values: dict[str, float]) -> Table:
         "turns / episode": f"{values.get('rollout/turns_per_episode', 0.0):.1f}",
         "tokens / s": f"{values.get('rollout/tokens_per_second', 0.0):.0f}",
         "mismatch KL": f"{values.get('learner/mismatch_kl', float('nan')):.4f}",
-        **{f"{phase} s": f"{values.get(f'seconds/{phase}', 0.0):.1f}" for phase in PHASES},
+        **{f"{phase} s": f"{values.get(f'time/{phase}', 0.0):.1f}" for phase in PHASES},
     }
     table = Table(box=None, pad_edge=False)
     for name in shown:

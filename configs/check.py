@@ -85,28 +85,28 @@ def _contradictions(config: Config) -> list[str]:
 
 def _lengths(config: Config) -> list[tuple[bool, str]]:
     """Rules of what has to fit in a context, or a context in: (broken, problem)."""
-    rollout, context = config.rollout, config.model.context
+    rollout, context = config.rollout, config.model.max_length
     return [
         (
             rollout.max_tokens >= context,
             f"rollout.max_tokens = {rollout.max_tokens} leaves no room for a prompt: "
-            f"allowed is less than model.context = {context}",
+            f"allowed is less than model.max_length = {context}",
         ),
         (
             config.feedback.max_tokens >= context,
             f"feedback.max_tokens = {config.feedback.max_tokens} leaves the teacher no room for the prompt: "
-            f"allowed is less than model.context = {context}",
+            f"allowed is less than model.max_length = {context}",
         ),
         (
-            config.learner.micro_tokens < context,
-            f"learner.micro_tokens = {config.learner.micro_tokens} cannot hold one full sequence: "
-            f"allowed is at least model.context = {context}",
+            config.learner.micro_batch_tokens < context,
+            f"learner.micro_batch_tokens = {config.learner.micro_batch_tokens} cannot hold a full sequence: "
+            f"allowed is at least model.max_length = {context}",
         ),
         (
-            (config.reweight.strength > 0 or config.distil.weight > 0 or config.loss.kl > 0)
+            (config.reweight.strength > 0 or config.distill.weight > 0 or config.loss.kl > 0)
             and config.teacher.batch_tokens < context,
             f"teacher.batch_tokens = {config.teacher.batch_tokens} cannot hold one full sequence: "
-            f"allowed is at least model.context = {context}",
+            f"allowed is at least model.max_length = {context}",
         ),
     ]
 
@@ -115,8 +115,8 @@ def _update(config: Config) -> list[tuple[bool, str]]:
     """Rules of what the learner does with a step: (broken, problem)."""
     return [
         (
-            config.steps > 0 and config.loss.policy == 0 and config.distil.weight == 0,
-            "loss.policy = 0 and distil.weight = 0 leave nothing to train on: set one of them above 0",
+            config.steps > 0 and config.loss.policy == 0 and config.distill.weight == 0,
+            "loss.policy = 0 and distill.weight = 0 leave nothing to train on: set one of them above 0",
         ),
         (
             config.steps > 0 and config.loss.kl > 0 and config.loss.policy == 0,
@@ -124,13 +124,13 @@ def _update(config: Config) -> list[tuple[bool, str]]:
             "or loss.policy above 0",
         ),
         (
-            config.distil.weight > 0 and not config.feedback.on,
-            f"distil.weight = {config.distil.weight} has no use with feedback.source = none: name a source",
+            config.distill.weight > 0 and not config.feedback.on,
+            f"distill.weight = {config.distill.weight} has no use with feedback.source = none: name a source",
         ),
         (
-            config.distil.weight > 0 and config.reweight.strength > 0,
-            f"reweight.strength = {config.reweight.strength} and distil.weight = {config.distil.weight} use "
-            "the teacher in two ways at once: set one of them to 0",
+            config.distill.weight > 0 and config.reweight.strength > 0,
+            f"reweight.strength = {config.reweight.strength} and distill.weight = {config.distill.weight} "
+            "use the teacher in two ways at once: set one of them to 0",
         ),
         (
             config.reweight.strength > 0 and not config.feedback.on,
@@ -142,8 +142,8 @@ def _update(config: Config) -> list[tuple[bool, str]]:
             f"loss.dual_clip = {config.loss.dual_clip} cuts ordinary losses: allowed is 0 (off) or above 1",
         ),
         (
-            0 < config.loss.importance_cap < 1,
-            f"loss.importance_cap = {config.loss.importance_cap} would cap on-policy tokens: "
+            0 < config.loss.tis_cap < 1,
+            f"loss.tis_cap = {config.loss.tis_cap} would cap on-policy tokens: "
             "allowed is 0 (off) or at least 1",
         ),
         (
@@ -153,12 +153,13 @@ def _update(config: Config) -> list[tuple[bool, str]]:
         ),
         (
             config.broadcasts and config.cluster.share_gpu,
-            "publish.transport = nccl with cluster.share_gpu = true has both ends on one GPU, which NCCL "
-            "refuses: set publish.transport=object_store",
+            "weight_sync.transport = nccl with cluster.share_gpu = true has both ends on one GPU, which NCCL "
+            "refuses: set weight_sync.transport=object_store",
         ),
         (
-            config.cluster.share_gpu and config.rollout.gpu_memory > SHARED,
-            f"rollout.gpu_memory = {config.rollout.gpu_memory} with cluster.share_gpu = true leaves learner "
+            config.cluster.share_gpu and config.rollout.gpu_memory_utilization > SHARED,
+            f"rollout.gpu_memory_utilization = {config.rollout.gpu_memory_utilization} with "
+            "cluster.share_gpu = true leaves learner "
             f"and teacher no room on the GPU: allowed is at most {SHARED}",
         ),
     ]
@@ -189,14 +190,14 @@ def _feedback(config: Config) -> list[tuple[bool, str]]:
     endpoint = feedback.judged and judge.source == "endpoint"
     return [
         (
-            feedback.success == "only" and feedback.source != "none",
-            f"feedback.source = {feedback.source} is not shown with feedback.success = only: "
-            "set feedback.source=none, or feedback.success to or / and",
+            feedback.sibling == "only" and feedback.source != "none",
+            f"feedback.source = {feedback.source} is not shown with feedback.sibling = only: "
+            "set feedback.source=none, or feedback.sibling to or / and",
         ),
         (
-            feedback.success in ("or", "and") and feedback.source == "none",
-            f"feedback.success = {feedback.success} joins a source, and feedback.source = none: "
-            "name one, or set feedback.success=only",
+            feedback.sibling in ("or", "and") and feedback.source == "none",
+            f"feedback.sibling = {feedback.sibling} joins a source, and feedback.source = none: "
+            "name one, or set feedback.sibling=only",
         ),
         (
             feedback.granularity == "anchor" and feedback.source not in pooled,
@@ -215,8 +216,8 @@ def _feedback(config: Config) -> list[tuple[bool, str]]:
             "judge.source = endpoint needs judge.url (with its /v1) and judge.model",
         ),
         (
-            endpoint and not os.environ.get(judge.key_variable),
-            f"judge.key_variable = {judge.key_variable!r} is not in the environment: export it (any text, "
+            endpoint and not os.environ.get(judge.api_key_env),
+            f"judge.api_key_env = {judge.api_key_env!r} is not in the environment: export it (any text, "
             "where the endpoint asks for no key)",
         ),
     ]
@@ -224,10 +225,10 @@ def _feedback(config: Config) -> list[tuple[bool, str]]:
 
 def _policy(config: Config) -> tuple[bool, str]:
     """The prompting policies think before each action and see all that was before."""
-    policy, prompt = config.evaluate.policy, config.prompt
+    policy, prompt = config.evaluate.agent, config.prompt
     return (
         policy != "student" and not (prompt.preset == "history" and prompt.think),
-        f"evaluate.policy = {policy} has prompt.preset = {prompt.preset}, prompt.think = {prompt.think}: "
+        f"evaluate.agent = {policy} has prompt.preset = {prompt.preset}, prompt.think = {prompt.think}: "
         "set prompt.preset=history and prompt.think=true",
     )
 

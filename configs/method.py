@@ -19,10 +19,10 @@ class Credit:
         "mean and std of a group over turn samples or trajectories",
         choices=("turns", "trajectories"),
     )
-    normalise: str = setting(
+    normalize: str = setting(
         "std", "divide differences by the std (not for rloo); none is Dr.GRPO", choices=("std", "none")
     )
-    success_return: float = setting(10.0, "return of a successful trajectory", low=0.0)
+    success_reward: float = setting(10.0, "return of a successful trajectory", low=0.0)
     malformed_penalty: float = setting(0.1, "taken off the return of a malformed turn", low=0.0)
     inadmissible_penalty: float = setting(
         0.0,
@@ -43,7 +43,7 @@ class Credit:
     join_group: bool = setting(False, "hgpo: grpo's advantage is one more term, of weight 1")
     step: str = setting("token", "gae: a step is a sampled token, or a turn", choices=("token", "turn"))
     gamma: float = setting(1.0, "gae: γ, what a later reward is worth one step earlier", low=0.0, high=1.0)
-    lam: float = setting(
+    gae_lambda: float = setting(
         1.0, "gae: λ, from the critic's next value (0) to the rewards that came (1)", low=0.0, high=1.0
     )
     whiten: bool = setting(True, "gae: advantages less their mean, over their std, of the batch's tokens")
@@ -84,7 +84,7 @@ class Feedback:
             "target",
         ),
     )
-    success: str = setting(
+    sibling: str = setting(
         "none",
         "what a successful sibling does: nothing; only: it is all that is shown (with source=none); or: it "
         "replaces the source where there is one; and: both are shown, a turn that lacks one has no context",
@@ -127,7 +127,7 @@ class Feedback:
     @property
     def on(self) -> bool:
         """Whether any turn may get hindsight."""
-        return self.source != "none" or self.success != "none"
+        return self.source != "none" or self.sibling != "none"
 
     @property
     def judged(self) -> bool:
@@ -139,7 +139,7 @@ class Feedback:
 class Judge:
     """The model that writes feedback (feedback.source judge, reflect or target).
 
-    Reflexion's lessons (evaluate.policy) are always the engine's, with this temperature, top_p, max_tokens,
+    Reflexion's lessons (evaluate.agent) are always the engine's, with this temperature, top_p, max_tokens,
     characters and retries.
     """
 
@@ -150,7 +150,7 @@ class Judge:
     )
     url: str = setting("", "base address of the endpoint, with its /v1")
     model: str = setting("", "the endpoint's name of the model")
-    key_variable: str = setting("OPENAI_API_KEY", "environment variable that holds the endpoint's key")
+    api_key_env: str = setting("OPENAI_API_KEY", "environment variable that holds the endpoint's key")
     temperature: float = setting(0.0, "sampling temperature", low=0.0)
     top_p: float = setting(1.0, "share of the probability that is sampled from", low=0.01, high=1.0)
     max_tokens: int = setting(
@@ -161,7 +161,7 @@ class Judge:
     characters: int = setting(
         12_000,
         "most characters shown of a trajectory: target keeps the last, the others shorten each turn; "
-        "an engine is shown fewer, until its answer fits beside them or has a third of model.context",
+        "an engine is shown fewer, until its answer fits beside them or has a third of model.max_length",
         low=200,
     )
     timeout: float = setting(60.0, "seconds one try may take", low=0.1)
@@ -187,7 +187,7 @@ class Reweight:
 
 
 @dataclass(frozen=True)
-class Distil:
+class Distill:
     weight: float = setting(
         0.0, "of the loss that pulls the student to the teacher, on whole turns that have hindsight", low=0.0
     )
@@ -201,7 +201,7 @@ class Distil:
     top_k: int = setting(
         100, "the student's likeliest tokens that are compared, beside one bucket for the rest", low=1
     )
-    importance_cap: float = setting(
+    tis_cap: float = setting(
         2.0,
         "cap of the ratio of the current policy to the one at the step's start; 0 switches it off",
         low=0.0,
@@ -210,14 +210,14 @@ class Distil:
 
 @dataclass(frozen=True)
 class Teacher:
-    refresh_every: int = setting(
+    sync_every: int = setting(
         10, "steps between refreshes from the student; 0 keeps the first weights", low=0
     )
-    ema: float = setting(
-        1.0,
-        "share of the student (of its adapter, if any) that a refresh takes over; 1 is a hard copy",
-        low=0.0001,
-        high=1.0,
+    ema_decay: float = setting(
+        0.0,
+        "decay of the moving average of the student (of its adapter, if any) at each sync; 0 copies it",
+        low=0.0,
+        high=0.9999,
     )
     batch_tokens: int = setting(8192, "token budget of one scoring forward", low=64)
     timeout: float = setting(600.0, "seconds one scoring call may take", low=1.0)
@@ -230,9 +230,7 @@ class Loss:
     clip_high: float = setting(0.2, "PPO clip above 1", low=0.0)
     dual_clip: float = setting(3.0, "bound of the loss on negative advantages; 0 switches it off", low=0.0)
     entropy: float = setting(0.001, "coefficient of the entropy bonus", low=0.0)
-    importance_cap: float = setting(
-        2.0, "cap of the rollout/learner importance weight; 0 switches it off", low=0.0
-    )
+    tis_cap: float = setting(2.0, "cap of the rollout/learner importance weight; 0 switches it off", low=0.0)
     kl: float = setting(0.0, "coefficient of the KL divergence from the reference policy", low=0.0)
     kl_estimator: str = setting("k3", "its estimate on sampled tokens", choices=("k1", "k2", "k3"))
     aggregation: str = setting(

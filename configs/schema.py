@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hindsight.configs.method import Credit, Critic, Distil, Feedback, Judge, Loss, Reweight, Teacher
+from hindsight.configs.method import Credit, Critic, Distill, Feedback, Judge, Loss, Reweight, Teacher
 from hindsight.configs.setting import setting
 
 
@@ -19,7 +19,7 @@ class Model:
         "the embedded models smollm2-135m, small or nano; else a folder or hub name of a causal LM",
     )
     dtype: str = setting("bfloat16", "weights and activations", choices=("bfloat16", "float32"))
-    context: int = setting(2048, "most tokens in one sequence, prompt and response together", low=64)
+    max_length: int = setting(2048, "most tokens in one sequence, prompt and response together", low=64)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class User:
     )
     url: str = setting("", "base address of an OpenAI-compatible endpoint")
     model: str = setting("", "its model; for engine a folder or hub name, empty is model.path")
-    key_variable: str = setting("OPENAI_API_KEY", "environment variable that holds its key")
+    api_key_env: str = setting("OPENAI_API_KEY", "environment variable that holds its key")
     temperature: float = setting(0.0, "sampling temperature", low=0.0)
     timeout: float = setting(60.0, "seconds one answer may take", low=0.1)
     retries: int = setting(2, "further tries after a failed call", low=0)
@@ -98,14 +98,15 @@ class Rollout:
     engines: int = setting(1, "vLLM engine actors", low=1)
     tensor_parallel: int = setting(1, "GPUs per engine", low=1)
     workers: int = setting(1, "actors that host episodes", low=1)
-    groups: int = setting(8, "task groups per training step", low=1)
+    num_groups: int = setting(8, "task groups per training step", low=1)
     group_size: int = setting(8, "trajectories per group", low=1)
     temperature: float = setting(1.0, "sampling temperature in training", low=0.01)
-    eval_temperature: float = setting(0.4, "sampling temperature in evaluation", low=0.0)
     max_tokens: int = setting(512, "most tokens per response", low=1)
-    max_seqs: int = setting(64, "sequences an engine decodes at once", low=1)
+    max_num_seqs: int = setting(64, "sequences an engine decodes at once", low=1)
     kv_cache_gib: float = setting(1.0, "KV cache of a CPU engine, GiB", low=0.1)
-    gpu_memory: float = setting(0.85, "share of a GPU's memory that an engine may use", low=0.05, high=1.0)
+    gpu_memory_utilization: float = setting(
+        0.85, "share of a GPU's memory that an engine may use", low=0.05, high=1.0
+    )
     compile: bool = setting(False, "let vLLM compile the model: slower start, faster decoding")
     max_staleness: int = setting(0, "weight versions a trajectory may lag behind; 0 is synchronous", low=0)
     timeout: float = setting(
@@ -116,7 +117,7 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class WarmStart:
+class Sft:
     demos: int = setting(0, "demonstrations to imitate before reinforcement; 0 skips the warm start", low=0)
     epochs: int = setting(1, "passes over the demonstrations", low=1)
     lr: float = setting(2e-4, "peak learning rate", low=0.0)
@@ -163,22 +164,22 @@ class Learner:
         "constant", "after the warm-up; linear falls to 0 over the run", choices=("constant", "linear")
     )
     weight_decay: float = setting(0.01, "AdamW weight decay", low=0.0)
-    grad_clip: float = setting(1.0, "global gradient norm is clipped to this", low=0.0)
-    micro_tokens: int = setting(8192, "token budget of a micro-batch, padding included", low=64)
-    updates: int = setting(
-        1, "optimiser steps per training step; above 1 the old log-probs are recomputed first", low=1
+    max_grad_norm: float = setting(1.0, "global gradient norm is clipped to this", low=0.0)
+    micro_batch_tokens: int = setting(8192, "token budget of a micro-batch, padding included", low=64)
+    mini_batches: int = setting(
+        1, "optimizer steps per training step; above 1 the old log-probs are recomputed first", low=1
     )
-    checkpointing: bool = setting(False, "recompute activations to save memory")
+    gradient_checkpointing: bool = setting(False, "recompute activations to save memory")
     timeout: float = setting(3600.0, "seconds one update may take", low=1.0)
     lora: Lora = field(default_factory=Lora)
 
 
 @dataclass(frozen=True)
-class Publish:
+class WeightSync:
     transport: str = setting(
         "object_store", "how weights reach the engines", choices=("object_store", "nccl")
     )
-    tolerance: float = setting(
+    max_logprob_gap: float = setting(
         0.25, "largest mean |log-prob| gap of the canary between learner and engine", low=0.0
     )
 
@@ -196,12 +197,13 @@ class Evaluate:
         120, "as many before the warm start, where a small model plays every episode to its last turn", low=1
     )
     every: int = setting(0, "training steps between evaluations; 0 evaluates only before and after", low=0)
-    policy: str = setting(
+    agent: str = setting(
         "student",
         "student: the model as it is; react: with a worked example before the task (ReAct); reflexion: also "
         "tries a failed task again, with lessons that the model drew from its failures (Reflexion)",
         choices=("student", "react", "reflexion"),
     )
+    temperature: float = setting(0.4, "sampling temperature", low=0.0)
     trials: int = setting(3, "reflexion: most trials of a task", low=1)
     example_characters: int = setting(
         4000, "react, reflexion: most characters of what is observed in the worked example", low=200
@@ -243,17 +245,17 @@ class Config:
     env: Env = field(default_factory=Env)
     prompt: Prompt = field(default_factory=Prompt)
     rollout: Rollout = field(default_factory=Rollout)
-    warm_start: WarmStart = field(default_factory=WarmStart)
+    sft: Sft = field(default_factory=Sft)
     credit: Credit = field(default_factory=Credit)
     critic: Critic = field(default_factory=Critic)
     feedback: Feedback = field(default_factory=Feedback)
     judge: Judge = field(default_factory=Judge)
     reweight: Reweight = field(default_factory=Reweight)
-    distil: Distil = field(default_factory=Distil)
+    distill: Distill = field(default_factory=Distill)
     teacher: Teacher = field(default_factory=Teacher)
     loss: Loss = field(default_factory=Loss)
     learner: Learner = field(default_factory=Learner)
-    publish: Publish = field(default_factory=Publish)
+    weight_sync: WeightSync = field(default_factory=WeightSync)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluate: Evaluate = field(default_factory=Evaluate)
     cluster: Cluster = field(default_factory=Cluster)
@@ -261,16 +263,16 @@ class Config:
     @property
     def temperatures(self) -> dict[str, float]:
         """What divides the logits of those who score: as the student's in the loss that they serve."""
-        distils = self.distil.weight > 0
+        distills = self.distill.weight > 0
         sampling = self.rollout.temperature
-        return {"teacher": self.distil.temperature if distils else sampling, "reference": sampling}
+        return {"teacher": self.distill.temperature if distills else sampling, "reference": sampling}
 
     @property
     def averages_adapter(self) -> bool:
         """Whether the teacher's moving average is of an adapter: then the learner keeps it."""
-        return self.learner.lora.rank > 0 and self.teacher.ema < 1
+        return self.learner.lora.rank > 0 and self.teacher.ema_decay > 0
 
     @property
     def broadcasts(self) -> bool:
         """Whether weights go to the engines by NCCL; an adapter never does, for vLLM loads it from a file."""
-        return self.publish.transport == "nccl" and not self.learner.lora.rank
+        return self.weight_sync.transport == "nccl" and not self.learner.lora.rank

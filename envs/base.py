@@ -9,7 +9,7 @@ from typing import Any
 
 from hindsight.envs.tasks import Manifest, TaskSpec
 
-ANSWERS = (
+ACTION_FORMATS = (
     "tags",
     "tools",
     "code",
@@ -173,7 +173,7 @@ class EnvFamily(ABC):
     """
 
     name: str
-    answers: str  # how the agent acts, one of ANSWERS
+    action_format: str  # how the agent writes an action, one of ACTION_FORMATS
     turn_limit: int  # the literature's limit of turns per episode; env.max_turns may be another
 
     @abstractmethod

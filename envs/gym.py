@@ -21,7 +21,7 @@ from gymnasium.spaces import Text
 from hindsight.configs.schema import Env
 from hindsight.envs.base import EnvError, Observation
 from hindsight.envs.registry import find_family, make_family
-from hindsight.envs.runtime.shard import Limits
+from hindsight.envs.runtime.shard import SlotLimits
 from hindsight.envs.runtime.slot import Forkserver, Slot
 from hindsight.envs.tasks import TaskSpec
 
@@ -63,7 +63,7 @@ class GymEnv(gymnasium.Env[str, str]):
         manifest = family.manifest()
         self._training = manifest.train
         self._tasks = {task.id: task for task in (*manifest.evaluation, *manifest.train)}
-        self._limits = Limits.of(config)
+        self._limits = SlotLimits.of(config)
         self._server = Forkserver(family)
         self._slot: Slot | None = None
         self._loop = asyncio.new_event_loop()  # in a thread, for the caller may be in a loop of its own

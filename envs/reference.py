@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from hindsight.configs.schema import Env
 from hindsight.envs.base import EnvError, EnvFamily
-from hindsight.envs.runtime.shard import Lease, Limits, Shard
+from hindsight.envs.runtime.shard import Lease, Shard, SlotLimits
 from hindsight.envs.tasks import TaskSpec
 
 
@@ -38,7 +38,7 @@ async def play_references(
         shown: called after every task.
     """
     seats = min(os.cpu_count() or 1, max(1, len(tasks)))
-    shard = Shard(family, seats, Limits.of(env), spares=0)
+    shard = Shard(family, seats, SlotLimits.of(env), spares=0)
     played, queue = Played(), list(reversed(list(enumerate(tasks))))
 
     async def seat(number: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from hindsight.configs.load import nearest
 from hindsight.configs.paths import cache_root
 from hindsight.configs.schema import Env
-from hindsight.envs.base import ANSWERS, EnvFamily, SettingError
+from hindsight.envs.base import ACTION_FORMATS, EnvFamily, SettingError
 
 FAMILIES = {  # name → module:class, imported only when chosen
     "alfworld": "hindsight.envs.alfworld.env:AlfworldFamily",
@@ -39,8 +39,10 @@ def find_family(name: str) -> type[EnvFamily]:
         raise ValueError(f"env.name={name!r}: {place} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, EnvFamily)):
         raise ValueError(f"env.name={name!r}: {place} is no subclass of hindsight.envs.base.EnvFamily")
-    if getattr(found, "answers", None) not in ANSWERS:
-        raise ValueError(f"env.name={name!r}: {place}.answers has to be one of {', '.join(ANSWERS)}")
+    if getattr(found, "action_format", None) not in ACTION_FORMATS:
+        raise ValueError(
+            f"env.name={name!r}: {place}.action_format has to be one of {', '.join(ACTION_FORMATS)}"
+        )
     return found
 
 

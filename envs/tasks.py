@@ -16,7 +16,7 @@ class TaskSpec:
     env: str  # the environment's name, e.g. "alfworld"
     kind: str  # the benchmark's own task type, e.g. "pick_heat_then_place_in_recep"
     split: str  # "train", "valid_seen", "valid_unseen", ...
-    data: dict[str, Any] = field(default_factory=dict)  # JSON-serialisable, read by the adapter alone
+    data: dict[str, Any] = field(default_factory=dict)  # JSON-serializable, read by the adapter alone
 
 
 @dataclass(frozen=True)

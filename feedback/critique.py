@@ -20,10 +20,10 @@ REQUEST = (
 
 
 def question(group: Group, index: int, style: Style) -> Question | None:
-    """Task, trajectory and outcome; with feedback.success=and the successful sibling too."""
+    """Task, trajectory and outcome; with feedback.sibling=and the successful sibling too."""
     trajectory = group.trajectories[index]
     last = plain(trajectory.turns[-1].result.observation)
-    other = sibling(group, index) if style.feedback.success == "and" else None
+    other = sibling(group, index) if style.feedback.sibling == "and" else None
 
     def write(characters: int) -> str:
         parts = [

@@ -72,10 +72,10 @@ class Endpoint:
         from openai import AsyncOpenAI
 
         self._settings = settings
-        self._key = os.environ.get(settings.key_variable, "")
+        self._key = os.environ.get(settings.api_key_env, "")
         if not self._key:
             raise JudgeError(
-                f"judge.key_variable = {settings.key_variable!r} is not in the environment: export it (any "
+                f"judge.api_key_env = {settings.api_key_env!r} is not in the environment: export it (any "
                 "text, for an endpoint that asks for no key)"
             )
         self._client = AsyncOpenAI(
@@ -170,8 +170,8 @@ class EngineAsk:
         room = min(most, context - len(ids))
         if room < min(most, SMALLEST_ANSWER):
             raise JudgeError(
-                f"the shortest question, of {len(ids)} tokens, leaves no room to answer in model.context = "
-                f"{context}: raise it"
+                f"the shortest question, of {len(ids)} tokens, leaves no room to answer in "
+                f"model.max_length = {context}: raise it"
             )
         return ids, room
 

@@ -32,22 +32,22 @@ def source_texts(group: Group, style: Style) -> dict[TurnAt, str]:
 
 
 def combined(group: Group, texts: Mapping[TurnAt, str], feedback: Feedback) -> dict[TurnAt, str]:
-    """The source's texts with what feedback.success does to them; a turn that lacks a part has no text.
+    """The source's texts with what feedback.sibling does to them; a turn that lacks a part has no text.
 
     A judge that was shown the sibling speaks of it, so its words stand for both.
     """
-    if feedback.success == "none":
+    if feedback.sibling == "none":
         return dict(texts)
     siblings = [sibling(group, index) for index in range(len(group.trajectories))]
     found = {}
     for key in _turns(group):
         other, text = siblings[key[0]], texts.get(key)
         shown = success_section(other, feedback) if other else None
-        if feedback.success == "and":
+        if feedback.sibling == "and":
             parts = [text] if feedback.source == "judge" else [shown, text]
             chosen = "\n\n".join(part for part in parts if part) if shown and text else None
         else:
-            chosen = shown or (text if feedback.success == "or" else None)
+            chosen = shown or (text if feedback.sibling == "or" else None)
         if chosen:
             found[key] = chosen
     return found
@@ -58,7 +58,7 @@ def asked_about(group: Group, feedback: Feedback) -> list[int]:
     return [
         index
         for index in range(len(group.trajectories))
-        if feedback.success == "none" or (feedback.success == "and") == (sibling(group, index) is not None)
+        if feedback.sibling == "none" or (feedback.sibling == "and") == (sibling(group, index) is not None)
     ]
 
 

@@ -12,7 +12,7 @@ from hindsight.learner.rows import Row
 
 
 def split(rows: Sequence[Row], parts: int) -> list[list[Row]]:
-    """At most `parts` mini-batches, none empty; neighbours (a group's rows) are spread over all of them."""
+    """At most `parts` mini-batches, none empty; neighbors (a group's rows) are spread over all of them."""
     return [part for start in range(parts) if (part := list(rows[start::parts]))]
 
 

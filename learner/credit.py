@@ -28,7 +28,7 @@ def turn_returns(trajectory: Trajectory, credit: Credit, discount: float = 1.0) 
     """(T,) float64 return of each turn: the trajectory's outcome, discounted by the turns that it was still
     away, less the turn's penalty."""
     away = np.arange(len(trajectory.turns))[::-1]
-    outcome = credit.success_return * float(trajectory.success)
+    outcome = credit.success_reward * float(trajectory.success)
     return outcome * discount**away - turn_penalties(trajectory, credit)
 
 
@@ -48,7 +48,7 @@ def grpo(group: Group, credit: Credit) -> list[np.ndarray]:
     """
     returns = [turn_returns(trajectory, credit) for trajectory in group.trajectories]
     samples = _samples(returns, credit.statistics)
-    return _float32(_relative(values, samples, credit.normalise, ddof=1) for values in returns)
+    return _float32(_relative(values, samples, credit.normalize, ddof=1) for values in returns)
 
 
 def rloo(group: Group, credit: Credit) -> list[np.ndarray]:
@@ -72,7 +72,7 @@ def gigpo(group: Group, credit: Credit) -> list[np.ndarray]:
     total = [values.astype(np.float64) for values in grpo(group, credit)]
     steps = [turn_returns(trajectory, credit, credit.discount) for trajectory in group.trajectories]
     for anchor in anchors(group, credit.similarity):
-        for (index, number), advantage in _compare(steps, anchor, credit.normalise, ddof=1):
+        for (index, number), advantage in _compare(steps, anchor, credit.normalize, ddof=1):
             total[index][number] += credit.step_weight * advantage
     return _float32(total)
 
@@ -93,7 +93,7 @@ def hgpo(group: Group, credit: Credit) -> list[np.ndarray]:
     for k in range(credit.history + 1):
         w = (k + credit.history_offset) ** credit.history_alpha
         for members in _same_history(found, k):
-            for (index, number), advantage in _compare(steps, members, credit.normalise, ddof=0):
+            for (index, number), advantage in _compare(steps, members, credit.normalize, ddof=0):
                 total[index][number] += w * advantage
                 weight[index][number] += w * (advantage != 0)
     return _float32(sums / np.where(w > 0, w, 1.0) for sums, w in zip(total, weight, strict=True))
@@ -118,12 +118,12 @@ def informative(group: Group, credit: Credit) -> bool:
     return credit.critic or any(values.any() for values in advantages(group, credit))
 
 
-def _relative(values: np.ndarray, samples: np.ndarray, normalise: str, ddof: int = 0) -> np.ndarray:
+def _relative(values: np.ndarray, samples: np.ndarray, normalize: str, ddof: int = 0) -> np.ndarray:
     """(values − mean) / (std + 1e-6), or without std; 0 for values that only rounding takes
     off the mean, and all 0 where fewer than two samples, or equal ones, say nothing."""
     if len(samples) < 2 or np.ptp(samples) < ROUNDING:
         return np.zeros(len(values))
-    scale = samples.std(ddof=ddof) + 1e-6 if normalise == "std" else 1.0
+    scale = samples.std(ddof=ddof) + 1e-6 if normalize == "std" else 1.0
     apart = values - samples.mean()
     return np.where(np.abs(apart) < ROUNDING, 0.0, apart) / scale
 
@@ -147,11 +147,11 @@ def _same_history(found: Sequence[Sequence[TurnAt]], k: int) -> Iterable[list[Tu
 
 
 def _compare(
-    steps: Sequence[np.ndarray], peers: Sequence[TurnAt], normalise: str, ddof: int
+    steps: Sequence[np.ndarray], peers: Sequence[TurnAt], normalize: str, ddof: int
 ) -> Iterable[tuple[TurnAt, float]]:
     """Each of `peers` with its advantage over all of them. `steps`: (T_i,) G_t of each trajectory."""
     values = np.array([steps[index][number] for index, number in peers])
-    return zip(peers, _relative(values, values, normalise, ddof), strict=True)
+    return zip(peers, _relative(values, values, normalize, ddof), strict=True)
 
 
 def _float32(values: Iterable[np.ndarray]) -> list[np.ndarray]:

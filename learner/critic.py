@@ -90,7 +90,7 @@ class CriticRank(Rank):
         return losses.value(self._values(batch), old, batch.returns, self.config.critic.clip)
 
 
-class Critic(RankGroup):
+class CriticGroup(RankGroup):
     """The critic's ranks, as many and sharded as the learner's."""
 
     RANK = CriticRank

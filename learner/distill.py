@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hindsight.configs.schema import Distil
+from hindsight.configs.schema import Distill
 from hindsight.learner.divergence import forward_kl, jsd, reverse_kl, sampled_reverse_kl, with_tail
 from hindsight.learner.losses import importance
 
@@ -23,21 +23,21 @@ class Likelihoods:
     candidates: torch.Tensor  # (P, k) float32 log-probs of the student's likeliest ones
 
 
-def distil(
-    student: Likelihoods, teacher: Likelihoods, old: torch.Tensor, settings: Distil
+def distill(
+    student: Likelihoods, teacher: Likelihoods, old: torch.Tensor, settings: Distill
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Sum over tokens of the distance between student and teacher, and the sums of its statistics.
 
     Each token's distance is multiplied by the detached min(π_θ / π_old, cap), which is 1 in the first
-    optimiser step of an update (SDPO).
+    optimizer step of an update (SDPO).
 
     Args:
         student: with gradient. teacher: without.
-        old: (P,) log-probs before this update's first optimiser step.
+        old: (P,) log-probs before this update's first optimizer step.
     """
     gap = teacher.tokens - student.tokens.detach()
     distance = _distance(student, teacher, settings)
-    weights = importance(student.tokens.detach(), old, settings.importance_cap)
+    weights = importance(student.tokens.detach(), old, settings.tis_cap)
     total = (weights * distance).sum()
     return total, {
         "loss": float(total.detach()),
@@ -46,7 +46,7 @@ def distil(
     }
 
 
-def _distance(student: Likelihoods, teacher: Likelihoods, settings: Distil) -> torch.Tensor:
+def _distance(student: Likelihoods, teacher: Likelihoods, settings: Distill) -> torch.Tensor:
     """(P,)"""
     if settings.divergence == "sampled":
         return sampled_reverse_kl(student.tokens, teacher.tokens)

@@ -1,4 +1,4 @@
-"""PPO's advantages from the values of a critic (generalised advantage estimation, arXiv 1506.02438)."""
+"""PPO's advantages from the values of a critic (generalized advantage estimation, arXiv 1506.02438)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def gae(
 def turn_rewards(trajectory: Trajectory, credit: Credit) -> np.ndarray:
     """(T,) float64 reward of each turn: less its penalty, and behind the last turn the outcome."""
     rewards = -turn_penalties(trajectory, credit)
-    rewards[-1:] += credit.success_return * float(trajectory.success)
+    rewards[-1:] += credit.success_reward * float(trajectory.success)
     return rewards
 
 

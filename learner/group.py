@@ -65,9 +65,9 @@ class RankGroup:
         """Train on the rows once; returns the statistics of `learner.losses.report` and this call's costs.
 
         Args:
-            rows: by objective: "policy" and "distil", whose weighted losses are summed, in
-                `config.learner.updates` optimiser steps; or "imitation", in one.
-            strength: λ of this step; 0 is plain GRPO. lr: learning rate of every optimiser step.
+            rows: by objective: "policy" and "distill", whose weighted losses are summed, in
+                `config.learner.mini_batches` optimizer steps; or "imitation", in one.
+            strength: λ of this step; 0 is plain GRPO. lr: learning rate of every optimizer step.
 
         Raises:
             ValueError: there are no rows or an objective is unknown.
@@ -113,11 +113,11 @@ class RankGroup:
         }
 
     async def reset_optimizer(self) -> None:
-        """Set the optimiser's moments and its count of steps to 0, as another objective needs."""
+        """Set the optimizer's moments and its count of steps to 0, as another objective needs."""
         await self._same("reset_optimizer")
 
     async def save(self, folder: Path | str) -> None:
-        """Write weights and optimiser state into an existing folder that all ranks see."""
+        """Write weights and optimizer state into an existing folder that all ranks see."""
         await self._same("save", str(folder))
 
     async def load(self, folder: Path | str) -> None:
@@ -134,7 +134,7 @@ class RankGroup:
         """What a method of the ranks that takes micro-batches gives to each row."""
         learner = self.config.learner
         lengths = [len(row.ids) for row in rows]
-        places = over_ranks(lengths, learner.micro_tokens, learner.ranks)
+        places = over_ranks(lengths, learner.micro_batch_tokens, learner.ranks)
         calls = [
             getattr(rank, method).remote([[rows[i] for i in micro] for micro in place], *args)
             for rank, place in zip(self.ranks, places, strict=True)

@@ -16,7 +16,7 @@ from hindsight.learner.reweight import raw_weights, reweight
 from hindsight.learner.rows import Row
 
 RATIO_BOUND = 20.0  # log-ratio beyond which exp is not taken
-OBJECTIVES = ("policy", "distil", "imitation")
+OBJECTIVES = ("policy", "distill", "imitation")
 PEAKS = ("mismatch_max",)  # statistics that are merged by their maximum; all others are sums
 
 
@@ -25,7 +25,7 @@ class Tokens:
     """What the policy loss knows of each token; all (P,) float32 and without gradient."""
 
     advantages: torch.Tensor
-    old: torch.Tensor  # learner's log-probs before this batch's first optimiser step
+    old: torch.Tensor  # learner's log-probs before this batch's first optimizer step
     rollout: torch.Tensor  # engine's log-probs
     teacher: torch.Tensor  # log-probs under the teacher's context; NaN where it did not score
     reference: torch.Tensor  # log-probs of the reference policy; NaN where nothing computed them
@@ -111,7 +111,7 @@ def policy(
     gap = tokens.teacher - logprobs.detach()
     shaped = reweight(tokens.advantages, gap, strength, clip)
     value, clipped = surrogate(logprobs, tokens.old, shaped, loss)
-    total = (tokens.weights * importance(tokens.old, tokens.rollout, loss.importance_cap) * value).sum()
+    total = (tokens.weights * importance(tokens.old, tokens.rollout, loss.tis_cap) * value).sum()
     if loss.entropy > 0:
         total = total - loss.entropy * (tokens.weights * entropy).sum()
     sums = {"entropy": entropy.sum(), "clipped": clipped.sum()}
@@ -205,9 +205,9 @@ def report(objective: str, sums: dict[str, float], tokens: float, denominator: f
     """
     if objective == "value":
         return {"loss": sums["loss"] / denominator, "clip_fraction": sums["clipped"] / tokens}
-    if objective == "distil":
-        return {f"distil_{name}": sums[name] / tokens for name in ("loss", "distance", "gap")} | {
-            "distil_tokens": tokens
+    if objective == "distill":
+        return {f"distill_{name}": sums[name] / tokens for name in ("loss", "distance", "gap")} | {
+            "distill_tokens": tokens
         }
     stats = {"loss": sums["loss"] / denominator, "entropy": sums["entropy"] / tokens}
     if "mismatch" in sums:

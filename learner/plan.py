@@ -26,23 +26,24 @@ class Plan:
 
 def weigh(objective: str, config: Config) -> float:
     """What the loss of an objective is multiplied by before losses are summed."""
-    weights = {"policy": config.loss.policy, "distil": config.distil.weight, "imitation": 1.0, "value": 1.0}
+    weights = {"policy": config.loss.policy, "distill": config.distill.weight, "imitation": 1.0, "value": 1.0}
     return weights[objective]
 
 
 def plan_updates(objective: str, rows: Sequence[Row], config: Config, weight: float) -> Plan:
     """Spread rows over mini-batches, ranks and micro-batches; every rank gets equally many micro-batches.
 
-    There are as many mini-batches for every objective, so that each optimiser step sees all of them; one that
+    There are as many mini-batches for every objective, so that each optimizer step sees all of them; one that
     has fewer rows than that leaves the last ones empty.
     """
     learner = config.learner
-    count = 1 if objective == "imitation" else learner.updates
+    count = 1 if objective == "imitation" else learner.mini_batches
     parts = split(rows, count)
     parts += [[] for _ in range(count - len(parts))]
     denominators = [_denominator(objective, part, config) for part in parts]
     places = [
-        over_ranks([len(row.ids) for row in part], learner.micro_tokens, learner.ranks) for part in parts
+        over_ranks([len(row.ids) for row in part], learner.micro_batch_tokens, learner.ranks)
+        for part in parts
     ]
     work = [
         [

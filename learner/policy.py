@@ -14,7 +14,7 @@ import torch
 
 from hindsight.learner import losses
 from hindsight.learner.batching import Batch
-from hindsight.learner.distill import Likelihoods, distil
+from hindsight.learner.distill import Likelihoods, distill
 from hindsight.learner.logprobs import TokenLogprobs, TokenScores
 from hindsight.learner.rank import LearnerError, Rank
 from hindsight.learner.rows import Row
@@ -34,7 +34,7 @@ class PolicyRank(Rank):
 
     def candidates(self, micros: Sequence[Sequence[Row]], k: int) -> list[list[np.ndarray]]:
         """Per micro-batch and row, (P, k) int32: the likeliest tokens at each position, likeliest first."""
-        return self._by_row(micros, lambda batch: self._forward(batch, "distil", k).candidates.int())
+        return self._by_row(micros, lambda batch: self._forward(batch, "distill", k).candidates.int())
 
     def score(self, ids: np.ndarray) -> np.ndarray:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""
@@ -117,7 +117,7 @@ class PolicyRank(Rank):
     def _forward(self, batch: Batch, objective: str, likeliest: int = 0) -> TokenScores:
         """At the temperature that the answers were sampled with; for distillation, at its own."""
         config = self.config
-        temperature = config.distil.temperature if objective == "distil" else config.rollout.temperature
+        temperature = config.distill.temperature if objective == "distill" else config.rollout.temperature
         made: TokenScores = self.engine(
             batch.ids, batch.rows, batch.cols, batch.targets, temperature, batch.candidates, likeliest
         )
@@ -133,9 +133,9 @@ class PolicyRank(Rank):
         old = made.logprobs.detach() if old is None else old
         if objective == "imitation":
             return losses.imitation(made.logprobs, made.entropy, batch.advantages)
-        if objective == "distil":
+        if objective == "distill":
             teacher = Likelihoods(batch.teacher, batch.teacher_candidates)
-            return distil(Likelihoods(made.logprobs, made.candidates), teacher, old, self.config.distil)
+            return distill(Likelihoods(made.logprobs, made.candidates), teacher, old, self.config.distill)
         loss = self.config.loss
         weights = losses.token_weights(batch.rows, loss.aggregation)
         tokens = losses.Tokens(batch.advantages, old, batch.rollout, batch.teacher, batch.reference, weights)

@@ -50,7 +50,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     return sums | {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": learner.grad_clip,
+        "gradient_clipping": learner.max_grad_norm,
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
         "zero_optimization": {"stage": learner.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
@@ -98,7 +98,7 @@ class Rank(ABC):
             timeout=timedelta(seconds=self.config.learner.timeout),
         )
         lm = AutoModelForCausalLM.from_pretrained(self.model, dtype=getattr(torch, self.config.model.dtype))
-        if self.config.learner.checkpointing:
+        if self.config.learner.gradient_checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         parameters = sum(parameter.numel() for parameter in lm.parameters())
         module = self._wrap(lm.train())
@@ -115,7 +115,7 @@ class Rank(ABC):
     def update(
         self, work: Sequence[Sequence[Piece]], strength: float, lr: float
     ) -> tuple[dict[str, dict[str, float]], float]:
-        """One optimiser step per mini-batch.
+        """One optimizer step per mini-batch.
 
         Args:
             work: [mini-batch][micro-batch]: objective, rows, and what their summed loss is multiplied by. As
@@ -163,13 +163,13 @@ class Rank(ABC):
         return merged, sum(norms) / len(norms)
 
     def reset_optimizer(self) -> None:
-        """Set the optimiser's moments and its count of steps to 0."""
+        """Set the optimizer's moments and its count of steps to 0."""
         for state in self.engine.optimizer.optimizer.state.values():
             for moment in state.values():
                 moment.zero_()
 
     def save(self, folder: str) -> None:
-        """Write what is trained, `kept` and optimiser state; every rank writes its part."""
+        """Write what is trained, `kept` and optimizer state; every rank writes its part."""
         self.engine.save_checkpoint(
             folder, self.NAME, self.kept, save_latest=False, exclude_frozen_parameters=self.frozen
         )
@@ -215,7 +215,7 @@ class Rank(ABC):
 
     @abstractmethod
     def _old(self, batch: Batch, objective: str) -> torch.Tensor:
-        """(P,) what the loss takes as old, by the weights before the first of several optimiser steps."""
+        """(P,) what the loss takes as old, by the weights before the first of several optimizer steps."""
 
     @abstractmethod
     def _loss(
@@ -224,7 +224,7 @@ class Rank(ABC):
         """The objective's sum over one micro-batch and the sums of its statistics.
 
         Args:
-            old: (P,) by `_old`; None in the only optimiser step, whose weights are the old ones.
+            old: (P,) by `_old`; None in the only optimizer step, whose weights are the old ones.
         """
 
     def _training(self, objective: str) -> AbstractContextManager[None]:
@@ -233,7 +233,7 @@ class Rank(ABC):
 
     def _advice(self, objective: str) -> str:
         if objective == "imitation":
-            return "lower warm_start.lr and begin again"
+            return "lower sft.lr and begin again"
         return f"lower {self.NAME}.lr and go on from a checkpoint"
 
     def _whole(self, parameters: Sequence[torch.Tensor]) -> Any:

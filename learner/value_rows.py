@@ -77,7 +77,7 @@ def estimate(
             for place, own in places.items():
                 v[own] = held[place]
             rewards = (token_rewards if credit.step == "token" else turn_rewards)(trajectory, credit)
-            found, returns = gae(rewards, v, credit.gamma, credit.lam)
+            found, returns = gae(rewards, v, credit.gamma, credit.gae_lambda)
             for place, own in places.items():
                 taught[place] = replace(rows[place], values=held[place], returns=returns[own])
             advantages[group.ordinal, index] = _by_turn(trajectory, found, credit)

@@ -15,27 +15,27 @@ from hindsight.learner.group import LearnerGroup
 from hindsight.rollout.weights import WeightSet
 
 
-class PublishError(RuntimeError):
+class WeightSyncError(RuntimeError):
     """An engine does not hold, or does not compute with, the learner's weights. The run must stop."""
 
 
 @dataclass(frozen=True)
-class PublishReport:
-    """What one publish took and proved."""
+class SyncReport:
+    """What one weight sync took and proved."""
 
     seconds: float
-    canary_gap: float  # largest over the engines of the mean |log-prob gap| to the learner, nats
+    logprob_gap: float  # largest over the engines of the mean |log-prob gap| to the learner, nats
     digest: str  # of the bytes that every engine loaded; empty after a broadcast
 
 
-async def publish(
+async def sync_weights(
     engines: Sequence[Any],
     weights: WeightSet,
     canary_ids: np.ndarray,
     learner_logprobs: np.ndarray,
     tolerance: float,
     timeout: float = 600.0,
-) -> PublishReport:
+) -> SyncReport:
     """Load `weights` into all engines at once and verify each one.
 
     Args:
@@ -45,20 +45,20 @@ async def publish(
         tolerance: largest mean |log-prob gap| that rounding may explain, nats.
         timeout: seconds for the load and again for the verification.
 
-    Raises PublishError, or EngineError where an engine failed to load.
+    Raises WeightSyncError, or EngineError where an engine failed to load.
     """
     started = time.monotonic()
     try:
         async with asyncio.timeout(timeout):
             await asyncio.gather(*(engine.load_weights.remote(weights) for engine in engines))
     except TimeoutError as error:
-        raise PublishError(f"weights {weights.version} were not loaded within {timeout:.0f} s") from error
+        raise WeightSyncError(f"weights {weights.version} were not loaded within {timeout:.0f} s") from error
     except RayActorError as error:
-        raise PublishError(_dead(weights.version, error)) from error
+        raise WeightSyncError(_dead(weights.version, error)) from error
     gap = await verify(
         engines, weights.version, weights.digest, canary_ids, learner_logprobs, tolerance, timeout
     )
-    return PublishReport(time.monotonic() - started, gap, weights.digest)
+    return SyncReport(time.monotonic() - started, gap, weights.digest)
 
 
 async def broadcast(
@@ -68,15 +68,15 @@ async def broadcast(
     canary_ids: np.ndarray,
     learner_logprobs: np.ndarray,
     tolerance: float,
-) -> PublishReport:
-    """As `publish`, from GPU to GPU by NCCL. No bytes are hashed on this way, so the canary alone is proof.
+) -> SyncReport:
+    """As `sync_weights`, from GPU to GPU by NCCL. No bytes are hashed, so the canary alone is proof.
 
-    Raises PublishError, or LearnerError where a rank or an engine failed.
+    Raises WeightSyncError, or LearnerError where a rank or an engine failed.
     """
     started = time.monotonic()
     await learner.broadcast(version, engines)
     gap = await verify(engines, version, "", canary_ids, learner_logprobs, tolerance)
-    return PublishReport(time.monotonic() - started, gap, "")
+    return SyncReport(time.monotonic() - started, gap, "")
 
 
 async def verify(
@@ -90,7 +90,7 @@ async def verify(
 ) -> float:
     """Ask every engine what it holds and how it scores the canary; returns the largest mean gap.
 
-    Raises PublishError.
+    Raises WeightSyncError.
     """
     try:
         async with asyncio.timeout(timeout):
@@ -99,9 +99,9 @@ async def verify(
                 asyncio.gather(*(engine.score.remote(canary_ids) for engine in engines)),
             )
     except TimeoutError as error:
-        raise PublishError(f"weights {version} were not verified within {timeout:.0f} s") from error
+        raise WeightSyncError(f"weights {version} were not verified within {timeout:.0f} s") from error
     except RayActorError as error:
-        raise PublishError(_dead(version, error)) from error
+        raise WeightSyncError(_dead(version, error)) from error
     for index, found in enumerate(held):
         check_fingerprint(index, found, version, digest)
     gaps = [check_canary(i, score, learner_logprobs, tolerance) for i, score in enumerate(scores)]
@@ -109,10 +109,10 @@ async def verify(
 
 
 def check_fingerprint(index: int, held: tuple[int, set[str]], version: int, digest: str) -> None:
-    """Raises PublishError unless the engine loaded exactly the learner's bytes, as that version."""
+    """Raises WeightSyncError unless the engine loaded exactly the learner's bytes, as that version."""
     if held == (version, {digest}):
         return
-    raise PublishError(
+    raise WeightSyncError(
         f"engine {index} loaded weights {held[0]} with digest {_short(held[1])}, the learner published "
         f"weights {version} with digest {_short({digest})}: other bytes arrived than were sent, so what this "
         "engine samples is not the learner's policy. Go on from the last checkpoint."
@@ -120,16 +120,16 @@ def check_fingerprint(index: int, held: tuple[int, set[str]], version: int, dige
 
 
 def check_canary(index: int, engine: np.ndarray, learner: np.ndarray, tolerance: float) -> float:
-    """Mean |log-prob gap| on the canary. PublishError where it is above `tolerance` or not a number."""
+    """Mean |log-prob gap| on the canary. WeightSyncError where it is above `tolerance` or not a number."""
     gap = float(np.abs(engine.astype(np.float64) - learner.astype(np.float64)).mean())
     if gap <= tolerance:
         return gap
     means = f"mean log-prob: engine {engine.mean():.4f}, learner {learner.mean():.4f}"
-    raise PublishError(
+    raise WeightSyncError(
         f"engine {index} received the learner's weights, but its canary log-probs are off by {gap:.4f} "
-        f"on average (publish.tolerance={tolerance}; {means}): a part of its model still computes with other "
-        "weights, or engine and learner run the model differently. If only rounding can explain it (a larger "
-        "model in bfloat16), raise publish.tolerance."
+        f"on average (weight_sync.max_logprob_gap={tolerance}; {means}): a part of its model still computes "
+        "with other weights, or engine and learner run the model differently. If only rounding can explain "
+        "it (a larger model in bfloat16), raise weight_sync.max_logprob_gap."
     )
 
 

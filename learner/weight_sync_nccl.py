@@ -1,4 +1,4 @@
-"""Weights from the learner's GPUs to the engines' GPUs by NCCL broadcast (`publish.transport=nccl`).
+"""Weights from the learner's GPUs to the engines' GPUs by NCCL broadcast (`weight_sync.transport=nccl`).
 
 Not yet run on a GPU: written after the code of vLLM 0.32's NCCL weight-transfer engines, which do the work.
 

@@ -1,4 +1,4 @@
-"""The append-only token ledger of one episode: what the model was shown and what it sampled, in order."""
+"""The append-only token record of one episode: what the model was shown and what it sampled, in order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hindsight.rollout.types import Span, TokenSequence
 
 @dataclass(frozen=True)
 class Reply:
-    """One assistant turn as it stands in the ledger."""
+    """One assistant turn as it stands in the conversation."""
 
     sequence: int  # index into `Conversation.sequences()`
     start: int  # first position of the turn's tokens in that sequence

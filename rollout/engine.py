@@ -59,8 +59,8 @@ def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
 
     rollout = config.rollout
     memory: dict[str, Any] = {
-        "gpu_memory_utilization": rollout.gpu_memory,
-        "max_num_batched_tokens": max(GPU_BATCH, rollout.max_seqs),
+        "gpu_memory_utilization": rollout.gpu_memory_utilization,
+        "max_num_batched_tokens": max(GPU_BATCH, rollout.max_num_seqs),
         # One actor holds all GPUs of its engine. By default vLLM would look for them in the placement group.
         "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else None,
     }
@@ -71,21 +71,21 @@ def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
             # vLLM's CPU engine dies where a prompt of a seeded request is split over steps ("CPU Generator
             # does not use offset"). Whole prompts then, with room for all other sequences beside the longest.
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": config.model.context + rollout.max_seqs,
+            "max_num_batched_tokens": config.model.max_length + rollout.max_num_seqs,
         }
     return AsyncEngineArgs(
         model=model,
         dtype=cast("ModelDType", config.model.dtype),
-        max_model_len=config.model.context,
+        max_model_len=config.model.max_length,
         seed=config.seed + index,
         enforce_eager=not rollout.compile,
         enable_prefix_caching=True,
-        max_num_seqs=rollout.max_seqs,
+        max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel,
         # Log-probs of the distribution that was sampled from, at its temperature.
         logprobs_mode="processed_logprobs",
         disable_log_stats=True,
-        weight_transfer_config=WeightTransferConfig(backend=config.publish.transport),
+        weight_transfer_config=WeightTransferConfig(backend=config.weight_sync.transport),
         worker_extension_cls="hindsight.rollout.transfer.WeightsExtension",
         **memory,
         **lora_args(model, config),
@@ -281,11 +281,11 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind
 
         self._check()
-        context = self.config.model.context
+        context = self.config.model.max_length
         if not 0 < len(ids) < context:
             raise EngineError(
                 f"engine {self.index}: prompt of {len(ids)} tokens; it takes 1 to {context - 1} "
-                f"(model.context={context})"
+                f"(model.max_length={context})"
             )
         params.output_kind = RequestOutputKind.FINAL_ONLY
         params.detokenize = False

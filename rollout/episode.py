@@ -34,7 +34,7 @@ class EpisodeSlot(Protocol):
 
 
 @dataclass(frozen=True)
-class Limits:
+class EpisodeLimits:
     """What bounds one episode."""
 
     max_turns: int
@@ -46,7 +46,7 @@ async def play(
     slot: EpisodeSlot,
     generate: Generate,
     renderer: Renderer,
-    limits: Limits,
+    limits: EpisodeLimits,
     temperature: float,
     seed: int,
     preamble: str = "",
@@ -71,8 +71,8 @@ async def play(
             if not turns:
                 example = ", lower evaluate.example_characters" if preamble else ""
                 raise PromptTooLong(
-                    f"the first prompt of task {task.id} has {len(context)} tokens and model.context is "
-                    f"{renderer.context}: raise model.context{example}, or set prompt.list_actions=false"
+                    f"the first prompt of task {task.id} has {len(context)} tokens and model.max_length is "
+                    f"{renderer.context}: raise model.max_length{example}, or set prompt.list_actions=false"
                 )
             ended = "context"
             turns[-1] = replace(turns[-1], result=await _cut(slot, turns[-1].result))

@@ -51,7 +51,7 @@ class Renderer:
         tokenizer: PreTrainedTokenizerBase,
         prompt: Prompt,
         context: int,
-        answers: str = "tags",
+        action_format: str = "tags",
         room: int = 0,
     ) -> None:
         """Takes the model's chat template apart.
@@ -60,7 +60,7 @@ class Renderer:
             context: most tokens in one sequence.
             room: tokens of it that a prompt of the window preset leaves to the answer, if leaving out past
                 turns can do that.
-            answers: a name of `rollout.action_format.FORMS`.
+            action_format: a name of `rollout.action_format.FORMS`.
 
         Raises:
             TemplateError: the tokenizer has no chat template, or one that cannot serve the preset.
@@ -77,7 +77,7 @@ class Renderer:
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
-        self.form = FORMS[answers]
+        self.form = FORMS[action_format]
         self._marks = sorted(special | {token.content for token in added})
         self._frames: dict[str, ChatPieces] = {}
         self._teaches_calls = teaches_calls(lambda messages, tools: self._render_chat(messages, True, tools))
@@ -260,7 +260,7 @@ def load_renderer(model: str, config: Config) -> Renderer:
     return Renderer(
         AutoTokenizer.from_pretrained(model),
         config.prompt,
-        config.model.context,
-        find_family(config.env.name).answers,
+        config.model.max_length,
+        find_family(config.env.name).action_format,
         config.rollout.max_tokens,
     )

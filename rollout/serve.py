@@ -81,10 +81,10 @@ def server_command(model: str, config: Config, host: str, port: int) -> list[str
     # Not `vllm serve`: that asks for metadata of a package named vllm, which the CPU build is not.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--host", host, "--port", str(port), "--served-model-name", NAME]
-    command += ["--dtype", config.model.dtype, "--max-num-seqs", str(rollout.max_seqs)]
+    command += ["--dtype", config.model.dtype, "--max-num-seqs", str(rollout.max_num_seqs)]
     command += ["--max-model-len", "auto"]  # the model's own, as far as the cache has room for
     command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    command += ["--gpu-memory-utilization", str(rollout.gpu_memory)]
+    command += ["--gpu-memory-utilization", str(rollout.gpu_memory_utilization)]
     command += ["--tensor-parallel-size", str(rollout.tensor_parallel)]
     if not rollout.compile:
         command.append("--enforce-eager")

@@ -1,4 +1,4 @@
-"""What a rollout is made of. Ids are what the engine saw and sampled; nothing here is ever tokenised again.
+"""What a rollout is made of. Ids are what the engine saw and sampled; nothing here is ever tokenized again.
 
 Glossary: a *sequence* is one list of token ids that the model saw as one context. With the full-history
 prompt a whole trajectory is one sequence; with the window prompt every turn is its own. A *turn* points
@@ -117,7 +117,7 @@ class Trajectory:
 class Group:
     """The trajectories of one task from one initial state: the unit that advantages are computed over."""
 
-    ordinal: int  # position in the prompt ledger
+    ordinal: int  # position in the task sampler
     task: TaskSpec
     trajectories: tuple[Trajectory, ...]  # fewer than asked for where retries did not help
     failures: tuple[Failure, ...] = ()  # that retries did not mend

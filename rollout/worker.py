@@ -14,7 +14,7 @@ from hindsight.configs.schema import Config
 from hindsight.envs.base import DataMissing, Demonstration, EnvError, SlotDied, SlotTimeout
 from hindsight.envs.runtime.pool import lease_slot
 from hindsight.envs.tasks import TaskSpec
-from hindsight.rollout.episode import Generate, Limits, derive_seed, play
+from hindsight.rollout.episode import EpisodeLimits, Generate, derive_seed, play
 from hindsight.rollout.render import load_renderer
 from hindsight.rollout.router import Router
 from hindsight.rollout.types import EngineError, Failure, Generation, Group, Sampling, Trajectory
@@ -44,7 +44,7 @@ class Worker:
         self._engines = engines
         self._pool = pool
         self._router = Router(len(engines))
-        self._limits = Limits(config.env.max_turns, config.rollout.max_tokens)
+        self._limits = EpisodeLimits(config.env.max_turns, config.rollout.max_tokens)
 
     async def rollout(
         self, ordinal: int, task: TaskSpec, size: int, temperature: float, seed: int, preamble: str = ""

@@ -29,11 +29,11 @@ class ContextError(ValueError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ContextLimits:
     """How long a teacher context may be. The teacher's limit is its own: never the student's."""
 
     section: int  # tokens of one hindsight section (feedback.max_tokens)
-    context: int  # tokens of a whole request (Teacher.ready()["context"])
+    context: int  # tokens of a whole request (TeacherScorer.ready()["context"])
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def build_requests(
     texts: Mapping[tuple[int, int], str],
     close_ids: np.ndarray,
     encode: Encode,
-    limits: Limits,
+    limits: ContextLimits,
     opening: np.ndarray | None = None,
     tokens: str = "action",
 ) -> list[ScoreRequest]:
@@ -77,7 +77,7 @@ def build_requests(
     weight 1: `len(texts) - len(requests)` turns.
 
     Args:
-        texts: (trajectory, turn) -> text, by `feedback.hindsight.hindsight`.
+        texts: (trajectory, turn) -> text, by `feedback.hints.gather_hints`.
         close_ids: (c,) ids that end the user message and open the assistant's turn.
         encode: the renderer's encoding of text inside a message.
         opening: ids that end a user message and open another one (`Renderer.second_message`), for a text that

@@ -1,7 +1,7 @@
 """The teacher: a causal LM that scores chosen spans, each prefix computed once, and the actor that holds it.
 
 own = {"env_vars": teacher_env(config)}
-teacher = ray.remote(Teacher).options(runtime_env=own, ...).remote(path, config, temperature, share)
+teacher = ray.remote(TeacherScorer).options(runtime_env=own, ...).remote(path, config, temperature, share)
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def fitting(
     return given
 
 
-class Teacher:
+class TeacherScorer:
     """Holds a copy of the student's weights and scores with it. Every method is for Ray to call.
 
     Of a student that trains an adapter, it holds the model and such an adapter beside it.
@@ -228,7 +228,7 @@ class Teacher:
         self._version = 0
 
     def ready(self) -> dict[str, int]:
-        """Version of the weights, and `context`: most tokens of one request (for `contexts.Limits`)."""
+        """Version of the weights, and `context`: most tokens of one request (for `ContextLimits`)."""
         positions = int(self._scorer.model.config.max_position_embeddings)
         return {"version": self._version, "context": min(positions, self._scorer.budget)}
 

@@ -23,16 +23,16 @@ PROJECT = Path(__file__).resolve().parent.parent
 TINY = [
     "env.max_turns=10",  # demonstrations that take longer are left out
     "env.slots=4",
-    "warm_start.demos=64",
-    "warm_start.batch_rows=4",
-    "warm_start.hints=0.05",
-    "warm_start.lr=3e-3",
-    "rollout.groups=2",
+    "sft.demos=64",
+    "sft.batch_rows=4",
+    "sft.hints=0.05",
+    "sft.lr=3e-3",
+    "rollout.num_groups=2",
     "rollout.group_size=4",
     "evaluate.episodes=4",
     "evaluate.cold_episodes=2",
-    "credit.success_return=1.0",
-    "teacher.refresh_every=2",
+    "credit.success_reward=1.0",
+    "teacher.sync_every=2",
     "checkpoint.every=1",
     "checkpoint.keep=9",
 ]
@@ -83,7 +83,7 @@ def test_every_step_changes_the_weights(straight: Path) -> None:
 def test_engines_hold_the_learners_weights(straight: Path) -> None:
     steps = rows(straight, "train")
     assert len(steps) == 3
-    assert all(row["publish/canary_gap"] < 1e-3 for row in steps)  # float32: rounding only
+    assert all(row["weight_sync/logprob_gap"] < 1e-3 for row in steps)  # float32: rounding only
     assert all(row["learner/mismatch_kl"] < 1e-4 for row in steps)
     assert all(row["rollout/staleness"] == 0 for row in steps)
 
@@ -123,8 +123,8 @@ def test_nothing_is_overwritten(straight: Path) -> None:
 def test_the_readmes_command(tmp_path: Path) -> None:
     """`make train` with the embedded 135M model and tiny limits, as a new user runs it."""
     limits = (
-        "steps=1 rollout.groups=1 rollout.group_size=2 env.max_turns=6 env.train_tasks=6 env.eval_tasks=6 "
-        "env.slots=2 warm_start.demos=4 warm_start.noise=0 evaluate.episodes=1 evaluate.cold_episodes=1 "
+        "steps=1 rollout.num_groups=1 rollout.group_size=2 env.max_turns=6 env.train_tasks=6 "
+        "env.eval_tasks=6 env.slots=2 sft.demos=4 sft.noise=0 evaluate.episodes=1 evaluate.cold_episodes=1 "
         f"credit.malformed_penalty=1 cluster.dashboard=false out={tmp_path / 'run'}"
     )
     done = subprocess.run(

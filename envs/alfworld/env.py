@@ -148,7 +148,7 @@ class AlfworldFamily(EnvFamily):
     """ALFWorld's tasks: the official data where configured, else games generated once into the cache."""
 
     name = "alfworld"
-    answers = "tags"
+    action_format = "tags"
     turn_limit = 50
 
     def __init__(self, config: Env, cache: Path, expert: str = "search") -> None:

@@ -195,7 +195,7 @@ class AppWorldFamily(EnvFamily):
     """AppWorld's tasks: the official data where configured, else our own small set."""
 
     name = "appworld"
-    answers = "code"
+    action_format = "code"
     turn_limit = 40
 
     def __init__(self, config: Env, cache: Path) -> None:

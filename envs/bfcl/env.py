@@ -134,7 +134,7 @@ class BfclFamily(EnvFamily):
     """The four multi-turn sets that `bfcl-eval` ships, dealt into panels by the seed."""
 
     name = "bfcl"
-    answers = "tools"
+    action_format = "tools"
     turn_limit = 20
 
     def __init__(self, config: Env, cache: Path) -> None:

@@ -32,7 +32,7 @@ from hindsight.envs.base import (
     Verdict,
 )
 from hindsight.envs.registry import make_family
-from hindsight.envs.runtime.shard import Lease, Limits, Shard
+from hindsight.envs.runtime.shard import Lease, Shard, SlotLimits
 from hindsight.envs.tasks import TaskSpec
 
 TRAVEL = 30.0  # seconds that a call may spend outside the shard's own deadlines: the wire, a busy actor
@@ -52,7 +52,7 @@ class Grant:
 
     lease: Lease
     shard: Any  # actor handle
-    limits: Limits
+    limits: SlotLimits
 
 
 class Pool:
@@ -62,7 +62,7 @@ class Pool:
     whether the lease is queued, granted, or granted while the message travels.
     """
 
-    def __init__(self, shards: Sequence[Any], slots: int, limits: Limits, patience: float) -> None:
+    def __init__(self, shards: Sequence[Any], slots: int, limits: SlotLimits, patience: float) -> None:
         """
         Args:
             shards: handles of the shard actors.
@@ -159,7 +159,7 @@ def start_pool(
     """
     env = config.env
     family = family or make_family(env)
-    limits = Limits.of(env)
+    limits = SlotLimits.of(env)
     shard = ray.remote(Shard).options(
         num_cpus=SHARD_CPUS,
         max_restarts=-1,

@@ -41,7 +41,7 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Limits:
+class SlotLimits:
     """Seconds that one call may take before its process is killed, and bytes that a process may hold."""
 
     step: float
@@ -50,10 +50,10 @@ class Limits:
     memory: int = 0  # of its own: above it the next episode gets a fresh process, twice that ends this one
 
     @staticmethod
-    def of(env: Env) -> Limits:
+    def of(env: Env) -> SlotLimits:
         episode = env.reset_timeout + env.max_turns * env.step_timeout
         memory = int(env.memory_gib * 2**30)
-        return Limits(env.step_timeout, env.reset_timeout, episode, memory)
+        return SlotLimits(env.step_timeout, env.reset_timeout, episode, memory)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class _Seat:
 class Shard:
     """K seats over one forkserver. A plain asyncio object; the pool makes it a Ray actor."""
 
-    def __init__(self, family: EnvFamily, slots: int, limits: Limits, spares: int = 1) -> None:
+    def __init__(self, family: EnvFamily, slots: int, limits: SlotLimits, spares: int = 1) -> None:
         self._limits = limits
         self._server = Forkserver(family)
         self._seats = [_Seat() for _ in range(slots)]

@@ -44,7 +44,7 @@ class Endpoint:
             )
         self._user = user
         self._model = user.model
-        self._key = os.environ.get(user.key_variable)
+        self._key = os.environ.get(user.api_key_env)
         self._client = openai.OpenAI(
             base_url=user.url,
             api_key=self._key or "none",  # engines of one's own ask for none

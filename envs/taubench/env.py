@@ -163,7 +163,7 @@ class TauFamily(EnvFamily):
     """tau2's tasks; its kinds are the domains, its training and evaluation tasks upstream's splits."""
 
     name = "taubench"
-    answers = "tools"
+    action_format = "tools"
     turn_limit = 30
 
     def __init__(self, config: Env, cache: Path) -> None:

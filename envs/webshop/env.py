@@ -24,7 +24,7 @@ from typing import Any
 from hindsight.configs.schema import Env
 from hindsight.envs.base import DataMissing, Demonstration, DemoStep, EnvError, EnvFamily, StepResult, TextEnv
 from hindsight.envs.tasks import Manifest, TaskSpec
-from hindsight.envs.webshop.catalogue import FORMAT, PRODUCTS, generate
+from hindsight.envs.webshop.catalog import FORMAT, PRODUCTS, generate
 from hindsight.envs.webshop.data import FILES, HUMAN, TEST_GOALS, Data, Goal, Product, load
 from hindsight.envs.webshop.expert import Shopper
 from hindsight.envs.webshop.nouns import Nouns
@@ -148,9 +148,9 @@ class WebShopEnv(TextEnv):
     def _goal_of(self, task: TaskSpec) -> Goal:
         """
         Raises:
-            EnvError: the task is of another catalogue than this shop's, or is scored with other nouns.
+            EnvError: the task is of another catalog than this shop's, or is scored with other nouns.
         """
-        mine = {"catalogue": self._shop.data.digest, "nouns": self._shop.nouns.name}
+        mine = {"catalog": self._shop.data.digest, "nouns": self._shop.nouns.name}
         theirs = {name: task.data.get(name) for name in mine}
         if theirs != mine:
             raise EnvError(
@@ -204,7 +204,7 @@ class WebShopFamily(EnvFamily):
     """WebShop's goals, of the official data where configured, else of products generated into the cache."""
 
     name = "webshop"
-    answers = "tags"
+    action_format = "tags"
     turn_limit = 15
 
     def __init__(self, config: Env, cache: Path) -> None:
@@ -262,7 +262,7 @@ class WebShopFamily(EnvFamily):
                 "take more products or other env.kinds"
             )
         random.Random(f"{self._config.seed} {split}").shuffle(chosen)
-        shop = {"catalogue": data.digest, "nouns": Nouns().name}
+        shop = {"catalog": data.digest, "nouns": Nouns().name}
         return tuple(
             TaskSpec(
                 f"{split}/{number}",

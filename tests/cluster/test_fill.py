@@ -12,7 +12,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from hindsight.cluster.fill import Filler, hindsight_metrics
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.watch import ActorLost, Watchdog
-from hindsight.configs.schema import Config, Distil, Feedback, Loss, Reweight
+from hindsight.configs.schema import Config, Distill, Feedback, Loss, Reweight
 from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, JudgeError
@@ -96,7 +96,7 @@ async def judge(question, schema):
 
 def test_turns_with_hindsight_are_scored():
     filled, asked = fill(Feedback())
-    assert filled.hindsight.texts.keys() == filled.scores.keys() == {(0, 0), (1, 0)} and len(asked) == 2
+    assert filled.hints.texts.keys() == filled.scores.keys() == {(0, 0), (1, 0)} and len(asked) == 2
     assert kinds(filled) == ["engine"]
     values = hindsight_metrics([filled, filled])
     assert values["teacher/tokens"] == 2 * sum(request.cut + len(request.tail) for request in asked)
@@ -106,7 +106,7 @@ def test_turns_with_hindsight_are_scored():
 def test_a_judges_failure_costs_its_trajectory_and_is_counted():
     filled, _ = fill(Feedback(source="judge"), judge)
     assert filled.scores.keys() == {(1, 0)} and kinds(filled) == ["engine", "judge"]
-    assert filled.hindsight.asked == 2
+    assert filled.hints.asked == 2
     values = hindsight_metrics([filled])
     assert (values["feedback/tokens_read"], values["feedback/tokens_written"]) == (30.0, 4.0)
 
@@ -152,7 +152,7 @@ def test_a_group_whose_reference_fails_escapes_no_penalty():
 
 
 def test_a_task_comes_again_where_a_failure_took_all_that_it_would_have_taught():
-    plain, distil = Loss(policy=0.0), Distil(weight=1.0, top_k=2)
+    plain, distill = Loss(policy=0.0), Distill(weight=1.0, top_k=2)
 
     def again(score=None, source="immediate", **settings):
         settings = {"feedback": Feedback(source=source), **settings}
@@ -160,12 +160,12 @@ def test_a_task_comes_again_where_a_failure_took_all_that_it_would_have_taught()
         settings.pop("strength", None)
         return Trainer(SimpleNamespace(config=Config(**settings), actors=None)).failed(filled)
 
-    assert again(fails, loss=plain, distil=distil)
+    assert again(fails, loss=plain, distill=distill)
     assert again(fails, loss=Loss(kl=0.01))
     assert not again(fails)  # it trains as plain GRPO
-    assert not again(fails, loss=Loss(policy=1.0), distil=distil)
-    assert not again(source="judge", loss=plain, distil=distil)  # one of two questions was answered
-    assert not again(loss=plain, distil=distil)  # the failure of a rollout left enough
+    assert not again(fails, loss=Loss(policy=1.0), distill=distill)
+    assert not again(source="judge", loss=plain, distill=distill)  # one of two questions was answered
+    assert not again(loss=plain, distill=distill)  # the failure of a rollout left enough
 
 
 @pytest.mark.parametrize(("tokens", "turns"), [("action", {(0, 0)}), ("response", {(0, 0), (1, 0)})])
@@ -178,16 +178,16 @@ def test_weights_on_whole_responses_need_no_action(tokens, turns):
 @pytest.mark.parametrize("idle", [{"strength": 0.0}, {"successes": (True, True)}])
 def test_nobody_is_asked_where_it_would_not_count(idle):
     filled, asked = fill(Feedback(source="judge"), None, **idle)  # without a judge, asking would raise
-    assert (filled.scores, filled.hindsight.texts, asked) == ({}, {}, [])
+    assert (filled.scores, filled.hints.texts, asked) == ({}, {}, [])
 
 
 @pytest.mark.parametrize("divergence", ["jsd", "sampled"])
 def test_distillation_learns_from_groups_that_all_failed(divergence):
     """Every token of the turns that have hindsight, whatever the advantages."""
-    distil = Distil(weight=1.0, divergence=divergence, top_k=2)
-    filled, asked = fill(Feedback(), strength=0.0, successes=(False, False), distil=distil)
-    assert filled.scores == {} and filled.teacher_spans == len(asked) == 2 and len(filled.distil) == 2
-    for row in filled.distil:
+    distill = Distill(weight=1.0, divergence=divergence, top_k=2)
+    filled, asked = fill(Feedback(), strength=0.0, successes=(False, False), distill=distill)
+    assert filled.scores == {} and filled.teacher_spans == len(asked) == 2 and len(filled.distill) == 2
+    for row in filled.distill:
         assert row.positions.tolist() == [4, 5, 6] and row.teacher_logprobs.tolist() == [-1.0] * 3
         if divergence == "sampled":
             assert row.candidates is None and row.teacher_candidates is None
@@ -198,4 +198,4 @@ def test_distillation_learns_from_groups_that_all_failed(divergence):
 def test_a_reference_is_asked_for_all_that_was_sampled():
     filled, _ = fill(Feedback(source="none"), strength=0.0, loss=Loss(kl=0.01))
     assert {turn: len(values) for turn, values in filled.reference.items()} == {(0, 0): 3, (1, 0): 3}
-    assert filled.hindsight.texts == {}
+    assert filled.hints.texts == {}

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 import hindsight.cluster.trials
-from hindsight.cluster.evaluate import Evaluation, evaluate, summarise, wilson
+from hindsight.cluster.evaluate import Evaluation, evaluate, summarize, wilson
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.trials import Attempts, example_tasks, solved_within
 from hindsight.cluster.view import cost_lines, evaluation_table
@@ -79,7 +79,7 @@ def run(monkeypatch, script, policy="reflexion", trials=3, demonstrations=(), le
     renderer = SimpleNamespace(form=FORMS["tags"])
     episodes = [(index, task) for index, task in enumerate(TASKS) if task.id in script]
     train = [replace(task, id=f"train-{task.id}", split="train") for task in TASKS]
-    config = Config(evaluate=Evaluate(policy=policy, trials=trials))
+    config = Config(evaluate=Evaluate(agent=policy, trials=trials))
     actors = SimpleNamespace(workers=[worker], engines=[])
     done = []
     found = asyncio.run(evaluate(config, actors, renderer, train, episodes, "m", 0, done.append))
@@ -99,10 +99,10 @@ def test_tasks_count_from_the_trial_that_solved_them():
 
 def test_two_plays_of_a_task_that_agree_tell_as_much_as_one():
     won, lost = (Attempts((trajectory(TASKS[0], success),)) for success in (True, False))
-    result = summarise("m", 0, ["a", "b", "a", "b"], [won, lost, won, lost], 1)
+    result = summarize("m", 0, ["a", "b", "a", "b"], [won, lost, won, lost], 1)
     assert (result.episodes, result.success) == (4, 0.5)
     assert (result.low, result.high) == wilson(0.5, 2) == result.intervals[0]
-    apart = summarise("m", 0, ["a", "b", "c", "d"], [won, lost, won, lost], 1)
+    apart = summarize("m", 0, ["a", "b", "c", "d"], [won, lost, won, lost], 1)
     assert (apart.low, apart.high) == wilson(0.5, 4)
 
 

@@ -31,11 +31,11 @@ def test_nothing_gives_the_defaults() -> None:
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
-    write(tmp_path, "first.yaml", "steps: 1\nseed: 1\nrollout: {groups: 1, workers: 3}\n")
-    write(tmp_path, "second.yaml", "base: first.yaml\nseed: 2\nrollout: {groups: 2}\n")
-    third = write(tmp_path, "third.yaml", "base: second.yaml\nrollout: {groups: 5}\n")
-    config = load(third, ["rollout.groups=7", "env.kinds=[a, b]", "learner.lr=1e-5", "env.data=null"])
-    assert (config.steps, config.seed, config.rollout.workers, config.rollout.groups) == (1, 2, 3, 7)
+    write(tmp_path, "first.yaml", "steps: 1\nseed: 1\nrollout: {num_groups: 1, workers: 3}\n")
+    write(tmp_path, "second.yaml", "base: first.yaml\nseed: 2\nrollout: {num_groups: 2}\n")
+    third = write(tmp_path, "third.yaml", "base: second.yaml\nrollout: {num_groups: 5}\n")
+    config = load(third, ["rollout.num_groups=7", "env.kinds=[a, b]", "learner.lr=1e-5", "env.data=null"])
+    assert (config.steps, config.seed, config.rollout.workers, config.rollout.num_groups) == (1, 2, 3, 7)
     assert (config.env.kinds, config.learner.lr, config.env.data) == (["a", "b"], 1e-5, None)
     assert config.rollout.temperature == Config().rollout.temperature
 
@@ -45,7 +45,7 @@ def test_the_result_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.steps = 3  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.rollout.groups = 3  # type: ignore[misc]
+        config.rollout.num_groups = 3  # type: ignore[misc]
 
 
 def test_a_base_that_leads_back_is_refused(tmp_path: Path) -> None:
@@ -57,11 +57,11 @@ def test_a_base_that_leads_back_is_refused(tmp_path: Path) -> None:
     ("wrong", "right"),
     [
         ("rollout.temperture", "rollout.temperature"),
-        ("eval_temperature", "rollout.eval_temperature"),
+        ("eval_temperature", "evaluate.temperature"),
         ("rollout.group_sizes", "rollout.group_size"),
-        ("learner.refresh_every", "teacher.refresh_every"),
+        ("learner.sync_every", "teacher.sync_every"),
         ("stps", "steps"),
-        ("warmstart.demos", "warm_start.demos"),
+        ("warmstart.demos", "sft.demos"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(wrong: str, right: str) -> None:
@@ -86,10 +86,10 @@ def test_a_wrong_type_names_key_value_and_what_is_allowed(override: str, allowed
 
 
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
-    recipe = write(tmp_path, "r.yaml", "step: 1\nrollout: {groups: few}\nlearner:\n  zero: 3\n")
+    recipe = write(tmp_path, "r.yaml", "step: 1\nrollout: {num_groups: few}\nlearner:\n  zero: 3\n")
     lines = problems(recipe, "seed=x").splitlines()
     assert [line.rpartition(": ")[0] != "" for line in lines] == [True] * 4
-    assert "nearest is steps" in lines[0] and "rollout.groups = 'few'" in lines[1]
+    assert "nearest is steps" in lines[0] and "rollout.num_groups = 'few'" in lines[1]
     assert "nearest is learner.zero_stage" in lines[2] and lines[3].startswith("command line: seed = 'x'")
 
 
@@ -134,8 +134,8 @@ def test_every_method_takes_the_place_of_a_recipes_own(recipe: Path) -> None:
         assert check(config) == [], name
         alone = load(None, [f"method={name}"])
         lora = replace(config.learner.lora, targets=[])  # which layers there are is the model's matter
-        assert (config.reweight.strength, config.distil.weight, lora) == (
+        assert (config.reweight.strength, config.distill.weight, lora) == (
             alone.reweight.strength,
-            alone.distil.weight,
+            alone.distill.weight,
             alone.learner.lora,
         ), name

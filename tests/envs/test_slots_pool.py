@@ -12,9 +12,9 @@ from slot_tools import run_async
 
 from hindsight.envs.base import SlotDied, SlotTimeout
 from hindsight.envs.runtime.pool import Pool
-from hindsight.envs.runtime.shard import Limits
+from hindsight.envs.runtime.shard import SlotLimits
 
-LIMITS = Limits(step=1, reset=1, demonstrate=1)
+LIMITS = SlotLimits(step=1, reset=1, demonstrate=1)
 
 
 def pool(shards: int = 2, slots: int = 2, patience: float = 60) -> Pool:

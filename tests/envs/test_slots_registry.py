@@ -41,8 +41,8 @@ def test_a_family_of_ones_own_is_named_by_module_and_class(monkeypatch, tmp_path
         make_family(Env(name=f"{__name__}:Lost"))
     with pytest.raises(ValueError, match=r"no subclass of hindsight\.envs\.base\.EnvFamily"):
         make_family(Env(name="pathlib:Path"))
-    monkeypatch.setattr(Family, "answers", "semaphore")
-    with pytest.raises(ValueError, match=r"Family\.answers has to be one of tags, tools, code"):
+    monkeypatch.setattr(Family, "action_format", "semaphore")
+    with pytest.raises(ValueError, match=r"Family\.action_format has to be one of tags, tools, code"):
         make_family(Env(name=f"{__name__}:Family"))
 
 

@@ -14,13 +14,13 @@ from toy_env import ToyFamily, task
 
 from hindsight.configs.schema import Env
 from hindsight.envs.base import EnvError, InstanceLost, SlotDied, SlotTimeout
-from hindsight.envs.runtime.shard import Lease, Limits, Shard
+from hindsight.envs.runtime.shard import Lease, Shard, SlotLimits
 
-LIMITS = Limits(step=5, reset=10, demonstrate=20)
+LIMITS = SlotLimits(step=5, reset=10, demonstrate=20)
 
 
 @asynccontextmanager
-async def sharded(slots: int = 1, limits: Limits = LIMITS, **family) -> AsyncIterator[Shard]:
+async def sharded(slots: int = 1, limits: SlotLimits = LIMITS, **family) -> AsyncIterator[Shard]:
     shard = Shard(ToyFamily(**family), slots, limits)
     try:
         yield shard
@@ -44,8 +44,8 @@ async def begun(shard: Shard) -> tuple[Lease, int]:
 
 
 def test_a_demonstration_may_take_every_turn():
-    limits = Limits.of(Env(max_turns=3, step_timeout=2.0, reset_timeout=10.0))
-    assert limits == Limits(step=2.0, reset=10.0, demonstrate=16.0, memory=4 << 30)
+    limits = SlotLimits.of(Env(max_turns=3, step_timeout=2.0, reset_timeout=10.0))
+    assert limits == SlotLimits(step=2.0, reset=10.0, demonstrate=16.0, memory=4 << 30)
 
 
 @run_async
@@ -80,7 +80,7 @@ async def test_a_process_serves_episode_after_episode():
 
 @run_async
 async def test_a_hung_slot_is_replaced_by_the_warm_spare():
-    async with sharded(limits=Limits(step=0.5, reset=10, demonstrate=20)) as shard:
+    async with sharded(limits=SlotLimits(step=0.5, reset=10, demonstrate=20)) as shard:
         holder = lease()
         await shard.reset(holder, task())
         old = await pid_of(shard, holder)
@@ -169,7 +169,7 @@ async def test_demonstrations_and_references():
 
 @run_async
 async def test_a_demonstration_has_its_own_deadline():
-    async with sharded(limits=Limits(step=5, reset=10, demonstrate=0.3)) as shard:
+    async with sharded(limits=SlotLimits(step=5, reset=10, demonstrate=0.3)) as shard:
         await shard.ready()
         with pytest.raises(SlotTimeout, match="demonstrate"):
             await shard.demonstrate(lease(), task(slow=600), 1, 0.0)
@@ -229,7 +229,7 @@ async def test_closing_leaves_no_process():
 
 @run_async
 async def test_a_process_that_leaks_is_recycled_between_episodes():
-    limits = Limits(step=5, reset=10, demonstrate=20, memory=128 << 20)
+    limits = SlotLimits(step=5, reset=10, demonstrate=20, memory=128 << 20)
     async with sharded(limits=limits) as shard:
         await shard.reset(lease(), task())
         first = await pid_of(shard, lease())
@@ -245,7 +245,7 @@ async def test_a_process_that_leaks_is_recycled_between_episodes():
 
 @run_async
 async def test_a_process_that_leaks_without_end_loses_its_episode():
-    limits = Limits(step=5, reset=10, demonstrate=20, memory=128 << 20)
+    limits = SlotLimits(step=5, reset=10, demonstrate=20, memory=128 << 20)
     async with sharded(limits=limits) as shard:
         await shard.reset(lease(), task())
         with pytest.raises(SlotDied, match=r"env\.memory_gib"):

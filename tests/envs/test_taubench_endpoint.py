@@ -90,7 +90,7 @@ def server(monkeypatch):
 
 
 def family(tmp_path, server, kind="telecom", **settings):
-    user = {"source": "endpoint", "url": server.url, "model": "m", "key_variable": "TAU_TEST_KEY"}
+    user = {"source": "endpoint", "url": server.url, "model": "m", "api_key_env": "TAU_TEST_KEY"}
     user |= {"timeout": 5} | settings
     return TauFamily(Env(name="taubench", kinds=[kind], user=User(**user)), tmp_path)
 
@@ -218,7 +218,7 @@ def test_a_runs_own_model_is_for_runs(tmp_path, server):
 
 
 def test_an_endpoint_that_serves_one_model_need_not_be_told_its_name(tmp_path, server):
-    chosen = family(tmp_path, server, model="", key_variable="TAU_TEST_NO_KEY")
+    chosen = family(tmp_path, server, model="", api_key_env="TAU_TEST_NO_KEY")
     server.answers = ["Hello.", "Go on."]
     env = chosen.make()
     assert env.reset(chosen.manifest().train[0]).text == "Hello."

@@ -201,7 +201,7 @@ def test_a_purchase_on_the_last_turn_counts(family, tasks, env):
 
 
 def test_a_task_of_another_shop_is_an_error(env, tasks):
-    for change in ({"catalogue": "other"}, {"nouns": "other"}):
+    for change in ({"catalog": "other"}, {"nouns": "other"}):
         task = replace(tasks[0], data={**tasks[0].data, **change})
         with pytest.raises(EnvError, match="make both the same"):
             env.reset(task)
@@ -233,8 +233,8 @@ def test_the_expert_recovers_from_noise(env, tasks):
 
 
 def test_the_family_travels_without_its_products(family, env, tasks):
-    travelled = pickle.loads(pickle.dumps(family))
-    assert len(pickle.dumps(family)) < 5000 and travelled.manifest() == family.manifest()
+    traveled = pickle.loads(pickle.dumps(family))
+    assert len(pickle.dumps(family)) < 5000 and traveled.manifest() == family.manifest()
     observation = pickle.loads(pickle.dumps(env.reset(tasks[0])))
     assert observation.admits("search[lamp]")
 
@@ -269,7 +269,7 @@ def test_official_reference_solutions_earn_what_upstreams_rules_allow(tmp_path):
     env, tasks = family.make(), family.manifest().evaluation
     rewards = [play(env, task).reward for task in tasks]
     assert len(rewards) == 500 and sum(rewards) / 500 >= 0.99
-    # The others ask for options such as "228blue", which upstream's comparison of colours can never meet.
+    # The others ask for options such as "228blue", which upstream's comparison of colors can never meet.
     assert sum(reward == 1.0 for reward in rewards) == 480
 
 

@@ -11,7 +11,7 @@ from webshop_data_folder import ASKED, LAMP, MUG, OFFICIAL, SHADE, item, needs_o
 
 from hindsight.envs.base import DataMissing
 from hindsight.envs.webshop import data as webshop_data
-from hindsight.envs.webshop.catalogue import LINES, generate
+from hindsight.envs.webshop.catalog import LINES, generate
 from hindsight.envs.webshop.data import FILES, NO_LIMIT, PRICE_SEED, SHUFFLE_SEED, load
 
 CATEGORIES = {"beauty", "electronics", "fashion", "garden", "grocery"}

@@ -12,7 +12,7 @@ from webshop_data_folder import LAMP, OFFICIAL, SHADE, item, needs_official, opt
 from hindsight.envs.webshop.data import Goal, load
 from hindsight.envs.webshop.nouns import APPROXIMATE, Nouns
 from hindsight.envs.webshop.pages import FORM, Page, Place, clickables, follow, read_action, text
-from hindsight.envs.webshop.reward import COLOURS, alike, score, shade, type_of
+from hindsight.envs.webshop.reward import COLORS, alike, score, shade, type_of
 
 WISH = "Find me a lamp"
 FOUND = tuple(f"B{number:09}" for number in range(23))
@@ -151,8 +151,8 @@ def plain_alike(one: str, other: str) -> bool:
 
 
 def plain_score(product, chosen, goal, target, nouns):
-    def colour(option):
-        for name in COLOURS:
+    def color(option):
+        for name in COLORS:
             if (name in option) if isinstance(option, str) else (name == option[0] or name == option[1]):
                 return name
         return str(option)
@@ -163,7 +163,7 @@ def plain_score(product, chosen, goal, target, nouns):
         known = [attribute for attribute in product.attributes if plain_alike(attribute, wish)]
         hits += 1 if known or [part for part in texts if wish in part] else 0
     for wish in goal.options:
-        hits += 1 if [value for value in chosen if plain_alike(colour(value), colour(wish))] else 0
+        hits += 1 if [value for value in chosen if plain_alike(color(value), color(wish))] else 0
     hits += 1 if product.price <= goal.price_limit else 0
     share = hits / (len(goal.attributes) + len(goal.options) + 1)
     wanted, got = nouns(target.name), nouns(product.name)
@@ -247,8 +247,8 @@ def test_the_kind_of_product(tmp_path, name, query, path, r_type):
     assert type_of(target, product, lambda text: ())["title_score"] == 0.2
 
 
-def test_options_are_compared_by_colour():
-    assert len(COLOURS) == len(set(COLOURS)) == 102
+def test_options_are_compared_by_color():
+    assert len(COLORS) == len(set(COLORS)) == 102
     assert shade("dark navy blue") == "blue" and shade("xl") == "xl" and shade("rectangular") == "tan"
     assert shade(("color", "navy")) == "navy" and shade(("color", "navy blue")) == "('color', 'navy blue')"
     assert alike(shade("navy blue"), shade(("color", "navy blue")))

@@ -116,7 +116,7 @@ class ToyFamily(EnvFamily):
     slow: float = 0.0  # seconds that `make` takes
     env: type[ToyEnv] = ToyEnv
     name: str = "toy"
-    answers: str = "tags"
+    action_format: str = "tags"
     turn_limit: int = 100
 
     def manifest(self) -> Manifest:

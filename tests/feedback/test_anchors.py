@@ -52,7 +52,7 @@ def test_equal_states_by_hand():
 
 
 def test_similar_states_join_the_first_that_fits():
-    # 2·9/20 = 0.9 between neighbours, 0.8 between the outer two: whether they meet depends on the order
+    # 2·9/20 = 0.9 between neighbors, 0.8 between the outer two: whether they meet depends on the order
     near, middle, far = "aaaaaaaaaa", "aaaaaaaaab", "aaaaaaaabb"
     assert anchors(group([near, middle, far]), 0.9) == [[(0, 0), (0, 1)], [(0, 2)]]
     assert anchors(group([middle, near, far]), 0.9) == [[(0, 0), (0, 1), (0, 2)]]

@@ -137,7 +137,7 @@ def test_an_answer_gets_what_the_shortest_question_leaves_but_no_less_than_it_ne
     one, context = engine(renderer, "a"), len(renderer.chat([{"role": "user", "content": "Why?"}])) + left
     [answer] = ask(EngineAsk(within(renderer, context), [one], Judge(max_tokens=most)), "Why?")
     if asked is None:
-        assert isinstance(answer, JudgeError) and f"model.context = {context}: raise it" in str(answer)
+        assert isinstance(answer, JudgeError) and f"model.max_length = {context}: raise it" in str(answer)
     else:
         assert answer == "a" and one.asked[0][1].max_tokens == asked
 

@@ -104,7 +104,7 @@ def serve(monkeypatch):
 
 
 def settings(server, **changes):
-    chosen = {"source": "endpoint", "url": server.url, "model": "m", "key_variable": "TEST_JUDGE_KEY"}
+    chosen = {"source": "endpoint", "url": server.url, "model": "m", "api_key_env": "TEST_JUDGE_KEY"}
     return Judge(**(chosen | {"timeout": 5.0, "retries": 2, "max_tokens": 64} | changes))
 
 

@@ -36,20 +36,20 @@ SETTINGS = {
     "future": {"source": "future"},
     "future_pairs": {"source": "future", "rendering": "pairs"},
     "reference": {"source": "reference"},
-    "success_only": {"source": "none", "success": "only"},
-    "success_or_immediate": {"success": "or"},
-    "success_and_immediate": {"success": "and"},
-    "success_and_next_observation": {"source": "next_observation", "success": "and"},
-    "success_and_future_pairs": {"source": "future", "success": "and", "rendering": "pairs"},
+    "success_only": {"source": "none", "sibling": "only"},
+    "success_or_immediate": {"sibling": "or"},
+    "success_and_immediate": {"sibling": "and"},
+    "success_and_next_observation": {"source": "next_observation", "sibling": "and"},
+    "success_and_future_pairs": {"source": "future", "sibling": "and", "rendering": "pairs"},
     "anchor_immediate": {"granularity": "anchor"},
     "anchor_next_observation": {"source": "next_observation", "granularity": "anchor"},
     "anchor_future": {"source": "future", "granularity": "anchor"},
     "anchor_future_with_feedback": {"source": "future", "granularity": "anchor", "anchor_feedback": True},
-    "anchor_success_or_immediate": {"granularity": "anchor", "success": "or"},
+    "anchor_success_or_immediate": {"granularity": "anchor", "sibling": "or"},
     "anchor_success_and_next_observation": {
         "source": "next_observation",
         "granularity": "anchor",
-        "success": "and",
+        "sibling": "and",
     },
 }
 
@@ -103,9 +103,9 @@ def test_or_takes_the_source_where_no_sibling_succeeded_and_and_needs_both():
     found = kitchen()
     immediate = texts_of(found)
     either, both, only = (
-        texts_of(found, success="or"),
-        texts_of(found, success="and"),
-        texts_of(found, source="none", success="only"),
+        texts_of(found, sibling="or"),
+        texts_of(found, sibling="and"),
+        texts_of(found, source="none", sibling="only"),
     )
     assert {key: text for key, text in either.items() if key[0] == 1} == {
         key: text for key, text in immediate.items() if key[0] == 1
@@ -113,19 +113,19 @@ def test_or_takes_the_source_where_no_sibling_succeeded_and_and_needs_both():
     assert {key for key in either if key[0] != 1} == set(only) == set(both)  # 1 is the only success
     assert all(both[key] == f"{only[key]}\n\n{immediate[key]}" for key in both)
     silent = group(trajectory(turn(ROOM, "look", "")), found.trajectories[1])
-    assert texts_of(silent, success="and") == {}
-    assert texts_of(silent, success="or").keys() == {(0, 0), (1, 0), (1, 1), (1, 2)}
+    assert texts_of(silent, sibling="and") == {}
+    assert texts_of(silent, sibling="or").keys() == {(0, 0), (1, 0), (1, 1), (1, 2)}
 
 
 def test_a_judge_that_saw_the_sibling_speaks_for_both():
     words = {(i, n): "words" for i in range(3) for n in range(3)}
-    texts = combined(kitchen(), words, Feedback(source="judge", success="and"))
+    texts = combined(kitchen(), words, Feedback(source="judge", sibling="and"))
     assert texts == {key: "words" for key in words if key[0] != 1}
 
 
 @pytest.mark.parametrize(("success", "indices"), [("none", [0, 1, 2]), ("or", [1]), ("and", [0, 2])])
 def test_a_judge_is_asked_only_where_its_answer_is_used(success, indices):
-    assert asked_about(kitchen(), Feedback(source="judge", success=success)) == indices
+    assert asked_about(kitchen(), Feedback(source="judge", sibling=success)) == indices
 
 
 def test_turns_of_an_anchor_share_one_text():

@@ -25,7 +25,7 @@ credits_of = st.builds(
     Credit,
     advantage=st.sampled_from(sorted(ESTIMATORS)),
     statistics=st.sampled_from(["turns", "trajectories"]),
-    normalise=st.sampled_from(["std", "none"]),
+    normalize=st.sampled_from(["std", "none"]),
     discount=st.sampled_from([1.0, 0.95, 0.5]),
     step_weight=st.sampled_from([0.0, 0.7, 1.0]),
     history=st.integers(0, 4),
@@ -53,7 +53,7 @@ def returns_of(rows, credit, discount=1.0):
     """R or G_t of every turn, written from the definition."""
     return [
         [
-            credit.success_return * success * discount ** (len(turns) - 1 - number)
+            credit.success_reward * success * discount ** (len(turns) - 1 - number)
             - credit.malformed_penalty * (not parsed)
             for number, (_, parsed) in enumerate(turns)
         ]
@@ -64,7 +64,7 @@ def returns_of(rows, credit, discount=1.0):
 def standard(value, peers, credit, deviation):
     if len(peers) < 2 or max(peers) - min(peers) < 1e-9:  # the same up to rounding
         return 0.0
-    scale = deviation(peers) + 1e-6 if credit.normalise == "std" else 1.0
+    scale = deviation(peers) + 1e-6 if credit.normalize == "std" else 1.0
     apart = value - fmean(peers)
     return 0.0 if abs(apart) < 1e-9 else apart / scale
 
@@ -78,7 +78,7 @@ def naive_group(rows, credit, leave_one_out=False):
     if len(rows) == 1:
         samples = []
     if leave_one_out:
-        n, plain = len(samples), replace(credit, normalise="none")
+        n, plain = len(samples), replace(credit, normalize="none")
         return [[n / max(1, n - 1) * standard(v, samples, plain, stdev) for v in row] for row in returns]
     return [[standard(value, samples, credit, stdev) for value in row] for row in returns]
 
@@ -140,11 +140,11 @@ NAIVE = {
 
 def test_returns_of_turns():
     turns = [turn(0, 1, 2), turn(0, 3, 4, action=None, valid=False), turn(0, 5, 6, valid=False)]
-    credit = Credit(success_return=10.0, malformed_penalty=0.1)
+    credit = Credit(success_reward=10.0, malformed_penalty=0.1)
     np.testing.assert_allclose(turn_returns(trajectory(turns, True), credit), [10.0, 9.9, 10.0])
     np.testing.assert_allclose(turn_returns(trajectory(turns, False), credit), [0.0, -0.1, 0.0])
     np.testing.assert_allclose(turn_returns(trajectory(turns, True), credit, 0.5), [2.5, 4.9, 10.0])
-    strict = Credit(success_return=10.0, malformed_penalty=0.1, inadmissible_penalty=1.0)
+    strict = Credit(success_reward=10.0, malformed_penalty=0.1, inadmissible_penalty=1.0)
     np.testing.assert_allclose(turn_returns(trajectory(turns, True), strict), [10.0, 9.9, 9.0])
 
 
@@ -163,7 +163,7 @@ def test_grpo_over_turns_by_hand():
     won, lost = advantages(held, Credit())
     np.testing.assert_allclose(won, [1.5], rtol=1e-6)
     np.testing.assert_allclose(lost, [-0.5] * 3, rtol=1e-6)
-    won, lost = advantages(held, Credit(normalise="none"))
+    won, lost = advantages(held, Credit(normalize="none"))
     assert won.tolist() == [7.5] and lost.tolist() == [-2.5] * 3
 
 
@@ -184,17 +184,17 @@ def test_rloo_by_hand():
 def test_gigpo_by_hand():
     # won: a b, G = 5 10; lost: a c, G = 0 0. Both start in a: mean 2.5; b and c are seen once.
     held = group(visits(True, "ab"), visits(False, "ac"))
-    credit = Credit(advantage="gigpo", normalise="none", discount=0.5, step_weight=2.0)
+    credit = Credit(advantage="gigpo", normalize="none", discount=0.5, step_weight=2.0)
     won, lost = advantages(held, credit)
     assert won.tolist() == [5.0 + 2 * 2.5, 5.0] and lost.tolist() == [-5.0 - 2 * 2.5, -5.0]
     # with std: the episode's is sqrt(100 / 3), that of the anchor sqrt(12.5)
-    won, _ = advantages(held, replace(credit, normalise="std", step_weight=1.0))
+    won, _ = advantages(held, replace(credit, normalize="std", step_weight=1.0))
     np.testing.assert_allclose(won, [5 / np.sqrt(100 / 3) + 2.5 / np.sqrt(12.5), 5 / np.sqrt(100 / 3)], 1e-6)
 
 
 def test_gigpo_counts_a_state_visited_again_as_its_own_peer():
     # one state, G = 2.5 5 10 and 0: mean 4.375
-    credit = Credit(advantage="gigpo", normalise="none", discount=0.5)
+    credit = Credit(advantage="gigpo", normalize="none", discount=0.5)
     won, lost = advantages(group(visits(True, "aaa"), visits(False, "a")), credit)
     np.testing.assert_allclose(won, [2.5 - 1.875, 2.5 + 0.625, 2.5 + 5.625])
     np.testing.assert_allclose(lost, [-7.5 - 4.375])
@@ -204,7 +204,7 @@ def test_gigpo_counts_a_state_visited_again_as_its_own_peer():
 def test_hgpo_by_hand(offset):
     # G = 2.5 5 10 and 0 0 0 and 5 10. In c: 10 0 10, mean 20/3; after b too; after a and b: 10 0, mean 5
     held = group(visits(True, "abc"), visits(False, "abc"), visits(True, "bc"))
-    credit = Credit(advantage="hgpo", normalise="none", discount=0.5, history=2, history_offset=offset)
+    credit = Credit(advantage="hgpo", normalize="none", discount=0.5, history=2, history_offset=offset)
     first, second, third = advantages(held, credit)
     w = np.arange(3.0) + offset
     assert first[2] == pytest.approx((w[0] * 10 / 3 + w[1] * 10 / 3 + w[2] * 5) / w.sum())
@@ -215,20 +215,20 @@ def test_hgpo_by_hand(offset):
 
 def test_hgpo_leaves_histories_of_one_turn_out():
     # in b: 10 0, after two different states: A_1 does not dilute A_0; x and y are seen once
-    made = advantages(group(visits(True, "xb"), visits(False, "yb")), Credit("hgpo", normalise="none"))
+    made = advantages(group(visits(True, "xb"), visits(False, "yb")), Credit("hgpo", normalize="none"))
     assert [values.tolist() for values in made] == [[0.0, 5.0], [0.0, -5.0]]
 
 
 def test_hgpo_can_join_the_advantage_of_the_group():
     # in a: 10 0, so A_0 = ±5 of weight 2; the group's samples are 10 0 0 0, mean 2.5, of weight 1
     held = group(visits(True, "a"), visits(False, "abb"))
-    credit = Credit(advantage="hgpo", normalise="none", discount=0.5, history=0, join_group=True)
+    credit = Credit(advantage="hgpo", normalize="none", discount=0.5, history=0, join_group=True)
     won, lost = advantages(held, credit)
     assert won.tolist() == pytest.approx([(7.5 + 2 * 5) / 3])
     assert lost.tolist() == pytest.approx([(-2.5 - 2 * 5) / 3, -2.5, -2.5])
 
 
-def test_a_malformed_turn_is_worth_less_than_its_neighbours():
+def test_a_malformed_turn_is_worth_less_than_its_neighbors():
     held = group(visits(True, "ab", malformed=[1]), visits(False, "ab", malformed=[1]))
     made = advantages(held, Credit())
     assert made[0][1] < made[0][0] and made[1][1] < made[1][0]
@@ -236,7 +236,7 @@ def test_a_malformed_turn_is_worth_less_than_its_neighbours():
 
 def test_similar_states_can_be_peers():
     held = group(visits(True, ["a room of 2 doors"]), visits(False, ["a room of 3 doors"]))
-    credit = Credit(advantage="hgpo", normalise="none")
+    credit = Credit(advantage="hgpo", normalize="none")
     assert [values.tolist() for values in advantages(held, credit)] == [[0.0], [0.0]]
     made = advantages(held, replace(credit, similarity=0.9))
     assert [values.tolist() for values in made] == [[5.0], [-5.0]]
@@ -247,7 +247,7 @@ def test_hgpo_counts_a_turn_at_the_mean_as_no_comparison_also_after_rounding():
     # samples (four times 10, three times 0) it is 4.29 above the mean
     rounded = [visits(True, "a", [0]), visits(True, "a", [0]), visits(True, "aa", [0, 1])]
     held = group(*rounded, visits(False, "aaa", [0, 1, 2]))
-    credit = Credit("hgpo", normalise="none", discount=0.5, history=0, history_offset=1, join_group=True)
+    credit = Credit("hgpo", normalize="none", discount=0.5, history=0, history_offset=1, join_group=True)
     assert advantages(held, credit)[2][0] == pytest.approx(10 - 40 / 7)
 
 
@@ -270,8 +270,8 @@ def test_the_order_of_trajectories_does_not_matter(rows, credit, random):
 
 @given(groups, credits_of)
 def test_scale_of_returns_matters_only_without_std(rows, credit):
-    larger = replace(credit, success_return=1000.0, malformed_penalty=10.0)
-    factor = 100.0 if credit.normalise == "none" or credit.advantage == "rloo" else 1.0
+    larger = replace(credit, success_reward=1000.0, malformed_penalty=10.0)
+    factor = 100.0 if credit.normalize == "none" or credit.advantage == "rloo" else 1.0
     for plain, scaled in zip(advantages(make(rows), credit), advantages(make(rows), larger), strict=True):
         np.testing.assert_allclose(scaled, factor * plain, rtol=1e-3, atol=1e-3)
 
@@ -317,7 +317,7 @@ def test_gigpo_without_step_weight_is_its_episode_part(rows, credit):
 
 @given(groups, credits_of)
 def test_hgpo_without_history_is_the_step_part_of_gigpo(rows, credit):
-    held, plain = make(rows), replace(credit, normalise="none")
+    held, plain = make(rows), replace(credit, normalize="none")
     whole = advantages(held, replace(plain, advantage="grpo"))
     both = advantages(held, replace(plain, advantage="gigpo", step_weight=1.0))
     alone = advantages(held, replace(plain, advantage="hgpo", history=0, join_group=False))

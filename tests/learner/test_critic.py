@@ -16,7 +16,7 @@ from learner_toys import random_rows, tiny_llama
 from hindsight.configs.schema import Cluster, Config, Learner, Model
 from hindsight.configs.schema import Critic as Settings
 from hindsight.learner.batching import collate
-from hindsight.learner.critic import Critic, TokenValues
+from hindsight.learner.critic import CriticGroup, TokenValues
 from hindsight.learner.losses import value
 from hindsight.rollout.weights import WeightSet, digest, pack
 
@@ -72,7 +72,7 @@ def test_values_are_read_before_each_sampled_token(dtype):
 
 CONFIG = Config(
     model=Model(dtype="float32"),
-    learner=Learner(micro_tokens=24, timeout=120.0),
+    learner=Learner(micro_batch_tokens=24, timeout=120.0),
     cluster=Cluster(threads=1, start_timeout=240.0),
     critic=Settings(clip=0.0),
 )
@@ -102,7 +102,7 @@ def plain_updates(rows, count):
         values = critic(batch.ids, batch.rows, batch.cols)
         loss = 0.5 * (values - batch.returns).square().mean()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(critic.parameters(), CONFIG.learner.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(critic.parameters(), CONFIG.learner.max_grad_norm)
         optimizer.step()
         history.append((values.detach().numpy(), float(norm), float(loss.detach())))
     return history
@@ -120,7 +120,7 @@ def test_ranks_equal_plain_pytorch(ray_local, folder, tmp_path, ranks, stage):
     """From the student's weights, not the folder's; then through a checkpoint; then to constant returns."""
     rows = taught(random_rows(5, longest=24))
     config = replace(CONFIG, learner=replace(CONFIG.learner, ranks=ranks, zero_stage=stage))
-    critic = Critic(config, str(folder), [{"num_cpus": 0.25}] * ranks)
+    critic = CriticGroup(config, str(folder), [{"num_cpus": 0.25}] * ranks)
 
     async def check():
         await critic.start()

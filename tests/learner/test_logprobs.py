@@ -76,7 +76,7 @@ def test_packing_and_order_change_neither_loss_nor_gradient(count, seed, budget,
 def test_gradient_of_a_weight_equals_finite_differences():
     model = TokenLogprobs(tiny_llama(dtype=torch.float64))
     rows = random_rows(4, teacher=False)
-    loss = Loss(importance_cap=0.0, entropy=0.01)
+    loss = Loss(tis_cap=0.0, entropy=0.01)
     batch = collate(rows)
 
     def value():

@@ -51,8 +51,8 @@ def reference(logprobs, entropies, tokens, loss, strength, clip):
         value = -min(advantage * ratio, advantage * clipped)
         if advantage < 0 and loss.dual_clip:
             value = min(value, -loss.dual_clip * advantage)
-        if loss.importance_cap:
-            value *= min(math.exp(old - rollout), loss.importance_cap)
+        if loss.tis_cap:
+            value *= min(math.exp(old - rollout), loss.tis_cap)
         penalty = loss.kl * KL[loss.kl_estimator](logprob - anchor)
         total += share * (value - loss.entropy * entropy + penalty)
     return total
@@ -78,7 +78,7 @@ def tokens_of(count, seed, dtype=torch.float64):
     st.sampled_from(
         [
             Loss(),
-            Loss(dual_clip=0.0, importance_cap=0.0, entropy=0.0, kl=0.3, kl_estimator="k1"),
+            Loss(dual_clip=0.0, tis_cap=0.0, entropy=0.0, kl=0.3, kl_estimator="k1"),
             Loss(0.1, 0.3, 1.5, 0.1, 1.0, kl=0.3, kl_estimator="k2"),
             Loss(kl=0.01, kl_estimator="k3"),
         ]
@@ -133,7 +133,7 @@ def test_teacher_weights_carry_no_gradient_of_their_own():
     gap = torch.linspace(-0.3, 0.3, 12, dtype=torch.float64)  # inside and outside of the trust region
     logprobs = (tokens.old + 0.1).requires_grad_(True)
     held = replace(tokens, teacher=logprobs.detach() + gap)
-    policy(logprobs, entropies, held, Loss(dual_clip=0.0, importance_cap=0.0), 1.0, 0.2)[0].backward()
+    policy(logprobs, entropies, held, Loss(dual_clip=0.0, tis_cap=0.0), 1.0, 0.2)[0].backward()
     weight = torch.exp(torch.sign(tokens.advantages) * gap).clamp(0.8, 1.2)
     torch.testing.assert_close(logprobs.grad, -tokens.weights * tokens.advantages * weight * math.exp(0.1))
 

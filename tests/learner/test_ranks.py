@@ -29,7 +29,7 @@ from hindsight.rollout.weights import unpack
 LR = 1e-3
 CONFIG = Config(
     model=Model(dtype="float32"),
-    learner=Learner(micro_tokens=64, weight_decay=0.01, timeout=120.0),
+    learner=Learner(micro_batch_tokens=64, weight_decay=0.01, timeout=120.0),
     cluster=Cluster(threads=1, start_timeout=240.0),
 )
 
@@ -59,7 +59,7 @@ def plain_update(rows):
     """One update of the same rows in plain PyTorch: loss, gradient norm, weights."""
     model = TokenLogprobs(tiny_llama())
     loss, gradient = token_mean(model, rows, 10**6)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.learner.grad_clip)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.learner.max_grad_norm)
     torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01).step()
     return loss, float(gradient.norm()), dict(model.lm.named_parameters())
 
@@ -138,7 +138,7 @@ def test_two_ranks_of_zero_3_equal_plain_pytorch(ray_local, folder, tmp_path):
         await resumes_exactly(learner, rows, tmp_path / "state")
         await loads_elsewhere(learner, tmp_path / "model")
 
-    run(check, LargeGroup(learner_config(ranks=2, zero_stage=3, micro_tokens=24), str(folder)))
+    run(check, LargeGroup(learner_config(ranks=2, zero_stage=3, micro_batch_tokens=24), str(folder)))
 
 
 def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
@@ -233,7 +233,7 @@ def test_an_adapter_on_two_ranks_of_zero_3(ray_local, folder, tmp_path):
             torch.testing.assert_close(parameter, made[name], rtol=1e-5, atol=1e-6)
         await resumes_with_dropout(learner, rows, tmp_path / "state")
 
-    settings = learner_config(ranks=2, zero_stage=3, micro_tokens=24, lora=lora, checkpointing=True)
+    settings = learner_config(ranks=2, zero_stage=3, micro_batch_tokens=24, lora=lora, checkpointing=True)
     run(check, LearnerGroup(settings, str(folder)))
 
 
@@ -244,7 +244,7 @@ def adapter_update(rows, lora):
     adapter = Adapter(lm, lora, CONFIG.seed)
     loss, gradient = token_mean(TokenLogprobs(lm), rows, 10**6)
     trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
-    torch.nn.utils.clip_grad_norm_(trained, CONFIG.learner.grad_clip)
+    torch.nn.utils.clip_grad_norm_(trained, CONFIG.learner.max_grad_norm)
     torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.01).step()
     merged = {name: adapter.merged(name, own[name]).detach() for name in adapter.pairs}
     return loss, float(gradient.norm()), own | merged
@@ -271,7 +271,7 @@ async def resumes_with_dropout(learner, rows, target):
 async def fails_with_a_reason(learner, rows, folder):
     with pytest.raises(ValueError, match="needs rows"):
         await learner.update({"policy": []}, 0.0, LR)
-    with pytest.raises(ValueError, match="policy, distil, imitation"):
+    with pytest.raises(ValueError, match="policy, distill, imitation"):
         await learner.update({"mystery": rows}, 0.0, LR)
     with pytest.raises(LearnerError, match=r"learner\.load failed"):
         await learner.load(folder / "nowhere")

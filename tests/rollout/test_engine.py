@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hindsight.configs.schema import Cluster, Config, Model, Publish, Rollout
-from hindsight.learner.weight_sync import PublishError, publish
+from hindsight.configs.schema import Cluster, Config, Model, Rollout, WeightSync
+from hindsight.learner.weight_sync import WeightSyncError, publish
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.types import EngineError, Sampling
 from hindsight.rollout.weights import WeightSet, digest, pack
@@ -30,9 +30,9 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot
 VOCABULARY, EOS, CONTEXT = 64, 1, 512
 CLOSE = 1e-3  # nats, float32 against float32
 CONFIG = Config(
-    model=Model(dtype="float32", context=CONTEXT),
-    rollout=Rollout(max_seqs=16, kv_cache_gib=0.25, request_timeout=60.0),
-    publish=Publish(tolerance=CLOSE),
+    model=Model(dtype="float32", max_length=CONTEXT),
+    rollout=Rollout(max_num_seqs=16, kv_cache_gib=0.25, request_timeout=60.0),
+    weight_sync=WeightSync(tolerance=CLOSE),
     cluster=Cluster(threads=1),
 )
 
@@ -99,7 +99,7 @@ class Student:
     def publish(self, weights):
         canary = prompt(40, seed=99)
         own = logprobs(self.model, canary)
-        return asyncio.run(publish([self.handle], weights, canary, own, CONFIG.publish.tolerance))
+        return asyncio.run(publish([self.handle], weights, canary, own, CONFIG.weight_sync.max_logprob_gap))
 
 
 def prompt(length, seed):
@@ -225,7 +225,7 @@ def test_published_weights_are_used_and_old_keys_are_not(student):
     assert gap(student.score(context), logprobs(student.model, context)) > 0.1
     report = student.publish(weights)
     assert report.digest == weights.digest
-    assert report.canary_gap < CLOSE
+    assert report.logprob_gap < CLOSE
 
     generation = student.generate(context, sampling)
     assert generation.weight_version == student.version
@@ -270,7 +270,7 @@ def test_bytes_that_differ_from_the_learners_are_detected(tied):
     weights = tied.change()
     flat = ray.get(weights.data).copy()
     flat[0] ^= 1  # the lowest bit of one weight: no canary would show it
-    with pytest.raises(PublishError, match="engine 0 loaded weights"):
+    with pytest.raises(WeightSyncError, match="engine 0 loaded weights"):
         tied.publish(replace(weights, data=ray.put(flat)))
     tied.publish(weights)
 
@@ -294,10 +294,10 @@ def test_a_stale_output_head_is_detected(tied):
     """vLLM's own reload leaves a tied head on CPU as it was; its bytes arrive, so only the canary tells."""
     ray.get(tied.handle.in_worker.remote(skip_refresh))
     weights = tied.change()
-    with pytest.raises(PublishError, match="still computes with other weights"):
+    with pytest.raises(WeightSyncError, match="still computes with other weights"):
         tied.publish(weights)
     ray.get(tied.handle.in_worker.remote(restore_refresh))
-    assert tied.publish(weights).canary_gap < CLOSE
+    assert tied.publish(weights).logprob_gap < CLOSE
 
 
 def test_an_engine_that_misses_weights_is_out_of_use(students):

@@ -9,7 +9,7 @@ from rollout_toys import CHATML, ROOM, TASK, ToyEngine, ToySlot, make_tokenizer
 from hindsight.configs.schema import Prompt
 from hindsight.envs.base import Verdict
 from hindsight.rollout.action_format import FORMS
-from hindsight.rollout.episode import SMALLEST_RESPONSE, Limits, PromptTooLong, derive_seed, play
+from hindsight.rollout.episode import SMALLEST_RESPONSE, EpisodeLimits, PromptTooLong, derive_seed, play
 from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import EngineError, Generation
 
@@ -21,7 +21,7 @@ def run(texts, *, prompt=None, context=2048, max_turns=10, max_tokens=64, slot=N
     engine = ToyEngine(TOKENIZER, "<|im_end|>", texts)
     renderer = Renderer(TOKENIZER, prompt or Prompt(), context)
     slot = slot or ToySlot()
-    played = play(TASK, slot, engine._generate, renderer, Limits(max_turns, max_tokens), 1.0, seed=7)
+    played = play(TASK, slot, engine._generate, renderer, EpisodeLimits(max_turns, max_tokens), 1.0, seed=7)
     return asyncio.run(played), engine, slot, renderer
 
 
@@ -100,7 +100,7 @@ def test_the_context_limit_ends_the_episode_and_cuts_the_last_response():
 
 
 def test_a_first_prompt_over_the_limit_is_a_configuration_error():
-    with pytest.raises(PromptTooLong, match=r"model\.context is 64"):
+    with pytest.raises(PromptTooLong, match=r"model\.max_length is 64"):
         run(WIN, context=64)
 
 
@@ -108,14 +108,16 @@ def test_a_first_prompt_over_the_limit_is_a_configuration_error():
 def test_a_preamble_stands_before_the_task_and_not_in_the_observation(preset):
     engine = ToyEngine(TOKENIZER, "<|im_end|>", WIN)
     renderer = Renderer(TOKENIZER, Prompt(preset=preset), 2048)
-    played = play(TASK, ToySlot(), engine._generate, renderer, Limits(2, 64), 1.0, 7, "Look twice.")
+    played = play(TASK, ToySlot(), engine._generate, renderer, EpisodeLimits(2, 64), 1.0, 7, "Look twice.")
     trajectory = asyncio.run(played)
     assert trajectory.preamble == "Look twice." and trajectory.turns[0].observation == ROOM
     for context, _ in engine.asked:
         assert renderer.decode(context).count(f"Look twice.\n\n{ROOM.text}") == 1
     with pytest.raises(PromptTooLong, match=r"lower evaluate\.example_characters"):
         cramped = Renderer(TOKENIZER, Prompt(), 64)
-        asyncio.run(play(TASK, ToySlot(), engine._generate, cramped, Limits(2, 64), 1.0, 7, "Look twice."))
+        asyncio.run(
+            play(TASK, ToySlot(), engine._generate, cramped, EpisodeLimits(2, 64), 1.0, 7, "Look twice.")
+        )
 
 
 def test_an_empty_generation_is_an_engine_failure():
@@ -123,7 +125,9 @@ def test_an_empty_generation_is_an_engine_failure():
         return Generation(np.empty(0, np.int32), np.empty(0, np.float32), "stop", 0)
 
     with pytest.raises(EngineError, match="no token"):
-        asyncio.run(play(TASK, ToySlot(), nothing, Renderer(TOKENIZER, Prompt(), 512), Limits(3, 64), 1.0, 0))
+        asyncio.run(
+            play(TASK, ToySlot(), nothing, Renderer(TOKENIZER, Prompt(), 512), EpisodeLimits(3, 64), 1.0, 0)
+        )
 
 
 def test_seeds_are_stable():

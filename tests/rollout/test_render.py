@@ -71,7 +71,7 @@ def test_growing_chat_decodes_to_the_whole_template(name, think):
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_contexts_of_any_sampled_ids(name, preset, data):
-    """Whatever ids are sampled, they stand in the ledger as they are; a growing chat only grows."""
+    """Whatever ids are sampled, they stand in the conversation as they are; a growing chat only grows."""
     render = renderer(name, preset=preset)
     conversation = Conversation(render)
     tokens = st.lists(st.integers(0, len(TOKENIZERS[name]) - 1), min_size=1, max_size=12)

@@ -14,7 +14,7 @@ from hindsight.cluster.start import USER_KEY, talking_to, variables
 from hindsight.configs.schema import Config, Env, Model, Rollout
 from hindsight.rollout.serve import Address, Endpoint, endpoint_env, server_command
 
-CONFIG = Config(model=Model(path="nano", context=512), rollout=Rollout(max_seqs=2, kv_cache_gib=0.25))
+CONFIG = Config(model=Model(path="nano", max_length=512), rollout=Rollout(max_num_seqs=2, kv_cache_gib=0.25))
 
 
 def running(pid: int) -> bool:
@@ -54,5 +54,5 @@ def test_the_key_is_no_argument() -> None:
     address = Address("http://10.0.0.1:1/v1", "secret")
     assert "secret" not in " ".join(server_command("model", CONFIG, "10.0.0.1", 1))
     user = talking_to(address, Env(name="taubench")).user
-    assert (user.source, user.url, user.key_variable) == ("endpoint", address.url, USER_KEY)
+    assert (user.source, user.url, user.api_key_env) == ("endpoint", address.url, USER_KEY)
     assert USER_KEY not in os.environ

@@ -14,8 +14,8 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model, Publish, Rollout
-from hindsight.learner.weight_sync import PublishError, publish
+from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model, Rollout, WeightSync
+from hindsight.learner.weight_sync import WeightSyncError, publish
 from hindsight.rollout.adapter import Adapter, named
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.types import EngineError, Sampling
@@ -25,10 +25,10 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot
 
 CLOSE = 1e-4  # nats, float32 against float32
 CONFIG = Config(
-    model=Model(dtype="float32", context=512),
-    rollout=Rollout(max_seqs=8, kv_cache_gib=0.25, request_timeout=60.0),
+    model=Model(dtype="float32", max_length=512),
+    rollout=Rollout(max_num_seqs=8, kv_cache_gib=0.25, request_timeout=60.0),
     learner=Learner(lora=Lora(rank=4, alpha=8)),
-    publish=Publish(tolerance=CLOSE),
+    weight_sync=WeightSync(tolerance=CLOSE),
     cluster=Cluster(threads=1),
 )
 
@@ -108,7 +108,7 @@ def test_a_change_below_the_rounding_of_weights_is_served_whole(student):
     ids = prompt(300, seed=1)
     served, own = student.score(ids), student.logprobs(ids)
     np.testing.assert_allclose(served, own, atol=CLOSE)
-    assert student.publish(student.change(std=3e-5)).canary_gap < CLOSE
+    assert student.publish(student.change(std=3e-5)).logprob_gap < CLOSE
     for name in student.adapter.pairs:  # merged in bfloat16, nothing would be left of it
         held = student.weights[name].bfloat16()
         assert torch.equal(student.adapter.merged(name, held).bfloat16(), held)
@@ -158,7 +158,7 @@ def test_other_bytes_than_were_sent_and_old_numbers_are_refused(student):
     weights = student.change(std=0.05)
     flat = ray.get(weights.data).copy()
     flat[0] ^= 1
-    with pytest.raises(PublishError, match="other bytes arrived"):
+    with pytest.raises(WeightSyncError, match="other bytes arrived"):
         student.publish(replace(weights, data=ray.put(flat)))
     with pytest.raises(EngineError, match="is served already"):  # last: the engine is then out of use
         student.publish(weights)

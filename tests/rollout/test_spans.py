@@ -51,7 +51,7 @@ def test_exactly_one_action_between_tags(text, action):
     assert (text[span.start : span.end] if span else None) == action
 
 
-def test_span_of_a_known_tokenisation():
+def test_span_of_a_known_tokenization():
     ids = np.concatenate([ids_of("<action>"), ids_of("look"), ids_of("</action>")])
     text = RENDERER.decode(ids)
     span = token_span(ids, find_action(text), RENDERER.decode)
@@ -87,7 +87,7 @@ def pieces_of(text: str, cuts: list[int]) -> list[str]:
 @example(before="", action="\ufffd", after="", cuts=[])
 @example(before="", action="a\ufffd", after="\ufffd", cuts=[9, 10])
 def test_span_is_the_naive_byte_overlap(before, action, after, cuts):
-    """Any tokenisation of a text, canonical or not: compare with bytes counted token by token."""
+    """Any tokenization of a text, canonical or not: compare with bytes counted token by token."""
     ids = np.concatenate(
         [ids_of(piece) for piece in pieces_of(f"{before}<action>{action}</action>{after}", cuts) if piece]
     )

@@ -36,7 +36,7 @@ def toy_engine(texts=WIN, **kwargs):
 
 def config(context: int = 2048, **rollout_settings) -> Config:
     return Config(
-        model=Model(context=context),
+        model=Model(max_length=context),
         env=Env(max_turns=6),
         rollout=Rollout(max_tokens=64, **rollout_settings),
     )

@@ -24,22 +24,28 @@ from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.pool import start_pool
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.worker import Worker
-from hindsight.teacher.scorer import Teacher
+from hindsight.teacher.scorer import TeacherScorer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Tokens of a demonstration in the nano words: they are ALFWorld's, other texts take two or three a word.
 CONTEXTS = {"alfworld": 1024, "webshop": 4096, "taubench": 20480, "appworld": 8192, "bfcl": 16384}
 WIDE = [  # budgets that hold the longest of them
-    f"learner.micro_tokens={max(CONTEXTS.values())}",
+    f"learner.micro_batch_tokens={max(CONTEXTS.values())}",
     f"teacher.batch_tokens={max(CONTEXTS.values())}",
-    "learner.checkpointing=false",
+    "learner.gradient_checkpointing=false",
 ]
 
 
 def longest() -> Config:
     """Settings of actors that any run of the tests can borrow: the longest context, every role."""
-    tiny = ["model.path=nano", "env.train_tasks=6", "env.eval_tasks=2", "env.slots=2", "rollout.max_seqs=4"]
-    context = f"model.context={max(CONTEXTS.values())}"
+    tiny = [
+        "model.path=nano",
+        "env.train_tasks=6",
+        "env.eval_tasks=2",
+        "env.slots=2",
+        "rollout.max_num_seqs=4",
+    ]
+    context = f"model.max_length={max(CONTEXTS.values())}"
     return load(CONFIGS / "alfworld.yaml", [*tiny, *WIDE, context, "loss.kl=0.01", "credit.advantage=gae"])
 
 
@@ -100,8 +106,8 @@ class Shared:
             rank.config = settings
 
         def set_teacher(teacher: Any, settings: Config) -> None:
-            teacher._share = settings.teacher.ema
-            averages = settings.teacher.ema < 1 and not settings.averages_adapter
+            teacher._share = 1.0 - settings.teacher.ema_decay
+            averages = settings.teacher.ema_decay > 0 and not settings.averages_adapter
             held = teacher._held.items() if averages else ()
             teacher._average = {name: value.detach().float() for name, value in held} or None
 
@@ -137,7 +143,9 @@ class Shared:
         ray.get([rank.start.remote("127.0.0.1", 0) for rank in ranks], timeout=300)  # they have met
         ray.get([rank.__ray_call__.remote(begin_with, self.model) for rank in ranks], timeout=300)
         for role, scorer in self.actors.scorers().items():
-            anew = scorer.__ray_call__.remote(Teacher.__init__, folder, config, config.temperatures[role])
+            anew = scorer.__ray_call__.remote(
+                TeacherScorer.__init__, folder, config, config.temperatures[role]
+            )
             ray.get(anew, timeout=300)
         if not lora.rank:
             self.actors.engines = self.plain

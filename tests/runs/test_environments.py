@@ -30,13 +30,13 @@ TINY = [
     "env.train_tasks=6",
     "env.eval_tasks=2",
     "env.slots=2",
-    "rollout.groups=1",
+    "rollout.num_groups=1",
     "rollout.group_size=2",
     "rollout.max_tokens=24",
-    "rollout.max_seqs=4",
-    "warm_start.demos=2",
-    "warm_start.batch_rows=2",
-    "warm_start.lr=1e-3",
+    "rollout.max_num_seqs=4",
+    "sft.demos=2",
+    "sft.batch_rows=2",
+    "sft.lr=1e-3",
     "feedback.max_tokens=128",
     "evaluate.episodes=1",
     "evaluate.cold_episodes=1",
@@ -45,7 +45,7 @@ TINY = [
 
 
 def settings(name: str, out: Path) -> Config:
-    own = [f"model.context={CONTEXTS[name]}", f"env.max_turns={TURNS[name]}", f"out={out}"]
+    own = [f"model.max_length={CONTEXTS[name]}", f"env.max_turns={TURNS[name]}", f"out={out}"]
     return load(CONFIGS / f"{name}.yaml", [*TINY, *WIDE, *own])
 
 
@@ -56,7 +56,7 @@ def test_two_training_steps(
     install(name)
     shared.train(settings(name, tmp_path / "run"), monkeypatch)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    warm = [row for row in rows if row["kind"] == "warm_start"]
+    warm = [row for row in rows if row["kind"] == "sft"]
     steps = [row for row in rows if row["kind"] == "train"]
     assert warm[-1]["loss"] < 12.0 and all(row["tokens"] > 0 for row in warm)
     assert [row["step"] for row in steps] == [1, 2]

@@ -21,23 +21,23 @@ from hindsight.configs.schema import Config
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = [
     "model.path=nano",
-    "model.context=1536",
+    "model.max_length=1536",
     "steps=2",
     "env.train_tasks=6",
     "env.eval_tasks=2",
     "env.slots=4",
-    "rollout.groups=1",
+    "rollout.num_groups=1",
     "rollout.group_size=4",
     "rollout.max_tokens=24",
-    "rollout.max_seqs=4",
-    "warm_start.demos=0",
-    "warm_start.batch_rows=4",
-    "warm_start.lr=3e-3",
+    "rollout.max_num_seqs=4",
+    "sft.demos=0",
+    "sft.batch_rows=4",
+    "sft.lr=3e-3",
     "feedback.max_tokens=128",
     "evaluate.episodes=2",
     "evaluate.cold_episodes=2",
     "checkpoint.every=9",
-    "learner.micro_tokens=4096",
+    "learner.micro_batch_tokens=4096",
     "teacher.batch_tokens=4096",
 ]
 TURNS = {"alfworld": 6, "webshop": 3}
@@ -80,14 +80,14 @@ def analyst(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Analyst) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         url = f"judge.url=http://127.0.0.1:{server.server_port}/v1"
-        yield ["judge.source=endpoint", url, "judge.model=m", "judge.key_variable=ANALYST_KEY"]
+        yield ["judge.source=endpoint", url, "judge.model=m", "judge.api_key_env=ANALYST_KEY"]
         server.shutdown()
 
 
 @pytest.fixture(scope="module")
 def warmed(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """A student after a few demonstrations: some answers parse and some do not, so advantages differ."""
-    warm = ["steps=0", "warm_start.demos=48", "env.train_tasks=12", "env.max_turns=12"]
+    warm = ["steps=0", "sft.demos=48", "env.train_tasks=12", "env.max_turns=12"]
     out = f"out={tmp_path_factory.mktemp('warm') / 'run'}"
     with pytest.MonkeyPatch.context() as patch:
         shared.train(load(CONFIGS / "alfworld.yaml", [*TINY, out, *warm]), patch)
@@ -115,13 +115,13 @@ def test_two_steps(
     steps = train(warmed, config, monkeypatch)
     judged = config.feedback.judged
     assert total(steps, "failures/total") == 0 < total(steps, "learner/rows")
-    if config.reweight.strength > 0 or config.distil.weight > 0:
+    if config.reweight.strength > 0 or config.distill.weight > 0:
         assert total(steps, "teacher/spans") > 0 and total(steps, "teacher/seconds_busy") > 0
-    if config.distil.weight > 0:
-        assert total(steps, "learner/distil_tokens") > 0
-    if judged and config.distil.weight > 0:
+    if config.distill.weight > 0:
+        assert total(steps, "learner/distill_tokens") > 0
+    if judged and config.distill.weight > 0:
         assert total(steps, "feedback/tokens_read") > 0 == total(steps, "feedback/unreadable")
-    if config.reweight.strength == 0 and config.distil.weight == 0:
+    if config.reweight.strength == 0 and config.distill.weight == 0:
         assert total(steps, "teacher/spans") == 0
     assert (total(steps, "critic/rows") > 0) == config.credit.critic
     if config.loss.kl > 0:
@@ -135,8 +135,8 @@ def test_another_environment(
     config = settings(name, tmp_path / "run", "rollout.group_size=2", env="webshop")
     steps = train(warmed, config, monkeypatch)
     assert total(steps, "failures/total") == 0 and total(steps, "rollout/episodes") == 4
-    if config.distil.weight > 0 and not config.feedback.judged:  # of the rest, this student learns by chance
-        assert total(steps, "learner/distil_tokens") > 0
+    if config.distill.weight > 0 and not config.feedback.judged:  # of the rest, this student learns by chance
+        assert total(steps, "learner/distill_tokens") > 0
     assert (tmp_path / "run/checkpoints/step-00000002/model/config.json").is_file()
 
 
@@ -168,8 +168,8 @@ def test_an_adapter_and_its_average(warmed: Shared, tmp_path: Path, monkeypatch:
     lora += ["learner.lr=1e-2", "learner.schedule=linear", "learner.warmup_steps=0", "checkpoint.every=1"]
     steps = train(warmed, settings("dense", tmp_path / "run", *lora), monkeypatch)
     assert [row["learner/lr"] for row in steps] == [1e-2, 5e-3]
-    assert total(steps, "learner/distil_tokens") > 0
-    assert all(row["publish/canary_gap"] < 0.02 for row in steps)  # bfloat16: rounding only
+    assert total(steps, "learner/distill_tokens") > 0
+    assert all(row["weight_sync/logprob_gap"] < 0.02 for row in steps)  # bfloat16: rounding only
     folders = [tmp_path / f"run/checkpoints/step-0000000{step}" for step in (1, 2)]
     before, after = (load_file(folder / "model/model.safetensors") for folder in folders)
     assert {str(tensor.dtype) for tensor in after.values()} == {"torch.float32"}
@@ -199,8 +199,8 @@ def test_an_adapter_goes_on_where_it_was(
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken/checkpoints/step-00000002")
     broken = train(warmed, settings("dense", tmp_path / "broken", *lora), monkeypatch)
-    assert total(whole, "learner/distil_tokens") > 0
-    for name in ("rollout/turns_per_episode", "learner/distil_tokens", "learner/distil_loss"):
+    assert total(whole, "learner/distill_tokens") > 0
+    for name in ("rollout/turns_per_episode", "learner/distill_tokens", "learner/distill_loss"):
         assert broken[1][name] == pytest.approx(whole[1][name], rel=1e-4), name
     ours, theirs = (
         load_file(tmp_path / run / "checkpoints/step-00000002/model/adapter/adapter_model.safetensors")
@@ -211,7 +211,7 @@ def test_an_adapter_goes_on_where_it_was(
 
 def test_two_trials_of_reflexion(shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a worked example from a real demonstration and lessons from a real engine."""
-    policy = ["evaluate.policy=reflexion", "evaluate.trials=2", "prompt.think=true", "env.max_turns=12"]
+    policy = ["evaluate.agent=reflexion", "evaluate.trials=2", "prompt.think=true", "env.max_turns=12"]
     config = settings("serl", tmp_path / "run", *policy, "steps=0", "evaluate.example_characters=1000")
     shared.train(config, monkeypatch)
     [row] = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
@@ -228,7 +228,7 @@ def test_two_trials_of_reflexion(shared: Shared, tmp_path: Path, monkeypatch: py
 def test_strength_zero_runs_no_teacher_and_staleness_stays_bounded(
     warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = ["reweight.strength=0", "feedback.source=none", "rollout.max_staleness=1", "warm_start.demos=4"]
+    plain = ["reweight.strength=0", "feedback.source=none", "rollout.max_staleness=1", "sft.demos=4"]
     steps = train(warmed, settings("serl", tmp_path / "run", *plain), monkeypatch)
     assert [row["rollout/staleness"] for row in steps] == [0, 1]
     assert all(row["teacher/spans"] == 0 for row in steps)

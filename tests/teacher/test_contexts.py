@@ -14,26 +14,26 @@ from teacher_toys import make_group, make_renderer
 
 from hindsight.configs.schema import Feedback
 from hindsight.feedback import reflect, target
-from hindsight.feedback.hindsight import hindsight
+from hindsight.feedback.hints import gather_hints
 from hindsight.feedback.sources import IMMEDIATE_TITLE
 from hindsight.feedback.transcript import Style
 from hindsight.teacher.contexts import (
     CLOSING_LINE,
     ContextError,
-    Limits,
+    ContextLimits,
     build_requests,
     hint_ids,
     plain_requests,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
-WIDE = Limits(section=512, context=4096)
+WIDE = ContextLimits(section=512, context=4096)
 
 
 def requests_of(preset, limits=WIDE, texts=None, message=False, tokens="action"):
     renderer = make_renderer(preset)
     group = make_group(renderer)
-    texts = asyncio.run(hindsight(group, Feedback())).texts if texts is None else texts
+    texts = asyncio.run(gather_hints(group, Feedback())).texts if texts is None else texts
     opening = renderer.second_message() if message else None
     requests = build_requests(group, texts, renderer.close_ids, renderer.encode, limits, opening, tokens)
     return renderer, group, requests
@@ -182,7 +182,7 @@ def test_turn_is_left_out_only_where_its_context_cannot_fit():
     full = request.cut + len(request.tail)
     seen = set()
     for context in range(full + 1, request.cut, -1):
-        _, _, found = requests_of("history", Limits(512, context), texts)
+        _, _, found = requests_of("history", ContextLimits(512, context), texts)
         assert all(item.cut + len(item.tail) == min(context, full) for item in found)
         seen.add(len(found))
     assert seen == {0, 1}

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hindsight.teacher.plan
 from hindsight.rollout.types import Span
+from hindsight.teacher import plan
 from hindsight.teacher.contexts import ScoreRequest
 from hindsight.teacher.plan import PADDING, BudgetError, lay_out, plan_forwards, plan_runs, tokens_read
 
@@ -76,7 +76,7 @@ def test_span_without_a_token_before_it_is_refused():
 def test_runs_hold_each_request_once_and_need_ever_less_of_the_trunk(requests, size):
     for trees in plan_forwards(requests, 300):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hindsight.teacher.plan, "RUN", size)
+            patch.setattr(plan, "RUN", size)
             runs = plan_runs(trees, requests)
         for position, tree in enumerate(trees):
             parts = [run.parts[position] for run in runs]

@@ -12,23 +12,23 @@ import torch
 from teacher_toys import make_group, make_model, make_renderer
 from transformers import GraniteConfig, GraniteForCausalLM
 
-import hindsight.teacher.plan
 from hindsight.configs.schema import Cluster, Config, Feedback, Model
 from hindsight.configs.schema import Teacher as Settings
-from hindsight.feedback.hindsight import hindsight
+from hindsight.feedback.hints import gather_hints
 from hindsight.rollout.types import Span
 from hindsight.rollout.weights import WeightSet, digest, pack, unpack
-from hindsight.teacher.contexts import Limits, ScoreRequest, build_requests
+from hindsight.teacher import plan
+from hindsight.teacher.contexts import ContextLimits, ScoreRequest, build_requests
 from hindsight.teacher.scorer import (
     ScorerError,
     SpanScorer,
-    Teacher,
+    TeacherScorer,
     WeightsError,
     load_strictly,
     teacher_env,
 )
 
-LIMITS = Limits(section=64, context=2048)
+LIMITS = ContextLimits(section=64, context=2048)
 
 
 def random_case(seed):
@@ -72,7 +72,7 @@ def assert_equal_scores(scored, expected):
 @pytest.mark.parametrize("budget", [80, 200, 4096])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_shared_prefixes_change_no_score(budget, seed, run, monkeypatch):
-    monkeypatch.setattr(hindsight.teacher.plan, "RUN", run)
+    monkeypatch.setattr(plan, "RUN", run)
     model, (sequences, requests) = make_model(), random_case(seed)
     found = SpanScorer(model, budget, temperature=0.7).score(sequences, requests)
     assert_equal_scores(found, naive(model, 0.7, sequences, requests))
@@ -87,7 +87,7 @@ def test_rollout_scores_equal_naive_ones(preset):
     group = make_group(renderer)
     sequences = [[sequence.ids for sequence in trajectory.sequences] for trajectory in group.trajectories]
     requests = build_requests(
-        group, asyncio.run(hindsight(group, Feedback())).texts, renderer.close_ids, renderer.encode, LIMITS
+        group, asyncio.run(gather_hints(group, Feedback())).texts, renderer.close_ids, renderer.encode, LIMITS
     )
     scorer = SpanScorer(model, 2048, temperature=1.0)
     assert_equal_scores(scorer.score(sequences, requests), naive(model, 1.0, sequences, requests))
@@ -162,7 +162,7 @@ def test_weights_that_do_not_fit_change_nothing(fault):
 def test_actor_takes_verified_weights(tmp_path, ray_local):
     make_model(seed=2).save_pretrained(tmp_path)
     config = Config(model=Model(dtype="float32"), teacher=Settings(batch_tokens=1024))
-    actor = ray.remote(Teacher).options(num_cpus=0.1, runtime_env={"env_vars": teacher_env(config)})
+    actor = ray.remote(TeacherScorer).options(num_cpus=0.1, runtime_env={"env_vars": teacher_env(config)})
     teacher, student = actor.remote(str(tmp_path), config, 1.0), make_model(seed=1)
     assert ray.get(teacher.ready.remote()) == {"version": 0, "context": 1024}
 
@@ -183,7 +183,7 @@ def test_a_teacher_averages_in_float32_what_it_holds_in_bfloat16(tmp_path):
     start = make_model(seed=2).to(torch.bfloat16)
     start.save_pretrained(tmp_path / "model")
     config = Config(model=Model(dtype="bfloat16"), teacher=Settings(batch_tokens=1024))
-    one = Teacher(str(tmp_path / "model"), config, 1.0, share=0.05)
+    one = TeacherScorer(str(tmp_path / "model"), config, 1.0, share=0.05)
     expected = {name: value.detach().double() for name, value in start.named_parameters()}
 
     def refresh(teacher, step):
@@ -199,7 +199,7 @@ def test_a_teacher_averages_in_float32_what_it_holds_in_bfloat16(tmp_path):
     for step in range(4):
         if step == 3:  # a resumed run's
             one.save(str(tmp_path / "teacher.safetensors"))
-            one = Teacher(str(tmp_path / "model"), config, 1.0, share=0.05)
+            one = TeacherScorer(str(tmp_path / "model"), config, 1.0, share=0.05)
             one.load(str(tmp_path / "teacher.safetensors"))
         given = refresh(one, step)
         for name, value in expected.items():

@@ -40,7 +40,7 @@ def with_candidates(
     return asked
 
 
-def distil_rows(
+def distill_rows(
     group: Group, requests: Sequence[ScoreRequest], scores: Sequence[Scored], rows: dict[Owner, Row]
 ) -> list[Row]:
     """The rows with the teacher's log-probs.

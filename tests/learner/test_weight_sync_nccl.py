@@ -17,11 +17,11 @@ from safetensors import safe_open
 from vllm.distributed.weight_transfer import nccl_common
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
-from hindsight.configs.schema import Config, Learner, Lora, Publish, Rollout
+from hindsight.configs.schema import Config, Learner, Lora, Rollout, WeightSync
 from hindsight.learner.group import LearnerGroup
 from hindsight.learner.policy import PolicyRank
 from hindsight.learner.rank import LearnerError
-from hindsight.learner.weight_sync import PublishError, broadcast
+from hindsight.learner.weight_sync import WeightSyncError, broadcast
 from hindsight.learner.weight_sync_nccl import GatheredSource
 from hindsight.rollout.types import EngineError
 from hindsight.rollout.weights import pack
@@ -31,7 +31,7 @@ LEARNER = np.array([-1.0, -2.0, -3.0], dtype=np.float32)
 CONFIG = Config(
     learner=Learner(ranks=2, timeout=60.0),
     rollout=Rollout(engines=2, tensor_parallel=2),
-    publish=Publish(transport="nccl"),
+    weight_sync=WeightSync(transport="nccl"),
 )
 WORLD = 5  # rank 0 of the learner, and two engines of two workers
 
@@ -155,7 +155,7 @@ def test_every_worker_holds_what_rank_0_trained(nccl):
         return await send(trained, engines, version=6)
 
     report = asyncio.run(twice())
-    assert (report.canary_gap, report.digest) == (0.0, "")
+    assert (report.logprob_gap, report.digest) == (0.0, "")
     assert sorted(nccl.members) == list(range(WORLD))
     assert [handle.calls for handle in trained.ranks] == [
         ["address", "join", "broadcast", "broadcast"],
@@ -199,7 +199,7 @@ def test_an_engine_that_never_joins_is_a_missed_deadline(nccl):
 
 
 def test_an_engine_that_holds_anything_from_the_object_store_is_refused(nccl):
-    with pytest.raises(PublishError, match="engine 1 loaded weights 5 with digest aaaa"):
+    with pytest.raises(WeightSyncError, match="engine 1 loaded weights 5 with digest aaaa"):
         asyncio.run(send(learner(), [Handle(FakeEngine()), Handle(FakeEngine(digest="a" * 64))]))
 
 
@@ -230,5 +230,5 @@ def test_a_parameter_in_shares_has_its_whole_shape():
     [("nccl", 0, True), ("nccl", 8, False), ("object_store", 0, False)],
 )
 def test_an_adapter_goes_by_the_object_store(transport, rank, broadcasts):
-    config = Config(learner=Learner(lora=Lora(rank=rank)), publish=Publish(transport=transport))
+    config = Config(learner=Learner(lora=Lora(rank=rank)), weight_sync=WeightSync(transport=transport))
     assert config.broadcasts is broadcasts

@@ -20,7 +20,7 @@ ANALYSTS: dict[str, Analyst] = {"judge": critique, "reflect": reflect, "target":
 
 
 @dataclass(frozen=True)
-class Hindsight:
+class Hints:
     """What is known of a group's turns after the fact."""
 
     texts: dict[TurnAt, str] = field(default_factory=dict)  # (trajectory, turn) -> text, in that order
@@ -31,13 +31,13 @@ class Hindsight:
     tokens_written: int = 0
 
 
-async def hindsight(
+async def gather_hints(
     group: Group,
     feedback: Feedback,
     ask: Ask | None = None,
     show: Show = plain,
     whole_turns: bool = False,
-) -> Hindsight:
+) -> Hints:
     """The texts of a group's turns; a turn without one trains without hindsight.
 
     Args:
@@ -45,7 +45,7 @@ async def hindsight(
         show: an observation as the student was shown it, `Renderer.show`.
         whole_turns: also turns whose answer did not parse, for signals on more than the action's tokens.
     """
-    style, gathered = Style(feedback, show=show), Hindsight()
+    style, gathered = Style(feedback, show=show), Hints()
     if not feedback.judged:
         texts = source_texts(group, style)
     elif ask is None:
@@ -61,7 +61,7 @@ async def hindsight(
     return replace(gathered, texts=shown)
 
 
-async def _ask(group: Group, style: Style, ask: Ask) -> Hindsight:
+async def _ask(group: Group, style: Style, ask: Ask) -> Hints:
     """One question about each trajectory that needs one, all at once."""
     analyst = ANALYSTS[style.feedback.source]
     given: list[Answer] = []
@@ -85,7 +85,7 @@ async def _ask(group: Group, style: Style, ask: Ask) -> Hindsight:
     readings = {
         index: answer for index, answer in zip(questions, answers, strict=True) if isinstance(answer, Reading)
     }
-    return Hindsight(
+    return Hints(
         texts={(i, turn): text for i, reading in readings.items() for turn, text in reading.texts.items()},
         failures=tuple(answer for answer in answers if isinstance(answer, Failure)),
         asked=len(questions),

@@ -11,25 +11,25 @@ import pytest
 
 from hindsight.cluster import train
 from hindsight.cluster.train import Trainer
-from hindsight.configs.schema import Config, Learner, Lora, Publish, Teacher
-from hindsight.learner.weight_sync import PublishReport
+from hindsight.configs.schema import Config, Learner, Lora, Teacher, WeightSync
+from hindsight.learner.weight_sync import SyncReport
 
 FIRST, LATER = 0, 3  # steps that were trained
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was asked, in order; `publish` and `broadcast` are those of learner.publish."""
+    """What was asked, in order; `sync_weights` and `broadcast` are those of learner.weight_sync."""
     calls: list[str] = []
 
     def way(name: str) -> Any:
-        async def go(*_: Any, **__: Any) -> PublishReport:
+        async def go(*_: Any, **__: Any) -> SyncReport:
             calls.append(name)
-            return PublishReport(0.0, 0.0, "")
+            return SyncReport(0.0, 0.0, "")
 
         return go
 
-    monkeypatch.setattr(train, "publish", way("publish"))
+    monkeypatch.setattr(train, "sync_weights", way("sync_weights"))
     monkeypatch.setattr(train, "broadcast", way("broadcast"))
     return calls
 
@@ -65,10 +65,12 @@ def trainer(
 
 
 BOTH = ("teacher", "reference")
-NCCL = Config(publish=Publish(transport="nccl"))
+NCCL = Config(weight_sync=WeightSync(transport="nccl"))
 STORE = Config()
 ADAPTER = Config(
-    learner=Learner(lora=Lora(rank=8)), publish=Publish(transport="nccl"), teacher=Teacher(ema=0.5)
+    learner=Learner(lora=Lora(rank=8)),
+    weight_sync=WeightSync(transport="nccl"),
+    teacher=Teacher(ema_decay=0.5),
 )
 
 
@@ -81,9 +83,9 @@ ADAPTER = Config(
         (NCCL, FIRST, True, (), True, ["broadcast", "export", "critic"]),
         (NCCL, FIRST, True, (), False, ["broadcast"]),
         (NCCL, LATER, True, ("reference",), True, ["broadcast"]),
-        (STORE, LATER, True, BOTH, True, ["export", "publish", "teacher"]),
-        (ADAPTER, LATER, True, BOTH, True, ["export", "publish", "export_average", "teacher"]),
-        (ADAPTER, FIRST, True, (), True, ["export", "publish", "export_merged", "critic"]),
+        (STORE, LATER, True, BOTH, True, ["export", "sync_weights", "teacher"]),
+        (ADAPTER, LATER, True, BOTH, True, ["export", "sync_weights", "export_average", "teacher"]),
+        (ADAPTER, FIRST, True, (), True, ["export", "sync_weights", "export_merged", "critic"]),
     ],
 )
 def test_weights_are_exported_only_for_those_who_need_them(
@@ -96,6 +98,6 @@ def test_weights_are_exported_only_for_those_who_need_them(
     expected: list[str],
 ) -> None:
     made = trainer(asked, config, step, scorers=scorers, critic=critic)
-    asyncio.run(made.publish(refresh))
+    asyncio.run(made.sync_weights(refresh))
     assert asked == ["score", *expected]
     assert made.run.state.version == 1

@@ -6,9 +6,9 @@ import pytest
 import torch
 from learner_toys import random_rows
 
-from hindsight.configs.schema import Config, Distil, Rollout
+from hindsight.configs.schema import Config, Distill, Rollout
 from hindsight.learner.batching import collate
-from hindsight.learner.distill import Likelihoods, distil
+from hindsight.learner.distill import Likelihoods, distill
 from hindsight.learner.divergence import forward_kl, jsd, reverse_kl, with_tail
 from hindsight.learner.policy import PolicyRank
 
@@ -35,7 +35,7 @@ def test_the_settings_choose_the_distance(setting, divergence, distance):
     student, teacher, tokens = setting
     own, chosen = likelihoods(student, tokens, 3)
     other, _ = likelihoods(teacher, tokens, 3, chosen)
-    total, sums = distil(own, other, own.tokens.detach(), Distil(1.0, divergence, beta=0.3))
+    total, sums = distill(own, other, own.tokens.detach(), Distill(1.0, divergence, beta=0.3))
     expected = distance(with_tail(own.candidates), with_tail(other.candidates)).sum()
     assert total.item() == pytest.approx(expected.item())
     assert sums["distance"] == pytest.approx(expected.item())
@@ -45,11 +45,11 @@ def test_the_settings_choose_the_distance(setting, divergence, distance):
 def test_only_the_student_has_a_gradient_and_it_moves_to_the_teacher(setting, divergence):
     student, teacher, tokens = setting
     teacher = teacher.requires_grad_()
-    settings = Distil(1.0, divergence, importance_cap=0.0)
+    settings = Distill(1.0, divergence, tis_cap=0.0)
     for _ in range(200):
         own, chosen = likelihoods(student, tokens, 7)
         other, _ = likelihoods(teacher, tokens, 7, chosen)
-        total, _ = distil(own, other, own.tokens.detach(), settings)
+        total, _ = distill(own, other, own.tokens.detach(), settings)
         gradient, none = torch.autograd.grad(total, (student, teacher), allow_unused=True)
         assert none is None or not none.any()
         student = (student - 0.5 * gradient).detach().requires_grad_()
@@ -63,26 +63,26 @@ def test_the_importance_ratio_is_capped_and_detached(setting):
     student, teacher, tokens = setting
     own, chosen = likelihoods(student, tokens, 7)
     other, _ = likelihoods(teacher, tokens, 7, chosen)
-    settings = Distil(1.0, "reverse", importance_cap=2.0)
-    plain, _ = distil(own, other, own.tokens.detach(), settings)
-    doubled, _ = distil(own, other, own.tokens.detach() - 5.0, settings)  # the ratio is e^5
+    settings = Distill(1.0, "reverse", tis_cap=2.0)
+    plain, _ = distill(own, other, own.tokens.detach(), settings)
+    doubled, _ = distill(own, other, own.tokens.detach() - 5.0, settings)  # the ratio is e^5
     assert doubled.item() == pytest.approx(2 * plain.item())
-    halved, _ = distil(own, other, own.tokens.detach() + torch.log(torch.tensor(2.0)), settings)
+    halved, _ = distill(own, other, own.tokens.detach() + torch.log(torch.tensor(2.0)), settings)
     assert halved.item() == pytest.approx(plain.item() / 2)
 
 
 def test_no_token_gives_no_loss_and_no_gradient():
     empty = torch.zeros(0, requires_grad=True)
     own = Likelihoods(empty, torch.zeros(0, 4, requires_grad=True))
-    total, sums = distil(own, own, empty, Distil(1.0))
+    total, sums = distill(own, own, empty, Distill(1.0))
     assert total.item() == 0.0 and sums["loss"] == 0.0
 
 
 def test_distillation_has_a_temperature_of_its_own():
     """The policy loss has the one that the answers were sampled with."""
     rank, asked = object.__new__(PolicyRank), []
-    rank.config = Config(rollout=Rollout(temperature=0.6), distil=Distil(temperature=1.25))
+    rank.config = Config(rollout=Rollout(temperature=0.6), distill=Distill(temperature=1.25))
     rank.engine = lambda ids, rows, cols, targets, temperature, *_: asked.append(temperature)
-    for objective in ("distil", "policy", "imitation"):
+    for objective in ("distill", "policy", "imitation"):
         rank._forward(collate(random_rows(2)), objective)
     assert asked == [1.25, 0.6, 0.6]

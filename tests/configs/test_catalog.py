@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hindsight.configs.catalogue import COLUMNS, catalogue
+from hindsight.configs.catalog import COLUMNS, catalog
 from hindsight.configs.load import methods
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/methods.md"
 
 
 def test_rows_are_read_off_the_settings() -> None:
-    rows = {method.name: method for method in catalogue()}
+    rows = {method.name: method for method in catalog()}
     assert rows.keys() == methods().keys()
     serl, hero, grpo = rows["serl"], rows["hero"], rows["grpo"]
     assert (serl.credit, serl.feedback) == ("grpo, over turns", "immediate, per step")
     assert (serl.signal, serl.teacher) == ("weight of action tokens", "copy every 10 steps")
-    assert (hero.credit, hero.signal, hero.teacher) == ("–", "distil: JSD, β = 0.5", "EMA 0.05 every step")
+    assert (hero.credit, hero.signal, hero.teacher) == ("–", "distill: JSD, β = 0.5", "EMA 0.95 every step")
     assert (grpo.feedback, grpo.signal, grpo.teacher) == ("–", "–", "–")
 
 
 def test_the_documentation_has_every_row() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    for method in catalogue():
+    for method in catalog():
         assert "| " + " | ".join(method.cells) + " |" in text, (
             f"docs/methods.md lacks the row of {method.name}"
         )

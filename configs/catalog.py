@@ -50,7 +50,7 @@ def describe(name: str, file: Path) -> Method:
     """The row of a method: its first line holds title, paper and a sentence; the rest is settings."""
     title, paper, about = (part.strip() for part in file.read_text().splitlines()[0].lstrip("# ").split("|"))
     config = load(None, [f"method={name}"])
-    asks = config.reweight.strength > 0 or config.distil.weight > 0
+    asks = config.reweight.strength > 0 or config.distill.weight > 0
     return Method(
         name=name,
         title=title,
@@ -63,7 +63,7 @@ def describe(name: str, file: Path) -> Method:
     )
 
 
-def catalogue() -> list[Method]:
+def catalog() -> list[Method]:
     """Every method."""
     return [describe(name, file) for name, file in methods().items()]
 
@@ -74,8 +74,11 @@ def _credit(config: Config) -> str:
     parts = [config.credit.advantage]
     parts += [f"over {config.credit.statistics}"] if config.credit.advantage in ("grpo", "rloo") else []
     if config.credit.critic:
-        parts += [f"over {config.credit.step}s", f"γ = {config.credit.gamma:g}, λ = {config.credit.lam:g}"]
-    parts += ["without std"] if config.credit.normalise == "none" else []
+        parts += [
+            f"over {config.credit.step}s",
+            f"γ = {config.credit.gamma:g}, λ = {config.credit.gae_lambda:g}",
+        ]
+    parts += ["without std"] if config.credit.normalize == "none" else []
     parts += [f"KL {config.loss.kl:g}"] if config.loss.kl else []
     return ", ".join(parts)
 
@@ -90,21 +93,21 @@ def _feedback(config: Config) -> str:
     }
     source = "" if feedback.source == "none" else feedback.source.replace("_", " ")
     alone = "" if feedback.observation else " without the observation"
-    shown = sibling[feedback.success] + source + alone
+    shown = sibling[feedback.sibling] + source + alone
     return f"{shown}, per {feedback.granularity}" if shown else "–"
 
 
 def _signal(config: Config) -> str:
-    if config.distil.weight > 0:
-        kinds = {"jsd": f"JSD, β = {config.distil.beta:g}", "reverse": "reverse KL", "forward": "forward KL"}
-        return f"distil: {kinds.get(config.distil.divergence, 'reverse KL on sampled tokens')}"
+    if config.distill.weight > 0:
+        kinds = {"jsd": f"JSD, β = {config.distill.beta:g}", "reverse": "reverse KL", "forward": "forward KL"}
+        return f"distill: {kinds.get(config.distill.divergence, 'reverse KL on sampled tokens')}"
     return f"weight of {config.reweight.tokens} tokens" if config.reweight.strength > 0 else "–"
 
 
 def _teacher(config: Config) -> str:
     teacher = config.teacher
-    if teacher.refresh_every == 0:
+    if teacher.sync_every == 0:
         return "frozen"
-    copy = "copy" if teacher.ema == 1 else f"EMA {teacher.ema:g}"
+    copy = "copy" if teacher.ema_decay == 0 else f"EMA {teacher.ema_decay:g}"
     copy += " of the adapter" if config.averages_adapter else ""
-    return f"{copy} every {'step' if teacher.refresh_every == 1 else f'{teacher.refresh_every} steps'}"
+    return f"{copy} every {'step' if teacher.sync_every == 1 else f'{teacher.sync_every} steps'}"

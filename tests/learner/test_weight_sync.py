@@ -1,4 +1,4 @@
-"""What a publish accepts and what it refuses, with engines that answer as told."""
+"""What a weight sync accepts and what it refuses, with engines that answer as told."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from hindsight.learner.weight_sync import PublishError, publish
+from hindsight.learner.weight_sync import WeightSyncError, sync_weights
 from hindsight.rollout.types import EngineError
 from hindsight.rollout.weights import WeightSet
 
@@ -37,12 +37,12 @@ class FakeEngine:
 
 
 def run(*engines, tolerance=0.25, timeout=5.0):
-    return asyncio.run(publish(engines, WEIGHTS, CANARY, LEARNER, tolerance, timeout))
+    return asyncio.run(sync_weights(engines, WEIGHTS, CANARY, LEARNER, tolerance, timeout))
 
 
 def test_reports_the_largest_gap():
     report = run(FakeEngine(), FakeEngine(score=LEARNER + np.float32(0.1)))
-    assert report.canary_gap == pytest.approx(0.1, abs=1e-6)
+    assert report.logprob_gap == pytest.approx(0.1, abs=1e-6)
     assert report.digest == WEIGHTS.digest
     assert report.seconds >= 0
 
@@ -57,24 +57,24 @@ def test_reports_the_largest_gap():
     ],
 )
 def test_other_bytes_or_another_version_are_refused(held):
-    with pytest.raises(PublishError, match=r"^engine 1 loaded weights .*published weights 5.*a{12}"):
+    with pytest.raises(WeightSyncError, match=r"^engine 1 loaded weights .*published weights 5.*a{12}"):
         run(FakeEngine(), FakeEngine(**held))
 
 
 def test_a_canary_gap_names_engine_and_both_figures():
     with pytest.raises(
-        PublishError, match=r"^engine 1 .* off by 0\.3000 .*engine -1\.7000, learner -2\.0000"
+        WeightSyncError, match=r"^engine 1 .* off by 0\.3000 .*engine -1\.7000, learner -2\.0000"
     ):
         run(FakeEngine(), FakeEngine(score=LEARNER + np.float32(0.3)))
 
 
 def test_gaps_of_opposite_sign_do_not_cancel():
-    with pytest.raises(PublishError, match=r"off by 0\.6667"):
+    with pytest.raises(WeightSyncError, match=r"off by 0\.6667"):
         run(FakeEngine(score=LEARNER + np.array([1.0, -1.0, 0.0], dtype=np.float32)))
 
 
 def test_a_canary_that_is_not_a_number_is_refused():
-    with pytest.raises(PublishError, match="off by nan"):
+    with pytest.raises(WeightSyncError, match="off by nan"):
         run(FakeEngine(score=LEARNER * np.float32("nan")))
 
 
@@ -84,7 +84,7 @@ def test_the_error_of_a_failed_load_comes_through():
 
 
 def test_an_engine_that_does_not_answer_ends_in_an_error():
-    with pytest.raises(PublishError, match="not loaded within"):
+    with pytest.raises(WeightSyncError, match="not loaded within"):
         run(FakeEngine(load=lambda: asyncio.sleep(60)), timeout=0.05)
 
 
@@ -92,6 +92,6 @@ def test_engines_load_at_the_same_time():
     async def both():
         barrier = asyncio.Barrier(2)
         engines = [FakeEngine(load=barrier.wait) for _ in range(2)]
-        return await publish(engines, WEIGHTS, CANARY, LEARNER, 0.25, 5.0)
+        return await sync_weights(engines, WEIGHTS, CANARY, LEARNER, 0.25, 5.0)
 
-    assert asyncio.run(both()).canary_gap == 0.0
+    assert asyncio.run(both()).logprob_gap == 0.0

@@ -32,12 +32,12 @@ def linear(step: int, steps: int, peak: float, warmup: int) -> float:
 async def collect(
     config: Config, actors: Actors, tasks: Sequence[TaskSpec], now: Now
 ) -> tuple[list[Demonstration], list[Failure]]:
-    """`warm_start.demos` demonstrations on training tasks: those that succeeded, and those that broke.
+    """`sft.demos` demonstrations on training tasks: those that succeeded, and those that broke.
 
     Raises:
         RunError: none succeeded.
     """
-    settings, done, failures = config.warm_start, 0, list[Failure]()
+    settings, done, failures = config.sft, 0, list[Failure]()
     seats = asyncio.Semaphore(config.env.at_once)  # a deadline is for an episode, not for its queue
 
     async def play(index: int) -> Demonstration | None:
@@ -59,8 +59,8 @@ async def collect(
     if not kept:
         raise RunError(
             f"none of {settings.demos} demonstrations succeeded, {len(failures)} of them broke: there is "
-            f"nothing to imitate. Raise env.max_turns = {config.env.max_turns}, lower warm_start.noise = "
-            f"{settings.noise}, or set warm_start.demos=0."
+            f"nothing to imitate. Raise env.max_turns = {config.env.max_turns}, lower sft.noise = "
+            f"{settings.noise}, or set sft.demos=0."
         )
     return kept, failures
 
@@ -85,7 +85,7 @@ async def imitate(
 ) -> list[Failure]:
     """Run the warm start; returns what broke on the way."""
     assert actors.learner is not None
-    settings = config.warm_start
+    settings = config.sft
     demonstrations, failures = await collect(config, actors, tasks, now)
     rows = [
         row

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hindsight.configs.schema import Feedback
 from hindsight.feedback import critique, reflect, target
-from hindsight.feedback.hindsight import ANALYSTS, Hindsight, hindsight
+from hindsight.feedback.hints import ANALYSTS, Hints, gather_hints
 from hindsight.feedback.judge_client import Answer, JudgeError
 from hindsight.feedback.reading import Unreadable, json_objects
 from hindsight.feedback.reflect import LONGEST, diagnoses
@@ -28,7 +28,7 @@ FAILURES = [{"turn": 1, "correction": "Go to fridge 1 instead: mugs are kept the
 SENTENCES = "This attempt failed. It looked for the mug in the wrong place. Look into the fridge first."
 STYLES = {
     "judge": Style(Feedback(source="judge"), show=show),
-    "judge_with_success": Style(Feedback(source="judge", success="and", rendering="pairs"), show=show),
+    "judge_with_success": Style(Feedback(source="judge", sibling="and", rendering="pairs"), show=show),
     "reflect": Style(Feedback(source="reflect"), show=show),
     "target": Style(Feedback(source="target"), show=show),
     "target_three": Style(Feedback(source="target", targets=3), show=show),
@@ -51,7 +51,7 @@ def scripted(*answers):
 
 
 def gather(found, ask=None, whole_turns=False, **settings):
-    return asyncio.run(hindsight(found, Feedback(**settings), ask, show, whole_turns=whole_turns))
+    return asyncio.run(gather_hints(found, Feedback(**settings), ask, show, whole_turns=whole_turns))
 
 
 @pytest.mark.parametrize("name", STYLES)
@@ -76,8 +76,8 @@ def test_texts_read_as_the_golden_file(source, answer):
 
 
 def test_sources_without_a_judge_come_out_as_they_are():
-    feedback = Feedback(success="or")
-    found = asyncio.run(hindsight(kitchen(), feedback, whole_turns=True))
+    feedback = Feedback(sibling="or")
+    found = asyncio.run(gather_hints(kitchen(), feedback, whole_turns=True))
     assert found.asked == found.unreadable == 0 and found.failures == ()
     plain = source_texts(kitchen(), Style(Feedback()))
     assert {key: text for key, text in found.texts.items() if key[0] == 1} == {
@@ -131,17 +131,17 @@ def test_other_errors_are_not_swallowed():
 def test_an_answer_that_cannot_be_read_is_counted_and_is_no_failure():
     found = gather(kitchen(), scripted("What?", "{}"), source="target")
     # The successful trajectory is not asked about; the others cost what they cost.
-    assert found == Hindsight(asked=2, unreadable=2, tokens_read=20, tokens_written=4)
+    assert found == Hints(asked=2, unreadable=2, tokens_read=20, tokens_written=4)
 
 
 def test_a_judged_source_needs_a_judge():
     with pytest.raises(ValueError, match="needs a judge"):
-        asyncio.run(hindsight(kitchen(), Feedback(source="reflect")))
+        asyncio.run(gather_hints(kitchen(), Feedback(source="reflect")))
 
 
 def test_judge_with_a_successful_sibling():
     ask = scripted(SENTENCES, SENTENCES)
-    found = gather(kitchen(), ask, source="judge", success="and")
+    found = gather(kitchen(), ask, source="judge", sibling="and")
     assert {key[0] for key in found.texts} == {0, 2}
     assert all("A successful attempt at the same task" in asked[0] for asked in ask.asked)
 
