@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,8 +20,9 @@ from hindsight.cluster import cli_envs
 from hindsight.configs.catalog import COLUMNS, catalog
 from hindsight.configs.check import check, render
 from hindsight.configs.environ import apply
-from hindsight.configs.load import ConfigError, load
+from hindsight.configs.load import ConfigError, load, methods
 from hindsight.configs.paths import lasting
+from hindsight.configs.registry import unknown
 from hindsight.configs.schema import Config
 
 app = typer.Typer(
@@ -94,11 +96,9 @@ def evaluate(
         _fail(
             f"{checkpoint} holds no model: expected config.json in it, in model/ or in checkpoints/*/model/."
         )
-    user = config.env.user
-    if user.source == "engine" and not user.model:  # the customer of the training run, not the checkpoint
-        user = replace(user, model=config.model.path)
-    config = replace(config, model=replace(config.model, path=str(model)), env=replace(config.env, user=user))
-    _run(config, lambda: eval_run(config))
+    user_model = config.model.path  # a simulated user is played by the model of the training run
+    config = replace(config, model=replace(config.model, path=str(model)))
+    _run(config, lambda: eval_run(config, user_model))
 
 
 @app.command("config")
@@ -115,12 +115,26 @@ def show_config(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 @app.command("methods")
-def show_methods() -> None:
-    """What `method=…` can be, and what each method is made of."""
-    table = Table(*COLUMNS, show_lines=True)
-    for method in catalog():
-        table.add_row(*(escape(cell) for cell in method.cells))
+def show_methods(
+    name: Annotated[str, typer.Argument(help="method to show in detail; none lists all")] = "",
+) -> None:
+    """List the available methods, or show what one is made of."""
+    known = {method.name: method for method in catalog()}
+    if name and name not in known:
+        _fail(unknown("method", name, list(known)))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=not name)
+    if name:
+        for column, cell in zip(COLUMNS, known[name].cells, strict=True):
+            table.add_row(column, escape(cell))
+    else:
+        table.add_column("method=…", no_wrap=True)
+        table.add_column("paper", no_wrap=True)
+        table.add_column("what it is")
+        for method in known.values():
+            table.add_row(method.name, method.paper, escape(method.about))
     Console().print(table)
+    if name:
+        typer.echo(methods()[name].read_text(), nl=False)
 
 
 def _read(recipe: str, overrides: list[str] | None, address: str | None) -> Config:

@@ -11,13 +11,14 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.configs.schema import Env
 from hindsight.envs.base import EnvError, EnvFamily, Observation
 from hindsight.envs.reference import Played, play_references
-from hindsight.envs.registry import FAMILIES, make_family
+from hindsight.envs.registry import make_family
 
 app = typer.Typer(no_args_is_help=True, help="The environments: install, check, play.")
-Name = Annotated[str, typer.Argument(help=f"{', '.join(FAMILIES)} or all")]
+Name = Annotated[str, typer.Argument(help=f"{', '.join(ENVIRONMENTS.builtin)} or all")]
 console = Console()
 
 
@@ -109,7 +110,7 @@ def _play(family: EnvFamily, task: str) -> None:
 
 
 def _names(name: str) -> list[str]:
-    return list(FAMILIES) if name == "all" else [name]
+    return list(ENVIRONMENTS.builtin) if name == "all" else [name]
 
 
 def _family(env: Env) -> EnvFamily:

@@ -84,7 +84,7 @@ def report(run: Run, evaluations: list[Evaluation]) -> None:
         console.print(f"infrastructure failures (none counted as a reward): {failures}", highlight=False)
 
 
-async def eval_run(config: Config) -> None:
+async def eval_run(config: Config, user_model: str) -> None:
     """`hindsight eval`: the fixed panel with one checkpoint, no learner and no teacher.
 
     Figures and trajectories go to `out`/eval/POLICY, apart from what a training run writes there.
@@ -102,7 +102,9 @@ async def eval_run(config: Config) -> None:
             lora = adapter.settings if adapter else Lora()
             served = replace(config, learner=replace(config.learner, lora=lora))
             base = str(adapter.base if adapter else model)
-            actors = await start_actors(served, base, family, learner=False, teacher=False)
+            actors = await start_actors(
+                served, base, family, learner=False, teacher=False, user_model=user_model
+            )
             if adapter:
                 flat, layout = pack(adapter.tensors.items())
                 weights = WeightSet(1, layout, digest(flat), ray.put(flat))

@@ -1,47 +1,58 @@
-"""Where figures go: metrics.jsonl, TensorBoard, and Ray's metrics (for the dashboard and Prometheus)."""
+"""Metrics of a run: metrics.jsonl, which resuming reads, and the trackers."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hindsight.rollout.types import Group, Trajectory
+from hindsight.cluster.trackers import make_trackers
+from hindsight.configs.schema import Tracker
+from hindsight.learner.samples import SampleGroup
+from hindsight.rollout.types import Trajectory
+
+# Always reported, also by a step in which nobody was asked.
+ASKED = (
+    "feedback/texts",
+    "feedback/asked",
+    "feedback/unreadable",
+    "feedback/tokens_read",
+    "feedback/tokens_written",
+    "teacher/spans",
+    "teacher/tokens",
+    "teacher/span_tokens",
+    "teacher/seconds_busy",
+)
 
 
 class Metrics:
-    """Writes one row per step to every sink."""
+    """Writes one row per step to metrics.jsonl and to every tracker."""
 
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, folder: Path, tracker: Tracker | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         self._rewrite(self.rows())  # a run that was killed may have left half a line
-        self._board = SummaryWriter(str(folder / "tensorboard"))
-        self._gauges: dict[str, Any] = {}
+        self._trackers = make_trackers(tracker or Tracker(), folder)
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Append one row. `kind` is "train", "sft" or "eval"; names are like `rollout/success`."""
         row = {"step": step, "kind": kind, **{name: _plain(value) for name, value in values.items()}}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
-                self._gauge(name).set(value)
-        self._board.flush()
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        for tracker in self._trackers:
+            tracker.write(step, kind, finite)
 
     def truncate(self, step: int) -> None:
-        """Forget training rows after `step`: a resumed run writes them again."""
+        """Drop training rows after `step`: a resumed run writes them again."""
         self._rewrite([row for row in self.rows() if row["kind"] == "sft" or row["step"] <= step])
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every whole row written so far, a resumed run's earlier part included."""
+        """Every complete row written so far, those before a resume included."""
         whole = self.path.read_text().rpartition("\n")[0] if self.path.exists() else ""
         return [json.loads(line) for line in whole.splitlines()]
 
@@ -51,31 +62,36 @@ class Metrics:
         draft.replace(self.path)
 
     def close(self) -> None:
-        """Flush TensorBoard."""
-        self._board.close()
-
-    def _gauge(self, name: str) -> Any:
-        from ray.util.metrics import Gauge
-
-        if name not in self._gauges:
-            key = "hindsight_" + "".join(c if c.isalnum() else "_" for c in name)
-            self._gauges[name] = Gauge(key, description=name)
-        return self._gauges[name]
+        """Flush the trackers."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def _plain(value: float) -> float | None:
     return round(float(value), 6) if math.isfinite(value) else None
 
 
-def rollout_metrics(groups: Iterable[Group], seconds: float, version: int) -> dict[str, float]:
-    """Figures of one step. `seconds`: wall time of its rollouts; `version`: the learner's weights."""
-    groups = list(groups)
+def step_metrics(
+    batch: Sequence[SampleGroup], times: Mapping[str, float], version: int, asynchronous: bool
+) -> dict[str, float]:
+    """Metrics of a step's rollouts, hints and teacher.
+
+    Args:
+        times: "time/rollout" and "time/step" in seconds; asynchronous rollouts go on during the whole step.
+        version: of the learner's weights.
+    """
+    groups = [one.group for one in batch]
+    summed = {name: sum(one.figures.get(name, 0.0) for one in batch) for name in ASKED}
+    summed["failures/retried"] = float(sum(len(group.retried) for group in groups))
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
-    tokens = sum(turn.end - turn.start for turn in turns)
     if not turns:
-        return {"rollout/episodes": 0.0}
-    return {
+        return {"rollout/episodes": 0.0} | summed
+    seconds = times["time/step" if asynchronous else "time/rollout"]
+    tokens = sum(turn.end - turn.start for turn in turns)
+    oldest = min(group.oldest_version for group in groups if group.trajectories)
+    mixed = [0 < sum(t.success for t in group.trajectories) < len(group.trajectories) for group in groups]
+    return summed | {
         "rollout/episodes": float(len(trajectories)),
         "rollout/success": float(np.mean([t.success for t in trajectories])),
         "rollout/reward": float(np.mean([t.reward for t in trajectories])),
@@ -86,12 +102,8 @@ def rollout_metrics(groups: Iterable[Group], seconds: float, version: int) -> di
         "rollout/tokens_per_second": tokens / seconds,
         "rollout/episodes_per_second": len(trajectories) / seconds,
         "rollout/turns_per_second": len(turns) / seconds,
-        "rollout/staleness": float(
-            version - min(group.oldest_version for group in groups if group.trajectories)
-        ),
-        "rollout/mixed_groups": float(
-            np.mean([0 < sum(t.success for t in g.trajectories) < len(g.trajectories) for g in groups])
-        ),
+        "rollout/staleness": float(version - oldest),
+        "rollout/mixed_groups": float(np.mean(mixed)),
     }
 
 

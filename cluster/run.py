@@ -139,12 +139,6 @@ class Run:
         return json.dumps(state, indent=1)
 
 
-def needs_teacher(config: Config) -> bool:
-    """Whether any step of the run asks a teacher."""
-    asked = config.reweight.strength > 0 or config.distill.weight > 0
-    return config.feedback.on and asked and config.steps > 0
-
-
 def start_judge(config: Config, renderer: Renderer, actors: Actors) -> JudgeClient | None:
     """Who writes feedback; None where no model does."""
     if not config.feedback.judged:
@@ -195,12 +189,12 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         f"{len(manifest.train)} training tasks, {len(manifest.evaluation)} held out, digest {manifest.digest}"
     )
     view.phase("starting actors", None)
-    actors = await start_actors(config, str(model), family, teacher=needs_teacher(config))
+    actors = await start_actors(config, str(model), family, teacher=config.needs_teacher)
     if newest is None:  # what a run that left no checkpoint had written
         for stale in ("metrics.jsonl", "curve.png"):
             Path(config.out, stale).unlink(missing_ok=True)
-    metrics = Metrics(Path(config.out))
-    judge = start_judge(config, renderer, actors) if needs_teacher(config) else None
+    metrics = Metrics(Path(config.out), config.tracker)
+    judge = start_judge(config, renderer, actors) if config.needs_teacher else None
     try:
         checkpoints(config).mkdir(exist_ok=True)
         require_room(checkpoints(config), actors.checkpoint_bytes)  # said before hours are spent

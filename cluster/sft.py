@@ -1,4 +1,4 @@
-"""The warm start: imitation of demonstrations that an agent could have found, through the same learner."""
+"""The supervised warm start on demonstrations, through the same learner as RL."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hindsight.cluster.watch import within
 from hindsight.configs.schema import Config
 from hindsight.envs.base import Demonstration, EnvError
 from hindsight.envs.tasks import TaskSpec
-from hindsight.learner.demos import demonstration_rows
-from hindsight.learner.rows import Row
+from hindsight.learner.demos import demonstration_samples
+from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import Failure
 
@@ -59,23 +59,25 @@ async def collect(
     if not kept:
         raise RunError(
             f"none of {settings.demos} demonstrations succeeded, {len(failures)} of them broke: there is "
-            f"nothing to imitate. Raise env.max_turns = {config.env.max_turns}, lower sft.noise = "
+            f"nothing to learn from. Raise env.max_turns = {config.env.max_turns}, lower sft.noise = "
             f"{settings.noise}, or set sft.demos=0."
         )
     return kept, failures
 
 
-def batches(rows: Sequence[Row], size: int, epochs: int, seed: int) -> list[list[Row]]:
-    """Shuffled batches of whole rows over all epochs; no row is repeated within an epoch or left out."""
+def batches(
+    samples: Sequence[TrainingSample], size: int, epochs: int, seed: int
+) -> list[list[TrainingSample]]:
+    """Shuffled batches over all epochs; in an epoch, every sample occurs once."""
     rng = np.random.default_rng([seed, 17])
-    plan: list[list[Row]] = []
+    plan: list[list[TrainingSample]] = []
     for _ in range(epochs):
-        order = rng.permutation(len(rows))
-        plan += [[rows[i] for i in order[start : start + size]] for start in range(0, len(rows), size)]
+        order = rng.permutation(len(samples))
+        plan += [[samples[i] for i in order[start : start + size]] for start in range(0, len(samples), size)]
     return plan
 
 
-async def imitate(
+async def fine_tune(
     config: Config,
     actors: Actors,
     renderer: Renderer,
@@ -83,23 +85,21 @@ async def imitate(
     now: Now,
     report: Report,
 ) -> list[Failure]:
-    """Run the warm start; returns what broke on the way."""
+    """Run the supervised warm start; returns the failures on the way."""
     assert actors.learner is not None
     settings = config.sft
     demonstrations, failures = await collect(config, actors, tasks, now)
-    rows = [
-        row
+    samples = [
+        sample
         for index, demonstration in enumerate(demonstrations)
-        for row in demonstration_rows(
-            demonstration, renderer, settings.hints, config.seed + index, settings.observations
-        )
+        for sample in demonstration_samples(demonstration, renderer, settings.hints, config.seed + index)
     ]
-    plan = batches(rows, settings.batch_rows, settings.epochs, config.seed)
+    plan = batches(samples, settings.batch_rows, settings.epochs, config.seed)
     for step, batch in enumerate(plan):
         lr = linear(step, len(plan), settings.lr, warmup=max(1, len(plan) // 20))
-        stats = await actors.learner.update({"imitation": batch}, strength=0.0, lr=lr)
+        stats = await actors.learner.update({"sft": batch}, strength=0.0, lr=lr)
         report(step + 1, len(plan), stats)
-    # Imitation's first gradients are some ten times reinforcement's: Adam would remember them for a thousand
-    # steps and hold back each by as much.
+    # SFT's first gradients are about ten times those of RL: Adam would remember them for a thousand steps and
+    # shorten every step by as much.
     await actors.learner.reset_optimizer()
     return failures

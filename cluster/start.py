@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -21,7 +21,8 @@ from hindsight.cluster.failures import RunError
 from hindsight.cluster.watch import within
 from hindsight.configs.environ import actor_environment
 from hindsight.configs.paths import SOURCE
-from hindsight.configs.schema import Config, Env
+from hindsight.configs.registry import PLUGIN_FOLDERS
+from hindsight.configs.schema import Config
 from hindsight.envs.base import EnvFamily
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.pool import SHARD_CPUS, PoolHandles, start_pool
@@ -59,7 +60,7 @@ class Actors:
     workers: list[Any]
     environments: PoolHandles
     learner: LearnerGroup | None
-    critic: CriticGroup | None  # what credit.advantage = gae asks
+    critic: CriticGroup | None  # for credit.advantage = gae
     teacher: Any | None
     reference: Any | None  # the policy that loss.kl holds to, where it is on
     user: Any | None  # the endpoint that plays the user, where the run serves one
@@ -88,7 +89,7 @@ class Actors:
 
 def plan_bundles(config: Config, gpus: float, *, learner: bool, teacher: bool) -> list[Bundle]:
     """What to reserve. `cluster.share_gpu` splits one GPU; without GPUs each gets a share of a core."""
-    beside = ["critic"] * config.learner.ranks if learner and has_critic(config) else []
+    beside = ["critic"] * config.learner.ranks if learner and config.needs_critic else []
     beside += ["teacher"] * teacher + ["reference"] * (learner and config.loss.kl > 0)
     if gpus == 0:
         engine, rank, other = (0.5, 0.0), (0.5, 0.0), (0.25, 0.0)
@@ -100,7 +101,7 @@ def plan_bundles(config: Config, gpus: float, *, learner: bool, teacher: bool) -
     bundles = [Bundle("engine", *engine) for _ in range(config.rollout.engines)]
     bundles += [Bundle("learner", *rank) for _ in range(config.learner.ranks if learner else 0)]
     bundles += [Bundle(role, *other) for role in beside]
-    bundles += [Bundle("user", *engine)] if serves_user(config) else []
+    bundles += [Bundle("user", *engine)] if config.env.served_model is not None else []
     return bundles
 
 
@@ -119,22 +120,6 @@ def lacking(bundles: Sequence[Bundle], available: dict[str, float], shards: int 
         f"too few resources for {len(bundles)} actors: {'; '.join(short)}. "
         "Lower rollout.engines, rollout.tensor_parallel or learner.ranks, set cluster.share_gpu or add nodes."
     )
-
-
-def has_critic(config: Config) -> bool:
-    """Whether any step of the run asks a critic."""
-    return config.credit.critic and config.steps > 0
-
-
-def serves_user(config: Config) -> bool:
-    """Whether a model of this run plays the user that the agent talks to."""
-    return config.env.user.source == "engine"
-
-
-def talking_to(address: Address, env: Env) -> Env:
-    """The environment's settings with that endpoint as its user."""
-    user = replace(env.user, source="endpoint", url=address.url, model=address.model, api_key_env=USER_KEY)
-    return replace(env, user=user)
 
 
 def listens(host: str, port: int) -> bool:
@@ -156,10 +141,10 @@ def connect(config: Config) -> str | None:
         RunError: no such cluster, or the dashboard's port is taken.
     """
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    path = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [SOURCE, *PLUGIN_FOLDERS, os.environ.get("PYTHONPATH")]))
     common: dict[str, Any] = {
         "runtime_env": {"env_vars": {"PYTHONPATH": path}},
-        "log_to_driver": config.cluster.actor_logs,
+        "log_to_driver": False,  # the dashboard shows what actors print
         "logging_level": logging.WARNING,
     }
     if address:
@@ -175,16 +160,16 @@ def connect(config: Config) -> str | None:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise RunError(f"cannot join the Ray cluster at {address!r}: {error}. {advice}") from error
     else:
-        if config.cluster.dashboard and listens("127.0.0.1", config.cluster.dashboard_port):
+        if config.cluster.dashboard_port and listens("127.0.0.1", config.cluster.dashboard_port):
             raise RunError(
                 f"port {config.cluster.dashboard_port} is in use. Set cluster.dashboard_port to a free one, "
-                "cluster.dashboard=false, or join the Ray that may hold it with --address auto."
+                "or to 0 for no dashboard, or join the Ray that may hold it with --address auto."
             )
         context = ray.init(
             address="local",  # else Ray would join a cluster that happens to run on this machine
             num_cpus=max(2, os.cpu_count() or 2),
-            include_dashboard=config.cluster.dashboard,
-            dashboard_port=config.cluster.dashboard_port if config.cluster.dashboard else None,
+            include_dashboard=config.cluster.dashboard_port > 0,
+            dashboard_port=config.cluster.dashboard_port or None,
             **common,
         )
     url = context.dashboard_url
@@ -235,9 +220,19 @@ def variables(env: dict[str, str]) -> dict[str, Any]:
 
 
 async def start_actors(
-    config: Config, model: str, family: EnvFamily, *, learner: bool = True, teacher: bool = True
+    config: Config,
+    model: str,
+    family: EnvFamily,
+    *,
+    learner: bool = True,
+    teacher: bool = True,
+    user_model: str = "",
 ) -> Actors:
     """Create all actors in one placement group and wait until each is ready.
+
+    Args:
+        model: folder of the student. user_model: of the simulated user, if that is to be served and the
+            environment names none; by default the student's.
 
     Raises:
         RunError: the cluster cannot hold them.
@@ -259,9 +254,9 @@ async def start_actors(
     ranks = LearnerGroup(config, model, places("learner")) if learner else None
     critic = CriticGroup(config, model, places("critic")) if places("critic") else None
     user = None
-    if serves_user(config):
+    if (served_model := config.env.served_model) is not None:
         options = {**places("user")[0], **variables(endpoint_env(config))}
-        served = str(resolve(config.env.user.model or model))
+        served = str(resolve(served_model or user_model or model))
         user = ray.remote(Endpoint).options(**options).remote(served, config)
     environments = await start_environments(config, family, user)
     worker = ray.remote(Worker).options(
@@ -301,4 +296,8 @@ async def start_environments(config: Config, family: EnvFamily, user: Any | None
     starting = user.ready.remote()
     timeout, what = config.cluster.start_timeout, "starting the user's endpoint"
     address: Address = await within(timeout, STARTING, what, starting)
-    return start_pool(config, make_family(talking_to(address, config.env)), {USER_KEY: address.key})
+    return start_pool(
+        config,
+        make_family(config.env.with_endpoint(address.url, address.model, USER_KEY)),
+        {USER_KEY: address.key},
+    )

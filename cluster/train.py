@@ -1,10 +1,11 @@
-"""The driver: one loop, whatever the method.
+"""The training loop, whatever the method.
 
-    admit ─► fill (one group, overlapping all others) ─► take ─► rows ─► update ─► publish ─► release
-               rollout → feedback → teacher                    critic   critic
+    task ──► rollout ──► annotate ──┐             one coroutine per group, all groups overlap
+                                    ▼
+             finish ──► update ──► sync weights   one step per `rollout.num_groups` groups
 
-`max_staleness = 0` is synchronous training; with S > 0 the loop keeps S more steps of groups in flight and
-takes them in the order of their admission, so that no group is ever more than S weight versions old.
+`rollout.max_staleness = 0` trains synchronously. With S > 0 the loop keeps S more steps of groups in flight
+and takes them in the order in which they were started, so no group is more than S weight versions old.
 """
 
 from __future__ import annotations
@@ -16,42 +17,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from hindsight.cluster.evaluate import Evaluation, evaluate, panel
-from hindsight.cluster.fill import Filled, Filler, hindsight_metrics
-from hindsight.cluster.metrics import rollout_metrics, write_trajectories
+from hindsight.cluster.method import Method
+from hindsight.cluster.metrics import step_metrics, write_trajectories
 from hindsight.cluster.run import Run
-from hindsight.cluster.sft import imitate, linear
+from hindsight.cluster.sft import fine_tune, linear
 from hindsight.cluster.watch import within
-from hindsight.learner.credit import informative
-from hindsight.learner.reweight import strength_at
-from hindsight.learner.rows import Advantages, Row, make_rows
-from hindsight.learner.value_rows import estimate, value_rows
+from hindsight.envs.tasks import TaskSpec
+from hindsight.learner.samples import SampleGroup, to_samples
 from hindsight.learner.weight_sync import SyncReport, broadcast, sync_weights
 from hindsight.rollout.types import Group
 from hindsight.rollout.weights import WeightSet
 
 
 class Trainer:
-    """Warm start, reinforcement, evaluation; everything it needs is in `run`."""
+    """SFT warm start, RL and evaluation; everything it needs is in `run`."""
 
     def __init__(self, run: Run) -> None:
-        self.run = run
-        self.config = run.config
-        self.actors = run.actors
-        self.filler = Filler(run)
-        self.in_flight: deque[tuple[int, asyncio.Task[Filled]]] = deque()
+        self.run, self.config, self.actors = run, run.config, run.actors
+        self.method = Method(run)
+        self.in_flight: deque[asyncio.Task[SampleGroup]] = deque()
 
     async def train(self) -> list[Evaluation]:
-        """The whole run, from where it stands to `steps`; returns every evaluation made."""
+        """Run from the current state to `steps`; returns every evaluation."""
         run, config = self.run, self.config
         if not run.state.warm_started:
             if config.learner.lora.rank:
-                await (
-                    self.sync_weights()
-                )  # an engine has requests with an adapter or without, never both at once
+                await self.sync_weights()  # an engine serves all requests with an adapter, or none
             await self.warm_start()
         else:
-            await self.sync_weights(refresh=run.state.step == 0)
-        if config.sft.demos and not self.measured("after warm start"):
+            await self.sync_weights(everywhere=run.state.step == 0)
+        if config.sft.demos and not self.evaluated("after warm start"):
             await self.evaluate("after warm start")
             await run.save()
         try:
@@ -59,17 +54,151 @@ class Trainer:
             while run.state.step < config.steps:
                 await self.step()
         finally:
-            for _, task in self.in_flight:
-                task.cancel()
+            for group in self.in_flight:
+                group.cancel()
         step = run.state.step
         if step and not any(evaluation.step == step for evaluation in run.state.evaluations):
-            await run.save()  # before it is measured, as after the warm start
+            await run.save()  # before the evaluation, as after the warm start
             await self.evaluate("after reinforcement")
             await run.save()
         return run.state.evaluations
 
+    async def step(self) -> None:
+        """One training step."""
+        started = time.monotonic()
+        self.start_groups()
+        batch = await self.take_batch()
+        taken = time.monotonic()
+        await self.method.finish(batch)
+        finished = time.monotonic()
+        learned = await self.update(batch)
+        updated = time.monotonic()
+
+        self.run.state.step += 1
+        self.run.state.turns += sum(len(t.turns) for group in batch for t in group.group.trajectories)
+        every = self.config.teacher.sync_every
+        report = await self.sync_weights(teacher=every > 0 and self.run.state.step % every == 0)
+        synced = time.monotonic()
+        self.settle(batch)
+
+        # Asynchronous rollouts may have ended before the step began.
+        waited = max(0.0, max(group.rolled_out for group in batch) - started)
+        seconds = {
+            "time/rollout": waited,
+            "time/feedback_and_teacher": taken - started - waited,  # what the rollouts did not hide
+            "time/critic": finished - taken,
+            "time/learner": updated - finished,
+            "time/weight_sync": synced - updated,
+            "time/step": synced - started,
+        }
+        self.record(batch, learned | seconds | {"weight_sync/logprob_gap": report.logprob_gap})
+        if self.run.state.step < self.config.steps:
+            await self.checkpoint_and_evaluate()
+
+    def start_groups(self) -> None:
+        """Start groups until as many are in flight as the staleness bound and the remaining steps allow."""
+        ahead = min(1 + self.config.rollout.max_staleness, self.config.steps - self.run.state.step)
+        while len(self.in_flight) < self.config.rollout.num_groups * ahead:
+            ordinal = self.run.sampler.admit()
+            producing = self.produce(ordinal, self.run.sampler.task(ordinal), self.run.state.step)
+            self.in_flight.append(asyncio.create_task(producing))
+
+    async def produce(self, ordinal: int, task: TaskSpec, step: int) -> SampleGroup:
+        """A group's samples: rolled out, then annotated by the method as of `step` finished steps."""
+        group = to_samples(await self.roll_out(ordinal, task))
+        group.rolled_out = time.monotonic()
+        await self.method.annotate(group, step)
+        return group
+
+    async def roll_out(self, ordinal: int, task: TaskSpec) -> Group:
+        """A group's episodes."""
+        config, workers = self.config, self.actors.workers
+        call = workers[ordinal % len(workers)].rollout.remote(
+            ordinal, task, config.rollout.group_size, config.rollout.temperature, config.seed
+        )
+        limit = config.rollout.timeout
+        with self.run.watchdog.waiting(limit):
+            group: Group = await within(limit, "rollout.timeout", f"rolling out group {ordinal}", call)
+        self.run.watchdog.beat("rolling out")
+        return group
+
+    async def take_batch(self) -> list[SampleGroup]:
+        """The groups of this step, in the order in which they were started."""
+        batch: list[SampleGroup] = []
+        for index in range(self.config.rollout.num_groups):
+            self.run.now("rolling out and scoring", index, self.config.rollout.num_groups)
+            batch.append(await self.in_flight.popleft())
+        self.run.budget.add(failure for group in batch for failure in group.failures)
+        return batch
+
+    async def update(self, batch: Sequence[SampleGroup]) -> dict[str, float]:
+        """Update the policy, and the critic at the same time; returns their statistics."""
+        run, critic, losses = self.run, self.actors.critic, self.method.losses(batch)
+        strength, lr = self.method.strength(run.state.step), self.learning_rate(self.config.learner.lr)
+        run.now("updating")
+        updates = {"learner": self.learner.update(losses, strength, lr)} if any(losses.values()) else {}
+        values = [sample.select("value") for group in batch for sample in group.samples]
+        if critic is not None and values:
+            updates["critic"] = critic.fit(values, self.learning_rate(critic.peak_lr))
+        with run.watchdog.waiting(self.config.learner.timeout):
+            stats = dict(zip(updates, await asyncio.gather(*updates.values()), strict=True))
+        figures = {f"{role}/{name}": value for role, own in stats.items() for name, value in own.items()}
+        samples = float(sum(map(len, losses.values())))
+        return figures | {"learner/strength": strength, "learner/samples": samples}
+
+    def settle(self, batch: Sequence[SampleGroup]) -> None:
+        """Mark each group's task as trained, or re-queue it if failures took what it would have taught."""
+        for group in batch:
+            if self.method.must_requeue(group):
+                self.run.sampler.requeue(group.group.ordinal)
+            else:
+                self.run.sampler.mark_trained(group.group.ordinal)
+
+    async def sync_weights(self, teacher: bool = False, everywhere: bool = False) -> SyncReport:
+        """Send the new weights to every engine and verify them there.
+
+        Args:
+            teacher: also to the teacher.
+            everywhere: also to the reference policy and the critic, which start from the same weights.
+        """
+        run, config, engines = self.run, self.config, self.actors.engines
+        run.now("syncing weights")
+        run.state.version += 1
+        version, weights = run.state.version, None
+        canary = (run.canary, await self.learner.score(run.canary), config.weight_sync.max_logprob_gap)
+        if config.broadcasts:
+            report = await broadcast(engines, self.learner, version, *canary)
+        else:
+            weights = await self.learner.export(version)
+            report = await sync_weights(engines, weights, *canary)
+        if teacher or everywhere:
+            await self.sync_scorers(weights, everywhere)
+        return report
+
+    async def sync_scorers(self, weights: WeightSet | None, everywhere: bool) -> None:
+        """Send the new weights to the teacher; `everywhere`: also to the reference policy and the critic.
+
+        Args:
+            weights: as exported for the engines; None if they were broadcast.
+        """
+        config, version, critic = self.config, self.run.state.version, self.actors.critic
+        names = [name for name in self.actors.scorers() if everywhere or name == "teacher"]
+        if not names and not (everywhere and critic):
+            return
+        weights = weights or await self.learner.export(version)
+        sent = dict.fromkeys(names, weights)
+        if config.averages_adapter and "teacher" in sent:
+            share = 1.0 if everywhere else 1.0 - config.teacher.ema_decay
+            sent["teacher"] = await self.learner.export_average(version, share)
+        for name, own in sent.items():
+            loading = self.actors.scorers()[name].load_weights.remote(own, whole=everywhere)
+            await within(config.teacher.timeout, "teacher.timeout", f"syncing the {name}", loading)
+        if everywhere and critic:
+            adapted = config.learner.lora.rank > 0
+            await critic.load_weights(await self.learner.export_merged(version) if adapted else weights)
+
     async def warm_start(self) -> None:
-        """Evaluate cold, imitate, and checkpoint as step 0."""
+        """Evaluate the untrained model, fine-tune it on demonstrations, and save step 0."""
         run, config = self.run, self.config
         await self.evaluate("before warm start")
         if config.sft.demos:
@@ -81,199 +210,33 @@ class Trainer:
                 run.metrics.write(step, "sft", stats)
 
             with run.watchdog.waiting(max(config.rollout.timeout, config.learner.timeout)):
-                run.budget.add(
-                    await imitate(config, self.actors, run.renderer, run.manifest.train, run.now, report)
+                failures = await fine_tune(
+                    config, self.actors, run.renderer, run.manifest.train, run.now, report
                 )
-            await self.sync_weights(refresh=True)
+            run.budget.add(failures)
+            await self.sync_weights(everywhere=True)
         run.state.warm_started = True
-        await run.save()  # before it is measured: it must not be lost to what comes next
-
-    async def step(self) -> None:
-        """One training step: the loop of the picture above, once."""
-        run, config = self.run, self.config
-        strength = strength_at(run.state.step, config.reweight) if config.feedback.on else 0.0
-        started = time.monotonic()
-        self.admit(strength)
-        filled = []
-        for index in range(config.rollout.num_groups):
-            run.now("rolling out and scoring", index, config.rollout.num_groups)
-            filled.append(await self.in_flight.popleft()[1])
-        run.budget.add(failure for one in filled for failure in one.failures)
-        rolled_out, scored = max(one.rolled_out for one in filled), time.monotonic()
-
-        groups = [one.group for one in filled]
-        learned = await self.learn(filled, strength)
-        updated = time.monotonic()
-
-        run.state.step += 1
-        run.state.turns += sum(len(t.turns) for group in groups for t in group.trajectories)
-        refresh = config.teacher.sync_every > 0 and run.state.step % config.teacher.sync_every == 0
-        report = await self.sync_weights(refresh)
-        published = time.monotonic()
-        for one in filled:
-            self.release(one)
-
-        waited = max(0.0, rolled_out - started)  # asynchronous rollouts may have ended before the step began
-        ahead = config.rollout.max_staleness > 0
-        values = rollout_metrics(groups, published - started if ahead else waited, run.state.version - 1) | {
-            **learned,
-            "learner/strength": strength,
-            **hindsight_metrics(filled),
-            "rollout/turns_total": float(run.state.turns),
-            "weight_sync/logprob_gap": report.logprob_gap,
-            "failures/total": float(run.budget.counts.total()),
-            "failures/retried": float(sum(len(group.retried) for group in groups)),  # of this step
-            "time/rollout": waited,
-            "time/feedback_and_teacher": scored - started - waited,  # what the rollouts did not hide
-            "time/learner": updated - scored - learned.get("time/critic", 0.0),
-            "time/weight_sync": published - updated,
-            "time/step": published - started,
-        }
-        self.record(groups, values)
-        if run.state.step < config.steps:
-            await self.checkpoint_and_evaluate()
+        await run.save()  # before the evaluation, which must not lose it
 
     async def checkpoint_and_evaluate(self) -> None:
-        """What is due between two steps."""
+        """Save and evaluate, if it is time."""
         run, every = self.run, self.config.evaluate.every
         saves = run.state.step % self.config.checkpoint.every == 0
         if saves:
-            await run.save()  # before it is measured, as after the warm start
+            await run.save()  # before the evaluation, as after the warm start
         if every and run.state.step % every == 0:
             await self.evaluate("during reinforcement")
             if saves:
                 await run.save()
 
-    def admit(self, strength: float) -> None:
-        """Start groups until as many are in flight as the staleness bound and the steps left allow."""
-        ahead = min(1 + self.config.rollout.max_staleness, self.config.steps - self.run.state.step)
-        while len(self.in_flight) < self.config.rollout.num_groups * ahead:
-            ordinal = self.run.sampler.admit()
-            fill = self.filler.fill(ordinal, self.run.sampler.task(ordinal), strength)
-            self.in_flight.append((ordinal, asyncio.create_task(fill)))
-
-    async def learn(self, filled: Sequence[Filled], strength: float) -> dict[str, float]:
-        """Update the learner, and the critic beside it; returns what both say of it."""
-        run, critic = self.run, self.actors.critic
-        started = time.monotonic()
-        taught, estimated = await self.estimate([one.group for one in filled])
-        figures = {"time/critic": time.monotonic() - started} if critic is not None else {}
-        rows = self.rows(filled, estimated)
-        run.now("updating")
-        with run.watchdog.waiting(self.config.learner.timeout):
-            learning, fitting = await asyncio.gather(self.update(rows, strength), self.fit_critic(taught))
-        figures |= {f"learner/{name}": value for name, value in learning.items()}
-        figures |= {f"critic/{name}": value for name, value in fitting.items()}
-        return figures | {"learner/rows": float(sum(map(len, rows.values())))}
-
-    async def update(self, rows: dict[str, list[Row]], strength: float) -> dict[str, float]:
-        """The learner's step, by objective; none where no group has anything to teach."""
-        if not any(rows.values()):
-            return {}
-        return await self.learner.update(rows, strength, self.warmed(self.config.learner.lr))
-
-    async def fit_critic(self, rows: list[Row]) -> dict[str, float]:
-        """The critic's step, where there is a critic and something for it to learn."""
-        critic = self.actors.critic
-        return await critic.fit(rows, self.warmed(self.config.critic.lr)) if critic and rows else {}
-
-    async def estimate(self, groups: Sequence[Group]) -> tuple[list[Row], Advantages | None]:
-        """What the critic is to learn, and the advantages that its values give; None without a critic."""
-        if self.actors.critic is None:
-            return [], None
-        self.run.now("asking the critic")
-        rows = value_rows(groups, self.config.credit)
-        with self.run.watchdog.waiting(self.config.learner.timeout):
-            values = await self.actors.critic.values(list(rows.values()))
-        return estimate(groups, rows, values, self.config.credit)
-
-    def rows(self, filled: Sequence[Filled], estimated: Advantages | None) -> dict[str, list[Row]]:
-        """What the learner trains on, by objective. `estimated`: advantages by a critic, if there is one."""
-        config = self.config
-        scores = {(one.ordinal, *turn): values for one in filled for turn, values in one.scores.items()}
-        reference = {(one.ordinal, *turn): values for one in filled for turn, values in one.reference.items()}
-        penalized = config.loss.kl > 0
-        groups = [one.group for one in filled if config.loss.policy > 0 and (one.reference or not penalized)]
-        return {
-            "policy": make_rows(
-                groups,
-                scores,
-                config.credit,
-                config.reweight.tokens,
-                reference if config.loss.kl > 0 else None,
-                estimated,
-            ),
-            "distill": [row for one in filled for row in one.distill],
-        }
-
-    def release(self, filled: Filled) -> None:
-        """Close the books on a group. One that infrastructure kept from teaching comes again."""
-        if self.failed(filled):
-            self.run.sampler.requeue(filled.ordinal)
-        else:
-            self.run.sampler.mark_trained(filled.ordinal)
-
-    def failed(self, filled: Filled) -> bool:
-        """Whether failures left a group too small to learn from, or took all that it would have been
-        trained on."""
-        config, group = self.config, filled.group
-        # With a critic or by distillation an episode teaches without siblings.
-        alone = config.credit.critic or config.distill.weight > 0
-        wanted = 1 if alone else min(2, config.rollout.group_size)
-        if group.failures and len(group.trajectories) < wanted:
-            return True
-        if len(filled.failures) == len(group.failures) or filled.distill:
-            return False
-        escapes = config.loss.kl > 0 and informative(group, config.credit) and not filled.reference
-        return config.loss.policy == 0 or escapes
-
-    async def sync_weights(self, refresh: bool = False) -> SyncReport:
-        """New weights to every engine, verified; and, where it is due, to those that follow the student."""
-        run, config, engines = self.run, self.config, self.actors.engines
-        run.now("publishing weights")
-        run.state.version += 1
-        version, weights = run.state.version, None
-        canary = (run.canary, await self.learner.score(run.canary), config.weight_sync.max_logprob_gap)
-        if config.broadcasts:
-            report = await broadcast(engines, self.learner, version, *canary)
-        else:
-            weights = await self.learner.export(version)
-            report = await sync_weights(engines, weights, *canary)
-        if refresh:
-            await self.refresh(weights)
-        return report
-
-    async def refresh(self, weights: WeightSet | None) -> None:
-        """To the teacher; and once, after the warm start, to reference and critic: all begin alike.
-
-        Args:
-            weights: as they were exported for the engines; None where they were broadcast.
-        """
-        config, version, first = self.config, self.run.state.version, self.run.state.step == 0
-        names = [name for name in self.actors.scorers() if first or name == "teacher"]
-        if not names and (self.actors.critic is None or not first):
-            return
-        weights = weights or await self.learner.export(version)
-        given = dict.fromkeys(names, weights)
-        if config.averages_adapter and "teacher" in given:
-            share = 1.0 if first else 1.0 - config.teacher.ema_decay
-            given["teacher"] = await self.learner.export_average(version, share)
-        for name, own in given.items():
-            loading = self.actors.scorers()[name].load_weights.remote(own, whole=first)
-            await within(config.teacher.timeout, "teacher.timeout", f"refreshing the {name}", loading)
-        if first and self.actors.critic is not None:
-            adapted = config.learner.lora.rank > 0
-            whole = await self.learner.export_merged(version) if adapted else weights
-            await self.actors.critic.load_weights(whole)
-
     async def evaluate(self, stage: str) -> None:
-        """Play the held-out panel and write down what came of it."""
-        run = self.run
-        settings, cold = self.config.evaluate, stage == "before warm start"
-        episodes = panel(run.manifest.evaluation, settings.cold_episodes if cold else settings.episodes)
+        """Run the evaluation episodes and record the result."""
+        run, settings = self.run, self.config.evaluate
+        count = settings.cold_episodes if stage == "before warm start" else settings.episodes
+        episodes = panel(run.manifest.evaluation, count)
         run.view.say(f"evaluating {len(episodes)} held-out episodes, {stage}")
 
-        def played(done: int) -> None:
+        def finished(done: int) -> None:
             run.now("evaluating", done, len(episodes))
 
         with run.watchdog.waiting(self.config.rollout.timeout):
@@ -285,7 +248,7 @@ class Trainer:
                 episodes,
                 stage,
                 run.state.step,
-                played,
+                finished,
             )
         run.budget.add(failures)
         run.state.evaluations.append(result)
@@ -295,20 +258,23 @@ class Trainer:
         write_trajectories(run.out / "trajectories" / name, trajectories)
         run.view.say(f"{stage}: success {result.success:.1%} ({result.low:.1%} to {result.high:.1%})")
 
-    def measured(self, stage: str) -> bool:
-        """Whether that evaluation has been made, in this run or the one it goes on from."""
+    def evaluated(self, stage: str) -> bool:
+        """Whether this run, or the one it resumes, has made that evaluation."""
         return any(evaluation.stage == stage for evaluation in self.run.state.evaluations)
 
-    def record(self, groups: list[Group], values: dict[str, float]) -> None:
-        """Metrics, progress and trajectories of a finished step."""
+    def record(self, batch: Sequence[SampleGroup], figures: dict[str, float]) -> None:
+        """Write metrics, progress and trajectories of a finished step."""
         run = self.run
+        failures = {"failures/total": float(run.budget.counts.total())}
+        values = step_metrics(batch, figures, run.state.version - 1, self.config.rollout.max_staleness > 0)
+        values |= {**figures, **failures, "rollout/turns_total": float(run.state.turns)}
         run.metrics.write(run.state.step, "train", values)
         run.view.step(run.state.step, self.config.steps, values)
         run.watchdog.beat(f"step {run.state.step} done")
-        trajectories = (trajectory for group in groups for trajectory in group.trajectories)
+        trajectories = (trajectory for group in batch for trajectory in group.group.trajectories)
         write_trajectories(run.out / f"trajectories/step-{run.state.step:06d}.jsonl", trajectories)
 
-    def warmed(self, peak: float) -> float:
+    def learning_rate(self, peak: float) -> float:
         """Learning rate of the coming update: linear warm-up to `peak`, then constant or linear to 0."""
         settings, step = self.config.learner, self.run.state.step
         if settings.schedule == "linear":

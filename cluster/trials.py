@@ -135,13 +135,13 @@ async def open_trials(
     """
     if config.evaluate.agent == "student":
         return Trials(config, actors, renderer, {})
-    form, characters = renderer.form, config.evaluate.example_characters
+    form = renderer.form
     wanted = sorted(set(kinds))
     found = await asyncio.gather(
         *(_shortest(config, actors, example_tasks(train, kind), moved) for kind in wanted)
     )
     examples = {
-        kind: worked_example(demonstration, form, characters)
+        kind: worked_example(demonstration, form, config.evaluate.example_characters)
         for kind, demonstration in zip(wanted, found, strict=True)
     }
     return Trials(config, actors, renderer, examples)

@@ -8,15 +8,7 @@ from pathlib import Path
 from hindsight.configs.load import load, methods
 from hindsight.configs.schema import Config
 
-COLUMNS = (
-    "method",
-    "paper",
-    "credit",
-    "feedback",
-    "the teacher's signal",
-    "the teacher's weights",
-    "what it is",
-)
+COLUMNS = ("method", "paper", "credit", "feedback", "teacher signal", "teacher weights", "what it is")
 
 
 @dataclass(frozen=True)
@@ -35,73 +27,35 @@ class Method:
     @property
     def cells(self) -> tuple[str, ...]:
         """Texts in the order of COLUMNS."""
-        return (
-            f"{self.title} (`{self.name}`)",
-            self.paper,
-            self.credit,
-            self.feedback,
-            self.signal,
-            self.teacher,
-            self.about,
-        )
+        method = f"{self.title} (`{self.name}`)"
+        return (method, self.paper, self.credit, self.feedback, self.signal, self.teacher, self.about)
 
 
 def describe(name: str, file: Path) -> Method:
     """The row of a method: its first line holds title, paper and a sentence; the rest is settings."""
     title, paper, about = (part.strip() for part in file.read_text().splitlines()[0].lstrip("# ").split("|"))
     config = load(None, [f"method={name}"])
-    asks = config.reweight.strength > 0 or config.distill.weight > 0
+    asks = config.signal.asks_teacher
     return Method(
         name=name,
         title=title,
         paper=paper,
         about=about,
         credit=_credit(config),
-        feedback=_feedback(config),
-        signal=_signal(config),
+        feedback=config.feedback.summary,
+        signal=config.signal.summary if asks else "–",
         teacher=_teacher(config) if asks else "–",
     )
 
 
 def catalog() -> list[Method]:
-    """Every method."""
+    """Every built-in method."""
     return [describe(name, file) for name, file in methods().items()]
 
 
 def _credit(config: Config) -> str:
-    if config.loss.policy == 0:
-        return "–"
-    parts = [config.credit.advantage]
-    parts += [f"over {config.credit.statistics}"] if config.credit.advantage in ("grpo", "rloo") else []
-    if config.credit.critic:
-        parts += [
-            f"over {config.credit.step}s",
-            f"γ = {config.credit.gamma:g}, λ = {config.credit.gae_lambda:g}",
-        ]
-    parts += ["without std"] if config.credit.normalize == "none" else []
-    parts += [f"KL {config.loss.kl:g}"] if config.loss.kl else []
-    return ", ".join(parts)
-
-
-def _feedback(config: Config) -> str:
-    feedback = config.feedback
-    sibling = {
-        "none": "",
-        "only": "successful sibling",
-        "or": "successful sibling or ",
-        "and": "successful sibling and ",
-    }
-    source = "" if feedback.source == "none" else feedback.source.replace("_", " ")
-    alone = "" if feedback.observation else " without the observation"
-    shown = sibling[feedback.sibling] + source + alone
-    return f"{shown}, per {feedback.granularity}" if shown else "–"
-
-
-def _signal(config: Config) -> str:
-    if config.distill.weight > 0:
-        kinds = {"jsd": f"JSD, β = {config.distill.beta:g}", "reverse": "reverse KL", "forward": "forward KL"}
-        return f"distill: {kinds.get(config.distill.divergence, 'reverse KL on sampled tokens')}"
-    return f"weight of {config.reweight.tokens} tokens" if config.reweight.strength > 0 else "–"
+    penalty = f", KL {config.loss.kl:g}" if config.loss.kl else ""
+    return config.credit.summary + penalty if config.loss.policy else "–"
 
 
 def _teacher(config: Config) -> str:

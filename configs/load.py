@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,22 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from hindsight.configs.check import allowed, settings
+from hindsight.configs.registry import REGISTRIES, UnknownName, nearest, unknown
+from hindsight.configs.renamed import RENAMED
 from hindsight.configs.schema import Config
+from hindsight.configs.setting import settings
 
-BASE = "base"  # key of a recipe that names the recipe it changes, relative to its own folder
+BASE = "base"  # key of a recipe that names the recipe it extends
 RECIPES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Some values, and where they come from."""
+
+    source: str
+    values: dict[str, Any]
+    replaced: bool = False  # a method that a later layer replaced: not merged
 
 
 class ConfigError(ValueError):
@@ -23,28 +34,26 @@ class ConfigError(ValueError):
 
 
 def load(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Defaults, then the recipe (after the ones it names as `base`), then `key=value` overrides.
+    """Merge the defaults, the recipe (on the one it names as `base`) and `key=value` overrides.
 
-    `recipe` is the path of a YAML file or the name of a built-in one, such as "alfworld".
+    Where a layer names a `method`, the method's settings come just below that layer; the method named last
+    is the only one. Types are checked here, ranges and contradictions by `configs.check.check`.
 
-    What names a `method` is laid over that method's settings (configs/methods); the method that was named
-    last is the only one. Types are checked here; ranges and contradictions by `configs.check.check`.
+    Args:
+        recipe: path of a YAML file, or name of a built-in recipe such as "alfworld".
 
     Raises:
         ConfigError: unknown keys (with the nearest known one), wrong types, unreadable files, all at once.
     """
-    recipes = _recipes(find_recipe(recipe)) if recipe is not None else []
-    named = [(str(file), values) for file, values in recipes]
-    named.append(("command line", _parse_overrides(overrides)))
-    methods_named = [_method(source, values) for source, values in named]
-    last = max((index for index, layer in enumerate(methods_named) if layer), default=-1)
-    layers = [
-        layer
-        for index, own in enumerate(named)
-        for layer in (*(methods_named[index] if index == last else ()), own)
+    layers = _with_methods([*(_chain(find_recipe(recipe)) if recipe else []), _overrides(overrides)])
+    *_, final = _schemas([layer for layer in layers if not layer.replaced])
+    merged, kept = OmegaConf.structured(final), {item.key for item in settings(final)}
+    problems = [
+        problem
+        for layer, schema in zip(layers, _schemas(layers), strict=True)
+        if not layer.replaced
+        for problem in _merge(merged, schema, kept, layer)
     ]
-    merged = OmegaConf.structured(Config)
-    problems = [problem for source, values in layers for problem in _merge(merged, source, values)]
     if problems:
         raise ConfigError("\n".join(problems))
     try:
@@ -57,7 +66,12 @@ def load(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Con
 
 def recipes() -> dict[str, Path]:
     """Every built-in recipe: name to file."""
-    return {file.stem: file for file in sorted(RECIPES.glob("*.yaml"))}
+    return {file.stem: file for file in sorted(RECIPES.glob("*.yaml")) if not file.stem.startswith("base")}
+
+
+def methods() -> dict[str, Path]:
+    """Every built-in method: name to file."""
+    return {file.stem: file for file in sorted((RECIPES / "methods").glob("*.yaml"))}
 
 
 def find_recipe(recipe: str | Path) -> Path:
@@ -67,48 +81,51 @@ def find_recipe(recipe: str | Path) -> Path:
         ConfigError: there is neither such a file nor such a built-in recipe.
     """
     path, known = Path(recipe).expanduser(), recipes()
-    if path.exists():
+    built_in = RECIPES / f"{str(recipe).removesuffix('.yaml')}.yaml"
+    if path.is_file() or path.is_dir():
         return path
-    if (name := str(recipe).removesuffix(".yaml")) in known:
-        return known[name]
+    if path.name == str(recipe) and built_in.is_file():
+        return built_in
     raise ConfigError(
-        f"Unknown recipe '{recipe}'. Did you mean '{nearest(path.stem, list(known))}'? Give the path of a "
-        f"YAML file or one of the built-in recipes: {', '.join(known)}"
+        f"Unknown recipe {str(recipe)!r}. Did you mean {nearest(path.stem, list(known))!r}? Give the path of "
+        f"a YAML file, or the name of a built-in recipe: {', '.join(known)}"
     )
 
 
-def _recipes(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The recipe at `path` behind the chain of its bases, furthest base first."""
-    chain: list[tuple[Path, dict[str, Any]]] = []
-    while True:
-        if path.resolve() in [file.resolve() for file, _ in chain]:
-            raise ConfigError(f"{path}: its `{BASE}` leads back to itself")
+def _chain(path: Path) -> list[Layer]:
+    """The recipe at `path` after its base, after the base of that, and so on."""
+    chain: list[Layer] = []
+    while str(path) not in [layer.source for layer in chain]:
         values = _read(path)
         parent = values.pop(BASE, None)
-        chain.append((path, values))
+        chain.append(Layer(str(path), values))
         if parent is None:
             return chain[::-1]
         beside = path.parent / str(parent)
-        path = beside if beside.exists() else find_recipe(str(parent))
+        path = beside if beside.is_file() else find_recipe(str(parent))
+    raise ConfigError(f"{path}: its `{BASE}` leads back to itself")
 
 
-def methods() -> dict[str, Path]:
-    """Every method by its name: the file of its settings."""
-    return {file.stem: file for file in sorted((RECIPES / "methods").glob("*.yaml"))}
+def _with_methods(layers: list[Layer]) -> list[Layer]:
+    """The layers, each with the settings of the method it names below it; only the last method counts."""
+    named = [index for index, layer in enumerate(layers) if layer.values.get("method")]
+    stacked: list[Layer] = []
+    for index, layer in enumerate(layers):
+        if index in named:
+            file = _method(layer)
+            stacked.append(Layer(str(file), _read(file), replaced=index != named[-1]))
+        stacked.append(layer)
+    return stacked
 
 
-def _method(source: str, values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The settings of the method that a layer names, if it names one."""
-    name = values.get("method")
-    if not name:
-        return []
-    known = methods()
-    if name not in known:
-        raise ConfigError(
-            f"{source}: method = {name!r} is not known; the nearest is {nearest(str(name), list(known))}. "
-            f"There are {', '.join(known)}"
-        )
-    return [(str(known[name]), _read(known[name]))]
+def _method(layer: Layer) -> Path:
+    name, known = str(layer.values["method"]), methods()
+    file = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else known.get(name)
+    if file is None:
+        raise ConfigError(f"{layer.source}: {unknown('method', name, list(known), 'FILE.yaml')}")
+    if not file.is_file():
+        raise ConfigError(f"{layer.source}: method = {name!r}: there is no file {file}")
+    return file
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -121,37 +138,64 @@ def _read(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def _overrides(overrides: Sequence[str]) -> Layer:
     values: dict[str, Any] = {}
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"{override!r} is not an override: write key=value, for example steps=200")
+            raise ConfigError(f"{override!r} is not a valid override: write key=value, such as steps=200")
         try:
             parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={override[len(key) + 1 :]}"]))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(f"{override!r}: the value is not YAML; quote it if it is text") from error
         assert isinstance(parsed, dict)
         values[key.strip()] = parsed["value"]
-    return values
+    return Layer("command line", values)
 
 
-def _merge(merged: DictConfig, source: str, values: dict[str, Any]) -> Iterator[str]:
-    """Puts `values` (nested or dotted) into `merged`; yields a line for each that does not fit."""
-    known = {key: item for key, item, _ in settings(Config())}
-    for key, value in _leaves(values, known):
-        if any(name.startswith(f"{key}.") for name in known):
-            yield f"{source}: {key} = {value!r} is not allowed: it is a section, set its keys"
+def _schemas(layers: Sequence[Layer]) -> Iterator[Config]:
+    """For each layer the default configuration, with every section as the entry named so far extends it."""
+    config = Config()
+    for section, registry in REGISTRIES.items():
+        config = replace(config, **{section: registry.complete(getattr(config, section))})
+    for layer in layers:
+        for section, registry in REGISTRIES.items():
+            inner = layer.values.get(section)
+            nested = inner.get(registry.key.rpartition(".")[2]) if isinstance(inner, dict) else None
+            named = layer.values.get(registry.key, nested)
+            names = [named] if isinstance(named, str) else named
+            if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+                continue  # not named here, or of a wrong type, which merging reports
+            try:
+                config = replace(config, **{section: registry.settings(*names)()})
+            except UnknownName as error:
+                raise ConfigError(f"{layer.source}: {error}") from error
+        yield config
+
+
+def _merge(merged: DictConfig, schema: Config, kept: Container[str], layer: Layer) -> Iterator[str]:
+    """Put a layer's values (nested or dotted) into `merged`; yields a line for each that does not fit.
+
+    Args:
+        schema: has the settings that the layer may set.
+        kept: the keys of `merged`. A layer may also set what belongs to an entry that a later layer replaced.
+    """
+    known = {item.key: item for item in settings(schema)}
+    for key, value in _leaves(layer.values, known):
+        if inside := next((name for name in known if name.startswith(f"{key}.")), None):
+            yield f"{layer.source}: {key} = {value!r}: a section has no value; set {inside}, for example"
         elif key not in known:
-            yield f"{source}: unknown key {key}; the nearest is {nearest(key, list(known))}"
-        else:
+            near = f"Did you mean {nearest(key, list(known))!r}?"
+            near = f"It is now {RENAMED[key]}" if key in RENAMED else near
+            yield f"{layer.source}: unknown setting {key!r}. {near}"
+        elif key in kept:
             parent, _, name = key.rpartition(".")
             section = OmegaConf.select(merged, parent) if parent else merged
             try:
                 with read_write(section):
                     OmegaConf.update(section, name, value)
             except ValidationError:
-                yield f"{source}: {key} = {value!r} is not allowed: {allowed(known[key])}"
+                yield f"{layer.source}: {key} = {value!r}: expected {known[key].expected}"
 
 
 def _leaves(values: dict[str, Any], known: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -161,14 +205,3 @@ def _leaves(values: dict[str, Any], known: dict[str, Any], prefix: str = "") -> 
             yield from _leaves(value, known, f"{key}.")
         else:
             yield key, value
-
-
-def nearest(key: str, known: Sequence[str]) -> str:
-    """The known dotted key most like `key`: by the whole name and by its last part."""
-
-    def likeness(candidate: str) -> float:
-        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
-        last = difflib.SequenceMatcher(None, key.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
-        return (whole + last) / 2
-
-    return max(known, key=likeness)

@@ -1,26 +1,89 @@
-"""A setting: a dataclass field with its meaning and what it may be."""
+"""A setting: a dataclass field with its meaning and its range; its type says the rest."""
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+F = TypeVar("F", bound=Callable[..., Any])
+NAMES: dict[Any, str] = {
+    str: "text",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    list[str]: "a list of text",
+    str | None: "text or null",
+}
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    form: str = "",
-) -> Any:
-    """A dataclass field that carries its help text and allowed values, for `configs.check` to read.
-
-    `form` is another form that text may have beside its choices, such as "module:Class": its words stand for
-    any dotted names.
-    """
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "form": form}
+def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field with help text and, for numbers, an allowed range. Choices are a `Literal` type."""
+    metadata = {"help": help, "low": low, "high": high}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a configuration, with its value."""
+
+    key: str  # dotted, such as learner.lr
+    type: Any
+    help: str
+    low: float | None
+    high: float | None
+    value: Any
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What a `Literal` allows; empty for other types."""
+        return get_args(self.type) if get_origin(self.type) is Literal else ()
+
+    @property
+    def expected(self) -> str:
+        """The allowed values in words, such as "an integer >= 0"."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        bounds = [f">= {self.low:g}"] if self.low is not None else []
+        bounds += [f"<= {self.high:g}"] if self.high is not None else []
+        return " ".join([NAMES[self.type], " and ".join(bounds)]).strip()
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the value is in the range. Loading has checked its type already."""
+        if not isinstance(self.value, int | float) or isinstance(self.value, bool):
+            return True
+        if not abs(self.value) < float("inf"):  # also false for NaN
+            return False
+        above = self.low is None or self.value >= self.low
+        return above and (self.high is None or self.value <= self.high)
+
+
+def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
+    """Every setting of `config`, an instance of a dataclass, in the order of its definition."""
+    hints = _hints(type(config))
+    for item in fields(config):
+        key, value = f"{prefix}{item.name}", getattr(config, item.name)
+        if is_dataclass(value):
+            yield from settings(value, f"{key}.")
+        else:
+            meta = item.metadata
+            yield Setting(
+                key, hints[item.name], meta.get("help", ""), meta.get("low"), meta.get("high"), value
+            )
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def with_settings(kind: type) -> Callable[[F], F]:
+    """A decorator that gives a function settings of its own, as `Settings` does for a class."""
+
+    def attach(function: F) -> F:
+        function.Settings = kind  # type: ignore[attr-defined]
+        return function
+
+    return attach

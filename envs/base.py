@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from hindsight.configs.schema import Env
 from hindsight.envs.tasks import Manifest, TaskSpec
 
 ACTION_FORMATS = (
@@ -172,6 +173,7 @@ class EnvFamily(ABC):
     The registry makes one as `Family(env_settings, cache_folder)`. It is pickled into other processes.
     """
 
+    Settings: ClassVar[type[Env]] = Env  # its settings, which may extend the section `env`
     name: str
     action_format: str  # how the agent writes an action, one of ACTION_FORMATS
     turn_limit: int  # the literature's limit of turns per episode; env.max_turns may be another

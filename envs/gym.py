@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium
 from gymnasium.spaces import Text
 
-from hindsight.configs.schema import Env
+from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.envs.base import EnvError, Observation
 from hindsight.envs.registry import find_family, make_family
 from hindsight.envs.runtime.shard import SlotLimits
@@ -52,13 +52,13 @@ class GymEnv(gymnasium.Env[str, str]):
         Args:
             name: of the environment, or module:Class of one's own.
             render_mode: there is none: observations are text.
-            settings: fields of `configs.schema.Env`; `max_turns` is the literature's where it is not given.
+            settings: settings of the section `env`; `max_turns` is the literature's where it is not given.
 
         Raises:
             ValueError, DataMissing: of the family.
         """
         settings.setdefault("max_turns", find_family(name).turn_limit)
-        config = Env(name=name, **settings)
+        config = ENVIRONMENTS.settings(name)(name=name, **settings)
         family = make_family(config)
         manifest = family.manifest()
         self._training = manifest.train

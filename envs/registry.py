@@ -1,48 +1,26 @@
-"""Which environments there are, and where what they generate is kept."""
+"""From the section `env` of a configuration to the family of environments that it names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
-from pathlib import Path
-
-from hindsight.configs.load import nearest
 from hindsight.configs.paths import cache_root
+from hindsight.configs.registry import ENVIRONMENTS, UnknownName
 from hindsight.configs.schema import Env
 from hindsight.envs.base import ACTION_FORMATS, EnvFamily, SettingError
 
-FAMILIES = {  # name → module:class, imported only when chosen
-    "alfworld": "hindsight.envs.alfworld.env:AlfworldFamily",
-    "webshop": "hindsight.envs.webshop.env:WebShopFamily",
-    "taubench": "hindsight.envs.taubench.env:TauFamily",
-    "appworld": "hindsight.envs.appworld.env:AppWorldFamily",
-    "bfcl": "hindsight.envs.bfcl.env:BfclFamily",
-}
-
 
 def find_family(name: str) -> type[EnvFamily]:
-    """The class that `name` stands for: one of FAMILIES, or a module:Class of one's own.
+    """The class that `env.name` stands for.
 
     Raises:
-        ValueError: there is no such environment, or it is no EnvFamily.
+        SettingError: there is no such environment, or its class is incomplete.
     """
-    place = FAMILIES.get(name, name)
-    module, colon, attribute = place.partition(":")
-    if not colon:
-        raise ValueError(
-            f"env.name={name!r} is not an environment; choose one of {', '.join(FAMILIES)} "
-            f"(the nearest is {nearest(name, list(FAMILIES))}), or name your own as module:Class"
-        )
     try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"env.name={name!r}: {place} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, EnvFamily)):
-        raise ValueError(f"env.name={name!r}: {place} is no subclass of hindsight.envs.base.EnvFamily")
+        found: type[EnvFamily] = ENVIRONMENTS.find(name)
+    except UnknownName as error:
+        raise SettingError(str(error)) from error
     if getattr(found, "action_format", None) not in ACTION_FORMATS:
-        raise ValueError(
-            f"env.name={name!r}: {place}.action_format has to be one of {', '.join(ACTION_FORMATS)}"
-        )
+        known = ", ".join(ACTION_FORMATS)
+        raise SettingError(f"env.name = {name!r}: {found.__name__}.action_format must be one of {known}")
     return found
 
 
@@ -50,11 +28,10 @@ def make_family(env: Env) -> EnvFamily:
     """The family that `env.name` names.
 
     Raises:
-        SettingError: there is no such environment, or it lacks what `env` asks of it.
+        SettingError: there is no such environment, or a setting does not fit it.
     """
-    root = cache_root()
+    family = find_family(env.name)
     try:
-        make: Callable[[Env, Path], EnvFamily] = find_family(env.name)
-        return make(env, root)
+        return family(ENVIRONMENTS.complete(env), cache_root())  # type: ignore[call-arg]
     except ValueError as error:
         raise SettingError(str(error)) from error

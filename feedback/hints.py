@@ -8,15 +8,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 
-from hindsight.configs.schema import Feedback
-from hindsight.feedback import critique, reflect, target
+from hindsight.configs.method import Feedback
 from hindsight.feedback.judge_client import Answer, Ask, JudgeError
-from hindsight.feedback.reading import Analyst, Question, Reading, Unreadable
+from hindsight.feedback.reading import Question, Reading, Unreadable
+from hindsight.feedback.source import JudgedSource, make_source
 from hindsight.feedback.sources import asked_about, combined, source_texts
 from hindsight.feedback.transcript import Show, Style, plain
 from hindsight.rollout.types import Failure, Group, TurnAt
-
-ANALYSTS: dict[str, Analyst] = {"judge": critique, "reflect": reflect, "target": target}
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,17 @@ class Hints:
     unreadable: int = 0  # answers that could not be read, and turns that an answer left out
     tokens_read: int = 0  # by who was asked, as far as it says so
     tokens_written: int = 0
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """As metrics."""
+        return {
+            "feedback/texts": len(self.texts),
+            "feedback/asked": self.asked,
+            "feedback/unreadable": self.unreadable,
+            "feedback/tokens_read": self.tokens_read,
+            "feedback/tokens_written": self.tokens_written,
+        }
 
 
 async def gather_hints(
@@ -45,13 +54,15 @@ async def gather_hints(
         show: an observation as the student was shown it, `Renderer.show`.
         whole_turns: also turns whose answer did not parse, for signals on more than the action's tokens.
     """
-    style, gathered = Style(feedback, show=show), Hints()
-    if not feedback.judged:
-        texts = source_texts(group, style)
+    source, gathered = make_source(feedback), Hints()
+    feedback = source.settings
+    style = Style(feedback, show=show)
+    if not isinstance(source, JudgedSource):
+        texts = source_texts(group, source, style)
     elif ask is None:
         raise ValueError(f"feedback.source={feedback.source} needs a judge to ask")
     else:
-        gathered = await _ask(group, style, ask)
+        gathered = await _ask(group, source, style, ask)
         texts = gathered.texts
     shown = {
         (index, number): text
@@ -61,16 +72,15 @@ async def gather_hints(
     return replace(gathered, texts=shown)
 
 
-async def _ask(group: Group, style: Style, ask: Ask) -> Hints:
+async def _ask(group: Group, source: JudgedSource, style: Style, ask: Ask) -> Hints:
     """One question about each trajectory that needs one, all at once."""
-    analyst = ANALYSTS[style.feedback.source]
     given: list[Answer] = []
 
     async def about(index: int, question: Question) -> Reading | Failure:
         try:
-            answer = await ask(question, analyst.SCHEMA)
+            answer = await ask(question, source.SCHEMA)
             given.append(answer)
-            return analyst.read(answer.text, group.trajectories[index], style)
+            return source.read(answer.text, group.trajectories[index], style)
         except JudgeError as error:
             return Failure("judge", str(error), group.task.id)
         except Unreadable:
@@ -79,7 +89,7 @@ async def _ask(group: Group, style: Style, ask: Ask) -> Hints:
     questions = {
         index: question
         for index in asked_about(group, style.feedback)
-        if (question := analyst.question(group, index, style)) is not None
+        if (question := source.question(group, index, style)) is not None
     }
     answers = await asyncio.gather(*(about(*item) for item in questions.items()))
     readings = {

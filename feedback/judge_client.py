@@ -25,6 +25,7 @@ from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import EngineError, Sampling
 
 Schema = Mapping[str, Any]
+RETRIES = 2  # after a failed attempt
 LONGEST_PAUSE = 10.0  # seconds between two tries
 SMALLEST_ANSWER = 64  # tokens: one diagnosis or correction with its JSON
 SHARE = 3  # a question is shortened until its answer has what it needs, or context / SHARE
@@ -82,7 +83,7 @@ class Endpoint:
             base_url=settings.url,
             api_key=self._key,
             timeout=settings.timeout,
-            max_retries=settings.retries,
+            max_retries=RETRIES,
         )
 
     async def __call__(self, question: Question, schema: Schema | None = None) -> Answer:
@@ -143,7 +144,7 @@ class EngineAsk:
             json_schema=None if schema is None else json.dumps(schema),
         )
         first = next(self._asked)
-        for retry in range(settings.retries + 1):
+        for retry in range(RETRIES + 1):
             engine = self._engines[(first + retry) % len(self._engines)]
             try:
                 sampled = (await engine(ids, sampling)).ids
@@ -241,7 +242,7 @@ class JudgeClient:
 
 def patience(settings: Judge) -> float:
     """Most seconds that a question may take once it is its turn."""
-    return (settings.timeout + LONGEST_PAUSE) * (settings.retries + 1)
+    return (settings.timeout + LONGEST_PAUSE) * (RETRIES + 1)
 
 
 def _most_tokens(question: Question, settings: Judge) -> int:

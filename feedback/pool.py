@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from textwrap import indent
 
-from hindsight.feedback.transcript import Style, outcome, section, transcript
+from hindsight.feedback.transcript import Style, outcome, section
 from hindsight.rollout.types import Group, Turn, TurnAt
 
 FEEDBACK_TITLE = "Feedback on the actions tried in this state:"
 ACTIONS_TITLE = "Actions tried in this state:"
 
 
-def pooled_section(group: Group, members: Sequence[TurnAt], style: Style) -> str | None:
-    """What the tries of an anchor's members led to; None where it says nothing.
+Followed = tuple[str, Callable[[TurnAt], str]]  # a label, and what followed a try
 
-    Source immediate: a line for each distinct (action, feedback). Sources next_observation and future: for
-    each distinct action how often it was tried, how often that led to success, the mean reward, the best and
-    the worst outcome, and what followed those two. Answers that did not parse tried nothing.
+
+def pooled_feedback(group: Group, members: Sequence[TurnAt]) -> str | None:
+    """A line for each distinct (action, feedback) of an anchor's members; None if there is none.
+
+    Responses that did not parse tried nothing.
     """
-    tries = _tries(group, members)
-    if style.feedback.source == "immediate":
-        lines = [
-            f"- {action}: {feedback}"
-            for action, keys in tries.items()
-            for feedback in dict.fromkeys(_turn(group, key).result.feedback.strip() for key in keys)
-            if feedback
-        ]
-        return section(FEEDBACK_TITLE, "\n".join(lines))
-    told = [_tell(group, action, keys, style) for action, keys in tries.items()]
+    lines = [
+        f"- {action}: {feedback}"
+        for action, keys in _tries(group, members).items()
+        for feedback in dict.fromkeys(_turn(group, key).result.feedback.strip() for key in keys)
+        if feedback
+    ]
+    return section(FEEDBACK_TITLE, "\n".join(lines))
+
+
+def pooled_actions(group: Group, members: Sequence[TurnAt], style: Style, followed: Followed) -> str | None:
+    """For each distinct action of an anchor's members: how often it was tried, how often that led to success,
+    the mean reward, the best and the worst outcome, and what followed those two."""
+    told = [_tell(group, action, keys, style, followed) for action, keys in _tries(group, members).items()]
     return section(ACTIONS_TITLE, "\n".join(told))
 
 
@@ -41,7 +45,7 @@ def _tries(group: Group, members: Sequence[TurnAt]) -> dict[str, list[TurnAt]]:
     return tries
 
 
-def _tell(group: Group, action: str, keys: list[TurnAt], style: Style) -> str:
+def _tell(group: Group, action: str, keys: list[TurnAt], style: Style, followed: Followed) -> str:
     """One action's tries."""
     played = {key: group.trajectories[key[0]] for key in keys}
 
@@ -57,25 +61,18 @@ def _tell(group: Group, action: str, keys: list[TurnAt], style: Style) -> str:
     ]
     told: dict[str, None] = {}
     for name, key in (("best", best), ("worst", worst)):
-        for label, text in _followed(group, key, style):
+        for label, text in _came_of(group, key, style, followed):
             if text and text not in told:
                 told[text] = None
                 lines += [f"  {label}, {name} outcome:", indent(text, "    ")]
     return "\n".join(lines)
 
 
-def _followed(group: Group, key: TurnAt, style: Style) -> list[tuple[str, str]]:
+def _came_of(group: Group, key: TurnAt, style: Style, followed: Followed) -> list[tuple[str, str]]:
     """(label, text) of what came of one try."""
-    turn, (index, number) = _turn(group, key), key
-    found = []
-    if style.feedback.anchor_feedback:
-        found.append(("feedback", turn.result.feedback.strip()))
-    if style.feedback.source == "next_observation":
-        found.append(("next observation", style.show(turn.result.observation).strip()))
-    else:
-        later = group.trajectories[index].turns[number + 1 :]
-        found.append(("what was done next", transcript(later, style.feedback.rendering, first=number + 2)))
-    return found
+    label, text = followed
+    feedback = _turn(group, key).result.feedback.strip()
+    return [("feedback", feedback)] * style.feedback.anchor_feedback + [(label, text(key))]
 
 
 def _turn(group: Group, key: TurnAt) -> Turn:

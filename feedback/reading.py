@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-from hindsight.feedback.transcript import Style
-from hindsight.rollout.types import Group, Trajectory
+from typing import Any
 
 
 class Unreadable(ValueError):
@@ -29,18 +26,6 @@ class Reading:
 
     texts: dict[int, str] = field(default_factory=dict)  # turn -> text
     unreadable: int = 0  # turns that should have been spoken of and were not
-
-
-class Analyst(Protocol):
-    """A source that a model writes: a module with these."""
-
-    SCHEMA: dict[str, Any] | None  # JSON schema of the answer; None asks for words
-
-    def question(self, group: Group, index: int, style: Style) -> Question | None:
-        """What to ask about a trajectory of the group; None: nothing."""
-
-    def read(self, answer: str, trajectory: Trajectory, style: Style) -> Reading:
-        """The texts in an answer. Raises Unreadable, and nothing else whatever the answer is."""
 
 
 def json_objects(answer: str) -> Iterator[dict[str, Any]]:

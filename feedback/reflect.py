@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hindsight.configs.setting import setting
 from hindsight.feedback.reading import Question, Reading, Unreadable, listed, words
+from hindsight.feedback.source import Judged, JudgedSource
 from hindsight.feedback.sources import NEXT_TITLE
 from hindsight.feedback.transcript import ELLIPSIS, Style, outcome, section, shortened, steps, task
 from hindsight.rollout.action_format import without_thought
@@ -17,7 +19,7 @@ LONGEST = 60  # words of one diagnosis
 TURN_TOKENS = 100  # of one diagnosis with its JSON
 DIAGNOSIS_TITLE = "Diagnosis of the action taken at this step:"
 REWARD_TITLE = "Final reward of this attempt:"
-SCHEMA: dict[str, Any] | None = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "turns": {
@@ -66,36 +68,61 @@ class Diagnosis:
         return said if len(kept) <= LONGEST else " ".join(kept[:LONGEST]) + ELLIPSIS.rstrip()
 
 
-def question(group: Group, index: int, style: Style) -> Question | None:
-    """Task, every turn, and how it ended. The answer grows with the turns."""
-    trajectory = group.trajectories[index]
-    turns = len(trajectory.turns)
+class Reflect(JudgedSource):
+    """A diagnosis of each turn."""
 
-    def write(characters: int) -> str:
+    @dataclass(frozen=True)
+    class Settings(Judged):
+        """Of HERO's reflection."""
+
+        observation: bool = setting(True, "show the next observation above the diagnosis")
+
+        @property
+        def summary(self) -> str:
+            return "reflect, per step" if self.observation else "reflect without the observation, per step"
+
+    settings: Reflect.Settings
+
+    SCHEMA = SCHEMA
+
+    def question(self, group: Group, index: int, style: Style) -> Question | None:
+        """Task, every turn, and how it ended. The answer grows with the turns."""
+        trajectory = group.trajectories[index]
+        turns = len(trajectory.turns)
+
+        def write(characters: int) -> str:
+            parts = [
+                section("Task:", task(trajectory)),
+                *shortened(steps(trajectory), characters),
+                section("How it ended:", outcome(trajectory)),
+                REQUEST.format(turns=turns, words=LONGEST),
+            ]
+            return "\n\n".join(part for part in parts if part)
+
+        return Question(write, tokens=TURN_TOKENS * turns)
+
+    def read(self, answer: str, trajectory: Trajectory, style: Style) -> Reading:
+        """The teacher's sections: next observation, diagnosis, final reward. A turn judged good gets none.
+
+        Raises:
+            Unreadable: no turn has a diagnosis.
+        """
+        found = diagnoses(answer, len(trajectory.turns))
+        texts = {
+            number: self._section(trajectory, number, diagnosis, style)
+            for number, diagnosis in sorted(found.items())
+            if diagnosis.verdict != GOOD
+        }
+        return Reading(texts, unreadable=len(trajectory.turns) - len(found))
+
+    def _section(self, trajectory: Trajectory, number: int, diagnosis: Diagnosis, style: Style) -> str:
+        seen = style.show(trajectory.turns[number].result.observation) if self.settings.observation else ""
         parts = [
-            section("Task:", task(trajectory)),
-            *shortened(steps(trajectory), characters),
-            section("How it ended:", outcome(trajectory)),
-            REQUEST.format(turns=turns, words=LONGEST),
+            section(NEXT_TITLE, seen),
+            section(DIAGNOSIS_TITLE, diagnosis.text()),
+            f"{REWARD_TITLE} {trajectory.reward:.3g}",
         ]
         return "\n\n".join(part for part in parts if part)
-
-    return Question(write, tokens=TURN_TOKENS * turns)
-
-
-def read(answer: str, trajectory: Trajectory, style: Style) -> Reading:
-    """The teacher's sections: next observation, diagnosis, final reward. A turn judged good gets none.
-
-    Raises:
-        Unreadable: no turn has a diagnosis.
-    """
-    found = diagnoses(answer, len(trajectory.turns))
-    texts = {
-        number: _section(trajectory, number, diagnosis, style)
-        for number, diagnosis in sorted(found.items())
-        if diagnosis.verdict != GOOD
-    }
-    return Reading(texts, unreadable=len(trajectory.turns) - len(found))
 
 
 def diagnoses(answer: str, turns: int) -> dict[int, Diagnosis]:
@@ -114,13 +141,3 @@ def diagnoses(answer: str, turns: int) -> dict[int, Diagnosis]:
     if not found:
         raise Unreadable(f"no diagnosis in {answer[:200]!r}")
     return found
-
-
-def _section(trajectory: Trajectory, number: int, diagnosis: Diagnosis, style: Style) -> str:
-    seen = style.show(trajectory.turns[number].result.observation) if style.feedback.observation else ""
-    parts = [
-        section(NEXT_TITLE, seen),
-        section(DIAGNOSIS_TITLE, diagnosis.text()),
-        f"{REWARD_TITLE} {trajectory.reward:.3g}",
-    ]
-    return "\n\n".join(part for part in parts if part)

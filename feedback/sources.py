@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
-from hindsight.configs.schema import Feedback
+from hindsight.configs.method import Feedback
 from hindsight.feedback.anchors import anchors
-from hindsight.feedback.pool import pooled_section
+from hindsight.feedback.pool import pooled_actions, pooled_feedback
+from hindsight.feedback.source import FeedbackSource, Pooled
 from hindsight.feedback.transcript import Style, section, transcript
-from hindsight.rollout.types import Group, Trajectory, TurnAt
+from hindsight.rollout.types import Group, Trajectory, Turn, TurnAt
 
 IMMEDIATE_TITLE = "Feedback on the action taken at this step:"
 NEXT_TITLE = "Observation after the action taken at this step:"
@@ -17,18 +20,80 @@ REFERENCE_TITLE = "A reference solution of this task:"
 SUCCESS_TITLE = "A successful attempt at this task:"
 
 
-def source_texts(group: Group, style: Style) -> dict[TurnAt, str]:
-    """(trajectory, turn) -> section of a source that needs no judge, for each turn that has one."""
+class Immediate(FeedbackSource):
+    """What the environment returned to the action."""
+
+    Settings = Pooled
+
+    def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
+        feedback = _turn(group, at).result.feedback
+        return immediate_section(feedback) if feedback.strip() else None
+
+    def pool(self, group: Group, members: Sequence[TurnAt], style: Style) -> str | None:
+        return pooled_feedback(group, members)
+
+
+class NextObservation(FeedbackSource):
+    """The whole next observation."""
+
+    Settings = Pooled
+
+    def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
+        return section(NEXT_TITLE, style.show(_turn(group, at).result.observation))
+
+    def pool(self, group: Group, members: Sequence[TurnAt], style: Style) -> str | None:
+        def shown(at: TurnAt) -> str:
+            return style.show(_turn(group, at).result.observation).strip()
+
+        return pooled_actions(group, members, style, ("next observation", shown))
+
+
+class Future(FeedbackSource):
+    """The later turns of the trajectory."""
+
+    Settings = Pooled
+
+    def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
+        return section(FUTURE_TITLE, self._later(group, at, style))
+
+    def pool(self, group: Group, members: Sequence[TurnAt], style: Style) -> str | None:
+        def later(at: TurnAt) -> str:
+            return self._later(group, at, style)
+
+        return pooled_actions(group, members, style, ("what was done next", later))
+
+    def _later(self, group: Group, at: TurnAt, style: Style) -> str:
+        index, number = at
+        later = group.trajectories[index].turns[number + 1 :]
+        return transcript(later, style.feedback.rendering, first=number + 2)
+
+
+class Reference(FeedbackSource):
+    """The task's reference solution (OPSD)."""
+
+    @dataclass(frozen=True)
+    class Settings(Feedback):
+        """No settings of its own."""
+
+        needs_reference: ClassVar[bool] = True
+
+    def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
+        lines = (f"Step {step}: {action}" for step, action in enumerate(group.reference, start=1))
+        return section(REFERENCE_TITLE, "\n".join(lines))
+
+
+def source_texts(group: Group, source: FeedbackSource, style: Style) -> dict[TurnAt, str]:
+    """(trajectory, turn) -> hint by a source that needs no judge, for each turn that has one."""
     if style.feedback.granularity == "step":
-        found = {key: _section_of(group, key, style) for key in _turns(group)}
+        found = {at: source.hint(group, at, style) for at in _turns(group)}
     else:
         pools = [
-            (members, pooled_section(group, members, style))
+            (members, source.pool(group, members, style))
             for members in anchors(group, style.feedback.similarity)
         ]
-        pooled = {key: text for members, text in pools for key in members}
-        found = {key: pooled[key] for key in _turns(group)}
-    return {key: text for key, text in found.items() if text is not None}
+        pooled = {at: text for members, text in pools for at in members}
+        found = {at: pooled[at] for at in _turns(group)}
+    return {at: text for at, text in found.items() if text is not None}
 
 
 def combined(group: Group, texts: Mapping[TurnAt, str], feedback: Feedback) -> dict[TurnAt, str]:
@@ -44,7 +109,7 @@ def combined(group: Group, texts: Mapping[TurnAt, str], feedback: Feedback) -> d
         other, text = siblings[key[0]], texts.get(key)
         shown = success_section(other, feedback) if other else None
         if feedback.sibling == "and":
-            parts = [text] if feedback.source == "judge" else [shown, text]
+            parts = [text] if feedback.sees_sibling else [shown, text]
             chosen = "\n\n".join(part for part in parts if part) if shown and text else None
         else:
             chosen = shown or (text if feedback.sibling == "or" else None)
@@ -78,24 +143,11 @@ def immediate_section(feedback: str) -> str:
     return f"{IMMEDIATE_TITLE}\n{feedback.strip()}"
 
 
-def _section_of(group: Group, key: TurnAt, style: Style) -> str | None:
-    turns, number = group.trajectories[key[0]].turns, key[1]
-    result = turns[number].result
-    match style.feedback.source:
-        case "immediate":
-            return immediate_section(result.feedback) if result.feedback.strip() else None
-        case "next_observation":
-            return section(NEXT_TITLE, style.show(result.observation))
-        case "future":
-            later = transcript(turns[number + 1 :], style.feedback.rendering, first=number + 2)
-            return section(FUTURE_TITLE, later)
-        case "reference":
-            lines = (f"Step {step}: {action}" for step, action in enumerate(group.reference, start=1))
-            return section(REFERENCE_TITLE, "\n".join(lines))
-    return None  # none: only a successful sibling is shown
-
-
 def _turns(group: Group) -> Iterator[TurnAt]:
     for index, trajectory in enumerate(group.trajectories):
         for number in range(len(trajectory.turns)):
             yield index, number
+
+
+def _turn(group: Group, at: TurnAt) -> Turn:
+    return group.trajectories[at[0]].turns[at[1]]

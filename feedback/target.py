@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+from hindsight.configs.setting import setting
 from hindsight.feedback.reading import Question, Reading, Unreadable, listed, words
+from hindsight.feedback.source import Judged, JudgedSource
 from hindsight.feedback.transcript import Style, outcome, section, steps, task
 from hindsight.rollout.action_format import without_thought
 from hindsight.rollout.types import Group, Trajectory
 
 TITLE = "A review of your attempt, written when it had failed, says about your next turn:"
 CUT = "[earlier turns are left out]\n"
-SCHEMA: dict[str, Any] | None = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "failures": {
@@ -38,42 +41,54 @@ SEVERAL = (
 FORM = 'Reply with JSON only: {"failures": [{"turn": 1, "correction": "…"}]}'
 
 
-def question(group: Group, index: int, style: Style) -> Question | None:
-    """Task, outcome and the end of the trajectory; None for a successful one."""
-    trajectory, most = group.trajectories[index], style.feedback.targets
-    if trajectory.success:
-        return None
-    find = ONE if most == 1 else SEVERAL.format(most=most)
+class Target(JudgedSource):
+    """Corrections of the turns that made a trajectory fail."""
 
-    def write(characters: int) -> str:
-        written = "\n\n".join(steps(trajectory))
-        if len(written) > characters:
-            written = CUT + written[-characters:]
-        parts = [
-            section("Task:", task(trajectory)),
-            section("How it ended:", outcome(trajectory)),
-            section("Attempt:", written),
-            f"The attempt above failed. {find}\n{FORM}",
-        ]
-        return "\n\n".join(part for part in parts if part)
+    @dataclass(frozen=True)
+    class Settings(Judged):
+        """Of HINT-SD's targets."""
 
-    return Question(write)
+        targets: int = setting(1, "turns of a failed trajectory that get a correction", low=1, high=3)
 
+    settings: Target.Settings
 
-def read(answer: str, trajectory: Trajectory, style: Style) -> Reading:
-    """The message before each target turn, at most feedback.targets of them, earliest first.
+    SCHEMA = SCHEMA
 
-    Raises:
-        Unreadable: there is no failure in the answer, or one that is not a turn of this trajectory or says
-            nothing: then nothing of the answer is used.
-    """
-    failures = listed(without_thought(answer), "failures")
-    texts: dict[int, str] = {}
-    for item in failures:
-        number, correction = item.get("turn"), words(item.get("correction"))
-        if type(number) is not int or not 1 <= number <= len(trajectory.turns) or not correction:
-            raise Unreadable(f"no correction of one of {len(trajectory.turns)} turns: {str(item)[:200]}")
-        texts.setdefault(number - 1, f"{TITLE}\n{correction}")
-    if not texts:
-        raise Unreadable(f"no failure in {answer[:200]!r}")
-    return Reading(dict(sorted(texts.items())[: style.feedback.targets]))
+    def question(self, group: Group, index: int, style: Style) -> Question | None:
+        """Task, outcome and the end of the trajectory; None for a successful one."""
+        trajectory, most = group.trajectories[index], self.settings.targets
+        if trajectory.success:
+            return None
+        find = ONE if most == 1 else SEVERAL.format(most=most)
+
+        def write(characters: int) -> str:
+            written = "\n\n".join(steps(trajectory))
+            if len(written) > characters:
+                written = CUT + written[-characters:]
+            parts = [
+                section("Task:", task(trajectory)),
+                section("How it ended:", outcome(trajectory)),
+                section("Attempt:", written),
+                f"The attempt above failed. {find}\n{FORM}",
+            ]
+            return "\n\n".join(part for part in parts if part)
+
+        return Question(write)
+
+    def read(self, answer: str, trajectory: Trajectory, style: Style) -> Reading:
+        """The message before each target turn, at most feedback.targets of them, earliest first.
+
+        Raises:
+            Unreadable: there is no failure in the answer, or one that is not a turn of this trajectory or
+                says nothing: then nothing of the answer is used.
+        """
+        failures = listed(without_thought(answer), "failures")
+        texts: dict[int, str] = {}
+        for item in failures:
+            number, correction = item.get("turn"), words(item.get("correction"))
+            if type(number) is not int or not 1 <= number <= len(trajectory.turns) or not correction:
+                raise Unreadable(f"no correction of one of {len(trajectory.turns)} turns: {str(item)[:200]}")
+            texts.setdefault(number - 1, f"{TITLE}\n{correction}")
+        if not texts:
+            raise Unreadable(f"no failure in {answer[:200]!r}")
+        return Reading(dict(sorted(texts.items())[: self.settings.targets]))

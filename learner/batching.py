@@ -1,4 +1,4 @@
-"""Rows into micro-batches, and micro-batches over ranks. No token is lost, no row is used twice."""
+"""Samples into micro-batches, and micro-batches over ranks. No token is lost, no sample is used twice."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hindsight.learner.rows import Row
+from hindsight.learner.samples import TrainingSample
 
 
-def split(rows: Sequence[Row], parts: int) -> list[list[Row]]:
-    """At most `parts` mini-batches, none empty; neighbors (a group's rows) are spread over all of them."""
-    return [part for start in range(parts) if (part := list(rows[start::parts]))]
+def split(samples: Sequence[TrainingSample], parts: int) -> list[list[TrainingSample]]:
+    """At most `parts` mini-batches, none empty; neighbors (a group's samples) are spread over all of them."""
+    return [part for start in range(parts) if (part := list(samples[start::parts]))]
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices by micro-batch, longest first: (rows × longest row) stays within `budget` tokens.
+    """Indices by micro-batch, longest first: (sequences × longest sequence) stays within `budget` tokens.
 
-    A row longer than the budget is a micro-batch of its own.
+    A sequence longer than the budget is a micro-batch of its own.
     """
     batches: list[list[int]] = []
     longest = 0
@@ -35,7 +35,7 @@ def over_ranks(lengths: Sequence[int], budget: int, ranks: int) -> list[list[lis
     """Indices by rank and micro-batch; every rank has equally many, so that collectives stay aligned.
 
     Where the count does not divide by `ranks`, the micro-batches with the most padded tokens are halved. Only
-    when there are fewer rows than places does a rank get an empty micro-batch.
+    when there are fewer sequences than places does a rank get an empty micro-batch.
     """
 
     def cost(batch: list[int]) -> int:
@@ -54,7 +54,7 @@ def over_ranks(lengths: Sequence[int], budget: int, ranks: int) -> list[list[lis
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch, padded on the right. B rows of L tokens, P loss-bearing tokens over all rows."""
+    """A micro-batch, padded on the right. B rows of L tokens, P tokens with a loss over all rows."""
 
     ids: torch.Tensor  # (B, L) int64
     rows: torch.Tensor  # (P,) int64, row of each loss-bearing token
@@ -74,44 +74,38 @@ class Batch:
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
-def collate(rows: Sequence[Row]) -> Batch:
-    """Tensors of some rows; no rows give a batch of P = 0 that a forward and a backward pass run through."""
-    ids = np.zeros((max(1, len(rows)), max((len(row.ids) for row in rows), default=2)), dtype=np.int64)
-    for index, row in enumerate(rows):
-        ids[index, : len(row.ids)] = row.ids
-    owners = np.repeat(np.arange(len(rows)), [len(row.positions) for row in rows]).astype(np.int64)
-    positions = _joined([row.positions for row in rows], np.int64)
+def collate(samples: Sequence[TrainingSample]) -> Batch:
+    """Tensors of some samples; no samples give a batch of P = 0 that a forward and backward pass accept."""
+    ids = np.zeros((max(1, len(samples)), max((len(one.ids) for one in samples), default=2)), dtype=np.int64)
+    for index, sample in enumerate(samples):
+        ids[index, : len(sample.ids)] = sample.ids
+    rows = np.repeat(np.arange(len(samples)), [len(one.positions) for one in samples]).astype(np.int64)
+    positions = np.concatenate([np.zeros(0, np.int64), *(one.positions for one in samples)])
     return Batch(
         ids=torch.from_numpy(ids),
-        rows=torch.from_numpy(owners),
+        rows=torch.from_numpy(rows),
         cols=torch.from_numpy(positions - 1),
-        targets=torch.from_numpy(ids[owners, positions]),
-        advantages=torch.from_numpy(_joined([row.advantages for row in rows], np.float32)),
-        rollout=torch.from_numpy(_joined([row.rollout_logprobs for row in rows], np.float32)),
-        teacher=torch.from_numpy(_joined([row.teacher_logprobs for row in rows], np.float32)),
-        reference=_optional(rows, "reference_logprobs"),
-        candidates=torch.from_numpy(_stacked([row.candidates for row in rows], len(owners), np.int64)),
-        teacher_candidates=torch.from_numpy(
-            _stacked([row.teacher_candidates for row in rows], len(owners), np.float32)
-        ),
-        values=_optional(rows, "values"),
-        returns=_optional(rows, "returns"),
+        targets=torch.from_numpy(ids[rows, positions]),
+        advantages=_column(samples, "advantages"),
+        rollout=_column(samples, "rollout_logprobs"),
+        teacher=_column(samples, "teacher_logprobs"),
+        reference=_column(samples, "reference_logprobs"),
+        candidates=_wide(samples, "candidates", np.int64),
+        teacher_candidates=_wide(samples, "teacher_candidates", np.float32),
+        values=_column(samples, "values"),
+        returns=_column(samples, "returns"),
     )
 
 
-def _optional(rows: Sequence[Row], name: str) -> torch.Tensor:
-    """(P,) float32 of a field that rows may lack; NaN there."""
-    held = [(getattr(row, name), len(row.positions)) for row in rows]
-    return torch.from_numpy(
-        _joined([np.full(size, np.nan) if array is None else array for array, size in held], np.float32)
-    )
+def _column(samples: Sequence[TrainingSample], name: str) -> torch.Tensor:
+    """(P,) float32; NaN for samples without the column."""
+    held = [(getattr(sample, name), len(sample.positions)) for sample in samples]
+    parts = [np.full(size, np.nan) if column is None else column for column, size in held]
+    return torch.from_numpy(np.concatenate([np.zeros(0), *parts]).astype(np.float32))
 
 
-def _stacked(arrays: Sequence[np.ndarray | None], positions: int, dtype: type) -> np.ndarray:
-    """(P, k) of all rows; k = 0 where they have none."""
-    given = [array for array in arrays if array is not None]
-    return np.concatenate(given).astype(dtype) if given else np.zeros((positions, 0), dtype)
-
-
-def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype)
+def _wide(samples: Sequence[TrainingSample], name: str, dtype: type) -> torch.Tensor:
+    """(P, k); k = 0 for samples without the column."""
+    given = [column for sample in samples if (column := getattr(sample, name)) is not None]
+    size = sum(len(sample.positions) for sample in samples)
+    return torch.from_numpy(np.concatenate(given).astype(dtype) if given else np.zeros((size, 0), dtype))

@@ -1,25 +1,32 @@
 """Credit: how much better than its peers a turn did. Pure NumPy.
 
-Each estimator takes a task group of N trajectories and gives (T_i,) float32 advantages, one for each turn of
-each trajectory. They differ in who a turn's peers are:
+An advantage estimator is a function of a task group and the `credit` settings. For each trajectory it returns
+one number, (T,) numbers for its T turns, or a list with (n,) numbers for the n sampled tokens of each turn.
+The built-in ones differ in who the peers of a turn are:
 
     grpo, rloo   every turn, or every trajectory, of the group
-    gigpo        these, and the turns at the same anchor
-    hgpo         the turns in the same state that came there by the same k states, for k = 0 … K
+    gigpo        these, and the turns in the same state
+    hgpo         the turns in the same state that were reached through the same k states, for k = 0 … K
 
-Without peers, by a critic's values: `learner.gae` and `learner.value_rows`.
+PPO's estimator, which asks a critic instead of comparing peers, is in `learner.gae`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from hindsight.configs.schema import Credit
+from hindsight.configs.method import Credit
+from hindsight.configs.registry import ADVANTAGES
+from hindsight.configs.setting import setting, with_settings
 from hindsight.feedback.anchors import anchors
+from hindsight.learner.samples import SampleGroup
 from hindsight.rollout.types import Group, Trajectory, TurnAt
+
+Advantage = float | np.ndarray | Sequence[np.ndarray]  # of a trajectory: one, per turn, or per turn and token
 
 ROUNDING = 1e-9  # returns that differ by less are the same: divided by their spread, they would explode
 
@@ -63,7 +70,35 @@ def rloo(group: Group, credit: Credit) -> list[np.ndarray]:
     return _float32(len(samples) / others * _relative(values, samples, "none") for values in returns)
 
 
-def gigpo(group: Group, credit: Credit) -> list[np.ndarray]:
+@dataclass(frozen=True)
+class Anchored(Credit):
+    """Settings of estimators that compare turns in the same state."""
+
+    discount: float = setting(0.95, "γ of the returns that are compared", low=0.0, high=1.0)
+    similarity: float = setting(
+        1.0, "minimum difflib ratio of two equal states; 1 is an exact match", low=0.0, high=1.0
+    )
+
+
+@dataclass(frozen=True)
+class GigpoSettings(Anchored):
+    """Settings of GiGPO."""
+
+    step_weight: float = setting(1.0, "ω of the advantage among turns in the same state", low=0.0)
+
+
+@dataclass(frozen=True)
+class HgpoSettings(Anchored):
+    """Settings of HGPO."""
+
+    history: int = setting(2, "K, the most states before the current one that peers share", low=0)
+    history_alpha: float = setting(1.0, "α of the weights (k + history_offset)^α", low=0.0)
+    history_offset: int = setting(2, "2 as in the authors' code, 1 as in their paper", low=1)
+    join_group: bool = setting(False, "make GRPO's advantage one more term, of weight 1")
+
+
+@with_settings(GigpoSettings)
+def gigpo(group: Group, credit: GigpoSettings) -> list[np.ndarray]:
     """A = A_E + ω·A_S (arXiv 2505.10978, equation 8).
 
     A_E is GRPO's. A_S compares a turn's discounted return G_t in the same way with those at its anchor; a
@@ -77,7 +112,8 @@ def gigpo(group: Group, credit: Credit) -> list[np.ndarray]:
     return _float32(total)
 
 
-def hgpo(group: Group, credit: Credit) -> list[np.ndarray]:
+@with_settings(HgpoSettings)
+def hgpo(group: Group, credit: HgpoSettings) -> list[np.ndarray]:
     """A = Σ_k w_k·A_k / Σ_k w_k over the k = 0 … K with A_k ≠ 0 (arXiv 2602.22817).
 
     A_k compares G_t, with the population's std, over the turns whose current state and k states before it
@@ -99,23 +135,43 @@ def hgpo(group: Group, credit: Credit) -> list[np.ndarray]:
     return _float32(sums / np.where(w > 0, w, 1.0) for sums, w in zip(total, weight, strict=True))
 
 
-ESTIMATORS: dict[str, Callable[[Group, Credit], list[np.ndarray]]] = {
-    "grpo": grpo,
-    "rloo": rloo,
-    "gigpo": gigpo,
-    "hgpo": hgpo,
-}
+def advantages(group: Group, credit: Credit) -> list[list[np.ndarray]]:
+    """For each trajectory and turn, (n,) float32 advantages of its sampled tokens.
+
+    Raises:
+        ValueError: the estimator did not return an advantage for each trajectory, turn or token.
+    """
+    estimate = ADVANTAGES.find(credit.advantage)
+    found: Sequence[Advantage] = estimate(group, ADVANTAGES.complete(credit))
+    if len(found) != len(group.trajectories):
+        wrong = f"{len(found)} advantages for {len(group.trajectories)} trajectories"
+        raise ValueError(f"credit.advantage = {credit.advantage} returned {wrong}")
+    return [_by_token(one, t, credit) for one, t in zip(found, group.trajectories, strict=True)]
 
 
-def advantages(group: Group, credit: Credit) -> list[np.ndarray]:
-    """(T_i,) float32 advantage of each turn of each trajectory, by the configured estimator."""
-    return ESTIMATORS[credit.advantage](group, credit)
+def assign(group: SampleGroup, credit: Credit) -> None:
+    """Write the advantages of a group's samples."""
+    for samples, found in zip(group.trajectories, advantages(group.group, credit), strict=True):
+        for sample in samples:
+            sample.advantages = np.concatenate([found[turn] for turn in np.unique(sample.column("turns"))])
 
 
-def informative(group: Group, credit: Credit) -> bool:
-    """Whether the policy loss has something to learn from a group: where siblings are compared, one of them
-    must have done better than another."""
-    return credit.critic or any(values.any() for values in advantages(group, credit))
+def _by_token(found: Advantage, trajectory: Trajectory, credit: Credit) -> list[np.ndarray]:
+    """(n,) float32 of each turn, from whatever an estimator may return for a trajectory."""
+    lengths = [turn.end - turn.start for turn in trajectory.turns]
+    if not isinstance(found, Sequence) and np.ndim(found) == 0:
+        found = np.full(len(lengths), found)
+    assert isinstance(found, Sequence | np.ndarray)
+    per_turn = [
+        np.full(n, own, np.float32) if np.ndim(own) == 0 else np.asarray(own, np.float32)
+        for own, n in zip(found, lengths, strict=False)
+    ]
+    if len(found) != len(lengths) or [len(own) for own in per_turn] != lengths:
+        raise ValueError(
+            f"credit.advantage = {credit.advantage} must return one advantage for the trajectory, "
+            f"{len(lengths)} for its turns, or {lengths} for their tokens"
+        )
+    return per_turn
 
 
 def _relative(values: np.ndarray, samples: np.ndarray, normalize: str, ddof: int = 0) -> np.ndarray:

@@ -12,10 +12,10 @@ from torch import nn
 
 from hindsight.learner import losses
 from hindsight.learner.batching import Batch
+from hindsight.learner.gae import GaeSettings, fit
 from hindsight.learner.group import RankGroup
 from hindsight.learner.rank import Rank
-from hindsight.learner.rows import Row
-from hindsight.learner.value_rows import fit
+from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.weights import WeightSet, unpack
 
 
@@ -56,9 +56,9 @@ class CriticRank(Rank):
 
     NAME = "critic"
 
-    def values(self, micros: Sequence[Sequence[Row]]) -> list[list[np.ndarray]]:
-        """Per micro-batch and row, (P,) float32 V of the state from which each position was sampled."""
-        return self._by_row(micros, self._values)
+    def values(self, micros: Sequence[Sequence[TrainingSample]]) -> list[list[np.ndarray]]:
+        """Per micro-batch and sample, (P,) float32 V of the state from which each position was sampled."""
+        return self._by_sample(micros, self._values)
 
     def load_weights(self, weights: WeightSet) -> None:
         """Take over the student's trunk."""
@@ -74,6 +74,8 @@ class CriticRank(Rank):
         self.engine.optimizer.refresh_fp32_params()  # it has float32 copies of its own
 
     def _wrap(self, lm: Any) -> nn.Module:
+        assert isinstance(self.config.credit, GaeSettings)
+        self.credit = self.config.credit
         return TokenValues(lm)
 
     def _values(self, batch: Batch) -> torch.Tensor:
@@ -87,7 +89,7 @@ class CriticRank(Rank):
         self, batch: Batch, old: torch.Tensor | None, objective: str, strength: float
     ) -> tuple[torch.Tensor, dict[str, float]]:
         old = batch.values if old is None else old
-        return losses.value(self._values(batch), old, batch.returns, self.config.critic.clip)
+        return losses.value(self._values(batch), old, batch.returns, self.credit.value_clip)
 
 
 class CriticGroup(RankGroup):
@@ -96,18 +98,24 @@ class CriticGroup(RankGroup):
     RANK = CriticRank
     OBJECTIVES = ("value",)
 
-    async def values(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        """Per row, (P,) float32 V of the state from which each position was sampled."""
-        return await self._per_row("values", rows)
+    @property
+    def peak_lr(self) -> float:
+        """Its peak learning rate."""
+        assert isinstance(self.config.credit, GaeSettings)
+        return self.config.credit.critic_lr
 
-    async def fit(self, rows: Sequence[Row], lr: float) -> dict[str, float]:
-        """Pull V to the rows' returns; the statistics of `update`, and how good V was before.
+    async def values(self, samples: Sequence[TrainingSample]) -> list[np.ndarray]:
+        """Per sample, (P,) float32 V of the state from which each position was sampled."""
+        return await self._per_sample("values", samples)
+
+    async def fit(self, samples: Sequence[TrainingSample], lr: float) -> dict[str, float]:
+        """Pull V to the samples' returns; the statistics of `update`, and how good V was before.
 
         Args:
-            rows: with values and returns.
+            samples: with values and returns.
         """
-        stats = await self.update({"value": rows}, 0.0, lr)
-        return {name: figure for name, figure in stats.items() if name != "strength"} | fit(rows)
+        stats = await self.update({"value": samples}, 0.0, lr)
+        return {name: figure for name, figure in stats.items() if name != "strength"} | fit(samples)
 
     async def load_weights(self, weights: WeightSet) -> None:
         """Take over the student's trunk; the head stays as it is."""

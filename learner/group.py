@@ -18,7 +18,7 @@ from hindsight.learner.losses import OBJECTIVES, merge, report
 from hindsight.learner.plan import plan_updates, weigh
 from hindsight.learner.policy import PolicyRank
 from hindsight.learner.rank import LearnerError, Rank, learner_env
-from hindsight.learner.rows import Row
+from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.weights import WeightSet
 
 # Most bytes a parameter takes in a checkpoint: weight, float32 master copy, two Adam moments; a frozen one's
@@ -61,26 +61,28 @@ class RankGroup:
         seconds = time.monotonic() - began
         return {"parameters": float(parameters), "trained": float(trained), "seconds": seconds}
 
-    async def update(self, rows: Mapping[str, Sequence[Row]], strength: float, lr: float) -> dict[str, float]:
-        """Train on the rows once; returns the statistics of `learner.losses.report` and this call's costs.
+    async def update(
+        self, samples: Mapping[str, Sequence[TrainingSample]], strength: float, lr: float
+    ) -> dict[str, float]:
+        """Train on the samples once; returns the statistics of `learner.losses.report` and this call's costs.
 
         Args:
-            rows: by objective: "policy" and "distill", whose weighted losses are summed, in
-                `config.learner.mini_batches` optimizer steps; or "imitation", in one.
+            samples: by loss: "policy" and "signal", whose weighted sum is minimized, in
+                `config.learner.mini_batches` optimizer steps; or "sft", in one.
             strength: λ of this step; 0 is plain GRPO. lr: learning rate of every optimizer step.
 
         Raises:
-            ValueError: there are no rows or an objective is unknown.
+            ValueError: there are no samples or an objective is unknown.
             LearnerError: a rank failed or missed its deadline, or the numbers are not finite.
         """
-        rows = {objective: own for objective, own in rows.items() if own}
-        if not rows or set(rows) - set(self.OBJECTIVES):
+        samples = {objective: own for objective, own in samples.items() if own}
+        if not samples or set(samples) - set(self.OBJECTIVES):
             known = ", ".join(self.OBJECTIVES)
-            raise ValueError(f"an update needs rows for one of {known} (got {list(rows)})")
+            raise ValueError(f"an update needs samples for one of {known} (got {list(samples)})")
         began = time.monotonic()
         plans = [
             plan_updates(objective, own, self.config, weigh(objective, self.config))
-            for objective, own in rows.items()
+            for objective, own in samples.items()
         ]
         work = [
             [
@@ -106,8 +108,8 @@ class RankGroup:
             "lr": lr,
             "strength": strength,
             "tokens": sum(plan.tokens for plan in plans),
-            "tokens_read": float(sum(len(row.ids) for own in rows.values() for row in own)),
-            "rows": float(sum(map(len, rows.values()))),
+            "tokens_read": float(sum(len(sample.ids) for own in samples.values() for sample in own)),
+            "samples": float(sum(map(len, samples.values()))),
             "micro_batches": float(sum(map(len, work[0]))),
             "seconds": time.monotonic() - began,
         }
@@ -130,20 +132,22 @@ class RankGroup:
             ray.kill(rank)
         self.ranks = []
 
-    async def _per_row(self, method: str, rows: Sequence[Row], *args: Any) -> list[np.ndarray]:
-        """What a method of the ranks that takes micro-batches gives to each row."""
+    async def _per_sample(
+        self, method: str, samples: Sequence[TrainingSample], *args: Any
+    ) -> list[np.ndarray]:
+        """What a method of the ranks that takes micro-batches gives to each sample."""
         learner = self.config.learner
-        lengths = [len(row.ids) for row in rows]
+        lengths = [len(sample.ids) for sample in samples]
         places = over_ranks(lengths, learner.micro_batch_tokens, learner.ranks)
         calls = [
-            getattr(rank, method).remote([[rows[i] for i in micro] for micro in place], *args)
+            getattr(rank, method).remote([[samples[i] for i in micro] for micro in place], *args)
             for rank, place in zip(self.ranks, places, strict=True)
         ]
         found: dict[int, np.ndarray] = {}
         for place, answer in zip(places, await self._all(method, calls), strict=True):
             for micro, arrays in zip(place, answer, strict=True):
                 found.update(zip(micro, arrays, strict=True))
-        return [found[index] for index in range(len(rows))]
+        return [found[index] for index in range(len(samples))]
 
     async def _same(self, method: str, *args: Any) -> list[Any]:
         """Call a collective method with the same arguments on every rank."""
@@ -162,9 +166,9 @@ class LearnerGroup(RankGroup):
     OBJECTIVES = OBJECTIVES
     message: dict[str, Any] | None = None  # what engines receive in a broadcast; known once they have joined
 
-    async def candidates(self, rows: Sequence[Row], k: int) -> list[np.ndarray]:
-        """Per row, (P, k) int32: the student's k likeliest tokens at each position, likeliest first."""
-        return await self._per_row("candidates", rows, k)
+    async def candidates(self, samples: Sequence[TrainingSample], k: int) -> list[np.ndarray]:
+        """Per sample, (P, k) int32: the student's k likeliest tokens at each position, likeliest first."""
+        return await self._per_sample("candidates", samples, k)
 
     async def export(self, version: int) -> WeightSet:
         """What is trained, in the object store: all weights, or the adapter."""

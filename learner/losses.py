@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 
 from hindsight.configs.schema import Loss
-from hindsight.learner.reweight import raw_weights, reweight
-from hindsight.learner.rows import Row
+from hindsight.learner.distill import Likelihoods
+from hindsight.learner.samples import TrainingSample
+from hindsight.learner.signals import TeacherSignal
 
 RATIO_BOUND = 20.0  # log-ratio beyond which exp is not taken
-OBJECTIVES = ("policy", "distill", "imitation")
+OBJECTIVES = ("policy", "signal", "sft")
 PEAKS = ("mismatch_max",)  # statistics that are merged by their maximum; all others are sums
 
 
@@ -43,7 +44,7 @@ def token_weights(rows: torch.Tensor, aggregation: str) -> torch.Tensor:
     return torch.ones_like(rows, dtype=torch.float32)
 
 
-def denominator(rows: Sequence[Row], loss: Loss) -> float:
+def denominator(samples: Sequence[TrainingSample], loss: Loss) -> float:
     """What the sum over all `rows`, whatever rank has them, is divided by.
 
     token-mean      Σ_i Σ_j l_ij / Σ_i n_i            every token counts alike (DAPO, arXiv 2503.14476)
@@ -53,8 +54,8 @@ def denominator(rows: Sequence[Row], loss: Loss) -> float:
     over B rows of n_i tokens. A row is a trajectory in the history preset, a turn in the window preset.
     """
     if loss.aggregation == "token-mean":
-        return float(sum(len(row.positions) for row in rows))
-    return len(rows) * (loss.constant if loss.aggregation == "constant" else 1.0)
+        return float(sum(len(sample.positions) for sample in samples))
+    return len(samples) * (loss.constant if loss.aggregation == "constant" else 1.0)
 
 
 def importance(old: torch.Tensor, rollout: torch.Tensor, cap: float) -> torch.Tensor:
@@ -79,23 +80,22 @@ def surrogate(
     return value, stopped
 
 
-def kl_divergence(logprobs: torch.Tensor, reference: torch.Tensor, estimator: str) -> torch.Tensor:
-    """(P,) estimate of KL(π ‖ π_ref) on tokens sampled from π, with r = π_ref / π:
+def kl_divergence(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """(P,) estimate of KL(π ‖ π_ref) on tokens sampled from π: k3 = r − 1 − log r with r = π_ref / π.
 
-    k1   −log r             unbiased, but as a loss its expected gradient is 0: a measure, not a pull
-    k2   (log r)² / 2       biased; as a loss its expected gradient is that of the KL divergence
-    k3   r − 1 − log r      unbiased and never negative (GRPO, arXiv 2402.03300, equation 4)
+    It is unbiased and never negative (GRPO, arXiv 2402.03300, equation 4).
     """
     log_ratio = reference - logprobs
-    if estimator == "k1":
-        return -log_ratio
-    if estimator == "k2":
-        return log_ratio.square() / 2
     return torch.exp(log_ratio.clamp(-RATIO_BOUND, RATIO_BOUND)) - 1.0 - log_ratio
 
 
 def policy(
-    logprobs: torch.Tensor, entropy: torch.Tensor, tokens: Tokens, loss: Loss, strength: float, clip: float
+    logprobs: torch.Tensor,
+    entropy: torch.Tensor,
+    tokens: Tokens,
+    loss: Loss,
+    signal: TeacherSignal,
+    strength: float,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Weighted sum over tokens of the reweighted dual-clip loss, less the entropy bonus, plus the KL penalty;
     and sums of its statistics, each token counted alike.
@@ -103,13 +103,13 @@ def policy(
     Args:
         logprobs: (P,) current policy at the sampling temperature, with gradient.
         entropy: (P,) of the current policy, with gradient where `loss.entropy` > 0.
-        strength: λ of `learner.reweight`. clip: its ε.
+        signal: shapes the advantages. strength: its λ in this step.
 
     Raises:
         ValueError: `loss.kl` > 0 and a token has no reference log-prob.
     """
     gap = tokens.teacher - logprobs.detach()
-    shaped = reweight(tokens.advantages, gap, strength, clip)
+    shaped = signal.shape(tokens.advantages, gap, strength)
     value, clipped = surrogate(logprobs, tokens.old, shaped, loss)
     total = (tokens.weights * importance(tokens.old, tokens.rollout, loss.tis_cap) * value).sum()
     if loss.entropy > 0:
@@ -119,20 +119,34 @@ def policy(
         if torch.isnan(tokens.reference).any():
             raise ValueError(
                 f"loss.kl = {loss.kl} needs the reference policy's log-prob of every sampled token: "
-                "fill Row.reference_logprobs, or set loss.kl=0"
+                "fill TrainingSample.reference_logprobs, or set loss.kl=0"
             )
-        penalty = kl_divergence(logprobs, tokens.reference, loss.kl_estimator)
+        penalty = kl_divergence(logprobs, tokens.reference)
         total = total + loss.kl * (tokens.weights * penalty).sum()
         sums["kl"] = penalty.sum()
     sums["loss"] = total
     return total, {
         **{name: float(value.detach()) for name, value in sums.items()},
         **mismatch_sums(tokens.old, tokens.rollout),
-        **teacher_sums(tokens.advantages, gap, clip),
+        **teacher_sums(tokens.advantages, gap, signal),
     }
 
 
-def imitation(
+def signal_loss(
+    student: Likelihoods, teacher: Likelihoods, old: torch.Tensor, signal: TeacherSignal
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Sum over tokens of the teacher signal's own loss, and the sums of its statistics.
+
+    Args:
+        student: with gradient. teacher: without.
+        old: (P,) log-probs before this update's first optimizer step.
+    """
+    total = signal.loss(student, teacher, old).sum()
+    gap = teacher.tokens - student.tokens.detach()
+    return total, {"loss": float(total.detach()), "gap": float(gap.sum())}
+
+
+def sft(
     logprobs: torch.Tensor, entropy: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Weighted sum over tokens of the negative log-likelihood, and the sums of its statistics."""
@@ -173,16 +187,15 @@ def mismatch_sums(old: torch.Tensor, rollout: torch.Tensor) -> dict[str, float]:
     }
 
 
-def teacher_sums(advantages: torch.Tensor, gap: torch.Tensor, clip: float) -> dict[str, float]:
+def teacher_sums(advantages: torch.Tensor, gap: torch.Tensor, signal: TeacherSignal) -> dict[str, float]:
     """Sums over the tokens that the teacher scored."""
     scored = ~torch.isnan(gap)
-    weights = raw_weights(advantages[scored], gap[scored])
-    clipped = weights.clamp(1.0 - clip, 1.0 + clip)
+    weights, clipped = signal.weights(advantages[scored], gap[scored])
     return {
         "scored": float(scored.sum()),
         "gap": float(gap[scored].sum()),
-        "weight": float(clipped.sum()),
-        "weight_clipped": float((clipped != weights).sum()),
+        "weight": float(weights.sum()),
+        "weight_clipped": float(clipped.sum()),
     }
 
 
@@ -205,10 +218,9 @@ def report(objective: str, sums: dict[str, float], tokens: float, denominator: f
     """
     if objective == "value":
         return {"loss": sums["loss"] / denominator, "clip_fraction": sums["clipped"] / tokens}
-    if objective == "distill":
-        return {f"distill_{name}": sums[name] / tokens for name in ("loss", "distance", "gap")} | {
-            "distill_tokens": tokens
-        }
+    if objective == "signal":
+        figures = {f"signal_{name}": sums[name] / tokens for name in ("loss", "gap")}
+        return figures | {"signal_tokens": tokens}
     stats = {"loss": sums["loss"] / denominator, "entropy": sums["entropy"] / tokens}
     if "mismatch" in sums:
         stats |= {

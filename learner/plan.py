@@ -1,4 +1,4 @@
-"""What one update of the learner is made of: rows by objective, mini-batch, rank and micro-batch. Pure."""
+"""What one update of the learner is made of: samples by objective, mini-batch, rank and micro-batch. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from hindsight.configs.schema import Config
 from hindsight.learner.batching import over_ranks, split
 from hindsight.learner.losses import denominator
-from hindsight.learner.rows import Row
+from hindsight.learner.samples import TrainingSample
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Plan:
     """The work of one objective."""
 
     objective: str
-    work: list[list[list[list[Row]]]]  # [rank][mini-batch][micro-batch][row]
+    work: list[list[list[list[TrainingSample]]]]  # [rank][mini-batch][micro-batch][sample]
     scales: list[float]  # per mini-batch: the objective's weight over its denominator
     tokens: float  # loss-bearing tokens, or the sum of their weights for imitation
     denominator: float  # summed over mini-batches
@@ -26,23 +26,23 @@ class Plan:
 
 def weigh(objective: str, config: Config) -> float:
     """What the loss of an objective is multiplied by before losses are summed."""
-    weights = {"policy": config.loss.policy, "distill": config.distill.weight, "imitation": 1.0, "value": 1.0}
-    return weights[objective]
+    weights = {"policy": config.loss.policy, "signal": config.signal.loss_weight}
+    return weights.get(objective, 1.0)
 
 
-def plan_updates(objective: str, rows: Sequence[Row], config: Config, weight: float) -> Plan:
-    """Spread rows over mini-batches, ranks and micro-batches; every rank gets equally many micro-batches.
+def plan_updates(objective: str, samples: Sequence[TrainingSample], config: Config, weight: float) -> Plan:
+    """Spread samples over mini-batches, ranks and micro-batches; every rank gets equally many micro-batches.
 
     There are as many mini-batches for every objective, so that each optimizer step sees all of them; one that
-    has fewer rows than that leaves the last ones empty.
+    has fewer samples than that leaves the last ones empty.
     """
     learner = config.learner
-    count = 1 if objective == "imitation" else learner.mini_batches
-    parts = split(rows, count)
+    count = 1 if objective == "sft" else learner.mini_batches
+    parts = split(samples, count)
     parts += [[] for _ in range(count - len(parts))]
     denominators = [_denominator(objective, part, config) for part in parts]
     places = [
-        over_ranks([len(row.ids) for row in part], learner.micro_batch_tokens, learner.ranks)
+        over_ranks([len(sample.ids) for sample in part], learner.micro_batch_tokens, learner.ranks)
         for part in parts
     ]
     work = [
@@ -61,12 +61,12 @@ def plan_updates(objective: str, rows: Sequence[Row], config: Config, weight: fl
     )
 
 
-def _tokens(objective: str, rows: Sequence[Row]) -> float:
-    if objective == "imitation":
-        return float(sum(np.sum(row.advantages) for row in rows))
-    return float(sum(len(row.positions) for row in rows))
+def _tokens(objective: str, samples: Sequence[TrainingSample]) -> float:
+    if objective == "sft":
+        return float(sum(np.sum(sample.column("advantages")) for sample in samples))
+    return float(sum(len(sample.positions) for sample in samples))
 
 
-def _denominator(objective: str, rows: Sequence[Row], config: Config) -> float:
+def _denominator(objective: str, samples: Sequence[TrainingSample], config: Config) -> float:
     """The sum of a mini-batch's loss over all ranks is divided by this."""
-    return denominator(rows, config.loss) if objective == "policy" else _tokens(objective, rows)
+    return denominator(samples, config.loss) if objective == "policy" else _tokens(objective, samples)

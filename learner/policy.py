@@ -14,10 +14,11 @@ import torch
 
 from hindsight.learner import losses
 from hindsight.learner.batching import Batch
-from hindsight.learner.distill import Likelihoods, distill
+from hindsight.learner.distill import Likelihoods
 from hindsight.learner.logprobs import TokenLogprobs, TokenScores
 from hindsight.learner.rank import LearnerError, Rank
-from hindsight.learner.rows import Row
+from hindsight.learner.samples import TrainingSample
+from hindsight.learner.signals import make_signal
 from hindsight.rollout.adapter import FOLDER, Adapter, Pair, named, write
 from hindsight.rollout.weights import Layout, WeightSet, describe, digest, pack
 
@@ -32,9 +33,9 @@ class PolicyRank(Rank):
     adapter: Adapter | None
     sender: Sender
 
-    def candidates(self, micros: Sequence[Sequence[Row]], k: int) -> list[list[np.ndarray]]:
-        """Per micro-batch and row, (P, k) int32: the likeliest tokens at each position, likeliest first."""
-        return self._by_row(micros, lambda batch: self._forward(batch, "distill", k).candidates.int())
+    def candidates(self, micros: Sequence[Sequence[TrainingSample]], k: int) -> list[list[np.ndarray]]:
+        """Per micro-batch and sample, (P, k) int32: the most likely tokens at each position, in order."""
+        return self._by_sample(micros, lambda batch: self._forward(batch, "signal", k).candidates.int())
 
     def score(self, ids: np.ndarray) -> np.ndarray:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""
@@ -109,6 +110,7 @@ class PolicyRank(Rank):
         """The LM; `self.weights` is what is exported of it, under the LM's names."""
         self.weights = dict(lm.named_parameters())  # an adapter would rename them
         self.layout = tuple(describe(name, weight) for name, weight in self.weights.items())
+        self.signal = make_signal(self.config.signal)
         lora = self.config.learner.lora
         self.adapter = Adapter(lm, lora, self.config.seed) if lora.rank else None
         self.kept = {"average": self.adapter.average} if self.adapter else {}
@@ -117,7 +119,8 @@ class PolicyRank(Rank):
     def _forward(self, batch: Batch, objective: str, likeliest: int = 0) -> TokenScores:
         """At the temperature that the answers were sampled with; for distillation, at its own."""
         config = self.config
-        temperature = config.distill.temperature if objective == "distill" else config.rollout.temperature
+        own = config.signal.temperature if objective == "signal" else None
+        temperature = own or config.rollout.temperature
         made: TokenScores = self.engine(
             batch.ids, batch.rows, batch.cols, batch.targets, temperature, batch.candidates, likeliest
         )
@@ -131,15 +134,16 @@ class PolicyRank(Rank):
     ) -> tuple[torch.Tensor, dict[str, float]]:
         made = self._forward(batch, objective)
         old = made.logprobs.detach() if old is None else old
-        if objective == "imitation":
-            return losses.imitation(made.logprobs, made.entropy, batch.advantages)
-        if objective == "distill":
+        if objective == "sft":
+            return losses.sft(made.logprobs, made.entropy, batch.advantages)
+        if objective == "signal":
             teacher = Likelihoods(batch.teacher, batch.teacher_candidates)
-            return distill(Likelihoods(made.logprobs, made.candidates), teacher, old, self.config.distill)
+            student = Likelihoods(made.logprobs, made.candidates)
+            return losses.signal_loss(student, teacher, old, self.signal)
         loss = self.config.loss
         weights = losses.token_weights(batch.rows, loss.aggregation)
         tokens = losses.Tokens(batch.advantages, old, batch.rollout, batch.teacher, batch.reference, weights)
-        return losses.policy(made.logprobs, made.entropy, tokens, loss, strength, self.config.reweight.clip)
+        return losses.policy(made.logprobs, made.entropy, tokens, loss, self.signal, strength)
 
     def _training(self, objective: str) -> AbstractContextManager[None]:
         """An adapter's dropout is on for imitation and distillation.

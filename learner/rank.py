@@ -24,10 +24,10 @@ from hindsight.configs.environ import actor_environment
 from hindsight.configs.schema import Config
 from hindsight.learner import losses
 from hindsight.learner.batching import Batch, collate
-from hindsight.learner.rows import Row
+from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.device import find_device
 
-Piece = tuple[str, Sequence[Row], float]  # objective, rows of a micro-batch, scale of their summed loss
+Piece = tuple[str, Sequence[TrainingSample], float]  # loss, samples of a micro-batch, scale of their sum
 
 
 class LearnerError(RuntimeError):
@@ -118,8 +118,8 @@ class Rank(ABC):
         """One optimizer step per mini-batch.
 
         Args:
-            work: [mini-batch][micro-batch]: objective, rows, and what their summed loss is multiplied by. As
-                many on every rank, with the same objectives in the same order, empty ones included.
+            work: [mini-batch][micro-batch]: loss, samples, and what their sum is multiplied by. As many
+                on every rank, with the same objectives in the same order, empty ones included.
             strength: λ of this step. lr: its learning rate.
 
         Returns:
@@ -132,7 +132,7 @@ class Rank(ABC):
             group["lr"] = lr
         # A resumed run goes on with the dropout that would have come.
         torch.manual_seed(hash((self.config.seed, self.engine.global_steps, self.rank)))
-        batches = [[collate(rows).to(self.device) for _, rows, _ in micros] for micros in work]
+        batches = [[collate(samples).to(self.device) for _, samples, _ in micros] for micros in work]
         old: list[list[torch.Tensor]] | None = None
         if len(work) > 1:
             with torch.no_grad():
@@ -186,16 +186,16 @@ class Rank(ABC):
         for name, held in self.kept.items():
             held.update(own[name])
 
-    def _by_row(
-        self, micros: Sequence[Sequence[Row]], ask: Callable[[Batch], torch.Tensor]
+    def _by_sample(
+        self, micros: Sequence[Sequence[TrainingSample]], ask: Callable[[Batch], torch.Tensor]
     ) -> list[list[np.ndarray]]:
-        """Per micro-batch and row, (P, …) what the model says of the row's positions, without gradients."""
+        """Per micro-batch and sample, (P, …) what the model says of the sample's tokens."""
         answers = []
         with self._reading():
-            for rows in micros:
-                found = ask(collate(rows).to(self.device)).cpu().numpy()
-                cuts = np.cumsum([len(row.positions) for row in rows])[:-1]
-                answers.append(np.split(found, cuts) if rows else [])
+            for samples in micros:
+                found = ask(collate(samples).to(self.device)).cpu().numpy()
+                cuts = np.cumsum([len(one.positions) for one in samples])[:-1]
+                answers.append(np.split(found, cuts) if samples else [])
         return answers
 
     @contextmanager
@@ -232,7 +232,7 @@ class Rank(ABC):
         return nullcontext()
 
     def _advice(self, objective: str) -> str:
-        if objective == "imitation":
+        if objective == "sft":
             return "lower sft.lr and begin again"
         return f"lower {self.NAME}.lr and go on from a checkpoint"
 

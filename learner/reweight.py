@@ -1,22 +1,18 @@
-"""SERL's token weights: reward gives an update its direction, hindsight only its size (arXiv 2605.19447).
+"""SERL's token weights: reward gives an update its direction, hints only its size (arXiv 2605.19447).
 
-RLSD (arXiv 2604.03128) has the same weights on all tokens of a response: `teacher.contexts.scored_span`.
+RLSD (arXiv 2604.03128) applies the same weights to all tokens of a response.
 """
 
 from __future__ import annotations
 
 import torch
 
-from hindsight.configs.schema import Reweight
-
 GAP_BOUND = 20.0  # log-ratio beyond which exp is not taken (the authors' code)
 
 
-def strength_at(step: int, reweight: Reweight) -> float:
+def strength_at(step: int, strength: float, decay_steps: int) -> float:
     """λ_k = λ₀ · max(0, 1 − k/K) after `step` = k finished training steps; K = 0 keeps λ₀."""
-    if reweight.decay_steps == 0:
-        return reweight.strength
-    return reweight.strength * max(0.0, 1.0 - step / reweight.decay_steps)
+    return strength * max(0.0, 1.0 - step / decay_steps) if decay_steps else strength
 
 
 def raw_weights(advantages: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:

@@ -70,7 +70,7 @@ class Worker:
             failures=tuple(one for one in played if isinstance(one, Failure)),
             retried=tuple(retried),
         )
-        return await self._with_reference(group) if self._config.feedback.source == "reference" else group
+        return await self._with_reference(group) if self._config.feedback.needs_reference else group
 
     async def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
         """An expert's episode.

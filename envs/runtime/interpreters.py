@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hindsight.configs.paths import cache_root
+from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.envs.base import DataMissing, EnvError, SettingError
-from hindsight.envs.registry import FAMILIES
 
-ENVIRONMENTS = Path(__file__).absolute().parents[1]
+HERE = Path(__file__).absolute().parents[1]
 # The environments with an interpreter of their own, and what they need beyond envs/NAME/requirements.txt, as
 # arguments of that interpreter. AppWorld unpacks its encrypted apps beside itself, without the network.
 STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -46,8 +46,8 @@ def install(
         SettingError: there is no such environment.
         EnvError: a step failed; nothing is left of the attempt.
     """
-    if name not in FAMILIES:
-        raise SettingError(f"{name!r} is not an environment; choose one of {', '.join(FAMILIES)}")
+    if name not in ENVIRONMENTS.builtin:
+        raise SettingError(f"{name!r} is not an environment; choose one of {', '.join(ENVIRONMENTS.builtin)}")
     if name not in STEPS:
         tell(f"{name} comes with the main environment: nothing to install")
         return None
@@ -110,7 +110,7 @@ def run(command: Sequence[str], **variables: str) -> None:
 
 def _listed(name: str) -> Path:
     """The packages of that interpreter, all of them with their versions."""
-    return ENVIRONMENTS / name / "requirements.txt"
+    return HERE / name / "requirements.txt"
 
 
 def _folder(name: str, cache: Path) -> Path:

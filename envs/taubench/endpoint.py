@@ -10,8 +10,8 @@ from typing import Any
 import openai
 from openai.types.chat import ChatCompletion
 
-from hindsight.configs.schema import User
 from hindsight.envs.base import EnvError
+from hindsight.envs.taubench.settings import User
 from hindsight.envs.taubench.upstream import (
     AssistantMessage,
     Message,

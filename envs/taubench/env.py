@@ -20,10 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hindsight.configs.schema import Env
 from hindsight.envs.base import EnvError, EnvFamily, Observation, StepResult, TextEnv, Verdict
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.envs.taubench.domains import DOMAINS, domain, environment, registered
+from hindsight.envs.taubench.settings import TauSettings
 from hindsight.envs.taubench.upstream import (
     DEFAULT_MAX_ERRORS,
     DEFAULT_MAX_STEPS,
@@ -165,8 +165,9 @@ class TauFamily(EnvFamily):
     name = "taubench"
     action_format = "tools"
     turn_limit = 30
+    Settings = TauSettings
 
-    def __init__(self, config: Env, cache: Path) -> None:
+    def __init__(self, config: TauSettings, cache: Path) -> None:
         """
         Raises:
             ValueError: there is no such domain, or the simulated user cannot be reached or be in time.
@@ -214,7 +215,7 @@ class TauFamily(EnvFamily):
         return tuple(chosen)
 
 
-def _check_user(config: Env) -> None:
+def _check_user(config: TauSettings) -> None:
     user = config.user
     if user.source == "endpoint" and not user.url:
         raise ValueError("env.user.source=endpoint needs env.user.url, the address of the endpoint")

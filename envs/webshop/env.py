@@ -18,10 +18,12 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hindsight.configs.schema import Env
+from hindsight.configs.setting import setting
 from hindsight.envs.base import DataMissing, Demonstration, DemoStep, EnvError, EnvFamily, StepResult, TextEnv
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.envs.webshop.catalog import FORMAT, PRODUCTS, generate
@@ -207,7 +209,13 @@ class WebShopFamily(EnvFamily):
     action_format = "tags"
     turn_limit = 15
 
-    def __init__(self, config: Env, cache: Path) -> None:
+    @dataclass(frozen=True)
+    class Settings(Env):
+        """The section `env` for WebShop."""
+
+        goals: Literal["synthetic", "human"] = setting("synthetic", "goals made from products, or by people")
+
+    def __init__(self, config: Settings, cache: Path) -> None:
         """
         Raises:
             ValueError: the configuration names a category that WebShop lacks.

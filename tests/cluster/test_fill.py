@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hindsight.cluster.fill import Filler, hindsight_metrics
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from hindsight.cluster.fill import Filler, hindsight_metrics
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.watch import ActorLost, Watchdog
 from hindsight.configs.schema import Config, Distill, Feedback, Loss, Reweight

@@ -1,0 +1,209 @@
+"""A method: which columns of the training samples it needs, and how they are computed.
+
+    annotate   group ──► advantages ──► reference log-probs ──► hints ──► teacher log-probs
+    finish     batch ──► a critic's values, returns and advantages, if it has a critic
+
+What it is made of is configuration: `credit`, `feedback`, `signal`, `teacher` and `loss`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ray.exceptions import RayError
+
+from hindsight.cluster.run import Run
+from hindsight.cluster.watch import Deadline, Unreachable, reason, within
+from hindsight.feedback.hints import Hints, gather_hints
+from hindsight.feedback.judge_client import Answer, Schema, patience
+from hindsight.feedback.reading import Question
+from hindsight.learner.credit import assign
+from hindsight.learner.gae import GaeSettings, estimate, mask_steps
+from hindsight.learner.samples import SampleGroup, TrainingSample
+from hindsight.learner.signals import make_signal
+from hindsight.rollout.types import Failure
+from hindsight.teacher.contexts import ContextLimits, ScoreRequest, build_requests, plain_requests
+from hindsight.teacher.plan import tokens_read
+from hindsight.teacher.scorer import Scored
+
+
+class Method:
+    """The configured method, with the actors it asks."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config, self.actors = run, run.config, run.actors
+        self.signal = make_signal(run.config.signal)
+        self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by scorer
+
+    def strength(self, step: int) -> float:
+        """λ of the teacher signal after `step` finished training steps."""
+        return self.signal.strength(step) if self.config.feedback.on else 0.0
+
+    async def annotate(self, group: SampleGroup, step: int) -> None:
+        """Fill in what can be known of a group by itself, while other groups are still rolled out.
+
+        If the judge, the teacher or the reference policy fails, the group keeps what is known without it.
+
+        Args:
+            step: finished training steps.
+
+        Raises:
+            ActorLost: an actor has died.
+        """
+        config = self.config
+        if not config.credit.critic:
+            assign(group, config.credit)
+        informative = config.credit.critic or group.informative
+        weighs = informative and config.loss.policy > 0 and self.strength(step) > 0
+        distills = config.signal.loss_weight > 0
+        try:
+            if informative and self.actors.reference is not None:
+                await self._score_reference(group)
+            if weighs or distills:
+                hints = await self._gather(group)
+                await self._score_hints(group, hints, distills)
+        except (RayError, Deadline, Unreachable) as error:  # RayError: what the actor itself raised
+            group.failures.append(Failure("teacher", reason(error), group.group.task.id))
+
+    async def finish(self, batch: Sequence[SampleGroup]) -> None:
+        """Fill in what depends on the whole batch: a critic's values, and the advantages they give."""
+        critic, credit = self.actors.critic, self.config.credit
+        if critic is None:
+            return
+        assert isinstance(credit, GaeSettings)
+        self.run.now("asking the critic")
+        mask_steps(batch, credit)
+        with self.run.watchdog.waiting(self.config.learner.timeout):
+            values = await critic.values([one.select("value") for group in batch for one in group.samples])
+        estimate(batch, values, credit)
+
+    def losses(self, batch: Sequence[SampleGroup]) -> dict[str, list[TrainingSample]]:
+        """The samples of each loss."""
+        groups = [group for group in batch if self.config.loss.policy > 0 and self._learns(group)]
+        policy = [sample for group in groups for sample in group.samples]
+        signal = [one.select("signal") for group in batch for one in group.samples if one.is_distilled]
+        return {"policy": policy, "signal": signal}
+
+    def must_requeue(self, group: SampleGroup) -> bool:
+        """Whether failures left a group too small to learn from, or took all that it would have taught."""
+        config, rollouts = self.config, group.group
+        # With a critic, or by distillation, an episode teaches without siblings.
+        alone = config.credit.critic or config.signal.loss_weight > 0
+        needed = 1 if alone else min(2, config.rollout.group_size)
+        if rollouts.failures and len(rollouts.trajectories) < needed:
+            return True
+        if len(group.failures) == len(rollouts.failures) or any(s.is_distilled for s in group.samples):
+            return False
+        informative = config.credit.critic or group.informative
+        return config.loss.policy == 0 or (informative and not self._has_reference(group))
+
+    def _learns(self, group: SampleGroup) -> bool:
+        """Whether the policy loss learns from a group: it must not escape its KL penalty."""
+        return group.informative and self._has_reference(group)
+
+    def _has_reference(self, group: SampleGroup) -> bool:
+        return self.config.loss.kl == 0 or all(s.reference_logprobs is not None for s in group.samples)
+
+    async def _score_reference(self, group: SampleGroup) -> None:
+        """The reference policy's log-probs of everything that was sampled."""
+        requests = plain_requests(group.group)
+        scored, _ = await self._score("reference", group, requests)
+        found = [group.find(request, "response") for request in requests]
+        group.put("reference_logprobs", found, [one.logprobs for one in scored])
+
+    async def _gather(self, group: SampleGroup) -> Hints:
+        """The hints of a group's turns, from the group itself or from a judge."""
+        judge, watchdog = self.run.judge, self.run.watchdog
+
+        async def ask(question: Question, schema: Schema | None = None) -> Answer:
+            assert judge is not None
+            try:
+                return await judge(question, schema)
+            finally:
+                watchdog.beat("gathering hints")
+
+        with watchdog.waiting(patience(self.config.judge) if judge else 0.0):
+            hints = await gather_hints(
+                group.group,
+                self.config.feedback,
+                ask if judge else None,
+                self.run.renderer.show,
+                whole_turns=self.config.signal.tokens == "response",
+            )
+        group.failures += hints.failures
+        group.count(hints.figures)
+        return hints
+
+    async def _score_hints(self, group: SampleGroup, hints: Hints, distills: bool) -> None:
+        """The teacher's log-probs of every turn that has a hint; for a loss of its own, of candidates too."""
+        tokens, renderer = self.config.signal.tokens, self.run.renderer
+        limits = ContextLimits(self.config.feedback.max_tokens, self.actors.teacher_context)
+        requests = build_requests(
+            group.group,
+            hints.texts,
+            renderer.close_ids,
+            renderer.encode,
+            limits,
+            opening=self.run.opening,
+            tokens=tokens,
+        )
+        if not requests:
+            return
+        found = [group.find(request, tokens) for request in requests]
+        if distills:
+            for sample, where in found:
+                sample.mark("signal", where)
+            requests = await self._with_candidates(group, requests, found)
+        scored, seconds = await self._score("teacher", group, requests)
+        group.put("teacher_logprobs", found, [one.logprobs for one in scored])
+        if distills and self.signal.num_candidates:
+            group.put("teacher_candidates", found, [one.candidates for one in scored])
+        group.count(
+            {
+                "teacher/spans": len(requests),
+                "teacher/span_tokens": sum(len(request.span) for request in requests),
+                "teacher/tokens": tokens_read(requests, self.config.teacher.batch_tokens),
+                "teacher/seconds_busy": seconds,
+            }
+        )
+
+    async def _with_candidates(
+        self,
+        group: SampleGroup,
+        requests: list[ScoreRequest],
+        found: Sequence[tuple[TrainingSample, slice]],
+    ) -> list[ScoreRequest]:
+        """The requests, asking also for the student's most likely tokens at the same positions."""
+        learner, count = self.actors.learner, self.signal.num_candidates
+        if count == 0:
+            return requests
+        assert learner is not None
+        asked = [sample for sample in group.samples if "signal" in sample.masks]
+        with self.run.watchdog.waiting(self.config.learner.timeout):
+            answers = await learner.candidates([sample.select("signal") for sample in asked], count)
+        for sample, candidates in zip(asked, answers, strict=True):
+            sample.put("candidates", sample.masks["signal"], candidates)
+        asking = zip(requests, found, strict=True)
+        return [
+            replace(one, candidates=sample.column("candidates")[where]) for one, (sample, where) in asking
+        ]
+
+    async def _score(
+        self, role: str, group: SampleGroup, requests: Sequence[ScoreRequest]
+    ) -> tuple[list[Scored], float]:
+        """One answer per request, by the teacher or the reference policy, and the seconds it took."""
+        sequences = [[sequence.ids for sequence in t.sequences] for t in group.group.trajectories]
+        limit = self.config.teacher.timeout
+        async with self.locks[role]:  # the deadline is for scoring, not for waiting behind other groups
+            started = time.monotonic()
+            with self.run.watchdog.waiting(limit):
+                call = self.actors.scorers()[role].score.remote(sequences, requests)
+                what = f"scoring group {group.group.ordinal}"
+                scored: list[Scored] = await within(limit, "teacher.timeout", what, call)
+            seconds = time.monotonic() - started
+        self.run.watchdog.beat("scoring")
+        return scored, seconds

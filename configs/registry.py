@@ -1,0 +1,228 @@
+"""What a setting names: a built-in by its short name, `module:Name`, or a Python file.
+
+Hindsight is open at five places, all alike. Each has a registry here, and each entry may bring settings of
+its own: a dataclass called `Settings` that extends the section of the configuration it is named in.
+
+    env.name          an EnvFamily (hindsight.envs.base) or a gymnasium.Env
+    feedback.source   a FeedbackSource (hindsight.feedback.source)
+    credit.advantage  a function (group, credit) -> advantages (hindsight.learner.credit)
+    signal.name       a TeacherSignal (hindsight.learner.signals)
+    tracker.names     Trackers (hindsight.cluster.trackers)
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hindsight.configs.method import Credit, Feedback, Signal
+from hindsight.configs.schema import Env, Tracker
+
+# Folders that hold plugins, in the order in which they were named. Actors get them on their PYTHONPATH.
+PLUGIN_FOLDERS: list[str] = []
+
+
+class UnknownName(ValueError):
+    """A setting names something that does not exist or does not fit; the message says what does."""
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The entries that one setting may name."""
+
+    key: str  # the setting
+    kind: str  # what an entry is, for messages
+    section: type  # the settings that all entries share
+    builtin: Mapping[str, str]  # short name -> "module:Name"
+    bases: tuple[str, ...] = ()  # classes ("module:Name") an entry must extend; empty: any callable fits
+
+    def find(self, name: str) -> Any:
+        """The entry that `name` stands for.
+
+        Raises:
+            UnknownName: it cannot be found or imported, or is of another kind.
+        """
+        place = self.builtin.get(name, name)
+        module, colon, attribute = place.rpartition(":")
+        if not colon and place.endswith(".py"):
+            return self._only(name, _import(self.key, name, place))
+        if not colon:
+            raise UnknownName(unknown(self.key, name, list(self.builtin), "module:Name or FILE.py"))
+        found = getattr(_import(self.key, name, module), attribute, None)
+        if found is None:
+            raise UnknownName(f"{self.key} = {name!r}: {module} has no attribute {attribute!r}")
+        if not self._fits(found):
+            raise UnknownName(f"{self.key} = {name!r}: {attribute} is not {self._wanted}")
+        return found
+
+    def settings(self, *names: str) -> type:
+        """The dataclass of the section when it names these entries: the section's own, or an extension."""
+        extensions = [self._extension(name) for name in names]
+        own = list(dict.fromkeys(kind for kind in extensions if kind is not self.section))
+        if len(own) > 1:
+            return make_dataclass(self.section.__name__, [], bases=tuple(own), frozen=True)
+        return own[0] if own else self.section
+
+    def complete(self, section: Any) -> Any:
+        """`section` as an instance of the dataclass that its entry asks for, defaults filled in."""
+        kind = self.settings(*self.named(section))
+        if isinstance(section, kind):
+            return section
+        return kind(**{item.name: getattr(section, item.name) for item in fields(section)})
+
+    def named(self, section: Any) -> list[str]:
+        """The entries that an instance of the section names."""
+        value = getattr(section, self.key.rpartition(".")[2])
+        return [value] if isinstance(value, str) else list(value)
+
+    def _extension(self, name: str) -> type:
+        kind = getattr(self.find(name), "Settings", self.section)
+        if not (isinstance(kind, type) and is_dataclass(kind) and issubclass(kind, self.section)):
+            raise UnknownName(
+                f"{self.key} = {name!r}: its Settings must be a dataclass that extends "
+                f"{self.section.__module__}.{self.section.__name__}"
+            )
+        return kind
+
+    def _fits(self, found: Any) -> bool:
+        if not self.bases:
+            return callable(found)
+        return isinstance(found, type) and issubclass(found, self._classes())
+
+    def _classes(self) -> tuple[type, ...]:
+        places = (base.partition(":") for base in self.bases)
+        return tuple(getattr(importlib.import_module(module), name) for module, _, name in places)
+
+    @property
+    def _wanted(self) -> str:
+        names = (base.replace(":", ".") for base in self.bases)
+        return "a subclass of " + " or ".join(names) if self.bases else "a function"
+
+    def _only(self, name: str, module: ModuleType) -> Any:
+        """The one entry that a file defines."""
+        own = [item for item in vars(module).values() if getattr(item, "__module__", "") == module.__name__]
+        fitting = [item for item in own if (self.bases or inspect.isfunction(item)) and self._fits(item)]
+        public = [item for item in fitting if not item.__name__.startswith("_")]
+        if len(public) != 1:
+            names = ", ".join(item.__name__ for item in public) or "none"
+            raise UnknownName(
+                f"{self.key} = {name!r}: expected exactly one {self.kind}, which is {self._wanted}; "
+                f"the file has {names}. Name one as {name}:NAME"
+            )
+        return public[0]
+
+
+def _import(key: str, name: str, place: str) -> ModuleType:
+    """The module at a dotted name or in a Python file."""
+    path = Path(place).expanduser()
+    if place.endswith(".py"):
+        if not path.is_file():
+            raise UnknownName(f"{key} = {name!r}: there is no file {path}")
+        folder, module = str(path.resolve().parent), path.stem
+    else:
+        folder, module = str(Path.cwd()), place
+    if folder not in PLUGIN_FOLDERS and not place.startswith("hindsight."):
+        PLUGIN_FOLDERS.append(folder)
+        sys.path.append(folder)
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise UnknownName(f"{key} = {name!r}: cannot import {module}: {error}") from error
+    if place.endswith(".py") and Path(found.__file__ or "").resolve() != path.resolve():
+        raise UnknownName(
+            f"{key} = {name!r}: another module is already called {module} ({found.__file__}); rename the file"
+        )
+    return found
+
+
+def unknown(key: str, name: str, known: Sequence[str], other: str = "") -> str:
+    """The message for a name that is not known, with the nearest one that is."""
+    also = f", or {other}" if other else ""
+    return f"{key} = {name!r} is unknown. Did you mean {nearest(name, known)!r}? Use {', '.join(known)}{also}"
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """The known dotted key most like `key`: by the whole name and by its last part."""
+
+    def likeness(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
+        last = difflib.SequenceMatcher(None, key.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return (whole + last) / 2
+
+    return max(known, key=likeness)
+
+
+ENVIRONMENTS = Registry(
+    "env.name",
+    "environment",
+    Env,
+    {
+        "alfworld": "hindsight.envs.alfworld.env:AlfworldFamily",
+        "webshop": "hindsight.envs.webshop.env:WebShopFamily",
+        "taubench": "hindsight.envs.taubench.env:TauFamily",
+        "appworld": "hindsight.envs.appworld.env:AppWorldFamily",
+        "bfcl": "hindsight.envs.bfcl.env:BfclFamily",
+    },
+    ("hindsight.envs.base:EnvFamily", "gymnasium:Env"),
+)
+FEEDBACK_SOURCES = Registry(
+    "feedback.source",
+    "feedback source",
+    Feedback,
+    {
+        "none": "hindsight.feedback.source:FeedbackSource",
+        "immediate": "hindsight.feedback.sources:Immediate",
+        "next_observation": "hindsight.feedback.sources:NextObservation",
+        "future": "hindsight.feedback.sources:Future",
+        "reference": "hindsight.feedback.sources:Reference",
+        "judge": "hindsight.feedback.critique:Critique",
+        "reflect": "hindsight.feedback.reflect:Reflect",
+        "target": "hindsight.feedback.target:Target",
+    },
+    ("hindsight.feedback.source:FeedbackSource",),
+)
+ADVANTAGES = Registry(
+    "credit.advantage",
+    "advantage estimator",
+    Credit,
+    {
+        "grpo": "hindsight.learner.credit:grpo",
+        "rloo": "hindsight.learner.credit:rloo",
+        "gigpo": "hindsight.learner.credit:gigpo",
+        "hgpo": "hindsight.learner.credit:hgpo",
+        "gae": "hindsight.learner.gae:Gae",
+    },
+)
+SIGNALS = Registry(
+    "signal.name",
+    "teacher signal",
+    Signal,
+    {
+        "none": "hindsight.learner.signals:TeacherSignal",
+        "reweight": "hindsight.learner.signals:Reweight",
+        "distill": "hindsight.learner.signals:Distill",
+    },
+    ("hindsight.learner.signals:TeacherSignal",),
+)
+TRACKERS = Registry(
+    "tracker.names",
+    "tracker",
+    Tracker,
+    {
+        "tensorboard": "hindsight.cluster.trackers:TensorBoard",
+        "ray": "hindsight.cluster.trackers:RayMetrics",
+    },
+    ("hindsight.cluster.trackers:Tracker",),
+)
+# By the name of the section that each extends.
+REGISTRIES = {
+    registry.key.partition(".")[0]: registry
+    for registry in (ENVIRONMENTS, FEEDBACK_SOURCES, ADVANTAGES, SIGNALS, TRACKERS)
+}

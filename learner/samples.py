@@ -1,0 +1,157 @@
+"""What the learner trains on: token sequences with named columns, one value for each sampled token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from hindsight.rollout.types import Failure, Group, Span, Trajectory
+from hindsight.teacher.contexts import ScoreRequest, scored_span
+
+# Columns of a sample, by the name of its field. None: not computed; NaN: not for this token.
+COLUMNS = (
+    "positions",
+    "turns",
+    "rollout_logprobs",
+    "advantages",
+    "teacher_logprobs",
+    "reference_logprobs",
+    "values",
+    "returns",
+    "candidates",
+    "teacher_candidates",
+)
+
+
+@dataclass
+class TrainingSample:
+    """One token sequence. L tokens, P of them sampled by the policy (or demonstrated, in SFT)."""
+
+    ids: np.ndarray  # (L,) int32
+    positions: np.ndarray  # (P,) int32, index in `ids` of each sampled token; never 0
+    turns: np.ndarray | None = None  # (P,) int32, the turn of the trajectory that sampled it
+    rollout_logprobs: np.ndarray | None = None  # (P,) float32, by the engine
+    advantages: np.ndarray | None = None  # (P,) float32, A before a teacher reweights it; in SFT the weight
+    teacher_logprobs: np.ndarray | None = None  # (P,) float32, by the teacher, who saw a hint
+    reference_logprobs: np.ndarray | None = None  # (P,) float32, by the reference policy
+    values: np.ndarray | None = None  # (P,) float32, V of the state before the token, before the update
+    returns: np.ndarray | None = None  # (P,) float32, what V is trained towards
+    candidates: np.ndarray | None = None  # (P, k) int32, the student's most likely tokens
+    teacher_candidates: np.ndarray | None = None  # (P, k) float32, the teacher's log-probs of those
+    masks: dict[str, np.ndarray] = field(default_factory=dict)  # loss -> (P,) bool, its tokens; absent: all
+
+    def within(self, span: Span) -> slice:
+        """Which of the P tokens lie in a span of the sequence."""
+        start, end = np.searchsorted(self.positions, (span.start, span.end))
+        return slice(int(start), int(end))
+
+    def column(self, name: str) -> np.ndarray:
+        """A column that has been computed."""
+        held: np.ndarray | None = getattr(self, name)
+        assert held is not None, f"{name} has not been computed"
+        return held
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether the teacher scored tokens for the signal's own loss."""
+        return "signal" in self.masks and self.teacher_logprobs is not None
+
+    def mark(self, loss: str, where: slice) -> None:
+        """Give a loss some more tokens."""
+        self.masks.setdefault(loss, np.zeros(len(self.positions), bool))[where] = True
+
+    def put(self, column: str, where: slice | np.ndarray, values: np.ndarray) -> None:
+        """Write a column at some tokens; elsewhere it stays as it was, or NaN."""
+        held = getattr(self, column)
+        if held is None:
+            blank = np.nan if values.dtype.kind == "f" else 0
+            held = np.full((len(self.positions), *values.shape[1:]), blank, values.dtype)
+            setattr(self, column, held)
+        held[where] = values
+
+    def select(self, loss: str) -> TrainingSample:
+        """The sample with the tokens of one loss only."""
+        if loss not in self.masks:
+            return self
+        columns = {name: getattr(self, name) for name in COLUMNS}
+        mask = self.masks[loss]
+        kept = {name: column[mask] for name, column in columns.items() if column is not None}
+        return replace(self, **kept, masks={})
+
+
+@dataclass
+class SampleGroup:
+    """The samples of one task's trajectories, and what is known of the group."""
+
+    group: Group
+    trajectories: list[list[TrainingSample]]  # per trajectory, a sample per sequence that has sampled tokens
+    failures: list[Failure] = field(default_factory=list)  # of the rollout, and since then
+    figures: dict[str, float] = field(default_factory=dict)  # metrics, which a step sums over its groups
+    rolled_out: float = 0.0  # time.monotonic() when the last episode ended
+
+    @property
+    def samples(self) -> list[TrainingSample]:
+        """All samples."""
+        return [sample for samples in self.trajectories for sample in samples]
+
+    @property
+    def informative(self) -> bool:
+        """Whether any advantage is not 0."""
+        return any(sample.advantages is not None and sample.advantages.any() for sample in self.samples)
+
+    def count(self, figures: Mapping[str, float]) -> None:
+        """Add to the group's metrics."""
+        for name, value in figures.items():
+            self.figures[name] = self.figures.get(name, 0.0) + value
+
+    def find(self, request: ScoreRequest, tokens: str) -> tuple[TrainingSample, slice]:
+        """The sample that holds a request's turn, and which of its tokens the request scores.
+
+        Args:
+            tokens: `signal.tokens`.
+        """
+        span = scored_span(self.group.trajectories[request.trajectory].turns[request.turn], tokens)
+        assert span is not None, "a turn without an action is never scored"
+        samples = self.trajectories[request.trajectory]
+        sample = next(one for one in samples if one.turns is not None and request.turn in one.turns)
+        return sample, sample.within(span)
+
+    def put(
+        self, column: str, found: Sequence[tuple[TrainingSample, slice]], values: Sequence[np.ndarray]
+    ) -> None:
+        """Write a column at the tokens that `find` found for each request.
+
+        Raises:
+            ValueError: there is not one value for each token.
+        """
+        for (sample, where), own in zip(found, values, strict=True):
+            if len(own) != where.stop - where.start:
+                raise ValueError(f"{column}: {len(own)} values for {where.stop - where.start} tokens")
+            sample.put(column, where, own)
+
+
+def to_samples(group: Group) -> SampleGroup:
+    """The samples of a group, with positions, turns and the engine's log-probs.
+
+    Raises:
+        ValueError: a sampled token has no log-prob.
+    """
+    made = [_samples(trajectory) for trajectory in group.trajectories]
+    return SampleGroup(group, made, failures=list(group.failures))
+
+
+def _samples(trajectory: Trajectory) -> list[TrainingSample]:
+    samples = []
+    for index, sequence in enumerate(trajectory.sequences):
+        own = [(number, turn) for number, turn in enumerate(trajectory.turns) if turn.sequence == index]
+        if not own:
+            continue
+        positions = np.concatenate([np.arange(turn.start, turn.end, dtype=np.int32) for _, turn in own])
+        turns = np.concatenate([np.full(turn.end - turn.start, number, np.int32) for number, turn in own])
+        logprobs = sequence.logprobs[positions].astype(np.float32)
+        if np.isnan(logprobs).any():
+            raise ValueError(f"task {trajectory.task.id}: a sampled token has no rollout log-prob")
+        samples.append(TrainingSample(sequence.ids, positions, turns, logprobs))
+    return samples
