@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hindsight.envs.runtime.files import atomic_write
 from hindsight.rollout.types import Group, Trajectory
 
 
@@ -46,9 +47,7 @@ class Metrics:
         return [json.loads(line) for line in whole.splitlines()]
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        draft = self.path.with_suffix(".draft")
-        draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        draft.replace(self.path)
+        atomic_write(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def close(self) -> None:
         """Flush TensorBoard."""

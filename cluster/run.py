@@ -20,9 +20,10 @@ from hindsight.cluster.watch import Watchdog, within
 from hindsight.configs.check import differences, render
 from hindsight.configs.schema import Config
 from hindsight.envs.registry import make_family
+from hindsight.envs.runtime.files import atomic_write
 from hindsight.envs.tasks import Manifest
 from hindsight.feedback.judge_client import JudgeClient, open_judge
-from hindsight.learner.checkpoint import amend, latest, require_room, step_of, writing
+from hindsight.learner.checkpoint import latest, require_room, step_of, writing
 from hindsight.rollout.models import resolve
 from hindsight.rollout.render import Renderer, load_renderer
 from hindsight.rollout.worker import generate_on
@@ -73,7 +74,7 @@ class Run:
         assert learner is not None
         newest = latest(checkpoints(self.config))
         if newest is not None and step_of(newest) == self.state.step:
-            amend(newest, "driver.json", self._driver_state())
+            atomic_write(newest / "driver.json", self._driver_state(), durable=True)
             return
         self.now("saving a checkpoint")
         root, keep = checkpoints(self.config), self.config.checkpoint.keep
