@@ -233,7 +233,8 @@ class Trainer:
         run.now("publishing weights")
         run.state.version += 1
         version, weights = run.state.version, None
-        canary = (run.canary, await self.learner.score(run.canary), config.weight_sync.max_logprob_gap)
+        expected, gap = await self.learner.score(run.canary), config.weight_sync.max_logprob_gap
+        canary = (run.canary, expected, gap, config.learner.timeout)
         if config.broadcasts:
             report = await broadcast(engines, self.learner, version, *canary)
         else:

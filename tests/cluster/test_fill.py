@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from hindsight.cluster.fill import Filler, hindsight_metrics
 from hindsight.cluster.train import Trainer
-from hindsight.cluster.watch import ActorLost, Watchdog
+from hindsight.cluster.watch import Watchdog
 from hindsight.configs.schema import Config, Distill, Feedback, Loss, Reweight
 from hindsight.envs.base import Observation, StepResult
+from hindsight.envs.runtime.remote import ActorLost
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, JudgeError
 from hindsight.rollout.types import Failure, Group, Span, TokenSequence, Trajectory, Turn
@@ -128,11 +129,12 @@ def test_a_teacher_that_is_out_of_reach_for_once_is_counted():
     assert filled.scores == {} and kinds(filled) == ["engine", "teacher"]
 
 
-def test_a_dead_teacher_ends_the_run():
+@pytest.mark.parametrize("error", [RayActorError(), ObjectLostError("f" * 56, None, "")])
+def test_a_dead_teacher_ends_the_run(error):
     """No later step could be saved without it."""
 
     def lost(*args):
-        raise RayActorError()
+        raise error
 
     with pytest.raises(ActorLost, match="scoring group 3"):
         fill(Feedback(), score=lost)

@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import hindsight.learner.logprobs
 import hindsight.learner.rank
 from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model
+from hindsight.envs.runtime.remote import RemoteDefect, answer
 from hindsight.learner.batching import collate
-from hindsight.learner.group import LearnerGroup, answers
+from hindsight.learner.group import DEADLINE, LearnerGroup, answers
 from hindsight.learner.logprobs import TokenLogprobs
 from hindsight.learner.policy import PolicyRank
 from hindsight.learner.rank import LearnerError, deepspeed_config, learner_env
@@ -181,7 +182,7 @@ def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
         await loads_elsewhere(learner, tmp_path / "model")
         await fails_with_a_reason(learner, rows, tmp_path)
 
-    run(check, LearnerGroup(learner_config(dtype="bfloat16", updates=1), str(folder)))
+    run(check, LearnerGroup(learner_config(dtype="bfloat16", mini_batches=1), str(folder)))
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (2, 3)])
@@ -199,7 +200,7 @@ def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder,
         old = lm(batch.ids, batch.rows, batch.cols, batch.targets)[0].detach()
         assert stats["mismatch_max"] == pytest.approx(float((old - batch.rollout).abs().max()), abs=0.2)
 
-    settings = {"dtype": "bfloat16", "updates": 3, "checkpointing": True}
+    settings = {"dtype": "bfloat16", "mini_batches": 3, "gradient_checkpointing": True}
     group = LargeGroup if stage == 3 else LearnerGroup
     run(check, group(learner_config(ranks=ranks, zero_stage=stage, **settings), str(folder)))
 
@@ -233,7 +234,9 @@ def test_an_adapter_on_two_ranks_of_zero_3(ray_local, folder, tmp_path):
             torch.testing.assert_close(parameter, made[name], rtol=1e-5, atol=1e-6)
         await resumes_with_dropout(learner, rows, tmp_path / "state")
 
-    settings = learner_config(ranks=2, zero_stage=3, micro_batch_tokens=24, lora=lora, checkpointing=True)
+    settings = learner_config(
+        ranks=2, zero_stage=3, micro_batch_tokens=24, lora=lora, gradient_checkpointing=True
+    )
     run(check, LearnerGroup(settings, str(folder)))
 
 
@@ -273,7 +276,7 @@ async def fails_with_a_reason(learner, rows, folder):
         await learner.update({"policy": []}, 0.0, LR)
     with pytest.raises(ValueError, match="policy, distill, imitation"):
         await learner.update({"mystery": rows}, 0.0, LR)
-    with pytest.raises(LearnerError, match=r"learner\.load failed"):
+    with pytest.raises(RemoteDefect, match=r"learner\.load failed"):
         await learner.load(folder / "nowhere")
     broken = replace(rows[0], advantages=np.full_like(rows[0].advantages, np.nan))
     with pytest.raises(LearnerError, match="not finite"):
@@ -286,7 +289,7 @@ async def fails_with_a_reason(learner, rows, folder):
 def test_a_missed_deadline_names_the_setting():
     async def wait():
         with pytest.raises(LearnerError, match=r"raise learner\.timeout"):
-            await answers("update", [asyncio.sleep(60)], 0.01)
+            await answers([answer(asyncio.sleep(60), timeout=0.01, setting=DEADLINE, what="update")])
 
     asyncio.run(wait())
 
