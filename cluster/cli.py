@@ -153,12 +153,11 @@ def _read(recipe: str, overrides: list[str] | None, address: str | None) -> Conf
 def _run(config: Config, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run to the end; an expected error becomes one clear message and exit code 1."""
     from hindsight.cluster.commands import expected_errors
-    from hindsight.cluster.watch import reason
 
     try:
         asyncio.run(start())
     except expected_errors() as error:
-        _fail(reason(error))
+        _fail(str(error))
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; resume=auto goes on from the last checkpoint", style="yellow")
         raise typer.Exit(code=130) from None

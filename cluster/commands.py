@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -15,10 +16,11 @@ from hindsight.cluster.run import Run, checkpoints, open_run
 from hindsight.cluster.start import STARTING, connect, start_actors
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.view import View, cost_lines, draw_curve, evaluation_table
-from hindsight.cluster.watch import Watchdog, within
+from hindsight.cluster.watch import Watchdog
 from hindsight.configs.schema import Config, Lora
 from hindsight.envs.base import EnvError
 from hindsight.envs.registry import make_family
+from hindsight.envs.runtime.remote import RemoteError, call
 from hindsight.learner.checkpoint import CheckpointError, latest
 from hindsight.learner.rank import LearnerError
 from hindsight.learner.weight_sync import WeightSyncError
@@ -35,6 +37,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is written for the user; anything else is a defect and shows its traceback."""
     return (
         RunError,
+        RemoteError,
         EnvError,
         EngineError,
         CheckpointError,
@@ -108,9 +111,12 @@ async def eval_run(config: Config, user_model: str) -> None:
             if adapter:
                 flat, layout = pack(adapter.tensors.items())
                 weights = WeightSet(1, layout, digest(flat), ray.put(flat))
-                limit, what = config.cluster.start_timeout, "loading the adapter"
-                loading = [engine.load_weights.remote(weights) for engine in actors.engines]
-                await asyncio.gather(*(within(limit, STARTING, what, call) for call in loading))
+                limit: dict[str, Any] = {"timeout": config.cluster.start_timeout, "setting": STARTING}
+                loading = [
+                    call(engine, "load_weights", weights, what="loading the adapter", **limit)
+                    for engine in actors.engines
+                ]
+                await asyncio.gather(*loading)
             watchdog = Watchdog(config.cluster.stall_timeout)
             episodes = panel(manifest.evaluation, config.evaluate.episodes)
 

@@ -13,11 +13,10 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-
-from ray.exceptions import RayError
+from typing import Any
 
 from hindsight.cluster.run import Run
-from hindsight.cluster.watch import Deadline, Unreachable, reason, within
+from hindsight.envs.runtime.remote import ActorUnavailable, RemoteDefect, RemoteTimeout, call
 from hindsight.feedback.hints import Hints, gather_hints
 from hindsight.feedback.judge_client import Answer, Schema, patience
 from hindsight.feedback.reading import Question
@@ -66,8 +65,8 @@ class Method:
             if weighs or distills:
                 hints = await self._gather(group)
                 await self._score_hints(group, hints, distills)
-        except (RayError, Deadline, Unreachable) as error:  # RayError: what the actor itself raised
-            group.failures.append(Failure("teacher", reason(error), group.group.task.id))
+        except (RemoteTimeout, ActorUnavailable, RemoteDefect) as error:
+            group.failures.append(Failure("teacher", str(error), group.group.task.id))
 
     async def finish(self, batch: Sequence[SampleGroup]) -> None:
         """Fill in what depends on the whole batch: a critic's values, and the advantages they give."""
@@ -77,8 +76,7 @@ class Method:
         assert isinstance(credit, GaeSettings)
         self.run.now("asking the critic")
         mask_steps(batch, credit)
-        with self.run.watchdog.waiting(self.config.learner.timeout):
-            values = await critic.values([one.select("value") for group in batch for one in group.samples])
+        values = await critic.values([one.select("value") for group in batch for one in group.samples])
         estimate(batch, values, credit)
 
     def losses(self, batch: Sequence[SampleGroup]) -> dict[str, list[TrainingSample]]:
@@ -183,8 +181,7 @@ class Method:
             return requests
         assert learner is not None
         asked = [sample for sample in group.samples if "signal" in sample.masks]
-        with self.run.watchdog.waiting(self.config.learner.timeout):
-            answers = await learner.candidates([sample.select("signal") for sample in asked], count)
+        answers = await learner.candidates([sample.select("signal") for sample in asked], count)
         for sample, candidates in zip(asked, answers, strict=True):
             sample.put("candidates", sample.masks["signal"], candidates)
         asking = zip(requests, found, strict=True)
@@ -197,13 +194,11 @@ class Method:
     ) -> tuple[list[Scored], float]:
         """One answer per request, by the teacher or the reference policy, and the seconds it took."""
         sequences = [[sequence.ids for sequence in t.sequences] for t in group.group.trajectories]
-        limit = self.config.teacher.timeout
+        scorer, what = self.actors.scorers()[role], f"scoring group {group.group.ordinal}"
+        limit: dict[str, Any] = {"timeout": self.config.teacher.timeout, "setting": "teacher.timeout"}
         async with self.locks[role]:  # the deadline is for scoring, not for waiting behind other groups
             started = time.monotonic()
-            with self.run.watchdog.waiting(limit):
-                call = self.actors.scorers()[role].score.remote(sequences, requests)
-                what = f"scoring group {group.group.ordinal}"
-                scored: list[Scored] = await within(limit, "teacher.timeout", what, call)
+            scored: list[Scored] = await call(scorer, "score", sequences, requests, what=what, **limit)
             seconds = time.monotonic() - started
         self.run.watchdog.beat("scoring")
         return scored, seconds

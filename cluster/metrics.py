@@ -12,6 +12,7 @@ import numpy as np
 
 from hindsight.cluster.trackers import make_trackers
 from hindsight.configs.schema import Tracker
+from hindsight.envs.runtime.files import atomic_write
 from hindsight.learner.samples import SampleGroup
 from hindsight.rollout.types import Trajectory
 
@@ -57,9 +58,7 @@ class Metrics:
         return [json.loads(line) for line in whole.splitlines()]
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        draft = self.path.with_suffix(".draft")
-        draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        draft.replace(self.path)
+        atomic_write(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def close(self) -> None:
         """Flush the trackers."""

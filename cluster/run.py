@@ -16,13 +16,15 @@ from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.start import Actors, start_actors
 from hindsight.cluster.task_sampler import TaskSampler
 from hindsight.cluster.view import View
-from hindsight.cluster.watch import Watchdog, within
+from hindsight.cluster.watch import Watchdog
 from hindsight.configs.check import differences, render
 from hindsight.configs.schema import Config
 from hindsight.envs.registry import make_family
+from hindsight.envs.runtime.files import atomic_write
+from hindsight.envs.runtime.remote import call
 from hindsight.envs.tasks import Manifest
 from hindsight.feedback.judge_client import JudgeClient, open_judge
-from hindsight.learner.checkpoint import amend, latest, require_room, step_of, writing
+from hindsight.learner.checkpoint import latest, require_room, step_of, writing
 from hindsight.rollout.models import resolve
 from hindsight.rollout.render import Renderer, load_renderer
 from hindsight.rollout.worker import generate_on
@@ -73,7 +75,7 @@ class Run:
         assert learner is not None
         newest = latest(checkpoints(self.config))
         if newest is not None and step_of(newest) == self.state.step:
-            amend(newest, "driver.json", self._driver_state())
+            atomic_write(newest / "driver.json", self._driver_state(), durable=True)
             return
         self.now("saving a checkpoint")
         root, keep = checkpoints(self.config), self.config.checkpoint.keep
@@ -86,8 +88,9 @@ class Run:
                 await critic.save(folder)
             await learner.save_model(folder / "model")
             for name, scorer in self.actors.scorers().items():
-                saving = scorer.save.remote(str(folder / f"{name}.safetensors"))
-                await within(self.config.teacher.timeout, "teacher.timeout", f"saving the {name}", saving)
+                path, limit = str(folder / f"{name}.safetensors"), self.config.teacher.timeout
+                what = f"saving the {name}"
+                await call(scorer, "save", path, timeout=limit, setting="teacher.timeout", what=what)
             (folder / "driver.json").write_text(self._driver_state())
 
     async def restore(self, folder: Path) -> None:
@@ -114,8 +117,8 @@ class Run:
         if critic is not None:
             await critic.load(folder)
         for name, scorer in scorers.items():
-            loading = scorer.load.remote(str(held[name]))
-            await within(self.config.teacher.timeout, "teacher.timeout", f"restoring the {name}", loading)
+            path, limit, what = str(held[name]), self.config.teacher.timeout, f"restoring the {name}"
+            await call(scorer, "load", path, timeout=limit, setting="teacher.timeout", what=what)
         evaluations = [Evaluation(**values) for values in saved["evaluations"]]
         self.state = State(
             saved["step"],

@@ -9,9 +9,9 @@ import numpy as np
 
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.start import Actors
-from hindsight.cluster.watch import within
 from hindsight.configs.schema import Config
 from hindsight.envs.base import Demonstration, EnvError
+from hindsight.envs.runtime.remote import call
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.demos import demonstration_samples
 from hindsight.learner.samples import TrainingSample
@@ -45,8 +45,17 @@ async def collect(
         worker, task = actors.workers[index % len(actors.workers)], tasks[index % len(tasks)]
         try:
             async with seats:
-                call = worker.demonstrate.remote(task, config.seed + index, settings.noise)
-                return await within(config.rollout.timeout, "rollout.timeout", f"demonstration {index}", call)
+                shown: Demonstration = await call(
+                    worker,
+                    "demonstrate",
+                    task,
+                    config.seed + index,
+                    settings.noise,
+                    timeout=config.rollout.timeout,
+                    setting="rollout.timeout",
+                    what=f"demonstration {index}",
+                )
+                return shown
         except EnvError as error:  # tried again already, where it happened
             failures.append(Failure("demonstration", str(error), task.id))
             return None

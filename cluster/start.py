@@ -18,7 +18,6 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hindsight.cluster.failures import RunError
-from hindsight.cluster.watch import within
 from hindsight.configs.environ import actor_environment
 from hindsight.configs.paths import SOURCE
 from hindsight.configs.registry import PLUGIN_FOLDERS
@@ -26,6 +25,7 @@ from hindsight.configs.schema import Config
 from hindsight.envs.base import EnvFamily
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.pool import SHARD_CPUS, PoolHandles, start_pool
+from hindsight.envs.runtime.remote import answer, call
 from hindsight.learner.critic import CriticGroup
 from hindsight.learner.group import LearnerGroup
 from hindsight.rollout.engine import Engine, engine_env
@@ -210,7 +210,7 @@ async def reserve(config: Config, *, learner: bool, teacher: bool) -> Places:
         raise RunError(problem)
     group = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
     waiting = f"reserving {len(bundles)} places (are they taken by another run?)"
-    await within(config.cluster.start_timeout, STARTING, waiting, group.ready())
+    await answer(group.ready(), timeout=config.cluster.start_timeout, setting=STARTING, what=waiting)
     return Places(group, bundles)
 
 
@@ -265,15 +265,17 @@ async def start_actors(
     workers = [
         worker.remote(model, config, engines, environments.pool) for _ in range(config.rollout.workers)
     ]
+    limit: dict[str, Any] = {"timeout": timeout, "setting": STARTING}
     waits: list[Any] = [
-        within(timeout, STARTING, f"starting engine {i}", e.ready.remote()) for i, e in enumerate(engines)
+        call(engine, "ready", what=f"starting engine {index}", **limit)
+        for index, engine in enumerate(engines)
     ]
     waits += [environments.ready(timeout)]
     waits += [trained.start() for trained in (ranks, critic) if trained]
     await asyncio.gather(*waits)
     context = 0
     for role, scorer in scorers.items():
-        ready = await within(timeout, STARTING, f"starting the {role}", scorer.ready.remote())
+        ready = await call(scorer, "ready", what=f"starting the {role}", **limit)
         context = ready["context"]
     return Actors(
         engines,
@@ -293,11 +295,7 @@ async def start_environments(config: Config, family: EnvFamily, user: Any | None
     """The shards and their pool; where the run itself plays the user, once that answers."""
     if user is None:
         return start_pool(config, family)
-    starting = user.ready.remote()
     timeout, what = config.cluster.start_timeout, "starting the user's endpoint"
-    address: Address = await within(timeout, STARTING, what, starting)
-    return start_pool(
-        config,
-        make_family(config.env.with_endpoint(address.url, address.model, USER_KEY)),
-        {USER_KEY: address.key},
-    )
+    address: Address = await call(user, "ready", timeout=timeout, setting=STARTING, what=what)
+    env = config.env.with_endpoint(address.url, address.model, USER_KEY)
+    return start_pool(config, make_family(env), {USER_KEY: address.key})

@@ -21,7 +21,7 @@ from hindsight.cluster.method import Method
 from hindsight.cluster.metrics import step_metrics, write_trajectories
 from hindsight.cluster.run import Run
 from hindsight.cluster.sft import fine_tune, linear
-from hindsight.cluster.watch import within
+from hindsight.envs.runtime.remote import call
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.samples import SampleGroup, to_samples
 from hindsight.learner.weight_sync import SyncReport, broadcast, sync_weights
@@ -113,12 +113,18 @@ class Trainer:
     async def roll_out(self, ordinal: int, task: TaskSpec) -> Group:
         """A group's episodes."""
         config, workers = self.config, self.actors.workers
-        call = workers[ordinal % len(workers)].rollout.remote(
-            ordinal, task, config.rollout.group_size, config.rollout.temperature, config.seed
+        group: Group = await call(
+            workers[ordinal % len(workers)],
+            "rollout",
+            ordinal,
+            task,
+            config.rollout.group_size,
+            config.rollout.temperature,
+            config.seed,
+            timeout=config.rollout.timeout,
+            setting="rollout.timeout",
+            what=f"rolling out group {ordinal}",
         )
-        limit = config.rollout.timeout
-        with self.run.watchdog.waiting(limit):
-            group: Group = await within(limit, "rollout.timeout", f"rolling out group {ordinal}", call)
         self.run.watchdog.beat("rolling out")
         return group
 
@@ -140,8 +146,7 @@ class Trainer:
         values = [sample.select("value") for group in batch for sample in group.samples]
         if critic is not None and values:
             updates["critic"] = critic.fit(values, self.learning_rate(critic.peak_lr))
-        with run.watchdog.waiting(self.config.learner.timeout):
-            stats = dict(zip(updates, await asyncio.gather(*updates.values()), strict=True))
+        stats = dict(zip(updates, await asyncio.gather(*updates.values()), strict=True))
         figures = {f"{role}/{name}": value for role, own in stats.items() for name, value in own.items()}
         samples = float(sum(map(len, losses.values())))
         return figures | {"learner/strength": strength, "learner/samples": samples}
@@ -165,7 +170,8 @@ class Trainer:
         run.now("syncing weights")
         run.state.version += 1
         version, weights = run.state.version, None
-        canary = (run.canary, await self.learner.score(run.canary), config.weight_sync.max_logprob_gap)
+        expected, gap = await self.learner.score(run.canary), config.weight_sync.max_logprob_gap
+        canary = (run.canary, expected, gap, config.learner.timeout)
         if config.broadcasts:
             report = await broadcast(engines, self.learner, version, *canary)
         else:
@@ -191,8 +197,15 @@ class Trainer:
             share = 1.0 if everywhere else 1.0 - config.teacher.ema_decay
             sent["teacher"] = await self.learner.export_average(version, share)
         for name, own in sent.items():
-            loading = self.actors.scorers()[name].load_weights.remote(own, whole=everywhere)
-            await within(config.teacher.timeout, "teacher.timeout", f"syncing the {name}", loading)
+            await call(
+                self.actors.scorers()[name],
+                "load_weights",
+                own,
+                everywhere,
+                what=f"syncing the {name}",
+                timeout=config.teacher.timeout,
+                setting="teacher.timeout",
+            )
         if everywhere and critic:
             adapted = config.learner.lora.rank > 0
             await critic.load_weights(await self.learner.export_merged(version) if adapted else weights)
@@ -209,11 +222,9 @@ class Trainer:
                 run.view.sft(step, steps, stats)
                 run.metrics.write(step, "sft", stats)
 
-            with run.watchdog.waiting(max(config.rollout.timeout, config.learner.timeout)):
-                failures = await fine_tune(
-                    config, self.actors, run.renderer, run.manifest.train, run.now, report
-                )
-            run.budget.add(failures)
+            run.budget.add(
+                await fine_tune(config, self.actors, run.renderer, run.manifest.train, run.now, report)
+            )
             await self.sync_weights(everywhere=True)
         run.state.warm_started = True
         await run.save()  # before the evaluation, which must not lose it

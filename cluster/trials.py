@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.start import Actors
-from hindsight.cluster.watch import within
 from hindsight.configs.schema import Config
 from hindsight.envs.base import Demonstration
+from hindsight.envs.runtime.remote import call
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, EngineAsk, JudgeError
 from hindsight.feedback.preamble import preamble, question, remember, worked_example
@@ -107,11 +107,19 @@ class Trials:
     async def _roll_out(self, index: int, task: TaskSpec, trial: int, before: str) -> Group:
         config = self.config
         worker = self._workers[index % len(self._workers)]
-        rollout = worker.rollout.remote(
-            index, task, 1, config.evaluate.temperature, EVAL_SEED + trial, before
+        group: Group = await call(
+            worker,
+            "rollout",
+            index,
+            task,
+            1,
+            config.evaluate.temperature,
+            EVAL_SEED + trial,
+            before,
+            timeout=config.rollout.timeout,
+            setting="rollout.timeout",
+            what=f"evaluation episode {index}, trial {trial + 1}",
         )
-        what = f"evaluation episode {index}, trial {trial + 1}"
-        group: Group = await within(config.rollout.timeout, "rollout.timeout", what, rollout)
         return group
 
 
@@ -160,9 +168,10 @@ async def _shortest(
 
     async def show(number: int, task: TaskSpec) -> Demonstration:
         worker = actors.workers[number % len(actors.workers)]
-        call = worker.demonstrate.remote(task, config.seed, 0.0)
-        what = f"demonstrating {task.id}"
-        shown: Demonstration = await within(config.rollout.timeout, "rollout.timeout", what, call)
+        limit, what = config.rollout.timeout, f"demonstrating {task.id}"
+        shown: Demonstration = await call(
+            worker, "demonstrate", task, config.seed, 0.0, timeout=limit, setting="rollout.timeout", what=what
+        )
         moved()
         return shown
 

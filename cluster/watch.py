@@ -10,63 +10,14 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
-
 from hindsight.cluster.failures import RunError
+from hindsight.envs.runtime.remote import WATCHDOG
 
 T = TypeVar("T")
 
 
 class Stalled(RunError):
     """Nothing moved for `cluster.stall_timeout` seconds."""
-
-
-class Deadline(RunError):
-    """One wait took longer than it may."""
-
-
-class Unreachable(RunError):
-    """The actor that should have answered may do so again later."""
-
-
-class ActorLost(RunError):
-    """The actor that should have answered is dead."""
-
-
-async def within(seconds: float, setting: str, what: str, awaitable: Awaitable[T]) -> T:
-    """Await with a deadline. Takes Ray object refs too.
-
-    Args:
-        setting: its name, and `what` that of the wait, for the error.
-
-    Raises:
-        Deadline, Unreachable, ActorLost: there will be no answer. What the awaited call itself raises is
-            passed on.
-    """
-
-    async def wait() -> T:
-        return await awaitable
-
-    try:
-        return await asyncio.wait_for(wait(), seconds)
-    except TimeoutError as error:
-        raise Deadline(
-            f"{what} took longer than {seconds:.0f} s: raise {setting} if the machine is only slow"
-        ) from error
-    except ActorUnavailableError as error:
-        raise Unreachable(f"{what}: the actor cannot be reached for now: {error}") from error
-    except RayActorError as error:
-        lines = str(error).strip().splitlines()
-        reason = " … ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip())))  # the last says the cause
-        raise ActorLost(
-            f"{what}: the actor has died ({reason}). Its log is in Ray's dashboard; "
-            "resume=auto goes on from the last checkpoint, if there is one."
-        ) from error
-
-
-def reason(error: BaseException) -> str:
-    """What an error says, without the traceback of the actor that raised it."""
-    return str(error.cause if isinstance(error, RayTaskError) else error)
 
 
 class Watchdog:
@@ -98,6 +49,7 @@ class Watchdog:
         Raises:
             Stalled: nothing moved; stacks of threads and tasks are on stderr.
         """
+        WATCHDOG.set(self)  # so that every remote call of `main` tells its deadline
         task: asyncio.Future[T] = asyncio.ensure_future(main)
         try:
             while not task.done():

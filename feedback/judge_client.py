@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hindsight.configs.schema import Judge
+from hindsight.envs.runtime.files import atomic_write
 from hindsight.feedback.reading import Question
 from hindsight.feedback.transcript import fitting
 from hindsight.rollout.episode import Generate, derive_seed
@@ -224,9 +225,7 @@ class JudgeClient:
             self.asked += 1
             answer = await self._source(question, schema)
         if kept is not None:
-            draft = kept.with_suffix(".draft")
-            draft.write_text(json.dumps({**asking, "answer": answer.text}, indent=1))
-            draft.replace(kept)
+            atomic_write(kept, json.dumps({**asking, "answer": answer.text}, indent=1))
         return answer
 
     async def close(self) -> None:

@@ -6,12 +6,13 @@ any moment therefore leaves the previous checkpoint as the latest one.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from hindsight.envs.runtime.files import sync
 
 NAME = re.compile(r"step-(\d{8})")
 
@@ -62,20 +63,11 @@ def writing(root: Path, step: int, keep: int, size: int = 0) -> Iterator[Path]:
         yield partial
         _sync(partial)
         partial.rename(target)
-        _sync_one(root)
+        sync(root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # after the rename there is nothing left to remove
     for old in complete(root)[:-keep]:
         shutil.rmtree(old)
-
-
-def amend(folder: Path, name: str, text: str) -> None:
-    """Replace one small file of a checkpoint that is there: the old text or the new one stands."""
-    draft = folder / f".{name}"
-    draft.write_text(text)
-    _sync_one(draft)
-    draft.rename(folder / name)
-    _sync_one(folder)
 
 
 def require_room(root: Path, size: int) -> None:
@@ -97,13 +89,5 @@ def _bytes(folder: Path) -> int:
 def _sync(folder: Path) -> None:
     """Flush every file and directory below `folder` to disk, and `folder` itself."""
     for path in folder.rglob("*"):
-        _sync_one(path)
-    _sync_one(folder)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(folder)

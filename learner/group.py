@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import ray
-from ray.exceptions import RayError
 
 from hindsight.configs.schema import Config
+from hindsight.envs.runtime.remote import RemoteError, call
 from hindsight.learner.batching import over_ranks
 from hindsight.learner.losses import OBJECTIVES, merge, report
 from hindsight.learner.plan import plan_updates, weigh
@@ -21,6 +21,7 @@ from hindsight.learner.rank import LearnerError, Rank, learner_env
 from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.weights import WeightSet
 
+DEADLINE = "learner.timeout"  # the setting that bounds every call but the first ones
 # Most bytes a parameter takes in a checkpoint: weight, float32 master copy, two Adam moments; a frozen one's
 # weight is in the model that is written for others.
 STATE_BYTES, FROZEN_BYTES = 16, 4
@@ -52,10 +53,10 @@ class RankGroup:
             actor.options(runtime_env=env, **place).remote(self.config, self.model, rank)
             for rank, place in enumerate(self.places)
         ]
-        limit = self.config.cluster.start_timeout
-        [(host, port)] = await answers("address", [self.ranks[0].address.remote()], limit)
-        starts = [rank.start.remote(host, port) for rank in self.ranks]
-        parameters, trained = (await answers("start", starts, limit))[0]
+        limit = {"timeout": self.config.cluster.start_timeout, "setting": "cluster.start_timeout"}
+        [(host, port)] = await answers([self._call(self.ranks[0], "address", **limit)])
+        starts = [self._call(rank, "start", host, port, **limit) for rank in self.ranks]
+        parameters, trained = (await answers(starts))[0]
         frozen = parameters if self.config.learner.lora.rank else 0
         self.checkpoint_bytes = trained * STATE_BYTES + frozen * FROZEN_BYTES
         seconds = time.monotonic() - began
@@ -95,10 +96,10 @@ class RankGroup:
             ]
             for rank in range(self.config.learner.ranks)
         ]
-        calls = [
-            rank.update.remote(share, strength, lr) for rank, share in zip(self.ranks, work, strict=True)
-        ]
-        sums = await self._all("update", calls)
+        sums = await answers(
+            self._call(rank, "update", share, strength, lr)
+            for rank, share in zip(self.ranks, work, strict=True)
+        )
         stats: dict[str, float] = {}
         for plan in plans:
             merged = merge(part[plan.objective] for part, _ in sums)
@@ -140,11 +141,11 @@ class RankGroup:
         lengths = [len(sample.ids) for sample in samples]
         places = over_ranks(lengths, learner.micro_batch_tokens, learner.ranks)
         calls = [
-            getattr(rank, method).remote([[samples[i] for i in micro] for micro in place], *args)
+            self._call(rank, method, [[samples[i] for i in micro] for micro in place], *args)
             for rank, place in zip(self.ranks, places, strict=True)
         ]
         found: dict[int, np.ndarray] = {}
-        for place, answer in zip(places, await self._all(method, calls), strict=True):
+        for place, answer in zip(places, await answers(calls), strict=True):
             for micro, arrays in zip(place, answer, strict=True):
                 found.update(zip(micro, arrays, strict=True))
         return [found[index] for index in range(len(samples))]
@@ -153,10 +154,12 @@ class RankGroup:
         """Call a collective method with the same arguments on every rank."""
         if not self.ranks:
             raise LearnerError(f"learner.{method}: the ranks are not running; call start first")
-        return await self._all(method, [getattr(rank, method).remote(*args) for rank in self.ranks])
+        return await answers(self._call(rank, method, *args) for rank in self.ranks)
 
-    async def _all(self, method: str, calls: list[Any]) -> list[Any]:
-        return await answers(method, calls, self.config.learner.timeout)
+    def _call(self, actor: Any, method: str, *args: Any, **limit: Any) -> Coroutine[Any, Any, Any]:
+        """One actor's part of a call, within `learner.timeout` unless `limit` says otherwise."""
+        limit = limit or {"timeout": self.config.learner.timeout, "setting": DEADLINE}
+        return call(actor, method, *args, what=f"learner.{method}", **limit)
 
 
 class LearnerGroup(RankGroup):
@@ -186,16 +189,16 @@ class LearnerGroup(RankGroup):
         """All weights from the ranks' GPUs to the engines' GPUs by NCCL; the engines hold them as `version`.
 
         Raises:
-            LearnerError: a rank or an engine failed or missed its deadline.
+            LearnerError, EngineError: a rank or an engine failed or missed its deadline.
         """
         if self.message is None:
             self.message = await self._join(engines)
-        await self._all("broadcast", [engine.start_update.remote() for engine in engines])
+        await answers(self._call(engine, "start_update") for engine in engines)
         # Neither ends without the other.
-        sending = [rank.broadcast.remote() for rank in self.ranks]
-        receiving = [engine.receive_update.remote(self.message) for engine in engines]
-        await self._all("broadcast", sending + receiving)
-        await self._all("broadcast", [engine.finish_update.remote(version) for engine in engines])
+        sending = [self._call(rank, "broadcast") for rank in self.ranks]
+        receiving = [self._call(engine, "receive_update", self.message) for engine in engines]
+        await answers(sending + receiving)
+        await answers(self._call(engine, "finish_update", version) for engine in engines)
 
     async def _join(self, engines: Sequence[Any]) -> dict[str, Any]:
         """Put rank 0 and all workers of the engines into one NCCL group, in this order.
@@ -204,7 +207,7 @@ class LearnerGroup(RankGroup):
             what an engine has to know to receive.
         """
         workers = self.config.rollout.tensor_parallel
-        [(host, port)] = await self._all("join", [self.ranks[0].address.remote()])
+        [(host, port)] = await answers([self._call(self.ranks[0], "address")])
         meeting = {
             "master_address": host,
             "master_port": port,
@@ -212,12 +215,12 @@ class LearnerGroup(RankGroup):
             # Packing takes gigabytes of buffers, and streams that DeepSpeed's gathering does not know of.
             "packed": False,
         }
-        ranks = [rank.join.remote(meeting) for rank in self.ranks]
+        ranks = [self._call(rank, "join", meeting) for rank in self.ranks]
         joining = [
-            engine.init_transfer.remote(meeting | {"rank_offset": 1 + index * workers})
+            self._call(engine, "init_transfer", meeting | {"rank_offset": 1 + index * workers})
             for index, engine in enumerate(engines)
         ]
-        return (await self._all("join", ranks + joining))[0]
+        return (await answers(ranks + joining))[0]
 
     async def score(self, ids: np.ndarray) -> np.ndarray:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""
@@ -228,18 +231,13 @@ class LearnerGroup(RankGroup):
         await self._same("save_model", str(folder))
 
 
-async def answers(method: str, calls: list[Any], seconds: float) -> list[Any]:
-    """Every call's answer; the first failure or the deadline ends the wait."""
+async def answers(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """The results of calls that run at the same time; the first failure ends the wait.
 
-    async def wait(call: Any) -> Any:
-        return await call
-
+    Raises:
+        LearnerError: an actor died or missed its deadline; it may wait in a collective for another one.
+    """
     try:
-        return await asyncio.wait_for(asyncio.gather(*(wait(call) for call in calls)), seconds)
-    except TimeoutError as error:
-        raise LearnerError(
-            f"learner.{method} took over {seconds:.0f} s: raise learner.timeout "
-            "(for start: cluster.start_timeout), or look for a rank that waits in a collective"
-        ) from error
-    except RayError as error:
-        raise LearnerError(f"learner.{method} failed: {error}") from error
+        return await asyncio.gather(*calls)
+    except RemoteError as error:
+        raise LearnerError(str(error)) from error

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ray.exceptions import RayActorError
 
-from hindsight.learner.group import LearnerGroup
+from hindsight.envs.runtime.remote import call
+from hindsight.learner.group import DEADLINE, LearnerGroup
 from hindsight.rollout.weights import WeightSet
 
 
@@ -34,7 +34,7 @@ async def sync_weights(
     canary_ids: np.ndarray,
     learner_logprobs: np.ndarray,
     tolerance: float,
-    timeout: float = 600.0,
+    timeout: float,
 ) -> SyncReport:
     """Load `weights` into all engines at once and verify each one.
 
@@ -43,18 +43,16 @@ async def sync_weights(
         canary_ids: (L,) int32; learner_logprobs: (L - 1,) float32, the learner's log-probs of canary_ids[1:]
             under these weights.
         tolerance: largest mean |log-prob gap| that rounding may explain, nats.
-        timeout: seconds for the load and again for the verification.
+        timeout: seconds for each call of an engine.
 
-    Raises WeightSyncError, or EngineError where an engine failed to load.
+    Raises:
+        RemoteError: an engine has died or missed the deadline.
+        EngineError: an engine failed to load.
+        WeightSyncError: an engine holds other weights, or computes with others.
     """
     started = time.monotonic()
-    try:
-        async with asyncio.timeout(timeout):
-            await asyncio.gather(*(engine.load_weights.remote(weights) for engine in engines))
-    except TimeoutError as error:
-        raise WeightSyncError(f"weights {weights.version} were not loaded within {timeout:.0f} s") from error
-    except RayActorError as error:
-        raise WeightSyncError(_dead(weights.version, error)) from error
+    what = f"loading weights {weights.version}"
+    await _ask_all(engines, "load_weights", weights, what=what, timeout=timeout)
     gap = await verify(
         engines, weights.version, weights.digest, canary_ids, learner_logprobs, tolerance, timeout
     )
@@ -68,14 +66,15 @@ async def broadcast(
     canary_ids: np.ndarray,
     learner_logprobs: np.ndarray,
     tolerance: float,
+    timeout: float,
 ) -> SyncReport:
     """As `sync_weights`, from GPU to GPU by NCCL. No bytes are hashed, so the canary alone is proof.
 
-    Raises WeightSyncError, or LearnerError where a rank or an engine failed.
+    Raises: as `sync_weights`, and LearnerError if a rank or engine fails during the transfer.
     """
     started = time.monotonic()
     await learner.broadcast(version, engines)
-    gap = await verify(engines, version, "", canary_ids, learner_logprobs, tolerance)
+    gap = await verify(engines, version, "", canary_ids, learner_logprobs, tolerance, timeout)
     return SyncReport(time.monotonic() - started, gap, "")
 
 
@@ -86,22 +85,17 @@ async def verify(
     canary_ids: np.ndarray,
     learner_logprobs: np.ndarray,
     tolerance: float,
-    timeout: float = 600.0,
+    timeout: float,
 ) -> float:
     """Ask every engine what it holds and how it scores the canary; returns the largest mean gap.
 
-    Raises WeightSyncError.
+    Raises: as `sync_weights`.
     """
-    try:
-        async with asyncio.timeout(timeout):
-            held, scores = await asyncio.gather(
-                asyncio.gather(*(engine.fingerprint.remote() for engine in engines)),
-                asyncio.gather(*(engine.score.remote(canary_ids) for engine in engines)),
-            )
-    except TimeoutError as error:
-        raise WeightSyncError(f"weights {version} were not verified within {timeout:.0f} s") from error
-    except RayActorError as error:
-        raise WeightSyncError(_dead(version, error)) from error
+    what = f"verifying weights {version}"
+    held, scores = await asyncio.gather(
+        _ask_all(engines, "fingerprint", what=what, timeout=timeout),
+        _ask_all(engines, "score", canary_ids, what=what, timeout=timeout),
+    )
     for index, found in enumerate(held):
         check_fingerprint(index, found, version, digest)
     gaps = [check_canary(i, score, learner_logprobs, tolerance) for i, score in enumerate(scores)]
@@ -133,10 +127,13 @@ def check_canary(index: int, engine: np.ndarray, learner: np.ndarray, tolerance:
     )
 
 
-def _dead(version: int, error: RayActorError) -> str:
-    return (
-        f"an engine has died, so it does not hold weights {version} ({str(error).splitlines()[0]}). Its log "
-        "is in Ray's dashboard; resume=auto goes on from the last checkpoint."
+async def _ask_all(engines: Sequence[Any], method: str, *args: Any, what: str, timeout: float) -> list[Any]:
+    """Call a method of all engines at the same time."""
+    return await asyncio.gather(
+        *(
+            call(engine, method, *args, timeout=timeout, setting=DEADLINE, what=f"{what} on engine {index}")
+            for index, engine in enumerate(engines)
+        )
     )
 
 

@@ -11,15 +11,13 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hindsight.configs.paths import cache_root
+from hindsight.envs.runtime.files import atomic_dir
 from hindsight.rollout.vocabulary import CHATML, END, PAD, START, train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -76,28 +74,19 @@ def resolve(name: str) -> Path:
 
 
 def _made_once(name: str, packages: tuple[str, ...], make: Callable[[Path], None]) -> Path:
-    """The cached folder of an embedded model; made beside its place and renamed into it, so never half there.
+    """The cached folder of an embedded model, made by whoever asks first.
 
     Its name holds a digest of what it was made from, so that a change here or of a package makes it anew.
     """
     origin = [Path(__file__).read_bytes(), Path(__file__).with_name("vocabulary.py").read_bytes()]
     origin += [f"{package}=={importlib.metadata.version(package)}".encode() for package in packages]
     folder = cache_root() / "models" / f"{name}-{hashlib.sha256(b''.join(origin)).hexdigest()[:12]}"
-    if folder.is_dir():
-        return folder
-    log.info("making the embedded model %s in %s", name, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-    try:
+
+    def report_and_make(draft: Path) -> None:
+        log.info("making the embedded model %s in %s", name, folder)
         make(draft)
-        draft.chmod(0o755)
-        os.rename(draft, folder)
-    except OSError:
-        if not folder.is_dir():  # else another process made the same model first
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
+
+    return atomic_dir(folder, report_and_make)
 
 
 def _convert_smollm2(folder: Path) -> None:

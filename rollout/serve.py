@@ -6,10 +6,8 @@ environment slot ──HTTP──► vLLM's own server, a process below this act
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -20,11 +18,11 @@ import httpx
 import ray
 
 from hindsight.configs.schema import Config
+from hindsight.envs.runtime.linux import die_with_parent
 from hindsight.rollout.engine import engine_env
 from hindsight.rollout.types import EngineError
 
 NAME = "user"  # the model's name at the endpoint
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Endpoint:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "VLLM_API_KEY": self.address.key},  # not an argument: those are public
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
 
     async def ready(self) -> Address:
@@ -94,8 +92,3 @@ def server_command(model: str, config: Config, host: str, port: int) -> list[str
 def endpoint_env(config: Config) -> dict[str, str]:
     """Environment variables that the actor must start with."""
     return engine_env(config) | {"VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.rollout.kv_cache_gib)))}
-
-
-def _die_with_parent() -> None:
-    """The server must not outlive the actor, however that ends (Linux)."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

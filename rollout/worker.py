@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from hindsight.configs.schema import Config
 from hindsight.envs.base import DataMissing, Demonstration, EnvError, SlotDied, SlotTimeout
 from hindsight.envs.runtime.pool import lease_slot
+from hindsight.envs.runtime.remote import RemoteError, call
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.episode import EpisodeLimits, Generate, derive_seed, play
 from hindsight.rollout.render import load_renderer
@@ -166,18 +166,21 @@ def generate_on(handle: Any, engine: int, seconds: float) -> Generate:
     """Generation on one engine actor, under a deadline; whatever breaks on the way is an EngineError."""
 
     async def generate(ids: np.ndarray, sampling: Sampling) -> Generation:
+        what = f"generation on engine {engine}"
         try:
-            async with asyncio.timeout(seconds):
-                generation: Generation = await handle.generate.remote(ids, sampling, seconds)
-                return generation
-        except TimeoutError as error:
-            raise EngineError(f"engine {engine} did not answer within {seconds:g} s") from error
-        except RayTaskError as error:
-            if isinstance(error.cause, EngineError):
-                raise error.cause from None  # as the engine raised it, without Ray's wrapping
-            raise
-        except (RayActorError, ObjectLostError) as error:
-            raise EngineError(f"engine {engine} is gone: {error}") from error
+            generation: Generation = await call(
+                handle,
+                "generate",
+                ids,
+                sampling,
+                seconds,
+                timeout=seconds,
+                setting="rollout.request_timeout",
+                what=what,
+            )
+            return generation
+        except RemoteError as error:
+            raise EngineError(str(error)) from error
 
     return generate
 

@@ -125,7 +125,7 @@ def test_the_readmes_command(tmp_path: Path) -> None:
     limits = (
         "steps=1 rollout.num_groups=1 rollout.group_size=2 env.max_turns=6 env.train_tasks=6 "
         "env.eval_tasks=6 env.slots=2 sft.demos=4 sft.noise=0 evaluate.episodes=1 evaluate.cold_episodes=1 "
-        f"credit.malformed_penalty=1 cluster.dashboard=false out={tmp_path / 'run'}"
+        f"credit.malformed_penalty=1 cluster.dashboard_port=0 out={tmp_path / 'run'}"
     )
     done = subprocess.run(
         ["make", "train", f"ARGS={limits}"], cwd=PROJECT, capture_output=True, text=True, timeout=570

@@ -12,8 +12,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
@@ -40,9 +38,11 @@ from hindsight.envs.base import (
     StepResult,
     TextEnv,
 )
+from hindsight.envs.runtime.files import atomic_dir
 from hindsight.envs.tasks import Manifest, TaskSpec
 
 RULES = "You act in a text world to finish a task, one action per turn."
+LISTING = "tasks.json"  # in a folder of generated games
 FORMAT = 1  # of generated games; raised when the same seed would give other games
 TREE = "json_2.1.1"  # the official data's folder
 UPSTREAM_DEFAULT = Path(
@@ -190,24 +190,16 @@ class AlfworldFamily(EnvFamily):
         return AlfworldEnv(self._root, self._cache, self._config.max_turns, self._expert)
 
     def _generated(self, split: str, count: int) -> tuple[TaskSpec, ...]:
-        """The tasks of a panel whose folder is written by whoever comes first, complete or not at all."""
+        """The tasks of a panel whose games are made by whoever asks first."""
         recipe = [FORMAT, version("alfworld"), self._config.seed, split, count, self._kinds]
         key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
         folder = self._root / key
-        listing = folder / "tasks.json"
-        if not listing.exists():
-            self._root.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=self._root))
-            try:
-                tasks = [asdict(task) for task in self._write(draft, key, split, count)]
-                (draft / listing.name).write_text(json.dumps(tasks))
-                draft.chmod(0o755)
-                draft.rename(folder)
-            except OSError:
-                if not listing.exists():  # else another process was first, with the same games
-                    raise
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
+
+        def make(draft: Path) -> None:
+            tasks = [asdict(task) for task in self._write(draft, key, split, count)]
+            (draft / LISTING).write_text(json.dumps(tasks))
+
+        listing = atomic_dir(folder, make) / LISTING
         return tuple(TaskSpec(**task) for task in json.loads(listing.read_text()))
 
     def _write(self, draft: Path, key: str, split: str, count: int) -> Iterator[TaskSpec]:

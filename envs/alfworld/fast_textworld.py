@@ -37,6 +37,7 @@ from textworld.logic import Proposition, Rule, Signature, Type, Variable
 from textworld.utils import check_flag
 
 from hindsight.envs.base import EnvError
+from hindsight.envs.runtime.files import atomic_write
 
 FORMAT = 1  # of the translations on disk
 SENTENCE = re.compile(
@@ -108,9 +109,7 @@ def translation(domain: str, problem: str) -> Translation:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
                 record = zlib.compress(json.dumps(_translate(domain, problem)).encode(), 1)
-                draft = shelf / f"{key}.{os.getpid()}"
-                draft.write_bytes(record)
-                draft.replace(path)
+                atomic_write(path, record)
         finally:
             os.close(lock)
     try:

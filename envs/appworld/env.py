@@ -33,7 +33,8 @@ from hindsight.envs.base import (
     TextEnv,
     Verdict,
 )
-from hindsight.envs.runtime.interpreters import interpreter, made_once, run
+from hindsight.envs.runtime.files import atomic_dir
+from hindsight.envs.runtime.interpreters import interpreter, run
 from hindsight.envs.runtime.json_lines import Lost
 from hindsight.envs.tasks import Manifest, TaskSpec
 
@@ -247,7 +248,7 @@ class AppWorldFamily(EnvFamily):
             log.info("making a small AppWorld in %s", draft)
             run(program(python, "mini", str(draft)), **VARIABLES)
 
-        return made_once(self._cache / "appworld" / f"mini-{origin}", make)
+        return atomic_dir(self._cache / "appworld" / f"mini-{origin}", make)
 
     def _panel(self, panel: str, count: int) -> tuple[TaskSpec, ...]:
         split, root = SPLITS[panel], self.root

@@ -10,7 +10,6 @@ socket ends, the server returns, and the kernel kills every slot (PR_SET_PDEATHS
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import pickle
@@ -24,9 +23,9 @@ from typing import Any, NoReturn
 
 from hindsight.envs.base import DataMissing, EnvError, EnvFamily, InstanceLost, TextEnv
 from hindsight.envs.runtime.json_lines import channels
+from hindsight.envs.runtime.linux import die_with_parent
 
 LENGTH = struct.Struct("!I")  # every message is its length in bytes, then its pickle
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TOLD = (DataMissing, InstanceLost)  # kinds of EnvError that the owner acts on; all else is a plain one
 
 
@@ -78,9 +77,7 @@ def _serve(channel: socket.socket, family: EnvFamily | None, failure: bytes, ser
         server: pid of the process this one was forked from.
     """
     os.setsid()  # a group of its own, so that a kill takes along what the environment started
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != server:  # it died before prctl could see it
-        os._exit(1)
+    die_with_parent(server)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with channel.makefile("rwb") as stream:
 

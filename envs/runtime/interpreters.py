@@ -2,18 +2,15 @@
 
     envs/NAME/requirements.txt ──uv──► CACHE/interpreters/NAME-<digest> ──upstream's own install──► ready
 
-An interpreter is made beside its place and renamed into it when all is done, so that it is never half there;
-its name holds a digest of what it was made from, so that another list makes another one.
+An interpreter's name holds a digest of what it was made from, so that another list makes another one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +18,7 @@ from pathlib import Path
 from hindsight.configs.paths import cache_root
 from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.envs.base import DataMissing, EnvError, SettingError
+from hindsight.envs.runtime.files import atomic_dir
 
 HERE = Path(__file__).absolute().parents[1]
 # The environments with an interpreter of their own, and what they need beyond envs/NAME/requirements.txt, as
@@ -56,7 +54,7 @@ def install(
         tell(f"{name} is installed in {folder}")
     else:
         tell(f"installing {name} into {folder}")
-        made_once(folder, lambda draft: _build(name, draft, tell))
+        atomic_dir(folder, lambda draft: _build(name, draft, tell))
     return folder / "bin" / "python"
 
 
@@ -70,24 +68,6 @@ def interpreter(name: str, cache: Path) -> Path:
     if not folder.is_dir():
         raise DataMissing(f"run `hindsight envs install {name}`")
     return folder / "bin" / "python"
-
-
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `make` where it is not there yet: whole or not at all, whoever else tries it."""
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        make(draft)
-        draft.chmod(0o755)
-        os.rename(draft, folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was first
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
 
 def run(command: Sequence[str], **variables: str) -> None:

@@ -18,12 +18,10 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from hindsight.configs.schema import Config
 from hindsight.envs.base import (
     Demonstration,
-    EnvError,
     EnvFamily,
     Observation,
     SlotDied,
@@ -32,6 +30,7 @@ from hindsight.envs.base import (
     Verdict,
 )
 from hindsight.envs.registry import make_family
+from hindsight.envs.runtime.remote import ActorUnavailable, RemoteError, RemoteTimeout, call
 from hindsight.envs.runtime.shard import Lease, Shard, SlotLimits
 from hindsight.envs.tasks import TaskSpec
 
@@ -145,7 +144,8 @@ class PoolHandles:
         Raises:
             EnvError: an instance cannot be made, or not all of them within `timeout` seconds.
         """
-        await asyncio.gather(*(_answer(shard, "ready", timeout=timeout) for shard in self.shards))
+        limit: dict[str, Any] = {"timeout": timeout, "setting": "cluster.start_timeout"}
+        await asyncio.gather(*(_answer(shard, "ready", **limit) for shard in self.shards))
 
 
 def start_pool(
@@ -182,7 +182,8 @@ async def lease_slot(pool: Any) -> AsyncIterator[LeasedSlot]:
     """
     ticket = uuid4().hex
     try:
-        yield LeasedSlot(await _answer(pool, "lease", ticket, timeout=None))  # the pool keeps the deadline
+        grant = await _answer(pool, "lease", ticket, timeout=1e9, setting="")  # the pool keeps the deadline
+        yield LeasedSlot(grant)
     finally:
         pool.release.remote(ticket)  # not awaited: nothing may hold it up or cancel it
 
@@ -200,59 +201,60 @@ class LeasedSlot:
 
     async def reset(self, task: TaskSpec) -> Observation:
         """Begin an episode (`TextEnv.reset`)."""
-        return await self._open("reset", task, within=self._limits.reset)
+        return await self._open("reset", task, seconds=self._limits.reset)
 
     async def step(self, action: str) -> StepResult:
         """Go on with it (`TextEnv.step`). SlotDied: its process was lost, now or since the last call."""
-        return await _answer(self._shard, "step", self.lease, action, timeout=self._limits.step + TRAVEL)
+        return await self._go_on("step", action)
 
     async def finish(self) -> Verdict | None:
         """Judge it as it stands (`TextEnv.finish`). SlotDied: as for `step`."""
-        return await _answer(self._shard, "finish", self.lease, timeout=self._limits.step + TRAVEL)
+        return await self._go_on("finish")
 
     async def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
         """A whole episode by the expert (`TextEnv.demonstrate`); ends the episode begun by `reset`."""
-        return await self._open("demonstrate", task, seed, noise, within=self._limits.demonstrate)
+        return await self._open("demonstrate", task, seed, noise, seconds=self._limits.demonstrate)
 
     async def reference(self, task: TaskSpec) -> list[str] | None:
         """A solution of the task (`TextEnv.reference`)."""
-        return await self._open("reference", task, within=self._limits.reset)
+        return await self._open("reference", task, seconds=self._limits.reset)
 
-    async def _open(self, method: str, *args: Any, within: float) -> Any:
+    async def _go_on(self, method: str, *args: Any) -> Any:
+        timeout = self._limits.step + TRAVEL
+        return await _answer(
+            self._shard, method, self.lease, *args, timeout=timeout, setting="env.step_timeout"
+        )
+
+    async def _open(self, method: str, *args: Any, seconds: float) -> Any:
         making = self._limits.reset  # a fresh process may have to be made first
-        timeout = making + within + TRAVEL
+        limit: dict[str, Any] = {"timeout": making + seconds + TRAVEL, "setting": "env.reset_timeout"}
         try:
-            return await _answer(self._shard, method, self.lease, *args, timeout=timeout)
+            return await _answer(self._shard, method, self.lease, *args, **limit)
         except SlotDied as error:
-            if not isinstance(error.__cause__, ActorUnavailableError):
+            if not isinstance(error.__cause__, ActorUnavailable):
                 raise
             # The shard was between two lives. An opening has no past to lose: it is asked for once more.
-            return await _answer(self._shard, method, self.lease, *args, timeout=timeout)
+            return await _answer(self._shard, method, self.lease, *args, **limit)
 
 
-async def _answer(actor: Any, method: str, *args: Any, timeout: float | None) -> Any:
+async def _answer(actor: Any, method: str, *args: Any, timeout: float, setting: str) -> Any:
     """`actor.method(*args)` with every infrastructure failure as an EnvError."""
     try:
-        async with asyncio.timeout(timeout):
-            return await getattr(actor, method).remote(*args)
-    except TimeoutError as error:
-        raise SlotTimeout(f"no answer to {method} from its actor within {timeout} s") from error
-    except RayTaskError as error:
-        if isinstance(error.cause, EnvError):
-            raise error.cause from None  # as the shard raised it, without Ray's wrapping
-        raise
-    except (RayActorError, ObjectLostError) as error:
+        return await call(actor, method, *args, timeout=timeout, setting=setting)
+    except RemoteTimeout as error:
+        raise SlotTimeout(str(error)) from error
+    except RemoteError as error:
         await _restarted(actor)
-        raise SlotDied(f"the actor that ran {method} died: {error}") from error
+        raise SlotDied(str(error)) from error
 
 
 async def _restarted(actor: Any) -> None:
     """Wait for a dead actor to come back, at most RESTART seconds: its absence must not cost a retry."""
-    with suppress(RayActorError, TimeoutError):
+    with suppress(RemoteError, TimeoutError):
         async with asyncio.timeout(RESTART):
             while True:
                 try:
-                    await actor.stats.remote()
+                    await call(actor, "stats", timeout=RESTART, setting="")
                     return
-                except ActorUnavailableError:  # Ray's word for a restart that has begun
+                except ActorUnavailable:  # a restart has begun
                     await asyncio.sleep(0.1)

@@ -10,7 +10,7 @@
     limits      Our own user, without capabilities. The network, our files and processes can be reached.
 
 In every mode: limits on CPU, memory, files and processes, no way to gain privileges, none of our descriptors,
-and the child dies with the process that spawned it. Linux only; the standard library only, so that any
+and the child dies with the process that spawned it. Linux and the standard library only, so that any
 interpreter can import it.
 """
 
@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hindsight.envs.runtime.json_lines import Lines, Lost
+from hindsight.envs.runtime.linux import die_with_parent
 
 MODES = ("namespaces", "user", "limits")
 NOBODY = 65534
@@ -38,7 +39,7 @@ HOME = "home"  # the child's working folder, under the room's
 # linux/sched.h, sys/mount.h, linux/prctl.h, linux/capability.h
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
-SET_PDEATHSIG, SET_NO_NEW_PRIVS = 1, 38
+SET_NO_NEW_PRIVS = 38
 CAPABILITIES_V3 = 0x20080522
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -116,9 +117,7 @@ def _live_and_die(
     channel: socket.socket, parent: int, mode: str, room: Room, work: Callable[[Lines], None]
 ) -> None:
     os.setsid()
-    libc.prctl(SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before prctl could see it
-        os._exit(1)
+    die_with_parent(parent)
     lines = Lines(channel)
     try:
         _keep_only(channel.fileno())
@@ -171,7 +170,7 @@ def _namespaces(room: Room) -> None:
     if pid := os.fork():  # the new process namespace begins with the next child
         os.waitpid(pid, 0)
         os._exit(0)
-    libc.prctl(SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     os.chroot(root)
     os.chdir("/")
 
@@ -210,7 +209,7 @@ def _unprivileged(mode: str) -> None:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        libc.prctl(SET_PDEATHSIG, signal.SIGKILL)  # a change of the user has cleared it
+        die_with_parent()  # again: a change of the user undoes it
     header, none = struct.pack("=Ii", CAPABILITIES_V3, 0), bytes(24)
     _call("capset", header, none)
     _call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)

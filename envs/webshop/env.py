@@ -15,8 +15,6 @@ import hashlib
 import itertools
 import json
 import random
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any, Literal
 from hindsight.configs.schema import Env
 from hindsight.configs.setting import setting
 from hindsight.envs.base import DataMissing, Demonstration, DemoStep, EnvError, EnvFamily, StepResult, TextEnv
+from hindsight.envs.runtime.files import atomic_dir
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.envs.webshop.catalog import FORMAT, PRODUCTS, generate
 from hindsight.envs.webshop.data import FILES, HUMAN, TEST_GOALS, Data, Goal, Product, load
@@ -283,23 +282,15 @@ class WebShopFamily(EnvFamily):
         )
 
     def _generated(self) -> Path:
-        """The folder of generated data, written by whoever comes first, complete or not at all."""
+        """The folder of generated data, made by whoever asks first."""
         recipe = json.dumps([FORMAT, self._config.seed, PRODUCTS])
         folder = self._cache / hashlib.sha256(recipe.encode()).hexdigest()[:12]
-        if not folder.exists():
-            self._cache.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=self._cache))
-            try:
-                for name, content in zip((*FILES[0], HUMAN), generate(self._config.seed), strict=True):
-                    (draft / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-                draft.chmod(0o755)
-                draft.rename(folder)
-            except OSError:
-                if not folder.exists():  # else another process was first, with the same products
-                    raise
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-        return folder
+
+        def make(draft: Path) -> None:
+            for name, content in zip((*FILES[0], HUMAN), generate(self._config.seed), strict=True):
+                (draft / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+        return atomic_dir(folder, make)
 
 
 def document(product: Product) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.exceptions import RayActorError
 
 from hindsight.cluster.evaluate import effective_plays, panel, wilson
 from hindsight.cluster.failures import BudgetSpent, FailureBudget, RunError
@@ -20,9 +19,10 @@ from hindsight.cluster.run import State
 from hindsight.cluster.sft import batches, collect, linear
 from hindsight.cluster.start import lacking, plan_bundles
 from hindsight.cluster.train import Trainer
-from hindsight.cluster.watch import ActorLost, Deadline, Stalled, Watchdog, within
+from hindsight.cluster.watch import Stalled, Watchdog
 from hindsight.configs.schema import Cluster, Config, Credit, Distill, Learner, Loss, Rollout, Sft
 from hindsight.envs.base import Demonstration, EnvError, Observation
+from hindsight.envs.runtime.remote import answer
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.types import Failure
 
@@ -34,19 +34,6 @@ def test_budget_stops_the_run_past_its_limit_and_names_what_failed() -> None:
         budget.add([Failure("env_died", "again", "t3")])
 
 
-def test_a_wait_past_its_deadline_says_what_was_waited_for() -> None:
-    with pytest.raises(Deadline, match=r"the moon took longer than 0 s: raise moon\.timeout"):
-        asyncio.run(within(0.01, "moon.timeout", "the moon", asyncio.sleep(5)))
-
-
-def test_a_wait_for_a_dead_actor_says_so_and_what_to_do() -> None:
-    async def dead() -> None:
-        raise RayActorError
-
-    with pytest.raises(ActorLost, match=r"refreshing the teacher: the actor has died.*resume=auto"):
-        asyncio.run(within(5, "teacher.timeout", "refreshing the teacher", dead()))
-
-
 def test_watchdog_waits_as_long_as_a_deadline_allows(capfd: pytest.CaptureFixture[str]) -> None:
     watchdog = Watchdog(0.2)
 
@@ -55,7 +42,12 @@ def test_watchdog_waits_as_long_as_a_deadline_allows(capfd: pytest.CaptureFixtur
             await asyncio.sleep(0.6)
         return 7
 
+    async def calls() -> int:
+        """A remote call tells its deadline by itself."""
+        return await answer(asyncio.sleep(0.6, 7), timeout=30, setting="a.timeout", what="a call")
+
     assert asyncio.run(watchdog.guard(updates(30))) == 7
+    assert asyncio.run(watchdog.guard(calls())) == 7
     with pytest.raises(Stalled, match="nothing moved for 0 s"):
         asyncio.run(watchdog.guard(updates(0.1)))
 

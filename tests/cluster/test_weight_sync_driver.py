@@ -11,8 +11,12 @@ import pytest
 
 from hindsight.cluster import train
 from hindsight.cluster.train import Trainer
-from hindsight.configs.schema import Config, Learner, Lora, Teacher, WeightSync
+from hindsight.cluster.watch import Watchdog
+from hindsight.configs.schema import Cluster, Config, Learner, Lora, Teacher, WeightSync
+from hindsight.envs.runtime.remote import RemoteTimeout
+from hindsight.learner import weight_sync
 from hindsight.learner.weight_sync import SyncReport
+from hindsight.rollout.weights import WeightSet
 
 FIRST, LATER = 0, 3  # steps that were trained
 
@@ -101,3 +105,20 @@ def test_weights_are_exported_only_for_those_who_need_them(
     asyncio.run(made.sync_weights(refresh))
     assert asked == ["score", *expected]
     assert made.run.state.version == 1
+
+
+def test_a_slow_weight_sync_is_a_missed_deadline_that_names_its_setting(asked: list[str]) -> None:
+    """It may take longer than a run may stand still."""
+    config = Config(learner=Learner(timeout=0.8), cluster=Cluster(stall_timeout=0.2))
+    made = trainer(asked, config, LATER, scorers=(), critic=False)
+
+    async def never(*_: Any) -> None:
+        await asyncio.sleep(60)
+
+    made.actors.engines.append(SimpleNamespace(load_weights=SimpleNamespace(remote=never)))
+    made.actors.learner.export = lambda version: asyncio.sleep(0.0, WeightSet(version, (), "a" * 64, None))
+    watchdog = Watchdog(config.cluster.stall_timeout)
+    late = r"loading weights 1 on engine 0 took longer than 0\.8 s: raise learner\.timeout"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RemoteTimeout, match=late):
+        patch.setattr(train, "sync_weights", weight_sync.sync_weights)
+        asyncio.run(watchdog.guard(made.sync_weights()))

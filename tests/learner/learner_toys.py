@@ -1,4 +1,4 @@
-"""Small hand-made trajectories, rows and models for the learner's tests."""
+"""Small hand-made trajectories, samples and models for the learner's tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.batching import collate, micro_batches
 from hindsight.learner.losses import Tokens, denominator, policy, token_weights
-from hindsight.learner.rows import Row
+from hindsight.learner.samples import Row
 from hindsight.rollout.types import Group, Span, TokenSequence, Trajectory, Turn
 
 TASK = TaskSpec("t", "toy", "find", "train")
@@ -58,10 +58,10 @@ def visits(success, states, malformed=()):
     return trajectory(turns, success, length=3 * len(states) + 1)
 
 
-def random_rows(count, seed=0, longest=24, teacher=True):
+def random_samples(count, seed=0, longest=24, teacher=True):
     """Rows of 4 … `longest` tokens; about half of each bears loss, and about half of that was scored."""
     rng, reference = np.random.default_rng(seed), np.random.default_rng(seed + 1)
-    rows = []
+    samples = []
     for _ in range(count):
         length = int(rng.integers(4, longest + 1))
         positions = np.flatnonzero(rng.random(length) < 0.5).astype(np.int32)
@@ -69,7 +69,7 @@ def random_rows(count, seed=0, longest=24, teacher=True):
         size = len(positions)
         scores = rng.uniform(-6, -2, size).astype(np.float32)
         scores[(rng.random(size) < 0.5) | (not teacher)] = np.nan
-        rows.append(
+        samples.append(
             Row(
                 ids=rng.integers(1, VOCABULARY, length).astype(np.int32),
                 positions=positions,
@@ -79,7 +79,7 @@ def random_rows(count, seed=0, longest=24, teacher=True):
                 reference_logprobs=reference.uniform(-6, -2, size).astype(np.float32),
             )
         )
-    return rows
+    return samples
 
 
 def tiny_llama(tied=True, seed=0, dtype=torch.float32):
@@ -104,15 +104,15 @@ def held_tokens(batch, old, aggregation="token-mean"):
     return Tokens(batch.advantages, old, batch.rollout, batch.teacher, batch.reference, weights)
 
 
-def token_mean(model, rows, budget, loss=None, strength=0.5, order=None):
-    """The policy loss of all rows and its gradient, summed over micro-batches as a rank does."""
+def token_mean(model, samples, budget, loss=None, strength=0.5, order=None):
+    """The policy loss of all samples and its gradient, summed over micro-batches as a rank does."""
     loss = loss or Loss()
-    rows = [rows[i] for i in order] if order else rows
-    whole_batch = denominator(rows, loss)
+    samples = [samples[i] for i in order] if order else samples
+    whole_batch = denominator(samples, loss)
     model.zero_grad()
     whole = 0.0
-    for indices in micro_batches([len(row.ids) for row in rows], budget):
-        batch = collate([rows[i] for i in indices])
+    for indices in micro_batches([len(sample.ids) for sample in samples], budget):
+        batch = collate([samples[i] for i in indices])
         logprobs, entropy, _ = model(batch.ids, batch.rows, batch.cols, batch.targets)
         held = held_tokens(batch, logprobs.detach(), loss.aggregation)
         total, _ = policy(logprobs, entropy, held, loss, strength, 0.2)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from learner_toys import random_rows
+from learner_toys import random_samples
 
 from hindsight.learner.batching import collate, micro_batches, over_ranks, split
 
@@ -32,7 +32,7 @@ def test_ranks_get_equally_many_and_lose_nothing(lengths, budget, ranks):
     for batch in flat:
         assert len(batch) <= 1 or len(batch) * max(lengths[i] for i in batch) <= budget
     if len(lengths) >= ranks * len(plan[0]):
-        assert all(flat)  # an empty micro-batch only where there are not enough rows
+        assert all(flat)  # an empty micro-batch only where there are not enough samples
 
 
 def test_work_is_shared_rather_than_idled():
@@ -42,32 +42,32 @@ def test_work_is_shared_rather_than_idled():
 
 @given(st.integers(1, 20), st.integers(1, 6))
 def test_mini_batches_hold_every_row_once_and_none_is_empty(count, parts):
-    rows = random_rows(count)
-    made = split(rows, parts)
+    samples = random_samples(count)
+    made = split(samples, parts)
     assert len(made) == min(count, parts) and all(made)
-    assert sorted(id(row) for part in made for row in part) == sorted(id(row) for row in rows)
+    assert sorted(id(sample) for part in made for sample in part) == sorted(id(sample) for sample in samples)
 
 
 @given(st.integers(1, 12), st.integers(0, 100))
 def test_a_collated_token_is_where_its_row_has_it(count, seed):
-    rows = random_rows(count, seed)
-    batch = collate(rows)
+    samples = random_samples(count, seed)
+    batch = collate(samples)
     place = 0
-    for index, row in enumerate(rows):
-        np.testing.assert_array_equal(batch.ids[index, : len(row.ids)], row.ids)
-        for number, position in enumerate(row.positions):
+    for index, sample in enumerate(samples):
+        np.testing.assert_array_equal(batch.ids[index, : len(sample.ids)], sample.ids)
+        for number, position in enumerate(sample.positions):
             assert batch.rows[place] == index and batch.cols[place] == position - 1
-            assert batch.targets[place] == row.ids[position]
-            assert batch.advantages[place] == row.advantages[number]
-            assert batch.rollout[place] == row.rollout_logprobs[number]
-            np.testing.assert_equal(batch.teacher[place].item(), float(row.teacher_logprobs[number]))
-            assert batch.reference[place] == row.reference_logprobs[number]
+            assert batch.targets[place] == sample.ids[position]
+            assert batch.advantages[place] == sample.advantages[number]
+            assert batch.rollout[place] == sample.rollout_logprobs[number]
+            np.testing.assert_equal(batch.teacher[place].item(), float(sample.teacher_logprobs[number]))
+            assert batch.reference[place] == sample.reference_logprobs[number]
             place += 1
     assert place == len(batch.targets) == len(batch.rows) == len(batch.cols)
 
 
 def test_rows_without_a_reference_have_none():
-    with_one, without = random_rows(1)[0], replace(random_rows(1)[0], reference_logprobs=None)
+    with_one, without = random_samples(1)[0], replace(random_samples(1)[0], reference_logprobs=None)
     known = ~torch.isnan(collate([with_one, without]).reference)
     assert known.tolist() == [True] * len(with_one.positions) + [False] * len(without.positions)
 

@@ -7,7 +7,7 @@ from collections import namedtuple
 
 import pytest
 
-from hindsight.learner.checkpoint import CheckpointError, amend, complete, latest, step_of, writing
+from hindsight.learner.checkpoint import CheckpointError, complete, latest, step_of, writing
 
 
 def write(root, step, keep=2, size=0, text="weights"):
@@ -65,11 +65,3 @@ def test_a_step_is_never_written_over(tmp_path):
     with pytest.raises(CheckpointError, match="there already"):
         write(tmp_path, 1, text="other")
     assert (latest(tmp_path) / "rank0" / "state.bin").read_text() == "weights"
-
-
-def test_a_small_file_of_it_can_be_replaced(tmp_path):
-    write(tmp_path, 1)
-    amend(latest(tmp_path), "rank0.json", "new")
-    amend(latest(tmp_path), "rank0.json", "newer")
-    assert sorted(path.name for path in latest(tmp_path).iterdir()) == ["rank0", "rank0.json"]
-    assert (latest(tmp_path) / "rank0.json").read_text() == "newer"

@@ -11,7 +11,7 @@ import ray
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from learner_toys import random_rows, tiny_llama
+from learner_toys import random_samples, tiny_llama
 
 from hindsight.configs.schema import Cluster, Config, Learner, Model
 from hindsight.configs.schema import Critic as Settings
@@ -50,8 +50,8 @@ def test_loss_by_hand():
 def test_values_are_read_before_each_sampled_token(dtype):
     lm = tiny_llama(tied=False, dtype=dtype).eval()
     critic = TokenValues(tiny_llama(tied=False, dtype=dtype).eval())
-    rows = random_rows(4)
-    batch = collate(rows)
+    samples = random_samples(4)
+    batch = collate(samples)
     assert (critic(batch.ids, batch.rows, batch.cols) == 0).all()
     torch.nn.init.normal_(critic.value_head.weight)
     torch.nn.init.constant_(critic.value_head.bias, 0.5)
@@ -59,9 +59,9 @@ def test_values_are_read_before_each_sampled_token(dtype):
     assert found.dtype == torch.float32
     weight = critic.value_head.weight[0].float()
     expected = []
-    for row in rows:
-        for position in row.positions:
-            before = torch.from_numpy(row.ids[:position].astype(np.int64))[None]
+    for sample in samples:
+        for position in sample.positions:
+            before = torch.from_numpy(sample.ids[:position].astype(np.int64))[None]
             state = lm(before, output_hidden_states=True).hidden_states[-1][0, -1]
             expected.append(float((state.float() @ weight).detach()) + 0.5)
     tolerance = 1e-4 if dtype == torch.float32 else 0.3
@@ -79,23 +79,23 @@ CONFIG = Config(
 LR = 3e-3
 
 
-def taught(rows, returns=None):
-    """Rows with zero values, and returns that depend on the row or are all the same."""
+def taught(samples, returns=None):
+    """Rows with zero values, and returns that depend on the sample or are all the same."""
     return [
         replace(
-            row,
-            values=np.zeros(len(row.positions), np.float32),
-            returns=np.full(len(row.positions), index - 2 if returns is None else returns, np.float32),
+            sample,
+            values=np.zeros(len(sample.positions), np.float32),
+            returns=np.full(len(sample.positions), index - 2 if returns is None else returns, np.float32),
         )
-        for index, row in enumerate(rows)
+        for index, sample in enumerate(samples)
     ]
 
 
-def plain_updates(rows, count):
+def plain_updates(samples, count):
     """(values, gradient norm, loss) of each of some updates in plain PyTorch, from the weights of seed 1."""
     critic = TokenValues(tiny_llama(seed=1))
     optimizer = torch.optim.AdamW(critic.parameters(), lr=LR, weight_decay=CONFIG.learner.weight_decay)
-    batch = collate(rows)
+    batch = collate(samples)
     history = []
     for _ in range(count):
         optimizer.zero_grad()
@@ -118,7 +118,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(("ranks", "stage"), [(2, 3)])
 def test_ranks_equal_plain_pytorch(ray_local, folder, tmp_path, ranks, stage):
     """From the student's weights, not the folder's; then through a checkpoint; then to constant returns."""
-    rows = taught(random_rows(5, longest=24))
+    samples = taught(random_samples(5, longest=24))
     config = replace(CONFIG, learner=replace(CONFIG.learner, ranks=ranks, zero_stage=stage))
     critic = CriticGroup(config, str(folder), [{"num_cpus": 0.25}] * ranks)
 
@@ -126,23 +126,23 @@ def test_ranks_equal_plain_pytorch(ray_local, folder, tmp_path, ranks, stage):
         await critic.start()
         flat, layout = pack(tiny_llama(seed=1).named_parameters())
         await critic.load_weights(WeightSet(1, layout, digest(flat), ray.put(flat)))
-        for values, norm, loss in plain_updates(rows, 3):
-            found = np.concatenate(await critic.values(rows))
+        for values, norm, loss in plain_updates(samples, 3):
+            found = np.concatenate(await critic.values(samples))
             np.testing.assert_allclose(found, values, atol=2e-3)
-            stats = await critic.fit(rows, LR)
+            stats = await critic.fit(samples, LR)
             assert stats["loss"] == pytest.approx(loss, rel=1e-3)
             assert stats["grad_norm"] == pytest.approx(norm, rel=1e-2)
             assert {"explained_variance", "value_mean", "clip_fraction"} <= stats.keys()
         await critic.save(tmp_path)
-        kept = await critic.values(rows)
-        constant = taught(rows, 2.0)
+        kept = await critic.values(samples)
+        constant = taught(samples, 2.0)
         losses = [(await critic.fit(constant, 1e-2))["loss"] for _ in range(25)]
         assert losses[0] > 1 and losses[-1] < 0.05
         await critic.load(tmp_path)
-        for ours, before in zip(await critic.values(rows), kept, strict=True):
+        for ours, before in zip(await critic.values(samples), kept, strict=True):
             np.testing.assert_array_equal(ours, before)
         with pytest.raises(ValueError, match="one of value"):
-            await critic.update({"policy": rows}, 0.0, LR)
+            await critic.update({"policy": samples}, 0.0, LR)
         assert await critic.values([]) == []
 
     try:

@@ -1,4 +1,4 @@
-"""Demonstrations become rows: what is learned, what is only seen, what is hinted."""
+"""Demonstrations become samples: what is learned, what is only seen, what is hinted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hindsight.configs.schema import Prompt
 from hindsight.envs.base import Demonstration, DemoStep, Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.sources import immediate_section
-from hindsight.learner.demos import demonstration_rows
+from hindsight.learner.demos import demonstration_samples
 from hindsight.rollout.render import Renderer
 from hindsight.rollout.vocabulary import CHATML, END, PAD, train_tokenizer
 from hindsight.teacher.contexts import CLOSING_LINE
@@ -49,10 +49,10 @@ def make_demo(steps=STEPS):
     return Demonstration(TASK, made[0].observation, tuple(made), True)
 
 
-def learned(renderer, row):
+def learned(renderer, sample):
     """The texts that bear loss, one for each run of positions."""
-    runs = np.split(row.positions, np.flatnonzero(np.diff(row.positions) != 1) + 1)
-    return [renderer.decode(row.ids[run]) for run in runs]
+    runs = np.split(sample.positions, np.flatnonzero(np.diff(sample.positions) != 1) + 1)
+    return [renderer.decode(sample.ids[run]) for run in runs]
 
 
 def said(action):
@@ -60,79 +60,79 @@ def said(action):
 
 
 def test_expert_is_learned_and_noise_is_only_seen(renderer):
-    rows = demonstration_rows(make_demo(), renderer, hints=0.0, seed=0)
+    samples = demonstration_samples(make_demo(), renderer, hints=0.0, seed=0)
     experts = [said(action) for action, expert, _ in STEPS if action == expert]
-    assert [text for row in rows for text in learned(renderer, row)] == experts
-    assert len(rows) == (1 if renderer.prompt.preset == "history" else 3)
+    assert [text for sample in samples for text in learned(renderer, sample)] == experts
+    assert len(samples) == (1 if renderer.prompt.preset == "history" else 3)
     # The turn behind the noise was shown it.
-    noisy = rows[0] if renderer.prompt.preset == "history" else rows[1]
+    noisy = samples[0] if renderer.prompt.preset == "history" else samples[1]
     assert "look" in renderer.decode(noisy.ids).replace("Actions: look", "")
 
 
 def test_observations_are_learned_with_their_weight_and_noise_never(renderer):
-    for plain, row in zip(
-        demonstration_rows(make_demo(), renderer, hints=0.0, seed=0),
-        demonstration_rows(make_demo(), renderer, hints=0.0, seed=0, observations=0.25),
+    for plain, sample in zip(
+        demonstration_samples(make_demo(), renderer, hints=0.0, seed=0),
+        demonstration_samples(make_demo(), renderer, hints=0.0, seed=0, observations=0.25),
         strict=True,
     ):
-        assert np.array_equal(row.positions[row.advantages == 1.0], plain.positions)
-        assert set(row.advantages.tolist()) == {0.25, 1.0}
-        unlearned = sorted(set(range(1, len(row.ids))) - set(row.positions.tolist()))
+        assert np.array_equal(sample.positions[sample.advantages == 1.0], plain.positions)
+        assert set(sample.advantages.tolist()) == {0.25, 1.0}
+        unlearned = sorted(set(range(1, len(sample.ids))) - set(sample.positions.tolist()))
         noise = [said(action) for action, expert, _ in STEPS if action != expert]
-        assert renderer.decode(row.ids[unlearned]) in ("", "".join(noise))
+        assert renderer.decode(sample.ids[unlearned]) in ("", "".join(noise))
 
 
 def test_rows_are_fit_for_the_learner(renderer):
-    for row in demonstration_rows(make_demo(), renderer, hints=1.0, seed=0):
-        assert row.ids.dtype == row.positions.dtype == np.int32
-        assert row.positions.min() > 0 and row.positions.max() < len(row.ids)
-        assert np.all(np.diff(row.positions) > 0)
-        assert np.array_equal(row.advantages, np.ones(len(row.positions), dtype=np.float32))
-        for unknown in (row.rollout_logprobs, row.teacher_logprobs):
+    for sample in demonstration_samples(make_demo(), renderer, hints=1.0, seed=0):
+        assert sample.ids.dtype == sample.positions.dtype == np.int32
+        assert sample.positions.min() > 0 and sample.positions.max() < len(sample.ids)
+        assert np.all(np.diff(sample.positions) > 0)
+        assert np.array_equal(sample.advantages, np.ones(len(sample.positions), dtype=np.float32))
+        for unknown in (sample.rollout_logprobs, sample.teacher_logprobs):
             assert (
                 unknown.dtype == np.float32
                 and np.all(np.isnan(unknown))
-                and len(unknown) == len(row.positions)
+                and len(unknown) == len(sample.positions)
             )
 
 
 @pytest.mark.parametrize(("hints", "expected"), [(0.25, ["noise"]), (0.5, ["noise", "expert"]), (1.0, None)])
 def test_hints_use_noise_first_and_reach_their_share(renderer, hints, expected):
-    plain = demonstration_rows(make_demo(), renderer, hints=0.0, seed=0)
-    rows = demonstration_rows(make_demo(), renderer, hints=hints, seed=0)[len(plain) :]
-    kinds = ["noise" if "You are facing" in hint_of(renderer, row) else "expert" for row in rows]
+    plain = demonstration_samples(make_demo(), renderer, hints=0.0, seed=0)
+    samples = demonstration_samples(make_demo(), renderer, hints=hints, seed=0)[len(plain) :]
+    kinds = ["noise" if "You are facing" in hint_of(renderer, sample) else "expert" for sample in samples]
     # The last turn has no feedback, so not more than three can be hinted.
     assert kinds == (expected or ["noise", "expert", "expert"])
 
 
 def test_a_small_share_of_hints_holds_on_average(renderer):
-    plain = len(demonstration_rows(make_demo(), renderer, hints=0.0, seed=0))
-    rows = [demonstration_rows(make_demo(), renderer, hints=0.1, seed=seed) for seed in range(200)]
-    counts = [len(own) - plain for own in rows]
+    plain = len(demonstration_samples(make_demo(), renderer, hints=0.0, seed=0))
+    samples = [demonstration_samples(make_demo(), renderer, hints=0.1, seed=seed) for seed in range(200)]
+    counts = [len(own) - plain for own in samples]
     assert set(counts) == {0, 1} and 60 <= sum(counts) <= 100  # of four turns each: 80
 
 
-def hint_of(renderer, row):
-    """The section of a hint row: the text between the last title and the closing line before the response."""
-    front = renderer.decode(row.ids[: row.positions[0]])
+def hint_of(renderer, sample):
+    """The section of a hint sample: the text between the last title and the closing line before the response."""
+    front = renderer.decode(sample.ids[: sample.positions[0]])
     return front[front.rindex("Feedback on the action") : front.rindex(CLOSING_LINE)]
 
 
 def test_hint_row_shows_the_feedback_and_asks_for_the_experts_action(renderer):
-    row = demonstration_rows(make_demo(), renderer, hints=0.25, seed=0)[-1]
-    front = renderer.decode(row.ids[: row.positions[0]])
-    assert learned(renderer, row) == [said("open fridge 1")]
+    sample = demonstration_samples(make_demo(), renderer, hints=0.25, seed=0)[-1]
+    front = renderer.decode(sample.ids[: sample.positions[0]])
+    assert learned(renderer, sample) == [said("open fridge 1")]
     section = immediate_section("You are facing the fridge 1.")
     assert front.endswith(f"\n\n{section}\n\n{CLOSING_LINE}" + renderer.decode(renderer.close_ids))
-    assert row.positions[-1] == len(row.ids) - 1
+    assert sample.positions[-1] == len(sample.ids) - 1
 
 
 def test_seed_decides_which_turns_are_hinted(renderer):
     steps = [("look", "look", f"Feedback {number}.") for number in range(8)]
 
     def chosen(seed):
-        rows = demonstration_rows(make_demo(steps), renderer, hints=0.5, seed=seed)[-4:]
-        return [hint_of(renderer, row) for row in rows]
+        samples = demonstration_samples(make_demo(steps), renderer, hints=0.5, seed=seed)[-4:]
+        return [hint_of(renderer, sample) for sample in samples]
 
     assert chosen(1) == chosen(1)
     assert len({tuple(chosen(seed)) for seed in range(5)}) > 1
@@ -140,8 +140,8 @@ def test_seed_decides_which_turns_are_hinted(renderer):
 
 def test_turns_beyond_the_context_are_left_out(tokenizer):
     wide = Renderer(tokenizer, Prompt(preset="history", think=False), 2048)
-    (whole,) = demonstration_rows(make_demo(), wide, hints=0.0, seed=0)
+    (whole,) = demonstration_samples(make_demo(), wide, hints=0.0, seed=0)
     narrow = Renderer(tokenizer, Prompt(preset="history", think=False), len(whole.ids) - 1)
-    rows = demonstration_rows(make_demo(), narrow, hints=1.0, seed=0)
-    assert learned(narrow, rows[0]) == learned(wide, whole)[:-1]
-    assert all(len(row.ids) <= narrow.context for row in rows)
+    samples = demonstration_samples(make_demo(), narrow, hints=1.0, seed=0)
+    assert learned(narrow, samples[0]) == learned(wide, whole)[:-1]
+    assert all(len(sample.ids) <= narrow.context for sample in samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from learner_toys import random_rows
+from learner_toys import random_samples
 
 from hindsight.configs.schema import Config, Distill, Rollout
 from hindsight.learner.batching import collate
@@ -82,7 +82,7 @@ def test_distillation_has_a_temperature_of_its_own():
     """The policy loss has the one that the answers were sampled with."""
     rank, asked = object.__new__(PolicyRank), []
     rank.config = Config(rollout=Rollout(temperature=0.6), distill=Distill(temperature=1.25))
-    rank.engine = lambda ids, rows, cols, targets, temperature, *_: asked.append(temperature)
+    rank.engine = lambda ids, samples, cols, targets, temperature, *_: asked.append(temperature)
     for objective in ("distill", "policy", "imitation"):
-        rank._forward(collate(random_rows(2)), objective)
+        rank._forward(collate(random_samples(2)), objective)
     assert asked == [1.25, 0.6, 0.6]

@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learner_toys import VOCABULARY, held_tokens, random_rows, tiny_llama, token_mean
+from learner_toys import VOCABULARY, held_tokens, random_samples, tiny_llama, token_mean
 
 from hindsight.configs.schema import Loss
 from hindsight.learner import logprobs as module
 from hindsight.learner.batching import collate
 from hindsight.learner.logprobs import TokenLogprobs, UnsupportedModel
 from hindsight.learner.losses import Tokens, policy
-from hindsight.learner.rows import Row
+from hindsight.learner.samples import Row
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -25,7 +25,7 @@ from hindsight.learner.rows import Row
 def test_equal_to_the_models_own_logits(tied, temperature, chunk, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", chunk)
     lm = tiny_llama(tied)
-    batch = collate(random_rows(5))
+    batch = collate(random_samples(5))
     made, entropy, _ = TokenLogprobs(lm)(batch.ids, batch.rows, batch.cols, batch.targets, temperature)
     table = (lm(batch.ids).logits / temperature).log_softmax(-1)[batch.rows, batch.cols]
     torch.testing.assert_close(made, table.gather(1, batch.targets[:, None])[:, 0])
@@ -35,7 +35,7 @@ def test_equal_to_the_models_own_logits(tied, temperature, chunk, monkeypatch):
 @pytest.mark.parametrize("chunk", [1024, 3])
 def test_candidates_and_the_likeliest(chunk, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", chunk)
-    model, batch = TokenLogprobs(tiny_llama()), collate(random_rows(5))
+    model, batch = TokenLogprobs(tiny_llama()), collate(random_samples(5))
     place = (batch.ids, batch.rows, batch.cols, batch.targets, 0.7)
     table = (model.lm(batch.ids).logits / 0.7).log_softmax(-1)[batch.rows, batch.cols]
     chosen = model(*place, None, 4).candidates
@@ -46,10 +46,10 @@ def test_candidates_and_the_likeliest(chunk, monkeypatch):
 
 def test_chunks_change_no_gradient(monkeypatch):
     model = TokenLogprobs(tiny_llama())
-    rows = random_rows(6)
-    whole = token_mean(model, rows, 10**6)
+    samples = random_samples(6)
+    whole = token_mean(model, samples, 10**6)
     monkeypatch.setattr(module, "CHUNK", 4)
-    chunked = token_mean(model, rows, 10**6)
+    chunked = token_mean(model, samples, 10**6)
     assert chunked[0] == pytest.approx(whole[0], rel=1e-6)
     torch.testing.assert_close(chunked[1], whole[1])
 
@@ -63,21 +63,21 @@ def test_chunks_change_no_gradient(monkeypatch):
     st.randoms(use_true_random=False),
 )
 def test_packing_and_order_change_neither_loss_nor_gradient(count, seed, budget, aggregation, random):
-    model, rows = TokenLogprobs(tiny_llama()), random_rows(count, seed)
+    model, samples = TokenLogprobs(tiny_llama()), random_samples(count, seed)
     loss = Loss(aggregation=aggregation, constant=10.0, kl=0.1)
     order = list(range(count))
     random.shuffle(order)
-    whole = token_mean(model, rows, 10**6, loss)
-    packed = token_mean(model, rows, budget, loss, order=order)
+    whole = token_mean(model, samples, 10**6, loss)
+    packed = token_mean(model, samples, budget, loss, order=order)
     assert packed[0] == pytest.approx(whole[0], rel=1e-4, abs=1e-5)
     torch.testing.assert_close(packed[1], whole[1], rtol=1e-3, atol=1e-5)
 
 
 def test_gradient_of_a_weight_equals_finite_differences():
     model = TokenLogprobs(tiny_llama(dtype=torch.float64))
-    rows = random_rows(4, teacher=False)
+    samples = random_samples(4, teacher=False)
     loss = Loss(tis_cap=0.0, entropy=0.01)
-    batch = collate(rows)
+    batch = collate(samples)
 
     def value():
         logprobs, entropy, _ = model(batch.ids, batch.rows, batch.cols, batch.targets)
@@ -133,7 +133,7 @@ def test_an_update_follows_a_frozen_teacher():
 
     def odds_after(preference, strength):
         model = TokenLogprobs(tiny_llama())
-        rows = [
+        samples = [
             Row(
                 np.array([1, 2, 3, token], np.int32),
                 np.array([3], np.int32),
@@ -143,7 +143,7 @@ def test_an_update_follows_a_frozen_teacher():
             )
             for token, gap in ((first, preference), (second, -preference))
         ]
-        token_mean(model, rows, 1000, Loss(entropy=0.0), strength)
+        token_mean(model, samples, 1000, Loss(entropy=0.0), strength)
         torch.optim.SGD(model.parameters(), lr=lr).step()
         after = table(model).detach()
         return float(after[first] - after[second])

@@ -1,4 +1,4 @@
-"""The learner on real Ray and real DeepSpeed, held against plain PyTorch on the same rows and weights."""
+"""The learner on real Ray and real DeepSpeed, held against plain PyTorch on the same samples and weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from learner_toys import VOCABULARY, random_rows, tiny_llama, token_mean
+from learner_toys import VOCABULARY, random_samples, tiny_llama, token_mean
 from peft import PeftModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import hindsight.learner.logprobs
 import hindsight.learner.rank
 from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model
+from hindsight.envs.runtime.remote import RemoteDefect, answer
 from hindsight.learner.batching import collate
-from hindsight.learner.group import LearnerGroup, answers
+from hindsight.learner.group import DEADLINE, LearnerGroup, answers
 from hindsight.learner.logprobs import TokenLogprobs
 from hindsight.learner.policy import PolicyRank
 from hindsight.learner.rank import LearnerError, deepspeed_config, learner_env
@@ -55,10 +56,10 @@ async def tensors(learner, export="export_merged"):
     return {name: tensor.clone() for name, tensor in unpack(flat, weights.layout)}
 
 
-def plain_update(rows):
-    """One update of the same rows in plain PyTorch: loss, gradient norm, weights."""
+def plain_update(samples):
+    """One update of the same samples in plain PyTorch: loss, gradient norm, weights."""
     model = TokenLogprobs(tiny_llama())
-    loss, gradient = token_mean(model, rows, 10**6)
+    loss, gradient = token_mean(model, samples, 10**6)
     torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.learner.max_grad_norm)
     torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01).step()
     return loss, float(gradient.norm()), dict(model.lm.named_parameters())
@@ -80,13 +81,13 @@ async def loads_elsewhere(learner, target):
     np.testing.assert_allclose(scored, expected.numpy(), atol=tolerance)
 
 
-async def resumes_exactly(learner, rows, target):
+async def resumes_exactly(learner, samples, target):
     """After `load`, the same update gives the same numbers and the same weights as it did after `save`."""
     target.mkdir()
     await learner.save(target)
-    first = await learner.update({"policy": rows}, 0.5, LR), await learner.export(2)
+    first = await learner.update({"policy": samples}, 0.5, LR), await learner.export(2)
     await learner.load(target)
-    second = await learner.update({"policy": rows}, 0.5, LR), await learner.export(2)
+    second = await learner.update({"policy": samples}, 0.5, LR), await learner.export(2)
     costs = {"seconds": 0.0}
     assert first[0] | costs == second[0] | costs
     assert first[1].digest == second[1].digest
@@ -116,33 +117,33 @@ class LargeGroup(LearnerGroup):
 
 
 def test_two_ranks_of_zero_3_equal_plain_pytorch(ray_local, folder, tmp_path):
-    rows = random_rows(5, longest=24)
+    samples = random_samples(5, longest=24)
 
     async def check(learner):
         await learner.start()
-        await learner.update({"imitation": random_rows(3, seed=1)}, 0.0, 0.0)  # moves only Adam's moments,
+        await learner.update({"imitation": random_samples(3, seed=1)}, 0.0, 0.0)  # moves only Adam's moments,
         await learner.reset_optimizer()  # which are then as they were
-        stats = await learner.update({"policy": rows}, 0.5, LR)
-        loss, norm, weights = plain_update(rows)
+        stats = await learner.update({"policy": samples}, 0.5, LR)
+        loss, norm, weights = plain_update(samples)
         assert stats["loss"] == pytest.approx(loss, rel=1e-4)
         assert stats["grad_norm"] == pytest.approx(norm, rel=1e-4)
-        assert stats["tokens"] == sum(len(row.positions) for row in rows) and stats["rows"] == 5
+        assert stats["tokens"] == sum(len(sample.positions) for sample in samples) and stats["samples"] == 5
         assert (
             stats["micro_batches"] == 3
-        )  # five rows of up to 24 tokens, one a micro-batch, and an empty one
+        )  # five samples of up to 24 tokens, one a micro-batch, and an empty one
         await learner.score(np.arange(1, 30, dtype=np.int32))  # fetches ahead what is gathered next
         made = await tensors(learner)
         assert list(made) == list(weights)
         for name, tensor in made.items():
             torch.testing.assert_close(tensor, weights[name].detach(), rtol=1e-3, atol=2e-4)
-        await resumes_exactly(learner, rows, tmp_path / "state")
+        await resumes_exactly(learner, samples, tmp_path / "state")
         await loads_elsewhere(learner, tmp_path / "model")
 
     run(check, LargeGroup(learner_config(ranks=2, zero_stage=3, micro_batch_tokens=24), str(folder)))
 
 
 def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
-    rows = random_rows(9)
+    samples = random_samples(9)
 
     async def check(learner):
         started = await learner.start()
@@ -152,8 +153,8 @@ def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
         (tmp_path / "fresh").mkdir()
         await learner.save(tmp_path / "fresh")
 
-        stats = await learner.update({"policy": rows}, 0.5, LR)
-        assert stats["grad_norm"] == pytest.approx(plain_update(rows)[1], rel=0.05)
+        stats = await learner.update({"policy": samples}, 0.5, LR)
+        assert stats["grad_norm"] == pytest.approx(plain_update(samples)[1], rel=0.05)
         assert {"loss", "entropy", "clip_fraction", "mismatch_kl", "mismatch_max", "ess"} <= set(stats)
         assert {"teacher_gap", "weight_mean", "weight_clip_fraction"} <= set(stats)
         assert stats["clip_fraction"] == 0  # one update: the policy is its own old policy
@@ -161,7 +162,7 @@ def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
         assert any(not torch.equal(after[name], before[name]) for name in before)
 
         digests = []
-        for held, strength in ((rows, 0.0), (random_rows(9, teacher=False), 0.5), (rows, 0.5)):
+        for held, strength in ((samples, 0.0), (random_samples(9, teacher=False), 0.5), (samples, 0.5)):
             await learner.load(tmp_path / "fresh")
             await learner.update({"policy": held}, strength, LR)
             digests.append((await learner.export(1)).digest)
@@ -169,43 +170,43 @@ def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
 
         for resets in (False, True):
             await learner.load(tmp_path / "fresh")
-            await learner.update({"imitation": rows}, 0.0, 0.0)
+            await learner.update({"imitation": samples}, 0.0, 0.0)
             if resets:
                 await learner.reset_optimizer()
-            await learner.update({"policy": rows}, 0.5, LR)
+            await learner.update({"policy": samples}, 0.5, LR)
             assert ((await learner.export(1)).digest == digests[2]) == resets
 
-        losses = [(await learner.update({"imitation": rows}, 0.0, 1e-2))["loss"] for _ in range(8)]
+        losses = [(await learner.update({"imitation": samples}, 0.0, 1e-2))["loss"] for _ in range(8)]
         assert losses[-1] < losses[0]
-        await resumes_exactly(learner, rows, tmp_path / "state")
+        await resumes_exactly(learner, samples, tmp_path / "state")
         await loads_elsewhere(learner, tmp_path / "model")
-        await fails_with_a_reason(learner, rows, tmp_path)
+        await fails_with_a_reason(learner, samples, tmp_path)
 
-    run(check, LearnerGroup(learner_config(dtype="bfloat16", updates=1), str(folder)))
+    run(check, LearnerGroup(learner_config(dtype="bfloat16", mini_batches=1), str(folder)))
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (2, 3)])
 def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder, ranks, stage):
-    rows = random_rows(8)
+    samples = random_samples(8)
 
     async def check(learner):
         await learner.start()
-        stats = await learner.update({"policy": rows}, 0.0, 1e-2)
+        stats = await learner.update({"policy": samples}, 0.0, 1e-2)
         # The second and third mini-batch were sampled by weights that the first one has left behind.
         assert stats["micro_batches"] >= 3 and stats["clip_fraction"] > 0
         # The gap to the engine is that of the old policy: the weights before this call.
         lm = TokenLogprobs(tiny_llama())
-        batch = collate(rows)
+        batch = collate(samples)
         old = lm(batch.ids, batch.rows, batch.cols, batch.targets)[0].detach()
         assert stats["mismatch_max"] == pytest.approx(float((old - batch.rollout).abs().max()), abs=0.2)
 
-    settings = {"dtype": "bfloat16", "updates": 3, "checkpointing": True}
+    settings = {"dtype": "bfloat16", "mini_batches": 3, "gradient_checkpointing": True}
     group = LargeGroup if stage == 3 else LearnerGroup
     run(check, group(learner_config(ranks=ranks, zero_stage=stage, **settings), str(folder)))
 
 
 def test_an_adapter_on_two_ranks_of_zero_3(ray_local, folder, tmp_path):
-    rows, lora = random_rows(5, longest=24), Lora(rank=4, alpha=8, dropout=0.3)
+    samples, lora = random_samples(5, longest=24), Lora(rank=4, alpha=8, dropout=0.3)
 
     async def check(learner):
         started = await learner.start()
@@ -213,8 +214,8 @@ def test_an_adapter_on_two_ranks_of_zero_3(ray_local, folder, tmp_path):
         assert all(torch.equal(start[name], base[name]) for name in base)  # B = 0
         assert started["trained"] < started["parameters"] == sum(p.numel() for p in base.values())
 
-        stats = await learner.update({"policy": rows}, 0.5, 1e-2)
-        loss, norm, weights = adapter_update(rows, lora)
+        stats = await learner.update({"policy": samples}, 0.5, 1e-2)
+        loss, norm, weights = adapter_update(samples, lora)
         assert stats["loss"] == pytest.approx(loss, rel=1e-4)
         assert stats["grad_norm"] == pytest.approx(norm, rel=1e-4)
         made = await tensors(learner)
@@ -231,18 +232,20 @@ def test_an_adapter_on_two_ranks_of_zero_3(ray_local, folder, tmp_path):
         peft = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "model/adapter")).merge_and_unload()
         for name, parameter in peft.named_parameters():
             torch.testing.assert_close(parameter, made[name], rtol=1e-5, atol=1e-6)
-        await resumes_with_dropout(learner, rows, tmp_path / "state")
+        await resumes_with_dropout(learner, samples, tmp_path / "state")
 
-    settings = learner_config(ranks=2, zero_stage=3, micro_batch_tokens=24, lora=lora, checkpointing=True)
+    settings = learner_config(
+        ranks=2, zero_stage=3, micro_batch_tokens=24, lora=lora, gradient_checkpointing=True
+    )
     run(check, LearnerGroup(settings, str(folder)))
 
 
-def adapter_update(rows, lora):
+def adapter_update(samples, lora):
     """One update of the adapter in plain PyTorch, without dropout: loss, gradient norm, merged weights."""
     lm = tiny_llama()
     own = dict(lm.named_parameters())
     adapter = Adapter(lm, lora, CONFIG.seed)
-    loss, gradient = token_mean(TokenLogprobs(lm), rows, 10**6)
+    loss, gradient = token_mean(TokenLogprobs(lm), samples, 10**6)
     trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
     torch.nn.utils.clip_grad_norm_(trained, CONFIG.learner.max_grad_norm)
     torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.01).step()
@@ -250,7 +253,7 @@ def adapter_update(rows, lora):
     return loss, float(gradient.norm()), own | merged
 
 
-async def resumes_with_dropout(learner, rows, target):
+async def resumes_with_dropout(learner, samples, target):
     """As `resumes_exactly`, for an update that drops some inputs, and for the average."""
     target.mkdir()
     await learner.save(target)
@@ -259,7 +262,7 @@ async def resumes_with_dropout(learner, rows, target):
     assert all(file.stat().st_size < frozen for file in models)
 
     async def go_on():
-        stats = await learner.update({"imitation": rows}, 0.0, LR)
+        stats = await learner.update({"imitation": samples}, 0.0, LR)
         sent = (await learner.export(2)).digest, (await learner.export_average(2, 0.1)).digest
         return stats | {"seconds": 0.0}, sent
 
@@ -268,14 +271,14 @@ async def resumes_with_dropout(learner, rows, target):
     assert await go_on() == first != other
 
 
-async def fails_with_a_reason(learner, rows, folder):
-    with pytest.raises(ValueError, match="needs rows"):
+async def fails_with_a_reason(learner, samples, folder):
+    with pytest.raises(ValueError, match="needs samples"):
         await learner.update({"policy": []}, 0.0, LR)
     with pytest.raises(ValueError, match="policy, distill, imitation"):
-        await learner.update({"mystery": rows}, 0.0, LR)
-    with pytest.raises(LearnerError, match=r"learner\.load failed"):
+        await learner.update({"mystery": samples}, 0.0, LR)
+    with pytest.raises(RemoteDefect, match=r"learner\.load failed"):
         await learner.load(folder / "nowhere")
-    broken = replace(rows[0], advantages=np.full_like(rows[0].advantages, np.nan))
+    broken = replace(samples[0], advantages=np.full_like(samples[0].advantages, np.nan))
     with pytest.raises(LearnerError, match="not finite"):
         await learner.update({"policy": [broken]}, 0.0, LR)
     learner.stop()
@@ -286,7 +289,7 @@ async def fails_with_a_reason(learner, rows, folder):
 def test_a_missed_deadline_names_the_setting():
     async def wait():
         with pytest.raises(LearnerError, match=r"raise learner\.timeout"):
-            await answers("update", [asyncio.sleep(60)], 0.01)
+            await answers([answer(asyncio.sleep(60), timeout=0.01, setting=DEADLINE, what="update")])
 
     asyncio.run(wait())
 

@@ -6,7 +6,9 @@ import asyncio
 
 import numpy as np
 import pytest
+from ray.exceptions import RayActorError
 
+from hindsight.envs.runtime.remote import ActorLost, RemoteTimeout
 from hindsight.learner.weight_sync import WeightSyncError, sync_weights
 from hindsight.rollout.types import EngineError
 from hindsight.rollout.weights import WeightSet
@@ -84,8 +86,11 @@ def test_the_error_of_a_failed_load_comes_through():
 
 
 def test_an_engine_that_does_not_answer_ends_in_an_error():
-    with pytest.raises(WeightSyncError, match="not loaded within"):
-        run(FakeEngine(load=lambda: asyncio.sleep(60)), timeout=0.05)
+    late = r"^loading weights 5 on engine 1 took longer than 0\.05 s: raise learner\.timeout"
+    with pytest.raises(RemoteTimeout, match=late):
+        run(FakeEngine(), FakeEngine(load=lambda: asyncio.sleep(60)), timeout=0.05)
+    with pytest.raises(ActorLost, match=r"^verifying weights 5 on engine 0: the actor has died.*resume=auto"):
+        run(FakeEngine(score=RayActorError()))
 
 
 def test_engines_load_at_the_same_time():

@@ -141,7 +141,7 @@ def learner():
 
 
 def send(learner, engines, version=5):
-    return broadcast(engines, learner, version, CANARY, LEARNER, 0.25)
+    return broadcast(engines, learner, version, CANARY, LEARNER, 0.25, 60.0)
 
 
 def test_every_worker_holds_what_rank_0_trained(nccl):
@@ -176,7 +176,7 @@ def test_an_engine_that_fails_ends_the_broadcast_at_once(nccl):
         raise RayTaskError("receive_update", "trace", failed).as_instanceof_cause()
 
     async def check():
-        with pytest.raises(LearnerError, match=r"learner\.broadcast failed.*trace"):
+        with pytest.raises(EngineError, match=r"^engine 1: receiving weights failed: out of memory$"):
             await send(learner(), [Handle(FakeEngine()), Handle(FakeEngine(receive=fail))])
         assert not nccl.all.broken  # rank 0 waits on, as inside NCCL
         nccl.all.abort()
@@ -191,7 +191,7 @@ def test_an_engine_that_never_joins_is_a_missed_deadline(nccl):
     async def check():
         stuck = Handle(FakeEngine())
         stuck.actor.init_transfer = lambda info: None
-        with pytest.raises(LearnerError, match=r"learner\.join took over"):
+        with pytest.raises(LearnerError, match=r"join took longer .* raise learner\.timeout"):
             await send(group, [Handle(FakeEngine()), stuck])
         nccl.all.abort()
 

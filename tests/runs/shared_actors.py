@@ -14,7 +14,7 @@ import ray
 
 import hindsight.cluster.run
 from hindsight.cluster.run import Run, open_run
-from hindsight.cluster.start import Actors, has_critic, start_actors, variables
+from hindsight.cluster.start import Actors, start_actors, variables
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.view import View
 from hindsight.configs.load import load
@@ -22,6 +22,7 @@ from hindsight.configs.schema import Config, Lora
 from hindsight.envs.base import EnvFamily
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.pool import start_pool
+from hindsight.learner.signals import make_signal
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.worker import Worker
 from hindsight.teacher.scorer import TeacherScorer
@@ -104,6 +105,7 @@ class Shared:
 
         def set_rank(rank: Any, settings: Config) -> None:
             rank.config = settings
+            rank.signal, rank.credit = make_signal(settings.signal), settings.credit
 
         def set_teacher(teacher: Any, settings: Config) -> None:
             teacher._share = 1.0 - settings.teacher.ema_decay
@@ -167,8 +169,8 @@ class Shared:
         remake = (model, config, actors.engines, actors.environments.pool)
         ray.get([worker.__ray_call__.remote(Worker.__init__, *remake) for worker in actors.workers])
         own = {
-            "critic": actors.critic if has_critic(config) else None,
+            "critic": actors.critic if config.needs_critic else None,
             "teacher": actors.teacher if teacher else None,
-            "reference": actors.reference if config.loss.kl > 0 else None,
+            "reference": actors.reference if config.needs_reference else None,
         }
         return Lent(**vars(actors) | own)

@@ -12,8 +12,8 @@ import pytest
 from shared_actors import CONTEXTS, WIDE, Shared
 
 from hindsight.configs.load import load
+from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.configs.schema import Config
-from hindsight.envs.registry import FAMILIES
 from hindsight.envs.runtime.interpreters import install
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -49,7 +49,7 @@ def settings(name: str, out: Path) -> Config:
     return load(CONFIGS / f"{name}.yaml", [*TINY, *WIDE, *own])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ENVIRONMENTS.builtin)
 def test_two_training_steps(
     name: str, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,104 @@
+"""The one way to call a Ray actor: every call has a deadline, and every failure a type.
+
+A caller sees what its callee raised, if that is one of this package's own errors; RemoteDefect for any other
+exception of the callee; and a RemoteError if no answer comes. What follows from it is the caller's policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar
+
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+T = TypeVar("T")
+
+
+class RemoteError(RuntimeError):
+    """No answer will come; the message is for the user."""
+
+
+class RemoteTimeout(RemoteError):
+    """The answer took too long; the message names the setting to raise."""
+
+
+class ActorUnavailable(RemoteError):
+    """The actor cannot be reached now; it may answer the next call."""
+
+
+class ActorLost(RemoteError):
+    """The actor has died, or an object of the call was lost."""
+
+
+class RemoteDefect(RuntimeError):
+    """The callee raised something that nobody expects; its traceback is in `__cause__`."""
+
+
+class Watching(Protocol):
+    """A watchdog that has to know how long a wait may take."""
+
+    def waiting(self, seconds: float) -> AbstractContextManager[None]: ...
+
+
+ADVICE = "Its log is in Ray's dashboard; resume=auto resumes from the last checkpoint, if there is one."
+WATCHDOG: ContextVar[Watching | None] = ContextVar("WATCHDOG", default=None)  # told about every wait
+
+
+async def call(
+    actor: Any, method: str, *args: Any, timeout: float, setting: str, what: str | None = None
+) -> Any:
+    """Await `actor.method(*args)`.
+
+    Args:
+        timeout: seconds.
+        setting: name of the setting that `timeout` comes from.
+        what: describes the call in errors; by default the method's name.
+
+    Raises:
+        RemoteTimeout, ActorUnavailable, ActorLost: no answer.
+        RemoteDefect: the callee failed unexpectedly. Errors of this package are raised as they are.
+    """
+    return await answer(
+        getattr(actor, method).remote(*args), timeout=timeout, setting=setting, what=what or method
+    )
+
+
+async def answer(awaitable: Awaitable[T], *, timeout: float, setting: str, what: str) -> T:
+    """Await an object reference, or anything else, as `call` does."""
+    watchdog = WATCHDOG.get()
+    try:
+        with watchdog.waiting(timeout) if watchdog else nullcontext():
+            async with asyncio.timeout(timeout):
+                return await awaitable
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, RayError):  # an argument could not be fetched
+            raise no_answer(what, cause) from error
+        if any(kind.__module__.startswith("hindsight.") for kind in type(cause).__mro__):
+            raise cause from None
+        raise RemoteDefect(f"{what} failed: {type(cause).__name__}: {cause}") from error
+    except RayError as error:
+        raise no_answer(what, error) from error
+    except TimeoutError as error:
+        raise too_late(what, timeout, setting) from error
+
+
+def too_late(what: str, timeout: float, setting: str) -> RemoteTimeout:
+    """The error of a missed deadline."""
+    return RemoteTimeout(
+        f"{what} took longer than {timeout:g} s: raise {setting} if the machine is only slow"
+    )
+
+
+def no_answer(what: str, error: RayError) -> RemoteError:
+    """The error of a call that Ray could not finish."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = " … ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip())))  # the last line has the cause
+    if isinstance(error, ActorUnavailableError):
+        return ActorUnavailable(f"{what}: the actor cannot be reached now ({reason})")
+    if isinstance(error, RayActorError):
+        return ActorLost(f"{what}: the actor has died ({reason}). " + ADVICE)
+    return ActorLost(f"{what}: the answer was lost ({type(error).__name__}: {reason})")
