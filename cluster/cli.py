@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hindsight.cluster import cli_envs
+from hindsight.cluster.scaffold import KINDS, ScaffoldError, scaffold
 from hindsight.configs.catalog import COLUMNS, catalog
 from hindsight.configs.check import check, render
 from hindsight.configs.environ import apply
@@ -135,6 +136,21 @@ def show_methods(
     Console().print(table)
     if name:
         typer.echo(methods()[name].read_text(), nl=False)
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help=f"one of {', '.join(KINDS)}")],
+    name: Annotated[str, typer.Argument(help="name of the file to write, without its suffix")],
+) -> None:
+    """Write an environment, feedback source, … of your own to start from."""
+    try:
+        path, command = scaffold(kind, name, Path.cwd())
+    except ScaffoldError as error:
+        _fail(str(error))
+    Console().print(
+        f"Wrote {path.name}. Use it with:\n  {command}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _read(recipe: str, overrides: list[str] | None, address: str | None) -> Config:

@@ -46,6 +46,7 @@ def load(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Con
         ConfigError: unknown keys (with the nearest known one), wrong types, unreadable files, all at once.
     """
     layers = _with_methods([*(_chain(find_recipe(recipe)) if recipe else []), _overrides(overrides)])
+    layers = [replace(layer, values=_located(layer)) for layer in layers]
     *_, final = _schemas([layer for layer in layers if not layer.replaced])
     merged, kept = OmegaConf.structured(final), {item.key for item in settings(final)}
     problems = [
@@ -153,6 +154,35 @@ def _overrides(overrides: Sequence[str]) -> Layer:
     return Layer("command line", values)
 
 
+def _located(layer: Layer) -> dict[str, Any]:
+    """The layer's values, with absolute paths of the Python files that they name: actors work elsewhere.
+
+    A relative path is one from the folder of the recipe or method, or else from the working directory.
+    """
+    source = Path(layer.source)
+    folder = source.parent if source.suffix in (".yaml", ".yml") else Path.cwd()
+
+    def absolute(name: Any) -> Any:
+        if isinstance(name, list):
+            return [absolute(one) for one in name]
+        file, colon, attribute = str(name).partition(".py:")
+        file = file + ".py" if colon else file
+        if not isinstance(name, str) or not file.endswith(".py"):
+            return name
+        path = Path(file).expanduser()
+        path = folder / path if (folder / path).is_file() else path
+        return f"{path.absolute()}{':' if colon else ''}{attribute}"
+
+    values = dict(layer.values)
+    for section, registry in REGISTRIES.items():
+        name, inner = registry.key.rpartition(".")[2], values.get(section)
+        if isinstance(inner, dict) and name in inner:
+            values[section] = inner | {name: absolute(inner[name])}
+        if registry.key in values:
+            values[registry.key] = absolute(values[registry.key])
+    return values
+
+
 def _schemas(layers: Sequence[Layer]) -> Iterator[Config]:
     """For each layer the default configuration, with every section as the entry named so far extends it."""
     config = Config()
@@ -163,11 +193,11 @@ def _schemas(layers: Sequence[Layer]) -> Iterator[Config]:
             inner = layer.values.get(section)
             nested = inner.get(registry.key.rpartition(".")[2]) if isinstance(inner, dict) else None
             named = layer.values.get(registry.key, nested)
-            names = [named] if isinstance(named, str) else named
-            if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+            if named is None or isinstance(named, dict):
                 continue  # not named here, or of a wrong type, which merging reports
+            names = named if isinstance(named, list) else [named]
             try:
-                config = replace(config, **{section: registry.settings(*names)()})
+                config = replace(config, **{section: registry.settings(*map(str, names))()})
             except UnknownName as error:
                 raise ConfigError(f"{layer.source}: {error}") from error
         yield config

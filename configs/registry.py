@@ -64,11 +64,11 @@ class Registry:
 
     def settings(self, *names: str) -> type:
         """The dataclass of the section when it names these entries: the section's own, or an extension."""
-        extensions = [self._extension(name) for name in names]
-        own = list(dict.fromkeys(kind for kind in extensions if kind is not self.section))
-        if len(own) > 1:
-            return make_dataclass(self.section.__name__, [], bases=tuple(own), frozen=True)
-        return own[0] if own else self.section
+        kinds = dict.fromkeys([self.section, *map(self._extension, names)])
+        own = [kind for kind in kinds if not any(kind in other.__mro__[1:] for other in kinds)]
+        if len(own) == 1:
+            return own[0]
+        return make_dataclass(self.section.__name__, [], bases=tuple(own), frozen=True)
 
     def complete(self, section: Any) -> Any:
         """`section` as an instance of the dataclass that its entry asks for, defaults filled in."""

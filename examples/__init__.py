@@ -1,0 +1,1 @@
+"""Examples of what users add to Hindsight; `hindsight new` copies them."""
