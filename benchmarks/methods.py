@@ -4,8 +4,8 @@
 
 Each round trains with every method once, one after another, with the same seed and so on the same tasks. The
 first step of a run is not counted: it compiles. Ratios are to the first method named, within a round.
-"s teacher" is what a step waited for after its rollouts, whoever writes feedback included; "s scoring" is the
-teacher's own.
+"s feedback_and_teacher" is what a step waited for after its rollouts, whoever writes feedback included;
+"s scoring" is the teacher's own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def train(recipe: str, method: str, steps: int, overrides: Iterable[str]) -> lis
     """The training rows of one run without a warm start, but the first."""
     with tempfile.TemporaryDirectory(prefix="hindsight-bench-") as folder:
         own = [f"method={method}", f"out={folder}/run", f"steps={steps + 1}", "sft.demos=0"]
-        command = ["hindsight", "train", recipe, *own, "cluster.dashboard=false", *overrides]
+        command = ["hindsight", "train", recipe, *own, "cluster.dashboard_port=0", *overrides]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{method} did not train:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

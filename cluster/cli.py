@@ -52,16 +52,17 @@ def options(
 
 Recipe = Annotated[str, typer.Argument(help="name of a built-in recipe, or path of a YAML file")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="settings as key=value, e.g. steps=200 learner.lr=1e-5")
+    list[str] | None, typer.Argument(help="settings as key=value, such as steps=200 learner.lr=1e-5")
 ]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to join: auto, or an address; none starts a local Ray")
+    str | None,
+    typer.Option(help="Ray cluster to join: auto or an address; by default a local Ray is started"),
 ]
 
 
 @app.command()
 def train(recipe: Recipe, overrides: Overrides = None, address: Address = None) -> None:
-    """Warm start, reinforcement, evaluation."""
+    """Train an agent: optional supervised warm start, then RL, then held-out evaluation."""
     from hindsight.cluster.commands import train_run
 
     config = _read(recipe, overrides, address)
@@ -70,12 +71,12 @@ def train(recipe: Recipe, overrides: Overrides = None, address: Address = None) 
 
 @app.command()
 def sft(recipe: Recipe, overrides: Overrides = None, address: Address = None) -> None:
-    """The warm start alone; its checkpoint is a step 0 that `train … resume=auto` goes on from."""
+    """Run only the supervised warm start. Continue with `train … resume=auto`."""
     from hindsight.cluster.commands import train_run
 
     config = _read(recipe, [*(overrides or []), "steps=0"], address)
     if config.sft.demos == 0:
-        _fail("sft.demos is 0: there is nothing to imitate. Set sft.demos=150, say.")
+        _fail("sft.demos = 0 leaves nothing to learn from: set sft.demos=150, for example")
     _run(config, lambda: train_run(config))
 
 
@@ -88,7 +89,7 @@ def evaluate(
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
-    """Success of a checkpoint on the fixed held-out panel."""
+    """Evaluate a checkpoint on the held-out tasks."""
     from hindsight.cluster.commands import eval_run, find_model
 
     config = _read(recipe, overrides, address)
@@ -97,7 +98,7 @@ def evaluate(
         _fail(
             f"{checkpoint} holds no model: expected config.json in it, in model/ or in checkpoints/*/model/."
         )
-    user_model = config.model.path  # a simulated user is played by the model of the training run
+    user_model = config.model.path  # the simulated user stays the model of the training run
     config = replace(config, model=replace(config.model, path=str(model)))
     _run(config, lambda: eval_run(config, user_model))
 
@@ -117,7 +118,7 @@ def show_config(recipe: Recipe, overrides: Overrides = None) -> None:
 
 @app.command("methods")
 def show_methods(
-    name: Annotated[str, typer.Argument(help="method to show in detail; none lists all")] = "",
+    name: Annotated[str, typer.Argument(help="method to show in detail; by default all are listed")] = "",
 ) -> None:
     """List the available methods, or show what one is made of."""
     known = {method.name: method for method in catalog()}
@@ -143,7 +144,7 @@ def new(
     kind: Annotated[str, typer.Argument(help=f"one of {', '.join(KINDS)}")],
     name: Annotated[str, typer.Argument(help="name of the file to write, without its suffix")],
 ) -> None:
-    """Write an environment, feedback source, … of your own to start from."""
+    """Write a file to start from: your own environment, feedback source, advantage, …"""
     try:
         path, command = scaffold(kind, name, Path.cwd())
     except ScaffoldError as error:
@@ -167,7 +168,7 @@ def _read(recipe: str, overrides: list[str] | None, address: str | None) -> Conf
 
 
 def _run(config: Config, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run to the end; an expected error becomes one clear message and exit code 1."""
+    """Run to the end; an expected error becomes a clear message and exit code 1."""
     from hindsight.cluster.commands import expected_errors
 
     try:
@@ -175,7 +176,7 @@ def _run(config: Config, start: Callable[[], Coroutine[Any, Any, None]]) -> None
     except expected_errors() as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; resume=auto goes on from the last checkpoint", style="yellow")
+        Console(stderr=True).print("stopped; resume=auto continues from the last checkpoint", style="yellow")
         raise typer.Exit(code=130) from None
 
 
@@ -185,8 +186,8 @@ def _fail(message: str) -> Any:
 
 
 def main() -> None:
-    """Entry point: the variables must be set before torch, vLLM or Ray are imported."""
-    # Ray 2.60 clusters ask for a token; clients must say so too.
+    """Entry point. Environment variables must be set before torch, vLLM or Ray are imported."""
+    # Ray 2.60 clusters require a token; clients must enable it too.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     apply()
     app()

@@ -17,14 +17,14 @@ from hindsight.envs.base import EnvError, EnvFamily, Observation
 from hindsight.envs.reference import Played, play_references
 from hindsight.envs.registry import make_family
 
-app = typer.Typer(no_args_is_help=True, help="The environments: install, check, play.")
+app = typer.Typer(no_args_is_help=True, help="Install, check and play the environments.")
 Name = Annotated[str, typer.Argument(help=f"{', '.join(ENVIRONMENTS.builtin)} or all")]
 console = Console()
 
 
 @app.command()
 def install(name: Name = "all") -> None:
-    """Make an environment's own interpreter, where its packages conflict with the main one."""
+    """Create an environment's own interpreter, if its packages conflict with the main one."""
     from hindsight.envs.runtime.interpreters import install as install_environment
 
     for chosen in _names(name):
@@ -37,11 +37,11 @@ def install(name: Name = "all") -> None:
 @app.command()
 def check(
     name: Name = "all",
-    tasks: Annotated[int, typer.Option(help="most tasks of each of the two panels", min=1)] = 120,
+    tasks: Annotated[int, typer.Option(help="maximum number of tasks per split", min=1)] = 120,
 ) -> None:
-    """Play reference solutions through killable slots and print what came of them."""
+    """Run reference solutions in killable processes and report success."""
     table = Table(title="reference solutions")
-    for column in ("environment", "tasks", "solved", "mean reward", "turns", "turns/s of a slot"):
+    for column in ("environment", "tasks", "solved", "mean reward", "turns", "turns/s per slot"):
         table.add_column(column, justify="left" if column == "environment" else "right")
     problems = []
     with Progress(console=console, transient=True) as progress:
@@ -62,7 +62,7 @@ def check(
 @app.command()
 def play(
     name: Name,
-    task: Annotated[str, typer.Option(help="task id; by default the first training task")] = "",
+    task: Annotated[str, typer.Option(help="task id (default: the first training task)")] = "",
     data: Annotated[str | None, typer.Option(help="folder of official data")] = None,
 ) -> None:
     """Play an episode in the terminal: ? shows the reference solution, Ctrl-D ends.
@@ -77,9 +77,9 @@ def play(
 
 
 def _play(family: EnvFamily, task: str) -> None:
-    """One episode with a person at the keys. Raises EnvError."""
+    """Run one episode interactively. Raises EnvError."""
     specs = {
-        spec.id: spec for panel in (family.manifest().train, family.manifest().evaluation) for spec in panel
+        spec.id: spec for split in (family.manifest().train, family.manifest().evaluation) for spec in split
     }
     if task and task not in specs:
         _fail(f"{family.name} has no task {task!r}; for example: {', '.join(list(specs)[:5])}")
@@ -153,7 +153,7 @@ def _show(observation: Observation) -> None:
 
 
 def _ask(action_format: str, tools: set[str]) -> str:
-    """What the player does, in the form that the environment takes."""
+    """Ask for an action, in the environment's action format."""
     try:
         lines = [console.input("[bold]> [/]")]
         while action_format == "code" and lines[-1].strip() and lines[0] != "?":

@@ -1,4 +1,4 @@
-"""What the commands do, once the configuration is sound."""
+"""What the commands do, once the configuration has been checked."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def expected_errors() -> tuple[type[Exception], ...]:
 
 
 async def train_run(config: Config) -> None:
-    """`hindsight train`: everything from a recipe to the closing table."""
+    """`hindsight train`: from a recipe to the closing table."""
     with View() as view:
         dashboard = connect(config)
-        view.say(f"Ray dashboard: {dashboard}" if dashboard else "Ray runs without a dashboard")
+        view.say(f"Ray dashboard: {dashboard}" if dashboard else "Ray has no dashboard")
         try:
             async with open_run(config, view) as run:
                 evaluations = await run.watchdog.guard(Trainer(run).train())
@@ -65,7 +65,7 @@ async def train_run(config: Config) -> None:
 
 
 def report(run: Run, evaluations: list[Evaluation]) -> None:
-    """The closing summary, and the learning curve."""
+    """Print the closing summary and draw the learning curve."""
     console = run.view.console
     draw_curve(
         run.metrics.rows(),
@@ -78,29 +78,29 @@ def report(run: Run, evaluations: list[Evaluation]) -> None:
         console.print(line, highlight=False)
     newest = latest(checkpoints(run.config))
     console.print(
-        f"model (transformers and vLLM load it as it is): {newest / 'model' if newest else 'none'}\n"
+        f"model (for transformers and vLLM): {newest / 'model' if newest else 'none'}\n"
         f"also in {run.out}: curve.png, metrics.jsonl, tensorboard/, trajectories/, config.yaml",
         highlight=False,
     )
     failures = ", ".join(f"{kind} {count}" for kind, count in run.budget.counts.items())
     if failures:
-        console.print(f"infrastructure failures (none counted as a reward): {failures}", highlight=False)
+        console.print(f"infrastructure failures (never counted as rewards): {failures}", highlight=False)
 
 
 async def eval_run(config: Config, user_model: str) -> None:
-    """`hindsight eval`: the fixed panel with one checkpoint, no learner and no teacher.
+    """`hindsight eval`: run the evaluation split with one checkpoint, without learner and teacher.
 
-    Figures and trajectories go to `out`/eval/POLICY, apart from what a training run writes there.
+    Results go to `out`/eval/AGENT, apart from what a training run writes.
     """
     with View() as view:
         connect(config)
         try:
             model = resolve(config.model.path)
-            renderer = load_renderer(str(model), config)  # says what it cannot serve before any actor starts
+            renderer = load_renderer(str(model), config)  # raises before any actor starts
             family = make_family(config.env)
             manifest = family.manifest()
-            view.say(f"panel of {len(manifest.evaluation)} tasks, digest {manifest.digest}")
-            # Merged weights lose an adapter to rounding, so it is served on the model that it is of.
+            view.say(f"evaluation split of {len(manifest.evaluation)} tasks, digest {manifest.digest}")
+            # Merging would lose the adapter to rounding, so it is served on its base model.
             adapter = read(model)
             lora = adapter.settings if adapter else Lora()
             served = replace(config, learner=replace(config.learner, lora=lora))
@@ -135,14 +135,14 @@ async def eval_run(config: Config, user_model: str) -> None:
             metrics.write(0, "eval", result.metrics())
             metrics.close()
             write_trajectories(folder / "trajectories.jsonl", trajectories)
-            view.say(f"figures and trajectories are in {folder}")
+            view.say(f"metrics and trajectories are in {folder}")
             await actors.stop()
         finally:
             ray.shutdown()
 
 
 def find_model(folder: Path) -> Path | None:
-    """The model in a model folder, a checkpoint folder or a run's folder (its newest checkpoint)."""
+    """Find the model in a model folder, a checkpoint folder or a run's folder (its newest checkpoint)."""
     newest = sorted(folder.glob("checkpoints/*/model/config.json"))[-1:]
     for candidate in (folder / "config.json", folder / "model" / "config.json", *newest):
         if candidate.is_file():

@@ -1,4 +1,4 @@
-"""Evaluation on the fixed panel: success with its 95 % interval."""
+"""Evaluation on the held-out tasks: success with its 95 % interval."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hindsight.rollout.types import Failure, Trajectory
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Success over a panel, after the last trial. `low` and `high` bound its 95 % Wilson interval.
+    """Success after the last trial. `low` and `high` bound its 95 % Wilson interval.
 
-    Plays of one task tell less than plays of as many tasks: see `effective_plays`.
+    Episodes of the same task are not independent: see `effective_plays`.
     """
 
     stage: str
     step: int
-    episodes: int  # tasks played: each once, or in several trials
+    episodes: int  # episodes run, each in one or several trials
     success: float
     low: float
     high: float
@@ -39,7 +39,7 @@ class Evaluation:
     def after_trials(self) -> list[tuple[float, float, float]]:
         """Success and its interval after trial 1, 2, …"""
         rates = (n / max(1, self.episodes) for n in self.solved)
-        # Checkpoints from before they were kept have none.
+        # Old checkpoints have none.
         return [(rate, *bounds) for rate, bounds in zip(rates, self.intervals, strict=False)]
 
     def metrics(self) -> dict[str, float]:
@@ -66,10 +66,10 @@ def wilson(rate: float, episodes: float, z: float = 1.959964) -> tuple[float, fl
 
 
 def effective_plays(tasks: Sequence[str], outcomes: Sequence[bool]) -> float:
-    """Effective sample size: p(1 − p) over the cluster-robust variance of the rate of success, by task.
+    """Effective sample size: p(1 − p) over the cluster-robust variance of the success rate, by task.
 
-    At least the number of tasks, at most that of plays. Where all plays agree the variance tells nothing, and
-    it is the number of tasks.
+    At least the number of tasks, at most the number of episodes. If all episodes agree, the variance is not
+    informative, and it is the number of tasks.
     """
     plays, count = len(outcomes), len(set(tasks))
     rate = sum(outcomes) / max(1, plays)
@@ -83,7 +83,7 @@ def effective_plays(tasks: Sequence[str], outcomes: Sequence[bool]) -> float:
 
 
 def panel(tasks: tuple[TaskSpec, ...], episodes: int) -> list[tuple[int, TaskSpec]]:
-    """The numbered episodes of an evaluation; tasks repeat when the panel is shorter."""
+    """Return the numbered episodes of an evaluation; tasks repeat if there are fewer."""
     return [(index, tasks[index % len(tasks)]) for index in range(episodes)]
 
 
@@ -97,9 +97,9 @@ async def evaluate(
     step: int,
     played: Callable[[int], None],
 ) -> tuple[Evaluation, list[Trajectory], list[Failure]]:
-    """Play the episodes by `evaluate.agent` with the engines' weights.
+    """Run the episodes with `evaluate.agent` and the engines' weights.
 
-    A task that infrastructure broke, in whichever trial, is left out of every rate.
+    A task that failed for infrastructure reasons in any trial is left out of every rate.
 
     Args:
         train: training tasks, which worked examples are taken from.
@@ -112,7 +112,7 @@ async def evaluate(
         played(done)
 
     trials = await open_trials(config, actors, renderer, train, (task.kind for _, task in episodes), moved)
-    # A deadline is for an episode, not for its place in a queue.
+    # The timeout is for an episode, not for its wait in the queue.
     seats = asyncio.Semaphore(config.env.at_once)
 
     async def play(index: int, task: TaskSpec) -> Attempts:
@@ -133,7 +133,7 @@ async def evaluate(
 def summarize(
     stage: str, step: int, tasks: Sequence[str], attempts: Sequence[Attempts], trials: int
 ) -> Evaluation:
-    """The figures of what was played; `tasks` are the attempts' own."""
+    """Summarize the attempts; `tasks` are their task ids."""
     kept = [(task, one) for task, one in zip(tasks, attempts, strict=True) if not one.broken]
     outcomes = solved_within((one for _, one in kept), trials)
     solved = [sum(after) for after in outcomes]

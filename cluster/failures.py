@@ -1,13 +1,12 @@
 """Failures: typed, counted, bounded. An infrastructure failure is never a reward.
 
-1. It is retried where it happens (a fresh slot, the same seed) up to `rollout.retries`.
-2. Then its episode is dropped from the group and counted here.
-3. A teacher that fails or is too slow costs only the reweighting of that group: it trains as plain GRPO, and
-   is counted. A judge that does not answer costs only the hindsight that it was asked for, and is counted.
-   Where that was all that the group could have taught (distillation, or a penalty without its reference), its
-   task comes again.
-4. An actor that has died ends the run, but for environment shards, which start again: `resume=auto` goes on.
-5. When more than `failure_budget` have been counted the run stops cleanly, naming what failed most.
+1. It is retried where it happens (a fresh slot, the same seed) up to `rollout.retries` times.
+2. After that, its episode is dropped from the group and counted here.
+3. If the teacher or the judge fails or is too slow, the group trains without its hints, and the failure is
+   counted. If the group then has nothing to train on (distillation, or a KL penalty without the reference
+   policy), its task is re-queued.
+4. A dead actor ends the run, except for environment shards, which restart; `resume=auto` continues the run.
+5. After more than `failure_budget` failures the run stops and names the most frequent ones.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from hindsight.rollout.types import Failure
 
 
 class RunError(RuntimeError):
-    """The run cannot start or go on; the message is for the user and names the fix."""
+    """The run cannot start or continue; the message is for the user and names the fix."""
 
 
 class BudgetSpent(RunError):
@@ -27,7 +26,7 @@ class BudgetSpent(RunError):
 
 
 class FailureBudget:
-    """Counts failures by kind and stops the run when they are too many."""
+    """Counts failures by kind and stops the run after too many."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -16,7 +16,7 @@ from hindsight.envs.runtime.files import atomic_write
 from hindsight.learner.samples import SampleGroup
 from hindsight.rollout.types import Trajectory
 
-# Always reported, also by a step in which nobody was asked.
+# Always reported, even if a step asks neither judge nor teacher.
 ASKED = (
     "feedback/texts",
     "feedback/asked",
@@ -36,7 +36,7 @@ class Metrics:
     def __init__(self, folder: Path, tracker: Tracker | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        self._rewrite(self.rows())  # a run that was killed may have left half a line
+        self._rewrite(self.rows())  # a killed run may have left a partial line
         self._trackers = make_trackers(tracker or Tracker(), folder)
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
@@ -107,14 +107,14 @@ def step_metrics(
 
 
 def write_trajectories(file: Path, trajectories: Iterable[Trajectory]) -> None:
-    """One episode a line, as JSON; the folder is made."""
+    """Write one episode per line, as JSON; creates the folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(readable(trajectory), ensure_ascii=False) for trajectory in trajectories)
     file.write_text("\n".join(lines) + "\n")
 
 
 def readable(trajectory: Trajectory) -> dict[str, Any]:
-    """A trajectory as a person reads it: one JSON object for trajectories/*.jsonl."""
+    """A human-readable trajectory: one JSON object of trajectories/*.jsonl."""
     return {
         "task": trajectory.task.id,
         "kind": trajectory.task.kind,

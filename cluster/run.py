@@ -1,4 +1,4 @@
-"""One run: its configuration, folder, tasks, actors, and the state that a checkpoint brings back."""
+"""One run: its configuration, folder, tasks and actors, and the state that checkpoints restore."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from hindsight.rollout.worker import generate_on
 
 @dataclass
 class State:
-    """How far the run is. Saved with every checkpoint."""
+    """Progress of the run, saved with every checkpoint."""
 
     step: int = 0  # finished training steps
-    version: int = 0  # version of the newest published weights
+    version: int = 0  # version of the newest weights on the engines
     warm_started: bool = False
     turns: int = 0  # of all training episodes so far
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -51,9 +51,9 @@ class Run:
     manifest: Manifest
     sampler: TaskSampler
     renderer: Renderer
-    opening: np.ndarray | None  # ids that open one more user message (feedback.placement=message)
-    judge: JudgeClient | None  # who writes feedback, where a model does
-    canary: np.ndarray  # (L,) int32 ids whose log-probs tell whether two copies of the weights are the same
+    opening: np.ndarray | None  # ids that open a second user message (feedback.placement=message)
+    judge: JudgeClient | None  # writes hints, if a model does
+    canary: np.ndarray  # (L,) int32 prompt whose log-probs must agree between copies of the weights
     actors: Actors
     metrics: Metrics
     view: View
@@ -62,12 +62,12 @@ class Run:
     state: State
 
     def now(self, doing: str, done: int = 0, total: int | None = None) -> None:
-        """Show what happens, and that something does."""
+        """Report progress to the display and the watchdog."""
         self.watchdog.beat(doing)
         self.view.now(doing, done, total)
 
     async def save(self) -> None:
-        """One atomic checkpoint: learner, critic, teacher, driver state, and the model for others to load.
+        """Write an atomic checkpoint: learner, critic, teacher, driver state, and a model for other tools.
 
         A step has one checkpoint; where it is there already, what has been measured since is added.
         """
@@ -94,23 +94,23 @@ class Run:
             (folder / "driver.json").write_text(self._driver_state())
 
     async def restore(self, folder: Path) -> None:
-        """Take over a checkpoint; the next batch is the one that would have come."""
+        """Restore a checkpoint; the next batch is the one that would have followed it."""
         learner, critic = self.actors.learner, self.actors.critic
         assert learner is not None
         saved = json.loads((folder / "driver.json").read_text())
         if saved["tasks"] != self.manifest.digest:
             raise RunError(
-                f"{folder} was made with other tasks (digest {saved['tasks']}, now {self.manifest.digest}). "
-                "Use the same env settings, or a new `out`."
+                f"{folder} belongs to other tasks (digest {saved['tasks']}, now {self.manifest.digest}). "
+                "Use the same env settings, or set another `out`."
             )
-        started = saved["step"] > 0  # at step 0 the scorers are the student, and the critic knows nothing
+        started = saved["step"] > 0  # at step 0 the scorers equal the student, and the critic is untrained
         scorers = self.actors.scorers() if started else {}
         critic = critic if started else None
         held = {name: folder / f"{name}.safetensors" for name in scorers}
         for name, place in (held | ({"critic": folder / "critic"} if critic else {})).items():
             if not place.exists():
                 raise RunError(
-                    f"{folder} was made without a {name}. Keep the method and its settings as they were, "
+                    f"{folder} has no {name}. Keep the method and its settings, "
                     "or start a new run with another `out`."
                 )
         await learner.load(folder)
@@ -124,11 +124,11 @@ class Run:
             saved["step"],
             saved["version"],
             saved["warm_started"],
-            turns=saved.get("turns", 0),  # not in checkpoints from before it was counted
+            turns=saved.get("turns", 0),  # missing in old checkpoints
             evaluations=evaluations,
         )
-        self.budget.counts.update(saved["failures"])  # they are the run's, however often it is begun again
-        self.sampler.restore(saved["sampler"])
+        self.budget.counts.update(saved["failures"])  # they count for the whole run, resumes included
+        self.sampler.restore(saved.get("sampler") or saved["ledger"])  # its name in version 0.1.0
         self.metrics.truncate(self.state.step)
 
     def _driver_state(self) -> str:
@@ -143,7 +143,7 @@ class Run:
 
 
 def start_judge(config: Config, renderer: Renderer, actors: Actors) -> JudgeClient | None:
-    """Who writes feedback; None where no model does."""
+    """Return the judge; None if no model writes hints."""
     if not config.feedback.judged:
         return None
     seconds = config.judge.timeout
@@ -157,7 +157,7 @@ def checkpoints(config: Config) -> Path:
 
 
 def open_folder(config: Config) -> Path | None:
-    """The run's folder, made ready; returns the checkpoint to go on from, if any.
+    """Create the run's folder; return the checkpoint to resume from, if any.
 
     Raises:
         RunError: the folder holds another run and `resume` is not set: nothing is overwritten.
@@ -167,7 +167,7 @@ def open_folder(config: Config) -> Path | None:
     if newest is not None and config.resume == "never":
         raise RunError(
             f"{out} already holds a run (newest checkpoint: {newest.name}). "
-            "Go on with resume=auto, or choose another folder with out=…"
+            "Resume it with resume=auto, or choose another folder with out=…"
         )
     out.mkdir(parents=True, exist_ok=True)
     return newest
@@ -175,13 +175,13 @@ def open_folder(config: Config) -> Path | None:
 
 @asynccontextmanager
 async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
-    """Tasks, actors, and the newest checkpoint where `resume=auto`; everything is closed at the end.
+    """Open tasks and actors, restore the newest checkpoint if `resume=auto`, and close everything at the end.
 
     Raises:
         RunError, CheckpointError: it cannot start; nothing that existed has been changed.
     """
     newest = open_folder(config)
-    view.say(f"everything that it writes goes to {config.out}")
+    view.say(f"output directory: {config.out}")
     view.say("preparing the model and the tasks")
     model = resolve(config.model.path)
     renderer = load_renderer(str(model), config)
@@ -193,14 +193,14 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     )
     view.phase("starting actors", None)
     actors = await start_actors(config, str(model), family, teacher=config.needs_teacher)
-    if newest is None:  # what a run that left no checkpoint had written
+    if newest is None:  # left by a run without a checkpoint
         for stale in ("metrics.jsonl", "curve.png"):
             Path(config.out, stale).unlink(missing_ok=True)
     metrics = Metrics(Path(config.out), config.tracker)
     judge = start_judge(config, renderer, actors) if config.needs_teacher else None
     try:
         checkpoints(config).mkdir(exist_ok=True)
-        require_room(checkpoints(config), actors.checkpoint_bytes)  # said before hours are spent
+        require_room(checkpoints(config), actors.checkpoint_bytes)  # before hours are spent
         run = Run(
             config=config,
             out=Path(config.out),
@@ -221,7 +221,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         if newest is not None:
             await run.restore(newest)
             left = "" if run.state.step < config.steps else "; raise steps to train on"
-            view.say(f"going on from {newest} after step {run.state.step} of {config.steps}{left}")
+            view.say(f"resuming from {newest} after step {run.state.step} of {config.steps}{left}")
             before = run.out / "config.yaml"
             for difference in differences(before.read_text(), config) if before.exists() else ():
                 view.say(f"  {difference}")

@@ -32,13 +32,15 @@ def linear(step: int, steps: int, peak: float, warmup: int) -> float:
 async def collect(
     config: Config, actors: Actors, tasks: Sequence[TaskSpec], now: Now
 ) -> tuple[list[Demonstration], list[Failure]]:
-    """`sft.demos` demonstrations on training tasks: those that succeeded, and those that broke.
+    """Collect `sft.demos` demonstrations on training tasks: the successful ones, and the failures.
 
     Raises:
         RunError: none succeeded.
     """
     settings, done, failures = config.sft, 0, list[Failure]()
-    seats = asyncio.Semaphore(config.env.at_once)  # a deadline is for an episode, not for its queue
+    seats = asyncio.Semaphore(
+        config.env.at_once
+    )  # the timeout is for an episode, not for its wait in the queue
 
     async def play(index: int) -> Demonstration | None:
         nonlocal done
@@ -56,7 +58,7 @@ async def collect(
                     what=f"demonstration {index}",
                 )
                 return shown
-        except EnvError as error:  # tried again already, where it happened
+        except EnvError as error:  # already retried where it happened
             failures.append(Failure("demonstration", str(error), task.id))
             return None
         finally:
@@ -67,7 +69,8 @@ async def collect(
     kept = [demonstration for demonstration in played if demonstration and demonstration.success]
     if not kept:
         raise RunError(
-            f"none of {settings.demos} demonstrations succeeded, {len(failures)} of them broke: there is "
+            f"none of {settings.demos} demonstrations succeeded ({len(failures)} infrastructure failures), "
+            "so there is "
             f"nothing to learn from. Raise env.max_turns = {config.env.max_turns}, lower sft.noise = "
             f"{settings.noise}, or set sft.demos=0."
         )

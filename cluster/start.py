@@ -1,6 +1,6 @@
-"""From a configuration to running actors: joins or starts Ray, reserves resources, creates every actor once.
+"""From a configuration to running actors: join or start Ray, reserve resources, create the actors.
 
-Everything that can be known to be wrong is said before the first actor starts.
+All problems that can be known are reported before the first actor starts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hindsight.rollout.worker import Worker
 from hindsight.teacher.scorer import TeacherScorer, teacher_env
 
 STARTING = "cluster.start_timeout"
-USER_KEY = "HINDSIGHT_USER_KEY"  # variable that holds the key of the run's own endpoint
+USER_KEY = "HINDSIGHT_USER_KEY"  # environment variable with the key of the run's own endpoint
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Bundle:
 
     @property
     def resources(self) -> dict[str, float]:
-        """As Ray wants it."""
+        """In Ray's form."""
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
 
 
 @dataclass
 class Actors:
-    """Handles of everything that runs; an actor that is not needed is absent."""
+    """Handles of all actors; those that are not needed are absent."""
 
     engines: list[Any]
     workers: list[Any]
@@ -62,13 +62,13 @@ class Actors:
     learner: LearnerGroup | None
     critic: CriticGroup | None  # for credit.advantage = gae
     teacher: Any | None
-    reference: Any | None  # the policy that loss.kl holds to, where it is on
-    user: Any | None  # the endpoint that plays the user, where the run serves one
-    teacher_context: int  # most tokens of one scoring request; 0 without a teacher
+    reference: Any | None  # the reference policy, if loss.kl > 0
+    user: Any | None  # the endpoint of the simulated user, if the run serves one
+    teacher_context: int  # longest scoring request in tokens; 0 without a teacher
     group: PlacementGroup
 
     async def stop(self) -> None:
-        """End every actor and give the reservation back."""
+        """End every actor and release the reservation."""
         for trained in filter(None, (self.learner, self.critic)):
             trained.stop()
         handles = [*self.engines, *self.workers, self.environments.pool, *self.environments.shards]
@@ -78,23 +78,23 @@ class Actors:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Estimated size of a checkpoint's greatest parts: what learner and critic write."""
+        """Estimated size of a checkpoint's largest parts: learner and critic."""
         return sum(trained.checkpoint_bytes for trained in (self.learner, self.critic) if trained)
 
     def scorers(self) -> dict[str, Any]:
-        """Those that hold a copy of the student's weights to score with, by name."""
+        """The actors that score with a copy of the student's weights, by role."""
         both = {"teacher": self.teacher, "reference": self.reference}
         return {name: actor for name, actor in both.items() if actor is not None}
 
 
 def plan_bundles(config: Config, gpus: float, *, learner: bool, teacher: bool) -> list[Bundle]:
-    """What to reserve. `cluster.share_gpu` splits one GPU; without GPUs each gets a share of a core."""
+    """Return what to reserve. `cluster.share_gpu` splits one GPU; without GPUs, actors share cores."""
     beside = ["critic"] * config.learner.ranks if learner and config.needs_critic else []
     beside += ["teacher"] * teacher + ["reference"] * (learner and config.loss.kl > 0)
     if gpus == 0:
         engine, rank, other = (0.5, 0.0), (0.5, 0.0), (0.25, 0.0)
     elif config.cluster.share_gpu:
-        # Rounded down to the ten-thousandths that Ray counts in.
+        # Rounded down to Ray's resolution of 1/10,000.
         engine, rank, other = (1.0, 0.4), (1.0, 0.4), (1.0, 2000 // max(1, len(beside)) / 10_000)
     else:
         engine, rank, other = (1.0, float(config.rollout.tensor_parallel)), (1.0, 1.0), (1.0, 1.0)
@@ -106,7 +106,7 @@ def plan_bundles(config: Config, gpus: float, *, learner: bool, teacher: bool) -
 
 
 def lacking(bundles: Sequence[Bundle], available: dict[str, float], shards: int = 0) -> str | None:
-    """What the cluster lacks for these bundles and so many shards of the environment, or None."""
+    """Return what the cluster lacks for these bundles and environment shards, or None."""
     needs = {kind: sum(bundle.resources.get(kind, 0.0) for bundle in bundles) for kind in ("CPU", "GPU")}
     needs["CPU"] += shards * SHARD_CPUS
     short = [
@@ -123,7 +123,7 @@ def lacking(bundles: Sequence[Bundle], available: dict[str, float], shards: int 
 
 
 def listens(host: str, port: int) -> bool:
-    """Whether something takes connections there."""
+    """Whether something accepts connections there."""
     try:
         with socket.create_connection((host, port), timeout=5.0):
             return True
@@ -132,7 +132,7 @@ def listens(host: str, port: int) -> bool:
 
 
 def connect(config: Config) -> str | None:
-    """Join the Ray at `cluster.address` (or the one that a submitted job runs in), else start a local one.
+    """Join Ray at `cluster.address` (or the cluster of a submitted job), or start a local Ray.
 
     Returns:
         the dashboard's address, if there is one.
@@ -153,8 +153,8 @@ def connect(config: Config) -> str | None:
             "or leave out --address to start a local Ray."
         )
         host, _, port = address.rpartition("://")[2].rpartition(":")
-        if port.isdigit() and not listens(host, int(port)):  # Ray itself would go on trying for minutes
-            raise RunError(f"nothing answers at {address!r}, where a Ray cluster should be. {advice}")
+        if port.isdigit() and not listens(host, int(port)):  # Ray itself would retry for minutes
+            raise RunError(f"no Ray cluster answers at {address!r}. {advice}")
         try:
             context = ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -163,10 +163,10 @@ def connect(config: Config) -> str | None:
         if config.cluster.dashboard_port and listens("127.0.0.1", config.cluster.dashboard_port):
             raise RunError(
                 f"port {config.cluster.dashboard_port} is in use. Set cluster.dashboard_port to a free one, "
-                "or to 0 for no dashboard, or join the Ray that may hold it with --address auto."
+                "or to 0 for no dashboard, or join the running Ray with --address auto."
             )
         context = ray.init(
-            address="local",  # else Ray would join a cluster that happens to run on this machine
+            address="local",  # never join a cluster that happens to run on this machine
             num_cpus=max(2, os.cpu_count() or 2),
             include_dashboard=config.cluster.dashboard_port > 0,
             dashboard_port=config.cluster.dashboard_port or None,
@@ -178,13 +178,13 @@ def connect(config: Config) -> str | None:
 
 @dataclass(frozen=True)
 class Places:
-    """The reserved places of a run."""
+    """The reserved resources of a run."""
 
     group: PlacementGroup
     bundles: Sequence[Bundle]
 
     def __call__(self, role: str) -> list[dict[str, Any]]:
-        """Actor options, one per place of a role."""
+        """Return actor options, one per bundle of a role."""
         return [
             {
                 "num_cpus": bundle.cpus,
@@ -199,7 +199,7 @@ class Places:
 
 
 async def reserve(config: Config, *, learner: bool, teacher: bool) -> Places:
-    """Reserve a place for every actor that computes, all or nothing.
+    """Reserve resources for every actor that computes, all or nothing.
 
     Raises:
         RunError: the cluster cannot hold them, or not within `cluster.start_timeout`.
@@ -209,7 +209,7 @@ async def reserve(config: Config, *, learner: bool, teacher: bool) -> Places:
     if problem:
         raise RunError(problem)
     group = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
-    waiting = f"reserving {len(bundles)} places (are they taken by another run?)"
+    waiting = f"reserving resources for {len(bundles)} actors (does another run hold them?)"
     await answer(group.ready(), timeout=config.cluster.start_timeout, setting=STARTING, what=waiting)
     return Places(group, bundles)
 
@@ -292,7 +292,7 @@ async def start_actors(
 
 
 async def start_environments(config: Config, family: EnvFamily, user: Any | None) -> PoolHandles:
-    """The shards and their pool; where the run itself plays the user, once that answers."""
+    """Start the shards and their pool; a simulated user that the run serves must answer first."""
     if user is None:
         return start_pool(config, family)
     timeout, what = config.cluster.start_timeout, "starting the user's endpoint"

@@ -1,4 +1,4 @@
-"""The task sampler: which task each group trains on. None is lost or trained twice, resumes included.
+"""The task sampler decides which task each group trains on. No task is lost or trained twice, even on resume.
 
 A group's *ordinal* fixes its task and all its random seeds. Each epoch is a fresh permutation of the tasks.
 """
@@ -16,17 +16,17 @@ from hindsight.envs.tasks import TaskSpec
 
 @dataclass
 class TaskSampler:
-    """Hands out ordinals, takes back those that were not trained."""
+    """Hands out ordinals and takes back those that were not trained."""
 
     tasks: Sequence[TaskSpec]
     seed: int
     next: int = 0  # first ordinal never handed out
-    returned: list[int] = field(default_factory=list)  # handed out, not trained, to be handed out again
+    returned: list[int] = field(default_factory=list)  # re-queued: handed out, not trained
     outstanding: set[int] = field(default_factory=set)  # handed out, neither trained nor returned
     trained: int = 0
 
     def admit(self) -> int:
-        """The next ordinal to roll out; a returned one goes first."""
+        """Return the next ordinal to roll out; re-queued ones go first."""
         if self.returned:
             ordinal = self.returned.pop(0)
         else:
@@ -41,17 +41,17 @@ class TaskSampler:
         return self.tasks[int(order[index])]
 
     def mark_trained(self, ordinal: int) -> None:
-        """The group took part in an update (or carried no signal, which is known only after its rollout)."""
+        """Mark a group as trained: it took part in an update, or had no signal."""
         self.outstanding.remove(ordinal)
         self.trained += 1
 
     def requeue(self, ordinal: int) -> None:
-        """The group failed for reasons of infrastructure: its task must come again."""
+        """Re-queue the task of a group that infrastructure failures kept from training."""
         self.outstanding.remove(ordinal)
         self.returned.append(ordinal)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs. Groups in flight count as returned: their rollouts are not saved."""
+        """Return what a checkpoint needs. Groups in flight count as re-queued, as rollouts are not saved."""
         return {
             "next": self.next,
             "returned": sorted([*self.returned, *self.outstanding]),

@@ -1,4 +1,4 @@
-"""How an evaluated task is played (`evaluate.agent`): every policy is the same loop.
+"""Run an evaluation task with `evaluate.agent`: every agent is the same loop.
 
 student    one trial, nothing before the task
 react      one trial, a worked example before the task (ReAct, arXiv 2210.03629)
@@ -32,13 +32,13 @@ class Attempts:
     """The trials of one task."""
 
     trajectories: tuple[Trajectory, ...]  # in order; only the last can be successful
-    answers: tuple[Answer, ...] = ()  # lessons as they were written
+    answers: tuple[Answer, ...] = ()  # lessons as written
     failures: tuple[Failure, ...] = ()
-    broken: bool = False  # infrastructure ended it: it says nothing of the policy
+    broken: bool = False  # an infrastructure failure ended it, so it is not a result
 
     @property
     def tokens_read(self) -> int:
-        """Whole contexts of turns and lessons, whatever of them an engine had in its cache."""
+        """Full contexts of turns and lessons, prefix-cache hits included."""
         played = sum(tally(trajectory)["prompt_tokens"] for trajectory in self.trajectories)
         return played + sum(answer.tokens_read for answer in self.answers)
 
@@ -50,7 +50,7 @@ class Attempts:
 
 
 def solved_within(attempts: Iterable[Attempts], trials: int) -> list[list[bool]]:
-    """Which tasks are solved after trial 1, 2, … `trials`: each from the trial on that solved it."""
+    """Which tasks are solved after trial 1, 2, … `trials`."""
     first = [
         next((number for number, t in enumerate(one.trajectories) if t.success), trials) for one in attempts
     ]
@@ -58,14 +58,14 @@ def solved_within(attempts: Iterable[Attempts], trials: int) -> list[list[bool]]
 
 
 class Trials:
-    """Plays tasks with the engines' weights and, where the policy draws lessons, asks them for those."""
+    """Runs tasks with the engines' weights, and asks them for lessons if the agent uses those."""
 
     def __init__(
         self, config: Config, actors: Actors, renderer: Renderer, examples: Mapping[str, str]
     ) -> None:
         """
         Args:
-            examples: kind of task -> worked example; a kind without one is shown none.
+            examples: task type -> worked example.
         """
         self.config = config
         self.most = config.evaluate.trials if config.evaluate.agent == "reflexion" else 1
@@ -76,10 +76,10 @@ class Trials:
         self._ask = EngineAsk(renderer, engines, config.judge)
 
     async def play(self, index: int, task: TaskSpec, moved: Callable[[], None]) -> Attempts:
-        """One task; `moved` is called after each trial.
+        """Run one task; `moved` is called after each trial.
 
         Args:
-            index: number in the panel; it fixes the seeds.
+            index: number of the episode; it fixes the seeds.
         """
         played: list[Trajectory] = []
         answers: list[Answer] = []
@@ -131,7 +131,7 @@ async def open_trials(
     kinds: Iterable[str],
     moved: Callable[[], None],
 ) -> Trials:
-    """The configured policy, with a worked example for each kind of task where it shows one.
+    """Open the configured agent, with a worked example for each task type if it shows one.
 
     Args:
         train: the training tasks, which the examples are taken from.
@@ -156,7 +156,7 @@ async def open_trials(
 
 
 def example_tasks(train: Sequence[TaskSpec], kind: str) -> list[TaskSpec]:
-    """The first training tasks of that kind; where there is none, the first of all."""
+    """The first training tasks of that type; if there are none, the first of all."""
     same = [task for task in train if task.kind == kind]
     return list(same or train)[:DEMONSTRATED]
 
@@ -164,7 +164,7 @@ def example_tasks(train: Sequence[TaskSpec], kind: str) -> list[TaskSpec]:
 async def _shortest(
     config: Config, actors: Actors, tasks: Sequence[TaskSpec], moved: Callable[[], None]
 ) -> Demonstration:
-    """The successful demonstration of fewest steps, the first of several."""
+    """Return the successful demonstration with the fewest steps."""
 
     async def show(number: int, task: TaskSpec) -> Demonstration:
         worker = actors.workers[number % len(actors.workers)]

@@ -1,4 +1,4 @@
-"""What a person sees: the live progress, the closing table, the learning curve."""
+"""What the user sees: live progress, the closing table, the learning curve."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PHASES = ("rollout", "feedback_and_teacher", "learner", "weight_sync")
 
 
 class View:
-    """A live display on a terminal; plain lines, one per event, where the output is a log."""
+    """A live display on a terminal; otherwise one plain line per event."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -44,31 +44,31 @@ class View:
             self.live = None
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Print one line."""
         self.console.print(f"[dim]{time.monotonic() - self.started:6.0f} s[/dim]  {text}", highlight=False)
 
     def phase(self, name: str, total: int | None, done: int = 0) -> None:
-        """What the run does from here on, as a bar."""
+        """Start a phase, shown as a bar."""
         self.progress.reset(self.task, description=name, total=total, completed=done)
 
     def now(self, doing: str, done: int = 0, total: int | None = None) -> None:
-        """What it does at this moment, as a second bar."""
+        """Show the current activity as a second bar."""
         self.progress.update(self.part, description=doing, completed=done, total=total, visible=True)
 
     def advance(self, done: int, total: int) -> None:
-        """Where the first bar stands."""
+        """Advance the first bar."""
         self.progress.update(self.task, completed=done, total=total)
         self._refresh()
 
     def sft(self, step: int, steps: int, stats: dict[str, float]) -> None:
-        """One update of the warm start."""
+        """Show one update of the warm start."""
         self.advance(step, steps)
         if step == steps or step % max(1, steps // 10) == 0:
             rate = stats["tokens_read"] / stats["seconds"]
             self.say(f"warm start {step}/{steps}  loss {stats['loss']:.3f}  {rate:.0f} tokens/s")
 
     def step(self, step: int, steps: int, values: dict[str, float]) -> None:
-        """One training step."""
+        """Show one training step."""
         self.advance(step, steps)
         self.latest = step_table(step, values)
         self._refresh()
@@ -76,7 +76,7 @@ class View:
         self.say(
             f"step {step}/{steps}  success {values.get('rollout/success', 0.0):.2f}  "
             f"turns {values.get('rollout/turns_per_episode', 0.0):.1f}  "
-            f"{values.get('rollout/tokens_per_second', 0.0):.0f} tokens/s  seconds: {seconds}"
+            f"{values.get('rollout/tokens_per_second', 0.0):.0f} tokens/s  s: {seconds}"
         )
 
     def _screen(self) -> Group:
@@ -88,7 +88,7 @@ class View:
 
 
 def step_table(step: int, values: dict[str, float]) -> Table:
-    """The newest figures, one column each."""
+    """The newest metrics, one column each."""
     shown = {
         "step": f"{step}",
         "success": f"{values.get('rollout/success', 0.0):.2f}",
@@ -106,9 +106,9 @@ def step_table(step: int, values: dict[str, float]) -> Table:
 
 
 def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Held-out success per stage, with intervals; of several trials, after each. 80 columns hold it."""
+    """Held-out success per stage, with intervals, after each trial. Fits 80 columns."""
     read, written = (sum(getattr(e, f"tokens_{what}") for e in evaluations) for what in ("read", "written"))
-    caption = f"{read:,} tokens read, {written:,} written"
+    caption = f"{read:,} prompt tokens, {written:,} generated"
     table = Table(title="Held-out success", caption=caption, box=box.SIMPLE, pad_edge=False)
     for name in ("stage", "step", "success", "95 % interval", "episodes", "turns", "s"):
         table.add_column(name, justify="left" if name == "stage" else "right")
@@ -125,7 +125,7 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def cost_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What hindsight cost the run, from its metrics rows; nothing where nobody was asked."""
+    """What teacher and judge cost the run, from its metrics; empty if they were not asked."""
     steps = [row for row in rows if row["kind"] == "train"]
 
     def cost(name: str, form: str = ",.0f") -> str:
@@ -179,7 +179,7 @@ def draw_curve(
             [e.step for e in trained],
             [e.success for e in trained],
             yerr=[[e.success - e.low for e in trained], [e.high - e.success for e in trained]],
-            fmt="o", color="#c2410c", capsize=4, label="held-out panel, 95 % interval",
+            fmt="o", color="#c2410c", capsize=4, label="held-out, 95 % interval",
         )  # fmt: skip
     axes.set(xlabel="training step", ylabel="success", ylim=(0, 1), title=title)
     axes.grid(alpha=0.25)

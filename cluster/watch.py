@@ -1,4 +1,4 @@
-"""Deadlines on every wait, and a watchdog that shows where a run stands still."""
+"""A watchdog that stops a run without progress and shows where it hangs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 
 class Stalled(RunError):
-    """Nothing moved for `cluster.stall_timeout` seconds."""
+    """There was no progress for `cluster.stall_timeout` seconds."""
 
 
 class Watchdog:
-    """Runs beside a coroutine and ends it when nobody has called `beat` for too long."""
+    """Runs next to a coroutine and cancels it if `beat` is not called for too long."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -31,7 +31,7 @@ class Watchdog:
 
     @contextmanager
     def waiting(self, seconds: float) -> Iterator[None]:
-        """A wait with a deadline of its own, `seconds`, in which nothing else need move."""
+        """A wait with its own deadline of `seconds`, during which no progress is expected."""
         self.waits.append(seconds)
         try:
             yield
@@ -40,16 +40,16 @@ class Watchdog:
             self.last = time.monotonic()
 
     def beat(self, doing: str) -> None:
-        """Something moved; `doing` is what the run does now."""
+        """Report progress; `doing` is the current activity."""
         self.doing, self.last = doing, time.monotonic()
 
     async def guard(self, main: Awaitable[T]) -> T:
-        """The result of `main`.
+        """Return the result of `main`.
 
         Raises:
-            Stalled: nothing moved; stacks of threads and tasks are on stderr.
+            Stalled: no progress; stacks of threads and tasks were written to stderr.
         """
-        WATCHDOG.set(self)  # so that every remote call of `main` tells its deadline
+        WATCHDOG.set(self)  # every remote call of `main` reports its deadline
         task: asyncio.Future[T] = asyncio.ensure_future(main)
         try:
             while not task.done():
@@ -58,8 +58,8 @@ class Watchdog:
                 if not task.done() and time.monotonic() - self.last > allowed:
                     self._print_stacks()
                     raise Stalled(
-                        f"nothing moved for {allowed:.0f} s while {self.doing}; stacks are on stderr. If the "
-                        "machine is only slow, raise cluster.stall_timeout, or the deadline of that wait."
+                        f"no progress for {allowed:.0f} s while {self.doing}; stack traces are on stderr. "
+                        "On a slow machine, raise cluster.stall_timeout or the timeout of that call."
                     )
             return task.result()
         finally:

@@ -18,6 +18,7 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,9 +67,7 @@ class Registry:
         """The dataclass of the section when it names these entries: the section's own, or an extension."""
         kinds = dict.fromkeys([self.section, *map(self._extension, names)])
         own = [kind for kind in kinds if not any(kind in other.__mro__[1:] for other in kinds)]
-        if len(own) == 1:
-            return own[0]
-        return make_dataclass(self.section.__name__, [], bases=tuple(own), frozen=True)
+        return own[0] if len(own) == 1 else _joined(self.section.__name__, *own)
 
     def complete(self, section: Any) -> Any:
         """`section` as an instance of the dataclass that its entry asks for, defaults filled in."""
@@ -117,6 +116,11 @@ class Registry:
                 f"the file has {names}. Name one as {name}:NAME"
             )
         return public[0]
+
+
+@cache  # else two configurations with the same entries would not be equal
+def _joined(name: str, *kinds: type) -> type:
+    return make_dataclass(name, [], bases=kinds, frozen=True)
 
 
 def _import(key: str, name: str, place: str) -> ModuleType:

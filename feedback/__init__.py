@@ -1,1 +1,1 @@
-"""Hindsight texts: what is known after the fact about a turn."""
+"""Hindsight hints: text about a turn, written after its trajectory has ended."""

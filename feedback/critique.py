@@ -1,4 +1,4 @@
-"""SERL's judge: sentences on the whole trajectory, shown at each of its turns (arXiv 2605.19447). Pure."""
+"""SERL's judge: a critique of the whole trajectory, shown at each of its turns (arXiv 2605.19447). Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hindsight.rollout.types import Group, Trajectory
 TITLE = "A judge's words on this attempt:"
 REQUEST = (
     'Judge this attempt in 2 to 4 plain sentences. Begin with "This attempt succeeded." or "This attempt '
-    'failed." Then say what was done right or wrong about the task, and end with the lesson that helps most '
-    "next time. Reply with these sentences only."
+    'failed." Then say what the agent did right or wrong, and end with the most useful lesson for next time. '
+    "Reply with these sentences only."
 )
 
 
@@ -25,12 +25,12 @@ class Critique(JudgedSource):
 
     @dataclass(frozen=True)
     class Settings(Judged):
-        """No settings of its own."""
+        """No additional settings."""
 
         sees_sibling: ClassVar[bool] = True
 
     def question(self, group: Group, index: int, style: Style) -> Question | None:
-        """Task, trajectory and outcome; with feedback.sibling=and the successful sibling too."""
+        """Show the task, trajectory and outcome, plus the successful sibling if feedback.sibling=and."""
         trajectory = group.trajectories[index]
         last = plain(trajectory.turns[-1].result.observation)
         other = sibling(group, index) if style.feedback.sibling == "and" else None
@@ -50,14 +50,14 @@ class Critique(JudgedSource):
         return Question(write)
 
     def read(self, answer: str, trajectory: Trajectory, style: Style) -> Reading:
-        """The judge's sentences, the same for every turn.
+        """Return the judge's sentences as the hint for every turn.
 
         Raises:
-            Unreadable: there are none.
+            Unreadable: the answer has no text.
         """
         said = words(without_thought(answer))
         if not said:
-            raise Unreadable("the judge said nothing")
+            raise Unreadable("the judge's answer is empty")
         return Reading({number: f"{TITLE}\n{said}" for number in range(len(trajectory.turns))})
 
 

@@ -1,6 +1,6 @@
-"""The hindsight of a group, whatever the method: the one entry point of this room.
+"""Gather the hints of a group, for any method: the entry point of this package.
 
-group ─► source: what the environment said, or what a judge writes ─► with a successful sibling ─► texts
+group ─► source (environment feedback or a judge's answer) ─► combined with a successful sibling ─► hints
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from hindsight.rollout.types import Failure, Group, TurnAt
 
 @dataclass(frozen=True)
 class Hints:
-    """What is known of a group's turns after the fact."""
+    """Hindsight hints for the turns of a group."""
 
     texts: dict[TurnAt, str] = field(default_factory=dict)  # (trajectory, turn) -> text, in that order
-    failures: tuple[Failure, ...] = ()  # questions that nobody answered
-    asked: int = 0  # questions put to the judge
-    unreadable: int = 0  # answers that could not be read, and turns that an answer left out
-    tokens_read: int = 0  # by who was asked, as far as it says so
-    tokens_written: int = 0
+    failures: tuple[Failure, ...] = ()  # unanswered questions
+    asked: int = 0  # questions sent to the judge
+    unreadable: int = 0  # unparsable answers, and turns missing from an answer
+    tokens_read: int = 0  # prompt tokens, as reported by the judge
+    tokens_written: int = 0  # generated tokens
 
     @property
     def figures(self) -> dict[str, float]:
-        """As metrics."""
+        """Return the counts as metrics."""
         return {
             "feedback/texts": len(self.texts),
             "feedback/asked": self.asked,
@@ -47,12 +47,15 @@ async def gather_hints(
     show: Show = plain,
     whole_turns: bool = False,
 ) -> Hints:
-    """The texts of a group's turns; a turn without one trains without hindsight.
+    """Gather the hints for a group's turns. A turn without a hint trains without hindsight.
 
     Args:
-        ask: whom to ask; needed where `feedback.judged`.
-        show: an observation as the student was shown it, `Renderer.show`.
-        whole_turns: also turns whose answer did not parse, for signals on more than the action's tokens.
+        ask: sends a question to the judge; required if `feedback.judged`.
+        show: formats an observation as the student saw it (`Renderer.show`).
+        whole_turns: include malformed turns, for signals that cover more than the action's tokens.
+
+    Raises:
+        ValueError: `feedback.source` requires a judge and `ask` is None.
     """
     source, gathered = make_source(feedback), Hints()
     feedback = source.settings
@@ -73,7 +76,7 @@ async def gather_hints(
 
 
 async def _ask(group: Group, source: JudgedSource, style: Style, ask: Ask) -> Hints:
-    """One question about each trajectory that needs one, all at once."""
+    """Ask about all trajectories that need a judge, concurrently."""
     given: list[Answer] = []
 
     async def about(index: int, question: Question) -> Reading | Failure:

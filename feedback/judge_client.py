@@ -1,6 +1,6 @@
-"""Who answers a judge's questions: an OpenAI-compatible endpoint, or the run's own engines.
+"""Clients for the judge: an OpenAI-compatible endpoint or the run's own engines.
 
-question ─► JudgeClient (kept answers, budget, so many at once) ─► Endpoint | EngineAsk ─► words | JudgeError
+question ─► JudgeClient (cache, budget, concurrency limit) ─► Endpoint | EngineAsk ─► answer | JudgeError
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from hindsight.rollout.types import EngineError, Sampling
 
 Schema = Mapping[str, Any]
 RETRIES = 2  # after a failed attempt
-LONGEST_PAUSE = 10.0  # seconds between two tries
+LONGEST_PAUSE = 10.0  # seconds between two attempts
 SMALLEST_ANSWER = 64  # tokens: one diagnosis or correction with its JSON
-SHARE = 3  # a question is shortened until its answer has what it needs, or context / SHARE
+SHARE = 3  # a question is shortened until its answer has room for its tokens or context / SHARE, if fewer
 
 
 class JudgeError(RuntimeError):
-    """A question was not answered: an infrastructure failure, never a reward."""
+    """The judge did not answer. This is an infrastructure failure, never a reward."""
 
 
 class JudgeBudgetSpent(JudgeError):
-    """The run has asked as many questions as it may."""
+    """The run has asked `judge.budget` questions."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said, and its cost: 0 where the endpoint does not tell, or an answer was kept."""
+    """An answer and its token counts (0 if the endpoint does not report usage or the answer was cached)."""
 
     text: str
     tokens_read: int = 0
@@ -50,26 +50,30 @@ class Answer:
 
 
 class Ask(Protocol):
-    """Answers a question, as the judge's settings say."""
+    """Answers a question according to the judge's settings."""
 
     async def __call__(self, question: Question, schema: Schema | None = None) -> Answer:
-        """
+        """Answer a question.
+
         Args:
-            schema: JSON schema that the answer is held to; None asks for words.
+            schema: JSON schema of the answer; None for plain text.
 
         Raises:
-            JudgeError: there is no answer, after all tries.
+            JudgeError: no answer after all retries.
         """
 
 
 class Endpoint:
-    """Any OpenAI-compatible endpoint. Its client tries again after what may pass: 408, 409, 429, 5xx, no
-    connection, no answer in time."""
+    """Asks an OpenAI-compatible endpoint.
+
+    The client retries status codes 408, 409, 429 and 5xx, connection errors and timeouts.
+    """
 
     def __init__(self, settings: Judge) -> None:
-        """
+        """Create the client.
+
         Raises:
-            JudgeError: the environment has no key.
+            JudgeError: the environment variable with the API key is not set.
         """
         from openai import AsyncOpenAI
 
@@ -77,8 +81,8 @@ class Endpoint:
         self._key = os.environ.get(settings.api_key_env, "")
         if not self._key:
             raise JudgeError(
-                f"judge.api_key_env = {settings.api_key_env!r} is not in the environment: export it (any "
-                "text, for an endpoint that asks for no key)"
+                f"judge.api_key_env: environment variable {settings.api_key_env!r} is not set. Export it "
+                "(any text works if the endpoint needs no key)"
             )
         self._client = AsyncOpenAI(
             base_url=settings.url,
@@ -97,7 +101,7 @@ class Endpoint:
         if schema is not None:
             form = {"name": "answer", "schema": schema, "strict": True}
             extra["response_format"] = {"type": "json_schema", "json_schema": form}
-        longest = patience(settings)  # the client's timeout starts anew with each byte
+        longest = patience(settings)  # the client's own timeout restarts with each byte received
         try:
             async with asyncio.timeout(longest):
                 completion = await self._client.chat.completions.create(
@@ -109,24 +113,25 @@ class Endpoint:
                     **extra,
                 )
         except TimeoutError as error:
-            raise JudgeError(f"{settings.url} did not answer within {longest:g} s") from error
+            late = f"{settings.url} did not answer within {longest:g} s: raise judge.timeout"
+            raise JudgeError(late) from error
         except OpenAIError as error:
             said = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
             raise JudgeError(f"{settings.url}: {said.replace(self._key, '<key>')[:500]}") from None
         except (ValueError, RecursionError) as error:
-            raise JudgeError(f"{settings.url} sent no JSON: {error}") from error
-        match completion:  # what an endpoint sends is not validated by its client
+            raise JudgeError(f"{settings.url} did not return valid JSON: {error}") from error
+        match completion:  # the client does not validate responses
             case ChatCompletion(choices=[Choice(message=ChatCompletionMessage(content=str(text))), *_]):
                 return Answer(text, *_usage(completion))
-        raise JudgeError(f"{settings.url} sent no chat completion with words: is its address right?")
+        raise JudgeError(f"{settings.url} did not return a chat completion with text: check judge.url")
 
     async def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         await self._client.close()
 
 
 class EngineAsk:
-    """The run's own engines, in turn; another one after a failure. It answers with the current policy."""
+    """Asks the current policy on the run's engines, round-robin; a retry uses the next engine."""
 
     def __init__(self, renderer: Renderer, engines: Sequence[Generate], settings: Judge) -> None:
         self._renderer = renderer
@@ -155,13 +160,13 @@ class EngineAsk:
                 ended = len(sampled) > 0 and sampled[-1] == self._renderer.end_id
                 text = self._renderer.decode(sampled[:-1] if ended else sampled)
                 return Answer(text, tokens_read=len(ids), tokens_written=len(sampled))
-        raise JudgeError(f"no engine answered a question: {failure}") from failure
+        raise JudgeError(f"no engine answered after {RETRIES + 1} attempts: {failure}") from failure
 
     def _fit(self, question: Question) -> tuple[np.ndarray, int]:
-        """The question's ids, (n,) int32, as short as it must be, and the tokens that its answer may have.
+        """Return the question's ids, (n,) int32, shortened if needed, and the maximum tokens of its answer.
 
         Raises:
-            JudgeError: the shortest question leaves less than SMALLEST_ANSWER.
+            JudgeError: the shortest question leaves fewer than SMALLEST_ANSWER tokens.
         """
         context, most = self._renderer.context, _most_tokens(question, self._settings)
 
@@ -172,27 +177,27 @@ class EngineAsk:
         room = min(most, context - len(ids))
         if room < min(most, SMALLEST_ANSWER):
             raise JudgeError(
-                f"the shortest question, of {len(ids)} tokens, leaves no room to answer in "
+                f"the shortest question has {len(ids)} tokens, which leaves no room for an answer in "
                 f"model.max_length = {context}: raise it"
             )
         return ids, room
 
     async def close(self) -> None:
-        """Nothing to close: the engines are the run's."""
+        """Do nothing: the run owns the engines."""
 
 
 class JudgeClient:
-    """Asks, never more than `judge.concurrency` questions at once nor `judge.budget` in a run.
+    """Limits questions to `judge.concurrency` at once and `judge.budget` per run, and caches answers.
 
-    Answers of an endpoint are kept in a folder, one readable file each, and the same question is never asked
-    again, so that a resumed run does not pay twice. The engines' answers change with their weights and cost
-    nothing: they are not kept.
+    Answers from an endpoint are cached as one JSON file each, so a resumed run does not pay for the same
+    question twice. Answers from engines are not cached: they change with the weights.
     """
 
     def __init__(self, source: Endpoint | EngineAsk, settings: Judge, folder: Path | None = None) -> None:
-        """
+        """Create the cache folder and count the questions asked so far.
+
         Args:
-            folder: keeps the answers; made here. None keeps none.
+            folder: cache of answers; None disables caching.
         """
         self._source = source
         self._settings = settings
@@ -220,7 +225,7 @@ class JudgeClient:
         async with self._slots:
             if settings.budget and self.asked >= settings.budget:
                 raise JudgeBudgetSpent(
-                    f"judge.budget = {settings.budget} is spent: raise it and go on with resume=auto"
+                    f"judge.budget = {settings.budget} is exhausted: raise it and continue with resume=auto"
                 )
             self.asked += 1
             answer = await self._source(question, schema)
@@ -229,7 +234,7 @@ class JudgeClient:
         return answer
 
     async def close(self) -> None:
-        """Close what it asks."""
+        """Close the underlying client."""
         await self._source.close()
 
     def _kept(self, asking: Mapping[str, Any]) -> Path | None:
@@ -240,17 +245,17 @@ class JudgeClient:
 
 
 def patience(settings: Judge) -> float:
-    """Most seconds that a question may take once it is its turn."""
+    """Return the maximum time of a question in seconds, including retries."""
     return (settings.timeout + LONGEST_PAUSE) * (RETRIES + 1)
 
 
 def _most_tokens(question: Question, settings: Judge) -> int:
-    """Most tokens of an answer where a context does not set the limit."""
+    """Return the maximum tokens of an answer, ignoring the context limit."""
     return max(question.tokens, settings.max_tokens)
 
 
 def _usage(completion: Any) -> tuple[int, int]:
-    """Tokens read and written, as the endpoint tells; nothing of it is validated by the client."""
+    """Return the prompt and generated tokens, or zeros if the endpoint does not report valid usage."""
     from openai.types import CompletionUsage
 
     match completion.usage:
@@ -260,10 +265,10 @@ def _usage(completion: Any) -> tuple[int, int]:
 
 
 def open_judge(settings: Judge, folder: Path, renderer: Renderer, engines: Sequence[Generate]) -> JudgeClient:
-    """The judge that the configuration names.
+    """Create the judge that `judge.source` names.
 
     Raises:
-        JudgeError: the environment has no key for the endpoint.
+        JudgeError: the environment variable with the endpoint's API key is not set.
     """
     if settings.source == "endpoint":
         return JudgeClient(Endpoint(settings), settings, folder)

@@ -1,4 +1,4 @@
-"""Anchor granularity: one text for all turns of a group in the same state (SERL, arXiv 2605.19447). Pure."""
+"""Anchor granularity: one hint for all turns of a group in the same state (SERL, arXiv 2605.19447). Pure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ FEEDBACK_TITLE = "Feedback on the actions tried in this state:"
 ACTIONS_TITLE = "Actions tried in this state:"
 
 
-Followed = tuple[str, Callable[[TurnAt], str]]  # a label, and what followed a try
+Followed = tuple[str, Callable[[TurnAt], str]]  # a label, and the text of what followed one try
 
 
 def pooled_feedback(group: Group, members: Sequence[TurnAt]) -> str | None:
-    """A line for each distinct (action, feedback) of an anchor's members; None if there is none.
+    """Return a line for each distinct (action, feedback) of an anchor's members, or None if there is none.
 
-    Responses that did not parse tried nothing.
+    Malformed turns are skipped.
     """
     lines = [
         f"- {action}: {feedback}"
@@ -30,14 +30,17 @@ def pooled_feedback(group: Group, members: Sequence[TurnAt]) -> str | None:
 
 
 def pooled_actions(group: Group, members: Sequence[TurnAt], style: Style, followed: Followed) -> str | None:
-    """For each distinct action of an anchor's members: how often it was tried, how often that led to success,
-    the mean reward, the best and the worst outcome, and what followed those two."""
-    told = [_tell(group, action, keys, style, followed) for action, keys in _tries(group, members).items()]
-    return section(ACTIONS_TITLE, "\n".join(told))
+    """Summarize each distinct action of an anchor's members.
+
+    A summary has the number of tries and successes, the mean reward, the best and worst outcome, and what
+    followed those two.
+    """
+    lines = [_tell(group, action, keys, style, followed) for action, keys in _tries(group, members).items()]
+    return section(ACTIONS_TITLE, "\n".join(lines))
 
 
 def _tries(group: Group, members: Sequence[TurnAt]) -> dict[str, list[TurnAt]]:
-    """Action, with its white space made even -> the turns that took it, in order of first appearance."""
+    """Map each action (whitespace normalized) to the turns that took it, in order of first appearance."""
     tries: dict[str, list[TurnAt]] = {}
     for key in members:
         if (action := _turn(group, key).action) is not None:
@@ -46,13 +49,13 @@ def _tries(group: Group, members: Sequence[TurnAt]) -> dict[str, list[TurnAt]]:
 
 
 def _tell(group: Group, action: str, keys: list[TurnAt], style: Style, followed: Followed) -> str:
-    """One action's tries."""
+    """Summarize the tries of one action."""
     played = {key: group.trajectories[key[0]] for key in keys}
 
     def rank(key: TurnAt) -> tuple[bool, float]:
         return played[key].success, played[key].reward
 
-    best, worst = max(keys, key=rank), min(keys, key=rank)  # the earliest of equals
+    best, worst = max(keys, key=rank), min(keys, key=rank)  # ties: the earliest
     won = sum(trajectory.success for trajectory in played.values())
     mean = sum(trajectory.reward for trajectory in played.values()) / len(keys)
     lines = [
@@ -69,7 +72,7 @@ def _tell(group: Group, action: str, keys: list[TurnAt], style: Style, followed:
 
 
 def _came_of(group: Group, key: TurnAt, style: Style, followed: Followed) -> list[tuple[str, str]]:
-    """(label, text) of what came of one try."""
+    """Return (label, text) pairs of what followed one try."""
     label, text = followed
     feedback = _turn(group, key).result.feedback.strip()
     return [("feedback", feedback)] * style.feedback.anchor_feedback + [(label, text(key))]

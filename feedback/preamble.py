@@ -1,6 +1,6 @@
-"""What the prompting policies put before a task: ReAct's worked example, Reflexion's lessons. Pure.
+"""Text before the task in prompting baselines: ReAct's worked example, Reflexion's lessons. Pure.
 
-example ─► lessons of the trials before ─► task            (ReAct, arXiv 2210.03629; Reflexion, 2303.11366)
+example ─► lessons from earlier attempts ─► task            (ReAct, arXiv 2210.03629; Reflexion, 2303.11366)
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from hindsight.rollout.types import Trajectory
 EXAMPLE_TITLE = "A worked example of another task:"
 LESSONS_TITLE = "Lessons that you drew from your earlier attempts at the task below:"
 TASK_TITLE = "Your task now:"
-MEMORY = 3  # lessons that are shown, the latest
-LONGEST = 100  # words of one lesson
-NAMED = 120  # characters of what a thought names
+MEMORY = 3  # number of lessons shown, latest last
+LONGEST = 100  # words in one lesson
+NAMED = 120  # characters of an observation or task quoted in a thought
 ENDINGS = {
-    "terminated": "The environment ended it.",
-    "truncated": "It ran out of turns.",
-    "context": "It ran out of room for another turn.",
+    "terminated": "The environment ended the attempt.",
+    "truncated": "You ran out of turns.",
+    "context": "The context had no room for another turn.",
 }
 REQUEST = (
-    "This attempt of yours failed. You will start the same task anew. In 2 to 4 plain sentences, say what "
-    "you did wrong and what exactly you will do otherwise, naming places, things and actions. Reply with "
-    "these sentences only."
+    "Your attempt failed. You will start the same task again. In 2 to 4 plain sentences, say what you did "
+    "wrong and exactly what you will do differently, naming places, things and actions. Reply with these "
+    "sentences only."
 )
 
 
 def preamble(example: str, lessons: Sequence[str]) -> str:
-    """All that stands before the task; empty where there is neither example nor lesson."""
+    """Return the text before the task; empty without an example and lessons."""
     lines = "\n".join(f"- {lesson}" for lesson in lessons)
     parts = [part for part in (section(EXAMPLE_TITLE, example), section(LESSONS_TITLE, lines)) if part]
     return "\n\n".join([*parts, TASK_TITLE]) if parts else ""
 
 
 def worked_example(demonstration: Demonstration, form: Form, characters: int) -> str:
-    """A demonstration as observations and answers, each with a thought by the rule of `thoughts`.
+    """Format a demonstration as observations and answers, with thoughts from `thoughts`.
 
     Args:
-        form: how the agent answers.
-        characters: the observations are cut in their middle to at most these together.
+        form: the agent's answer format.
+        characters: limit on all observations together; longer ones are cut in the middle.
     """
     seen = [step.observation.text.strip() for step in demonstration.steps]
     steps = zip(shortened(seen, characters), thoughts(seen), demonstration.steps, strict=True)
@@ -54,15 +54,17 @@ def worked_example(demonstration: Demonstration, form: Form, characters: int) ->
 
 
 def thoughts(seen: Sequence[str]) -> list[str]:
-    """A thought for each observation of an episode: what is seen, and what is sought, which is the last line
-    of the first observation. It shows the form of a thought and holds no reasoning of its own."""
+    """Return a thought for each observation: what the agent sees, and its task.
+
+    The task is the last line of the first observation. The thoughts show the format but contain no reasoning.
+    """
     last_line = seen[0].strip().rpartition("\n")[2]
     sought = f"To do: {_named(last_line)}"
     return [sought, *(f"I see: {_named(text)} {sought}" for text in seen[1:])]
 
 
 def question(trajectory: Trajectory) -> Question:
-    """What the model is asked after a failed trial: it is shown what it saw and did, and that it failed."""
+    """Ask the model to reflect on its failed attempt, given its actions and their results (Reflexion)."""
     turns = [
         f"Step {number} action: {turn.action or NONE}\nStep {number} result: {plain(turn.result.observation)}"
         for number, turn in enumerate(trajectory.turns, start=1)
@@ -80,7 +82,7 @@ def question(trajectory: Trajectory) -> Question:
 
 
 def remember(lessons: Sequence[str], answer: str) -> tuple[str, ...]:
-    """The memory with the lesson in an answer; an answer without words leaves it as it is."""
+    """Return the memory with the lesson from an answer added. An empty answer adds none."""
     said = words(without_thought(answer)).split()
     lesson = " ".join(said[:LONGEST]) + (ELLIPSIS.rstrip() if len(said) > LONGEST else "")
     return (*lessons, lesson)[-MEMORY:] if lesson else tuple(lessons)

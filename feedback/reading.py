@@ -1,4 +1,4 @@
-"""What a judge is asked, what its answer is read into, and how JSON is found in it. Pure."""
+"""Questions to a judge, parsed answers, and a parser for JSON in free text. Pure."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any
 
 
 class Unreadable(ValueError):
-    """A judge's answer is not what was asked for: its trajectory trains without hindsight, and is counted."""
+    """A judge's answer cannot be parsed. It is counted, and its trajectory trains without hindsight."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a trajectory, as long as who asks it has room for."""
+    """A question about a trajectory that can be shortened to fit a context."""
 
-    write: Callable[[int], str]  # most characters of a trajectory that it shows -> its words
-    tokens: int = 0  # that its answer needs; judge.max_tokens where that is more
+    write: Callable[[int], str]  # maximum characters of the trajectory -> the question
+    tokens: int = 0  # tokens the answer needs, if more than judge.max_tokens
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The texts of one trajectory."""
+    """The hints parsed from one answer."""
 
-    texts: dict[int, str] = field(default_factory=dict)  # turn -> text
-    unreadable: int = 0  # turns that should have been spoken of and were not
+    texts: dict[int, str] = field(default_factory=dict)  # turn -> hint
+    unreadable: int = 0  # answers without any hint, and turns missing from an answer
 
 
 def json_objects(answer: str) -> Iterator[dict[str, Any]]:
-    """Every outermost JSON object in a text, those of a cut-off list included."""
+    """Yield every outermost JSON object in a text, including those in a truncated list."""
     decoder, start = json.JSONDecoder(), answer.find("{")
     while start >= 0:
         try:
             found, end = decoder.raw_decode(answer, start)
-        except (ValueError, RecursionError):  # text that only looks like one, or an object that is cut off
+        except (ValueError, RecursionError):  # not JSON, or a truncated object
             end = start + 1
         else:
             yield found
@@ -42,16 +42,15 @@ def json_objects(answer: str) -> Iterator[dict[str, Any]]:
 
 
 def words(value: Any) -> str:
-    """A JSON value as words: its text with white space made even, without halves of characters; "" where it
-    is no text."""
+    """Return a JSON string with whitespace normalized and lone surrogates replaced; "" for other values."""
     return " ".join(value.encode(errors="replace").decode().split()) if isinstance(value, str) else ""
 
 
 def listed(answer: str, name: str) -> list[dict[str, Any]]:
-    """The objects of the list `name`, wherever they stand: in that list, cut off, or one a line.
+    """Return the objects of the list `name`, even if the list is truncated or missing (one object per line).
 
     Raises:
-        Unreadable: there is no JSON object at all.
+        Unreadable: there is no JSON object.
     """
     found = list(json_objects(answer))
     if not found:

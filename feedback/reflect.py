@@ -1,4 +1,4 @@
-"""HERO's reflection: a diagnosis of each turn, once its trajectory has ended (arXiv 2606.11559). Pure."""
+"""HERO's reflection: a diagnosis of each turn after the trajectory has ended (arXiv 2606.11559). Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hindsight.rollout.types import Group, Trajectory
 
 GOOD = "good"
 VERDICTS = (GOOD, "unnecessary", "invalid", "wrong")
-LONGEST = 60  # words of one diagnosis
-TURN_TOKENS = 100  # of one diagnosis with its JSON
+LONGEST = 60  # words in one diagnosis
+TURN_TOKENS = 100  # tokens of one diagnosis, including its JSON
 DIAGNOSIS_TITLE = "Diagnosis of the action taken at this step:"
 REWARD_TITLE = "Final reward of this attempt:"
 SCHEMA: dict[str, Any] = {
@@ -41,28 +41,28 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 REQUEST = (
-    "You see how the attempt ended. Look back and diagnose each of its {turns} turns: was the action needed, "
-    "was it valid, and if it did not help, why?\n"
+    "You know how the attempt ended. Look back and diagnose each of its {turns} turns: was the action "
+    "needed, was it valid, and if it did not help, why not?\n"
     'Reply with JSON only, {{"turns": [{{"turn": 1, "verdict": "…", "cause": "…", "fix": "…"}}, …]}}, '
     "with one object for each turn.\n"
     "- verdict: good (it helped), unnecessary (it changed nothing that matters), invalid (the environment "
-    "did not take it) or wrong (it led away from the goal).\n"
-    "- cause: why it deserves that verdict; empty for a good one.\n"
+    "did not accept it) or wrong (it led away from the goal).\n"
+    "- cause: why it deserves that verdict; empty if the verdict is good.\n"
     "- fix: what to answer instead, or null.\n"
-    "At most {words} words a turn."
+    "Use at most {words} words per turn."
 )
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was wrong with one turn."""
+    """A judge's verdict on one turn."""
 
     verdict: str  # one of VERDICTS
     cause: str
     fix: str | None
 
     def text(self) -> str:
-        """In at most LONGEST words."""
+        """Format as text of at most LONGEST words."""
         said = f"{self.verdict}: {self.cause}" + (f" Better: {self.fix}" if self.fix else "")
         kept = said.split()
         return said if len(kept) <= LONGEST else " ".join(kept[:LONGEST]) + ELLIPSIS.rstrip()
@@ -73,7 +73,7 @@ class Reflect(JudgedSource):
 
     @dataclass(frozen=True)
     class Settings(Judged):
-        """Of HERO's reflection."""
+        """Settings of HERO's reflection."""
 
         observation: bool = setting(True, "show the next observation above the diagnosis")
 
@@ -86,7 +86,7 @@ class Reflect(JudgedSource):
     SCHEMA = SCHEMA
 
     def question(self, group: Group, index: int, style: Style) -> Question | None:
-        """Task, every turn, and how it ended. The answer grows with the turns."""
+        """Show the task, every turn and the outcome. The answer's token limit grows with the turns."""
         trajectory = group.trajectories[index]
         turns = len(trajectory.turns)
 
@@ -102,7 +102,9 @@ class Reflect(JudgedSource):
         return Question(write, tokens=TURN_TOKENS * turns)
 
     def read(self, answer: str, trajectory: Trajectory, style: Style) -> Reading:
-        """The teacher's sections: next observation, diagnosis, final reward. A turn judged good gets none.
+        """Return hints with the next observation, the diagnosis and the final reward.
+
+        A turn with the verdict "good" gets no hint.
 
         Raises:
             Unreadable: no turn has a diagnosis.
@@ -126,10 +128,10 @@ class Reflect(JudgedSource):
 
 
 def diagnoses(answer: str, turns: int) -> dict[int, Diagnosis]:
-    """Turn (from 0) -> its diagnosis; the first of several. What is not a diagnosis of a turn is left out.
+    """Map each turn (from 0) to its first valid diagnosis. Invalid entries are skipped.
 
     Raises:
-        Unreadable: there is none at all.
+        Unreadable: there is no valid diagnosis.
     """
     found: dict[int, Diagnosis] = {}
     for item in listed(without_thought(answer), "turns"):

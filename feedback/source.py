@@ -1,4 +1,4 @@
-"""What every feedback source is: it writes the hints that the teacher sees."""
+"""Base classes of feedback sources, which write the hints that the teacher sees."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hindsight.rollout.types import Group, Trajectory, TurnAt
 
 
 class FeedbackSource:
-    """A source of hints. This one, `none`, has none; others override `hint`."""
+    """A source of hints. The base class is `none`, which gives no hints; other sources override `hint`."""
 
     Settings: ClassVar[type[Feedback]] = Feedback
     settings: Feedback
@@ -24,7 +24,7 @@ class FeedbackSource:
         self.settings = settings
 
     def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
-        """What the teacher is shown about one turn; None: nothing.
+        """Return the teacher's hint about one turn, or None.
 
         Args:
             at: (trajectory, turn).
@@ -32,44 +32,44 @@ class FeedbackSource:
         return None
 
     def pool(self, group: Group, members: Sequence[TurnAt], style: Style) -> str | None:
-        """What the teacher is shown about turns in the same state, with `feedback.granularity=anchor`."""
+        """Return one hint for turns in the same state, or None (`feedback.granularity=anchor`)."""
         return None
 
 
 @dataclass(frozen=True)
 class Pooled(Feedback):
-    """Settings of a source whose hints `feedback.granularity=anchor` can merge."""
+    """Settings of a source that supports `feedback.granularity=anchor`."""
 
     pools: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class Judged(Feedback):
-    """Settings of a source whose hints a model writes, see `judge`."""
+    """Settings of a source that needs a judge (see the `judge` settings)."""
 
     judged: ClassVar[bool] = True
 
 
 class JudgedSource(FeedbackSource):
-    """A source that asks a model about each trajectory and reads hints in its answer."""
+    """A source that asks a judge about each trajectory and parses hints from its answer."""
 
     Settings = Judged
-    SCHEMA: ClassVar[Mapping[str, Any] | None] = None  # JSON schema of the answer; None asks for plain text
+    SCHEMA: ClassVar[Mapping[str, Any] | None] = None  # JSON schema of the answer; None for plain text
 
     @abstractmethod
     def question(self, group: Group, index: int, style: Style) -> Question | None:
-        """What to ask about the trajectory at `index`; None: nothing."""
+        """Return the question about the trajectory at `index`, or None to skip it."""
 
     @abstractmethod
     def read(self, answer: str, trajectory: Trajectory, style: Style) -> Reading:
-        """The hints in an answer.
+        """Parse the hints from an answer.
 
         Raises:
-            Unreadable: there are none.
+            Unreadable: the answer cannot be parsed.
         """
 
 
 def make_source(settings: Feedback) -> FeedbackSource:
-    """The source that `feedback.source` names."""
+    """Create the source that `feedback.source` names."""
     kind: type[FeedbackSource] = FEEDBACK_SOURCES.find(settings.source)
     return kind(FEEDBACK_SOURCES.complete(settings))

@@ -1,4 +1,4 @@
-"""Feedback sources: the titled section of text in a turn's teacher context (SERL, arXiv 2605.19447). Pure."""
+"""Feedback sources that need no judge. A hint is a titled section of text (SERL, arXiv 2605.19447). Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUCCESS_TITLE = "A successful attempt at this task:"
 
 
 class Immediate(FeedbackSource):
-    """What the environment returned to the action."""
+    """The environment's feedback on the action."""
 
     Settings = Pooled
 
@@ -34,7 +34,7 @@ class Immediate(FeedbackSource):
 
 
 class NextObservation(FeedbackSource):
-    """The whole next observation."""
+    """The full next observation."""
 
     Settings = Pooled
 
@@ -73,7 +73,7 @@ class Reference(FeedbackSource):
 
     @dataclass(frozen=True)
     class Settings(Feedback):
-        """No settings of its own."""
+        """No additional settings."""
 
         needs_reference: ClassVar[bool] = True
 
@@ -83,7 +83,7 @@ class Reference(FeedbackSource):
 
 
 def source_texts(group: Group, source: FeedbackSource, style: Style) -> dict[TurnAt, str]:
-    """(trajectory, turn) -> hint by a source that needs no judge, for each turn that has one."""
+    """Map (trajectory, turn) to its hint from a source that needs no judge, skipping turns without one."""
     if style.feedback.granularity == "step":
         found = {at: source.hint(group, at, style) for at in _turns(group)}
     else:
@@ -97,9 +97,9 @@ def source_texts(group: Group, source: FeedbackSource, style: Style) -> dict[Tur
 
 
 def combined(group: Group, texts: Mapping[TurnAt, str], feedback: Feedback) -> dict[TurnAt, str]:
-    """The source's texts with what feedback.sibling does to them; a turn that lacks a part has no text.
+    """Combine the source's hints with the successful sibling, as `feedback.sibling` says.
 
-    A judge that was shown the sibling speaks of it, so its words stand for both.
+    With `and`, a turn needs both parts to have a hint. A judge that saw the sibling already covers both.
     """
     if feedback.sibling == "none":
         return dict(texts)
@@ -119,7 +119,11 @@ def combined(group: Group, texts: Mapping[TurnAt, str], feedback: Feedback) -> d
 
 
 def asked_about(group: Group, feedback: Feedback) -> list[int]:
-    """The trajectories whose source is needed: `or` needs it without a successful sibling, `and` with one."""
+    """Return the trajectories that need the source.
+
+    These are the ones without a successful sibling for `feedback.sibling=or`, the ones with a successful
+    sibling for `and`, and all for `none`.
+    """
     return [
         index
         for index in range(len(group.trajectories))
@@ -128,18 +132,18 @@ def asked_about(group: Group, feedback: Feedback) -> list[int]:
 
 
 def sibling(group: Group, index: int) -> Trajectory | None:
-    """The group's first successful trajectory that is not this one."""
+    """Return the first other successful trajectory of the group, or None."""
     others = (t for other, t in enumerate(group.trajectories) if other != index and t.success)
     return next(others, None)
 
 
 def success_section(trajectory: Trajectory, feedback: Feedback) -> str:
-    """The section that shows a successful sibling."""
+    """Return the section that shows a successful sibling."""
     return f"{SUCCESS_TITLE}\n{transcript(trajectory.turns, feedback.rendering)}"
 
 
 def immediate_section(feedback: str) -> str:
-    """The section that shows what the environment returned to an action."""
+    """Return the section that shows the environment's feedback on an action."""
     return f"{IMMEDIATE_TITLE}\n{feedback.strip()}"
 
 

@@ -1,4 +1,4 @@
-"""HINT-SD's targets: the turns that made a trajectory fail, each corrected (arXiv 2605.17873). Pure."""
+"""HINT-SD's targets: corrections of the turns that caused a failure (arXiv 2605.17873). Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hindsight.rollout.action_format import without_thought
 from hindsight.rollout.types import Group, Trajectory
 
 TITLE = "A review of your attempt, written when it had failed, says about your next turn:"
-CUT = "[earlier turns are left out]\n"
+CUT = "[earlier turns omitted]\n"
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -31,22 +31,22 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 ONE = (
-    "Find the first turn in which the agent made a mistake that this failure comes from. Say how to correct "
+    "Find the first turn in which the agent made a mistake that caused this failure. Explain how to correct "
     "it in fewer than three sentences."
 )
 SEVERAL = (
-    "Find the one to {most} turns in which the agent made the mistakes that this failure comes from, "
-    "earliest first. Say for each how to correct that turn alone, in fewer than three sentences."
+    "Find the one to {most} turns in which the agent made the mistakes that caused this failure, earliest "
+    "first. For each, explain how to correct that turn alone in fewer than three sentences."
 )
 FORM = 'Reply with JSON only: {"failures": [{"turn": 1, "correction": "…"}]}'
 
 
 class Target(JudgedSource):
-    """Corrections of the turns that made a trajectory fail."""
+    """Corrections of the turns that caused a failure."""
 
     @dataclass(frozen=True)
     class Settings(Judged):
-        """Of HINT-SD's targets."""
+        """Settings of HINT-SD's targets."""
 
         targets: int = setting(1, "turns of a failed trajectory that get a correction", low=1, high=3)
 
@@ -55,7 +55,7 @@ class Target(JudgedSource):
     SCHEMA = SCHEMA
 
     def question(self, group: Group, index: int, style: Style) -> Question | None:
-        """Task, outcome and the end of the trajectory; None for a successful one."""
+        """Show the task, outcome and the end of the trajectory. Return None for a successful trajectory."""
         trajectory, most = group.trajectories[index], self.settings.targets
         if trajectory.success:
             return None
@@ -76,18 +76,18 @@ class Target(JudgedSource):
         return Question(write)
 
     def read(self, answer: str, trajectory: Trajectory, style: Style) -> Reading:
-        """The message before each target turn, at most feedback.targets of them, earliest first.
+        """Return the hints for at most `feedback.targets` turns, earliest first.
 
         Raises:
-            Unreadable: there is no failure in the answer, or one that is not a turn of this trajectory or
-                says nothing: then nothing of the answer is used.
+            Unreadable: the answer has no failure, or one with an invalid turn or an empty correction. The
+                whole answer is then discarded.
         """
         failures = listed(without_thought(answer), "failures")
         texts: dict[int, str] = {}
         for item in failures:
             number, correction = item.get("turn"), words(item.get("correction"))
             if type(number) is not int or not 1 <= number <= len(trajectory.turns) or not correction:
-                raise Unreadable(f"no correction of one of {len(trajectory.turns)} turns: {str(item)[:200]}")
+                raise Unreadable(f"not a correction of turns 1 to {len(trajectory.turns)}: {str(item)[:200]}")
             texts.setdefault(number - 1, f"{TITLE}\n{correction}")
         if not texts:
             raise Unreadable(f"no failure in {answer[:200]!r}")

@@ -1,4 +1,4 @@
-"""Trajectories as text: what teachers and judges read of them. Pure."""
+"""Trajectories as text for teachers and judges. Pure."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from hindsight.rollout.types import Trajectory, Turn
 
 ELLIPSIS = " … "
 NONE = "(none)"
-SHORTEST = 200  # characters of a trajectory that are always asked about
+SHORTEST = 200  # minimum characters of a trajectory in a question
 Show = Callable[[Observation], str]
 Written = TypeVar("Written", bound=Sized)
 
 
 def plain(observation: Observation) -> str:
-    """An observation without its list of actions."""
+    """Return an observation without its list of actions."""
     return observation.text.strip()
 
 
 @dataclass(frozen=True)
 class Style:
-    """How trajectories are written down."""
+    """How to write a trajectory as text."""
 
     feedback: Feedback = field(default_factory=Feedback)
-    show: Show = plain  # as the student was shown it: `Renderer.show`
+    show: Show = plain  # formats an observation as the student saw it (`Renderer.show`)
 
 
 def section(title: str, text: str) -> str | None:
-    """A titled section; None where there is nothing to say."""
+    """Return a titled section, or None if `text` is blank."""
     return f"{title}\n{text.strip()}" if text.strip() else None
 
 
 def transcript(turns: Sequence[Turn], rendering: str, first: int = 1) -> str:
-    """Turns, numbered from `first`, by feedback.rendering: "responses" or "pairs"."""
+    """Write turns as text, numbered from `first`. `rendering`: "responses" or "pairs"."""
     if rendering == "responses":
         lines = [f"Step {n}: {without_thought(t.response) or NONE}" for n, t in enumerate(turns, first)]
     else:
@@ -51,18 +51,18 @@ def transcript(turns: Sequence[Turn], rendering: str, first: int = 1) -> str:
 
 
 def outcome(trajectory: Trajectory) -> str:
-    """How it ended, in a few words."""
+    """Describe success and reward in a few words."""
     return f"{'success' if trajectory.success else 'failure'}, reward {trajectory.reward:.3g}"
 
 
 def task(trajectory: Trajectory) -> str:
-    """What the agent was told at the start."""
+    """Return the rules and the first observation."""
     first = trajectory.turns[0].observation
     return "\n\n".join(part for part in (first.rules.strip(), first.text.strip()) if part)
 
 
 def steps(trajectory: Trajectory) -> list[str]:
-    """Each turn with all that came of it: answer, output, reward, and the benchmark's further information."""
+    """Write each turn with its answer, environment output, reward and extra info from the environment."""
     blocks = []
     for number, turn in enumerate(trajectory.turns, start=1):
         output = turn.result.feedback.strip() or plain(turn.result.observation)
@@ -79,7 +79,7 @@ def steps(trajectory: Trajectory) -> list[str]:
 
 
 def shortened(texts: Sequence[str], characters: int) -> list[str]:
-    """The texts, each cut in its middle to an equal share where together they are longer than that."""
+    """Cut the middle of long texts so that all have about `characters` together. Each gets an equal share."""
     if sum(map(len, texts)) <= characters:
         return list(texts)
     share = max(2 * len(ELLIPSIS), characters // len(texts))
@@ -87,9 +87,9 @@ def shortened(texts: Sequence[str], characters: int) -> list[str]:
 
 
 def fitting(write: Callable[[int], Written], room: int, characters: int) -> Written:
-    """`write(characters)`, with fewer characters (at least SHORTEST) where it is longer than `room`."""
+    """Return `write(characters)`, reducing `characters` (at least SHORTEST) until the result fits `room`."""
     while len(written := write(characters)) > room and characters > SHORTEST:
-        characters = max(SHORTEST, characters * 3 // 4)  # halved, it could waste half of the room
+        characters = max(SHORTEST, characters * 3 // 4)  # halving could waste half of the room
     return written
 
 

@@ -1,1 +1,1 @@
-"""Credit, losses, the DeepSpeed ranks, publishing of weights, checkpoints."""
+"""Credit, training samples, losses, DeepSpeed ranks, weight sync and checkpoints."""

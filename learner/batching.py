@@ -1,4 +1,4 @@
-"""Samples into micro-batches, and micro-batches over ranks. No token is lost, no sample is used twice."""
+"""Pack samples into micro-batches, and spread those over ranks. Every sample is used exactly once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hindsight.learner.samples import TrainingSample
 
 
 def split(samples: Sequence[TrainingSample], parts: int) -> list[list[TrainingSample]]:
-    """At most `parts` mini-batches, none empty; neighbors (a group's samples) are spread over all of them."""
+    """Return at most `parts` mini-batches, none empty; a group's samples are spread over all of them."""
     return [part for start in range(parts) if (part := list(samples[start::parts]))]
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices by micro-batch, longest first: (sequences × longest sequence) stays within `budget` tokens.
+    """Return indices by micro-batch, longest first; sequences × longest one is within `budget` tokens.
 
     A sequence longer than the budget is a micro-batch of its own.
     """
@@ -32,9 +32,9 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def over_ranks(lengths: Sequence[int], budget: int, ranks: int) -> list[list[list[int]]]:
-    """Indices by rank and micro-batch; every rank has equally many, so that collectives stay aligned.
+    """Return indices by rank and micro-batch; every rank has equally many, so collectives stay aligned.
 
-    Where the count does not divide by `ranks`, the micro-batches with the most padded tokens are halved. Only
+    If the count is not divisible by `ranks`, the micro-batches with the most padded tokens are halved. Only
     when there are fewer sequences than places does a rank get an empty micro-batch.
     """
 
@@ -57,7 +57,7 @@ class Batch:
     """A micro-batch, padded on the right. B rows of L tokens, P tokens with a loss over all rows."""
 
     ids: torch.Tensor  # (B, L) int64
-    rows: torch.Tensor  # (P,) int64, row of each loss-bearing token
+    rows: torch.Tensor  # (P,) int64, row of each token with a loss
     cols: torch.Tensor  # (P,) int64, position whose logits predict it: the one before
     targets: torch.Tensor  # (P,) int64, the token
     advantages: torch.Tensor  # (P,) float32
@@ -70,12 +70,12 @@ class Batch:
     returns: torch.Tensor  # (P,) float32, NaN where not computed
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`."""
+        """Return the same batch on `device`."""
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 def collate(samples: Sequence[TrainingSample]) -> Batch:
-    """Tensors of some samples; no samples give a batch of P = 0 that a forward and backward pass accept."""
+    """Make tensors of samples; without samples, a batch of P = 0 that forward and backward passes accept."""
     ids = np.zeros((max(1, len(samples)), max((len(one.ids) for one in samples), default=2)), dtype=np.int64)
     for index, sample in enumerate(samples):
         ids[index, : len(sample.ids)] = sample.ids

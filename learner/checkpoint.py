@@ -1,4 +1,4 @@
-"""Checkpoint folders that are whole or not there.
+"""Atomic checkpoint folders.
 
 A checkpoint is written into a hidden sibling, synced to disk and renamed. A crash, a full disk or an error at
 any moment therefore leaves the previous checkpoint as the latest one.
@@ -18,29 +18,29 @@ NAME = re.compile(r"step-(\d{8})")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written; the one before it stands."""
+    """A checkpoint cannot be written; the previous one is intact."""
 
 
 def complete(root: Path) -> list[Path]:
-    """The checkpoints in `root`, oldest step first; one that was being written does not count."""
+    """Return the complete checkpoints in `root`, oldest first."""
     if not root.is_dir():
         return []
     return sorted(folder for folder in root.iterdir() if NAME.fullmatch(folder.name) and folder.is_dir())
 
 
 def latest(root: Path) -> Path | None:
-    """The checkpoint of the highest step, or None."""
+    """Return the checkpoint with the highest step, or None."""
     return next(reversed(complete(root)), None)
 
 
 def step_of(folder: Path) -> int:
-    """The step that a checkpoint folder is named after."""
+    """Return the step in a checkpoint folder's name."""
     return int(folder.name.removeprefix("step-"))
 
 
 @contextmanager
 def writing(root: Path, step: int, keep: int, size: int = 0) -> Iterator[Path]:
-    """A folder to write step `step`'s checkpoint into: on leaving the block it becomes the latest one.
+    """Yield a folder to write a checkpoint into; on leaving the block it becomes the latest one.
 
     Args:
         root: folder of all checkpoints, on a disk that every rank sees.
@@ -48,14 +48,14 @@ def writing(root: Path, step: int, keep: int, size: int = 0) -> Iterator[Path]:
         size: expected bytes; where the last checkpoint was larger, that counts.
 
     Raises:
-        CheckpointError: the disk has no room for it, or that step is there already.
+        CheckpointError: the disk lacks room, or the step has a checkpoint already.
     """
     root.mkdir(parents=True, exist_ok=True)
     for stale in root.glob(".step-*"):
         shutil.rmtree(stale)
     target = root / f"step-{step:08d}"
     if target.exists():
-        raise CheckpointError(f"{target} is there already: resume from it, or give the run another `out`")
+        raise CheckpointError(f"{target} exists: resume from it with resume=auto, or set another `out`")
     require_room(root, size)
     partial = root / f".{target.name}"
     partial.mkdir()
@@ -65,7 +65,7 @@ def writing(root: Path, step: int, keep: int, size: int = 0) -> Iterator[Path]:
         partial.rename(target)
         sync(root)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # after the rename there is nothing left to remove
+        shutil.rmtree(partial, ignore_errors=True)  # nothing is left after the rename
     for old in complete(root)[:-keep]:
         shutil.rmtree(old)
 

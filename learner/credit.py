@@ -28,20 +28,19 @@ from hindsight.rollout.types import Group, Trajectory, TurnAt
 
 Advantage = float | np.ndarray | Sequence[np.ndarray]  # of a trajectory: one, per turn, or per turn and token
 
-ROUNDING = 1e-9  # returns that differ by less are the same: divided by their spread, they would explode
+ROUNDING = 1e-9  # smaller differences of returns are rounding: divided by their std, they would explode
 
 
 def turn_returns(trajectory: Trajectory, credit: Credit, discount: float = 1.0) -> np.ndarray:
-    """(T,) float64 return of each turn: the trajectory's outcome, discounted by the turns that it was still
-    away, less the turn's penalty."""
+    """(T,) float64 return of each turn: the outcome, discounted by the turns until the end, minus its penalty."""
     away = np.arange(len(trajectory.turns))[::-1]
     outcome = credit.success_reward * float(trajectory.success)
     return outcome * discount**away - turn_penalties(trajectory, credit)
 
 
 def turn_penalties(trajectory: Trajectory, credit: Credit) -> np.ndarray:
-    """(T,) float64, at least 0: what a turn loses for an answer that did not parse, or for an action that
-    could not be taken. Its own action is to blame, so no other turn's return holds it."""
+    """(T,) float64, at least 0: the penalty of a turn whose response did not parse or whose action was not
+    admissible. Only that turn's return contains it."""
     malformed = np.array([turn.malformed for turn in trajectory.turns], dtype=np.float64)
     inadmissible = np.array([turn.inadmissible for turn in trajectory.turns], dtype=np.float64)
     return credit.malformed_penalty * malformed + credit.inadmissible_penalty * inadmissible
@@ -61,7 +60,7 @@ def grpo(group: Group, credit: Credit) -> list[np.ndarray]:
 def rloo(group: Group, credit: Credit) -> list[np.ndarray]:
     """A = n/(n−1)·(R − mean) over n samples (arXiv 2402.14740).
 
-    For a sample that is R less the mean of the others. With `credit.statistics` = trajectories a sample is
+    For a sample that is R minus the mean of the others. With `credit.statistics` = trajectories a sample is
     the mean of a trajectory's turns, from which turns with penalties differ.
     """
     returns = [turn_returns(trajectory, credit) for trajectory in group.trajectories]
@@ -166,7 +165,7 @@ def _by_token(found: Advantage, trajectory: Trajectory, credit: Credit) -> list[
         np.full(n, own, np.float32) if np.ndim(own) == 0 else np.asarray(own, np.float32)
         for own, n in zip(found, lengths, strict=False)
     ]
-    if len(found) != len(lengths) or [len(own) for own in per_turn] != lengths:
+    if len(found) != len(lengths) or [own.shape for own in per_turn] != [(n,) for n in lengths]:
         raise ValueError(
             f"credit.advantage = {credit.advantage} must return one advantage for the trajectory, "
             f"{len(lengths)} for its turns, or {lengths} for their tokens"
@@ -175,8 +174,8 @@ def _by_token(found: Advantage, trajectory: Trajectory, credit: Credit) -> list[
 
 
 def _relative(values: np.ndarray, samples: np.ndarray, normalize: str, ddof: int = 0) -> np.ndarray:
-    """(values − mean) / (std + 1e-6), or without std; 0 for values that only rounding takes
-    off the mean, and all 0 where fewer than two samples, or equal ones, say nothing."""
+    """(values − mean) / (std + 1e-6), or without std; 0 for values that differ from the
+    mean by rounding only, and all 0 for fewer than two samples or equal ones."""
     if len(samples) < 2 or np.ptp(samples) < ROUNDING:
         return np.zeros(len(values))
     scale = samples.std(ddof=ddof) + 1e-6 if normalize == "std" else 1.0
@@ -185,7 +184,7 @@ def _relative(values: np.ndarray, samples: np.ndarray, normalize: str, ddof: int
 
 
 def _samples(returns: Sequence[np.ndarray], statistics: str) -> np.ndarray:
-    """What a group's statistics run over; empty where fewer than two trajectories can be compared."""
+    """The samples of a group's mean and std; empty for fewer than two trajectories."""
     played = [values for values in returns if len(values)]
     if len(played) < 2:
         return np.zeros(0)

@@ -1,4 +1,4 @@
-"""PPO's critic: the student's trunk with a head for V, trained by DeepSpeed ranks of its own."""
+"""PPO's critic: the student's architecture with a value head, trained by its own DeepSpeed ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hindsight.rollout.weights import WeightSet, unpack
 
 
 class ValueHead(nn.Module):
-    """Hidden states -> V in float32, whatever the weights are stored in. It starts at V = 0."""
+    """Maps hidden states to V in float32, whatever the weights' type. It starts at V = 0."""
 
     def __init__(self, hidden: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(P, H) -> (P,) float32."""
-        # In bfloat16 a return of 10 could not be told from one of 10.03.
+        # bfloat16 cannot distinguish a return of 10 from one of 10.03.
         return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())[:, 0]
 
 
@@ -61,7 +61,7 @@ class CriticRank(Rank):
         return self._by_sample(micros, self._values)
 
     def load_weights(self, weights: WeightSet) -> None:
-        """Take over the student's trunk."""
+        """Copy the student's trunk."""
         import deepspeed
 
         tensors = dict(unpack(ray.get(weights.data), weights.layout))
@@ -71,7 +71,7 @@ class CriticRank(Rank):
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._sharded):
                 if self.rank == 0 or not self._sharded:
                     parameter.data.copy_(tensors[name])
-        self.engine.optimizer.refresh_fp32_params()  # it has float32 copies of its own
+        self.engine.optimizer.refresh_fp32_params()  # the optimizer has its own float32 copies
 
     def _wrap(self, lm: Any) -> nn.Module:
         assert isinstance(self.config.credit, GaeSettings)
@@ -109,7 +109,7 @@ class CriticGroup(RankGroup):
         return await self._per_sample("values", samples)
 
     async def fit(self, samples: Sequence[TrainingSample], lr: float) -> dict[str, float]:
-        """Pull V to the samples' returns; the statistics of `update`, and how good V was before.
+        """Train V toward the samples' returns; return the statistics of `update`, and how V fit before.
 
         Args:
             samples: with values and returns.
@@ -118,5 +118,5 @@ class CriticGroup(RankGroup):
         return {name: figure for name, figure in stats.items() if name != "strength"} | fit(samples)
 
     async def load_weights(self, weights: WeightSet) -> None:
-        """Take over the student's trunk; the head stays as it is."""
+        """Copy the student's trunk; the head is unchanged."""
         await self._same("load_weights", weights)

@@ -30,7 +30,7 @@ class Shown:
 
     @property
     def noise(self) -> bool:
-        """Whether a random action was taken in place of the expert's."""
+        """Whether a random action replaced the expert's."""
         return self.step.action != self.step.expert
 
 

@@ -11,10 +11,10 @@ from hindsight.learner.divergence import forward_kl, jsd, reverse_kl, sampled_re
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """What a model gives to P tokens."""
+    """Log-probs that a model assigns at P tokens."""
 
     tokens: torch.Tensor  # (P,) float32 log-probs of the sampled tokens
-    candidates: torch.Tensor  # (P, k) float32 log-probs of the student's likeliest ones
+    candidates: torch.Tensor  # (P, k) float32 log-probs of the student's most likely tokens
 
 
 def distance(student: Likelihoods, teacher: Likelihoods, divergence: str, beta: float) -> torch.Tensor:

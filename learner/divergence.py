@@ -1,4 +1,4 @@
-"""How far the student's next-token distribution is from the teacher's: what distillation makes small.
+"""Divergences of the student's next-token distribution from the teacher's, which distillation minimizes.
 
 P positions, V entries of a distribution: the whole vocabulary, or the student's k likeliest tokens and behind
 them one bucket for all the rest (`with_tail`). All in log-probs. Gradients flow into the student only.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-LEAST_TAIL = 1e-7  # probability below which the rest of a vocabulary is not told from nothing in float32
+LEAST_TAIL = 1e-7  # float32 cannot resolve a smaller rest of the vocabulary
 
 
 def with_tail(logprobs: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,7 @@ def jsd(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tens
 def sampled_reverse_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """sg(log π_S − log π_T)·log π_S of the sampled tokens alone, all (P,).
 
-    Its gradient is an unbiased estimate of that of `reverse_kl` where the student itself sampled the tokens:
+    Its gradient is an unbiased estimate of that of `reverse_kl` if the student sampled the tokens:
     only the value differs. Without the stop-gradient around the difference the teacher would drop out.
     """
     return (student - teacher).detach() * student

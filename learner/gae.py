@@ -146,7 +146,7 @@ def fit(samples: Sequence[TrainingSample]) -> dict[str, float]:
 
 
 def _estimate(trajectory: Trajectory, samples: Sequence[TrainingSample], credit: GaeSettings) -> None:
-    """The same for one trajectory, whose steps may lie in several sequences."""
+    """Do so for one trajectory, whose steps may be in several sequences."""
     if not samples:
         return
     steps = [sample.select("value") for sample in samples]

@@ -1,4 +1,4 @@
-"""Learner and ranks as the driver sees them: one object over all ranks, whose every wait has a deadline."""
+"""The learner as the driver sees it: one object for all DeepSpeed ranks."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from hindsight.learner.rank import LearnerError, Rank, learner_env
 from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.weights import WeightSet
 
-DEADLINE = "learner.timeout"  # the setting that bounds every call but the first ones
-# Most bytes a parameter takes in a checkpoint: weight, float32 master copy, two Adam moments; a frozen one's
-# weight is in the model that is written for others.
+DEADLINE = "learner.timeout"  # the setting that limits every call after the start
+# Bytes per parameter in a checkpoint, at most: weight, float32 master copy, two Adam moments. Frozen weights
+# are in the model that is saved for other tools.
 STATE_BYTES, FROZEN_BYTES = 16, 4
 
 
 class RankGroup:
-    """The DeepSpeed ranks of one model. Each call is for all; calls that overlap are answered in order."""
+    """The DeepSpeed ranks of one model. Each call goes to all of them; overlapping calls run in order."""
 
     RANK: ClassVar[type[Rank]]
     OBJECTIVES: ClassVar[tuple[str, ...]]
@@ -65,7 +65,7 @@ class RankGroup:
     async def update(
         self, samples: Mapping[str, Sequence[TrainingSample]], strength: float, lr: float
     ) -> dict[str, float]:
-        """Train on the samples once; returns the statistics of `learner.losses.report` and this call's costs.
+        """Train on the samples once; return the statistics of `learner.losses.report` and the costs.
 
         Args:
             samples: by loss: "policy" and "signal", whose weighted sum is minimized, in
@@ -116,7 +116,7 @@ class RankGroup:
         }
 
     async def reset_optimizer(self) -> None:
-        """Set the optimizer's moments and its count of steps to 0, as another objective needs."""
+        """Reset the optimizer's moments and step count, for another loss."""
         await self._same("reset_optimizer")
 
     async def save(self, folder: Path | str) -> None:
@@ -124,7 +124,7 @@ class RankGroup:
         await self._same("save", str(folder))
 
     async def load(self, folder: Path | str) -> None:
-        """Take over what `save` wrote with as many ranks and the same ZeRO stage."""
+        """Load what `save` wrote with the same number of ranks and ZeRO stage."""
         await self._same("load", str(folder))
 
     def stop(self) -> None:
@@ -136,7 +136,7 @@ class RankGroup:
     async def _per_sample(
         self, method: str, samples: Sequence[TrainingSample], *args: Any
     ) -> list[np.ndarray]:
-        """What a method of the ranks that takes micro-batches gives to each sample."""
+        """Call a method of the ranks that takes micro-batches; return its result for each sample."""
         learner = self.config.learner
         lengths = [len(sample.ids) for sample in samples]
         places = over_ranks(lengths, learner.micro_batch_tokens, learner.ranks)
@@ -157,7 +157,7 @@ class RankGroup:
         return await answers(self._call(rank, method, *args) for rank in self.ranks)
 
     def _call(self, actor: Any, method: str, *args: Any, **limit: Any) -> Coroutine[Any, Any, Any]:
-        """One actor's part of a call, within `learner.timeout` unless `limit` says otherwise."""
+        """Call one actor, with `learner.timeout` by default."""
         limit = limit or {"timeout": self.config.learner.timeout, "setting": DEADLINE}
         return call(actor, method, *args, what=f"learner.{method}", **limit)
 
@@ -167,26 +167,28 @@ class LearnerGroup(RankGroup):
 
     RANK = PolicyRank
     OBJECTIVES = OBJECTIVES
-    message: dict[str, Any] | None = None  # what engines receive in a broadcast; known once they have joined
+    message: dict[str, Any] | None = (
+        None  # what engines need to receive a broadcast; known once they have joined
+    )
 
     async def candidates(self, samples: Sequence[TrainingSample], k: int) -> list[np.ndarray]:
-        """Per sample, (P, k) int32: the student's k likeliest tokens at each position, likeliest first."""
+        """Per sample, (P, k) int32: the student's k most likely tokens at each position, in order."""
         return await self._per_sample("candidates", samples, k)
 
     async def export(self, version: int) -> WeightSet:
-        """What is trained, in the object store: all weights, or the adapter."""
+        """Put what is trained into the object store: all weights, or the adapter."""
         return (await self._same("export", version))[0]
 
     async def export_merged(self, version: int) -> WeightSet:
-        """All weights, an adapter merged into them in float32."""
+        """Put all weights into the object store, with an adapter merged in float32."""
         return (await self._same("export_merged", version))[0]
 
     async def export_average(self, version: int, share: float) -> WeightSet:
-        """The adapter's average, after it moved by `share` of the way to the adapter."""
+        """Move the adapter's average by `share` toward the adapter, and put it into the object store."""
         return (await self._same("export_average", version, share))[0]
 
     async def broadcast(self, version: int, engines: Sequence[Any]) -> None:
-        """All weights from the ranks' GPUs to the engines' GPUs by NCCL; the engines hold them as `version`.
+        """Send all weights from the ranks' GPUs to the engines' GPUs by NCCL, as `version`.
 
         Raises:
             LearnerError, EngineError: a rank or an engine failed or missed its deadline.
@@ -194,7 +196,7 @@ class LearnerGroup(RankGroup):
         if self.message is None:
             self.message = await self._join(engines)
         await answers(self._call(engine, "start_update") for engine in engines)
-        # Neither ends without the other.
+        # Neither finishes without the other.
         sending = [self._call(rank, "broadcast") for rank in self.ranks]
         receiving = [self._call(engine, "receive_update", self.message) for engine in engines]
         await answers(sending + receiving)
@@ -212,7 +214,7 @@ class LearnerGroup(RankGroup):
             "master_address": host,
             "master_port": port,
             "world_size": 1 + len(engines) * workers,
-            # Packing takes gigabytes of buffers, and streams that DeepSpeed's gathering does not know of.
+            # Packing needs gigabytes of buffers and its own streams, which DeepSpeed does not know.
             "packed": False,
         }
         ranks = [self._call(rank, "join", meeting) for rank in self.ranks]
@@ -232,10 +234,10 @@ class LearnerGroup(RankGroup):
 
 
 async def answers(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """The results of calls that run at the same time; the first failure ends the wait.
+    """Await calls that run at the same time; the first failure ends the wait.
 
     Raises:
-        LearnerError: an actor died or missed its deadline; it may wait in a collective for another one.
+        LearnerError: an actor died or timed out; it may be waiting in a collective for another one.
     """
     try:
         return await asyncio.gather(*calls)

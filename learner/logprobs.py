@@ -1,4 +1,4 @@
-"""Log-probs of chosen tokens under a causal LM; no other position reaches the vocabulary."""
+"""Log-probs of chosen tokens under a causal LM; logits are computed at their positions only."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ CHUNK = 1024  # positions whose (chunk, vocabulary) float32 logits are held at o
 
 
 class TokenScores(NamedTuple):
-    """What a model says at P positions; a tuple, since DeepSpeed looks for tensors in those."""
+    """A model's output at P positions; a tuple, since DeepSpeed looks for tensors in tuples."""
 
     logprobs: torch.Tensor  # (P,) float32 of the targets
     entropy: torch.Tensor  # (P,) float32, nats
-    candidates: torch.Tensor  # (P, k) float32 log-probs of the candidates, or int64 the likeliest tokens
+    candidates: torch.Tensor  # (P, k) float32 log-probs of the candidates, or int64 the most likely tokens
 
 
 class UnsupportedModel(ValueError):
-    """The model does more between its trunk and its logits than one linear head."""
+    """The model has more than a linear head between its trunk and its logits."""
 
 
 class TokenHead(nn.Module):
-    """The output layer as hidden states -> `TokenScores`, in chunks of positions.
+    """The output layer: hidden states -> `TokenScores`, in chunks of positions.
 
-    It is one module call whatever the number of chunks: under ZeRO-3 every call gathers the weight, and
+    It is one module call for any number of chunks: under ZeRO-3 every call gathers the weight, and
     ranks must gather equally often.
     """
 
     def __init__(self, output: Any) -> None:
         """`output`: the model's own linear head."""
         super().__init__()
-        self.weight = output.weight  # shared with the model's own head and, where tied, its embedding
+        self.weight = output.weight  # shared with the model's head and, if tied, its embedding
         self.bias = output.bias
 
     def forward(
@@ -74,7 +74,7 @@ class TokenHead(nn.Module):
 
 
 class TokenLogprobs(nn.Module):
-    """A causal LM as the learner needs it. Parameter names are the model's own behind `PREFIX`."""
+    """A causal LM as the learner needs it. Parameter names are the model's, after `PREFIX`."""
 
     PREFIX = "lm."
 
@@ -112,7 +112,7 @@ class TokenLogprobs(nn.Module):
             targets: (P,) token ids.
             temperature: divides the logits, as the sampler did.
             candidates: (P, k) other tokens whose log-probs are wanted at the same positions.
-            likeliest: where not 0, the k likeliest tokens are named instead.
+            likeliest: if not 0, return the k most likely tokens instead.
         """
         if candidates is None:
             candidates = targets[:, None][:, :0]

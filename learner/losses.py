@@ -16,21 +16,21 @@ from hindsight.learner.distill import Likelihoods
 from hindsight.learner.samples import TrainingSample
 from hindsight.learner.signals import TeacherSignal
 
-RATIO_BOUND = 20.0  # log-ratio beyond which exp is not taken
+RATIO_BOUND = 20.0  # bound of a log-ratio before exp
 OBJECTIVES = ("policy", "signal", "sft")
 PEAKS = ("mismatch_max",)  # statistics that are merged by their maximum; all others are sums
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the policy loss knows of each token; all (P,) float32 and without gradient."""
+    """The inputs of the policy loss for each token; all (P,) float32, without gradient."""
 
     advantages: torch.Tensor
     old: torch.Tensor  # learner's log-probs before this batch's first optimizer step
     rollout: torch.Tensor  # engine's log-probs
-    teacher: torch.Tensor  # log-probs under the teacher's context; NaN where it did not score
-    reference: torch.Tensor  # log-probs of the reference policy; NaN where nothing computed them
-    weights: torch.Tensor  # share of the token in its row's loss, by `token_weights`
+    teacher: torch.Tensor  # log-probs under the teacher's context; NaN if not scored
+    reference: torch.Tensor  # log-probs of the reference policy; NaN if not computed
+    weights: torch.Tensor  # weight of the token in its sequence's loss, by `token_weights`
 
 
 def token_weights(rows: torch.Tensor, aggregation: str) -> torch.Tensor:
@@ -45,13 +45,13 @@ def token_weights(rows: torch.Tensor, aggregation: str) -> torch.Tensor:
 
 
 def denominator(samples: Sequence[TrainingSample], loss: Loss) -> float:
-    """What the sum over all `rows`, whatever rank has them, is divided by.
+    """Return what the sum over all samples, of all ranks, is divided by.
 
     token-mean      Σ_i Σ_j l_ij / Σ_i n_i            every token counts alike (DAPO, arXiv 2503.14476)
-    sequence-mean   Σ_i (Σ_j l_ij / n_i) / B          every row counts alike (GRPO, arXiv 2402.03300)
-    constant        Σ_i (Σ_j l_ij / constant) / B     no bias for short rows (Dr.GRPO, arXiv 2503.20783)
+    sequence-mean   Σ_i (Σ_j l_ij / n_i) / B          every sample counts alike (GRPO, arXiv 2402.03300)
+    constant        Σ_i (Σ_j l_ij / constant) / B     no bias for short samples (Dr.GRPO, arXiv 2503.20783)
 
-    over B rows of n_i tokens. A row is a trajectory in the history preset, a turn in the window preset.
+    over B samples of n_i tokens. A sample is a trajectory in the history preset, a turn in the window preset.
     """
     if loss.aggregation == "token-mean":
         return float(sum(len(sample.positions) for sample in samples))
@@ -59,7 +59,7 @@ def denominator(samples: Sequence[TrainingSample], loss: Loss) -> float:
 
 
 def importance(old: torch.Tensor, rollout: torch.Tensor, cap: float) -> torch.Tensor:
-    """(P,) min(π_learner / π_rollout, cap): corrects for stale weights and engine rounding; 0 is off."""
+    """(P,) min(π_learner / π_rollout, cap): corrects for stale weights and engine rounding; 0: off."""
     if cap == 0:
         return torch.ones_like(old)
     return torch.exp((old - rollout).clamp(-RATIO_BOUND, RATIO_BOUND)).clamp(max=cap)
@@ -97,7 +97,7 @@ def policy(
     signal: TeacherSignal,
     strength: float,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Weighted sum over tokens of the reweighted dual-clip loss, less the entropy bonus, plus the KL penalty;
+    """Weighted sum over tokens of the dual-clip loss, minus the entropy bonus, plus the KL penalty;
     and sums of its statistics, each token counted alike.
 
     Args:
@@ -165,14 +165,14 @@ def value(
         clip: c; 0 leaves the second term out.
     """
     free = (values - returns).square()
-    # Clamped as V and not as V − V_old, whose rounding would count values that have hardly moved as clipped.
+    # Clamp V rather than V − V_old, whose rounding would count values that hardly moved as clipped.
     bound = (values.clamp(old - clip, old + clip) - returns).square() if clip > 0 else free
     total = 0.5 * torch.maximum(free, bound).sum()
     return total, {"loss": float(total.detach()), "clipped": float((bound > free).sum())}
 
 
 def mismatch_sums(old: torch.Tensor, rollout: torch.Tensor) -> dict[str, float]:
-    """Sums for the gap between the engine that sampled and the learner that trains.
+    """Sums for the mismatch of engine and learner.
 
     KL(rollout ‖ learner) by the k3 estimator r − 1 − log r with r = π_learner / π_rollout, and the moments
     of r for the effective sample size.
@@ -200,7 +200,7 @@ def teacher_sums(advantages: torch.Tensor, gap: torch.Tensor, signal: TeacherSig
 
 
 def merge(parts: Iterable[dict[str, float]]) -> dict[str, float]:
-    """One set of sums from those of micro-batches, updates and ranks."""
+    """Merge the sums of micro-batches, updates and ranks."""
     merged: dict[str, float] = {}
     for part in parts:
         for name, value in part.items():
@@ -210,10 +210,10 @@ def merge(parts: Iterable[dict[str, float]]) -> dict[str, float]:
 
 
 def report(objective: str, sums: dict[str, float], tokens: float, denominator: float) -> dict[str, float]:
-    """The statistics of one objective of an update from its merged sums over `tokens` tokens (or their
+    """Return the statistics of one loss of an update from its merged sums over `tokens` tokens (or their
     weights); the loss is over `denominator`.
 
-    Teacher statistics appear only where the teacher scored a token; `ess` is the effective sample size of the
+    Teacher statistics appear only if the teacher scored a token; `ess` is the effective sample size of the
     uncapped importance weights as a share of the tokens.
     """
     if objective == "value":

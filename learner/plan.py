@@ -1,4 +1,4 @@
-"""What one update of the learner is made of: samples by objective, mini-batch, rank and micro-batch. Pure."""
+"""The plan of an update: samples by loss, mini-batch, rank and micro-batch. Pure."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from hindsight.learner.samples import TrainingSample
 
 @dataclass(frozen=True)
 class Plan:
-    """The work of one objective."""
+    """The work of one loss."""
 
     objective: str
     work: list[list[list[list[TrainingSample]]]]  # [rank][mini-batch][micro-batch][sample]
     scales: list[float]  # per mini-batch: the objective's weight over its denominator
-    tokens: float  # loss-bearing tokens, or the sum of their weights for imitation
+    tokens: float  # tokens with a loss, or the sum of their weights in SFT
     denominator: float  # summed over mini-batches
 
 
 def weigh(objective: str, config: Config) -> float:
-    """What the loss of an objective is multiplied by before losses are summed."""
+    """Return the weight of a loss in the sum of losses."""
     weights = {"policy": config.loss.policy, "signal": config.signal.loss_weight}
     return weights.get(objective, 1.0)
 
@@ -33,8 +33,8 @@ def weigh(objective: str, config: Config) -> float:
 def plan_updates(objective: str, samples: Sequence[TrainingSample], config: Config, weight: float) -> Plan:
     """Spread samples over mini-batches, ranks and micro-batches; every rank gets equally many micro-batches.
 
-    There are as many mini-batches for every objective, so that each optimizer step sees all of them; one that
-    has fewer samples than that leaves the last ones empty.
+    Every loss has equally many mini-batches, so that each optimizer step sees all losses; with fewer samples,
+    the last ones are empty.
     """
     learner = config.learner
     count = 1 if objective == "sft" else learner.mini_batches

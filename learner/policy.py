@@ -1,4 +1,4 @@
-"""The policy's rank: a causal LM, or an adapter of it; its losses, and what others get of its weights."""
+"""A rank of the policy: a causal LM or its adapter, its losses, and the export of its weights."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ class PolicyRank(Rank):
         return made.logprobs.cpu().numpy()
 
     def export(self, version: int) -> WeightSet | None:
-        """What is trained, in the object store: all weights, or the adapter; None on all ranks but 0."""
+        """Put what is trained into the object store: all weights, or the adapter. None unless rank 0."""
         if self.adapter is None:
             return self.export_merged(version)
         return self._put(version, named(self._pairs()).items())
 
     def export_merged(self, version: int) -> WeightSet | None:
-        """All weights under the model's own names, an adapter merged into them in float32."""
+        """Put all weights into the object store, with an adapter merged in float32."""
         return self._put(version, self._parameters(), None if self.adapter else self.layout)
 
     def export_average(self, version: int, share: float) -> WeightSet | None:
-        """Move the adapter's average by `share` of the way to the adapter; then `export` the average.
+        """Move the adapter's average by `share` toward the adapter; then export the average.
 
         Raises:
             LearnerError: no adapter is trained.
@@ -69,7 +69,7 @@ class PolicyRank(Rank):
         return self._put(version, named(self.adapter.average).items())
 
     def join(self, meeting: dict[str, Any]) -> dict[str, Any]:
-        """Meet the engines in an NCCL group; returns what an engine has to know to receive a broadcast."""
+        """Join the engines in an NCCL group; return what an engine needs to receive a broadcast."""
         from hindsight.learner.weight_sync_nccl import (
             Sender,  # vLLM, which only this transport needs in the learner
         )
@@ -78,7 +78,7 @@ class PolicyRank(Rank):
         return self.sender.message()
 
     def broadcast(self) -> None:
-        """All weights to the engines' GPUs, while those receive; after `join`."""
+        """Send all weights to the engines' GPUs while those receive; after `join`."""
         self.sender.send()
 
     def save_model(self, folder: str) -> None:
@@ -88,7 +88,7 @@ class PolicyRank(Rank):
         them: loaded in bfloat16, they would be nearly the model that training began with.
         """
         if self.rank:
-            for _ in self._parameters():  # gathered by all ranks, kept by one
+            for _ in self._parameters():  # all ranks gather, rank 0 keeps
                 pass
             self._pairs()
             return
@@ -107,7 +107,7 @@ class PolicyRank(Rank):
         AutoTokenizer.from_pretrained(self.model).save_pretrained(folder)
 
     def _wrap(self, lm: Any) -> torch.nn.Module:
-        """The LM; `self.weights` is what is exported of it, under the LM's names."""
+        """Wrap the LM; `self.weights` is what is exported, under the LM's names."""
         self.weights = dict(lm.named_parameters())  # an adapter would rename them
         self.layout = tuple(describe(name, weight) for name, weight in self.weights.items())
         self.signal = make_signal(self.config.signal)
@@ -117,7 +117,7 @@ class PolicyRank(Rank):
         return TokenLogprobs(lm)
 
     def _forward(self, batch: Batch, objective: str, likeliest: int = 0) -> TokenScores:
-        """At the temperature that the answers were sampled with; for distillation, at its own."""
+        """Run the model at the sampling temperature, or at the teacher signal's own."""
         config = self.config
         own = config.signal.temperature if objective == "signal" else None
         temperature = own or config.rollout.temperature
@@ -146,9 +146,9 @@ class PolicyRank(Rank):
         return losses.policy(made.logprobs, made.entropy, tokens, loss, self.signal, strength)
 
     def _training(self, objective: str) -> AbstractContextManager[None]:
-        """An adapter's dropout is on for imitation and distillation.
+        """Turn on an adapter's dropout for SFT and distillation.
 
-        The policy loss compares the policy with the one that acted, which had none: with dropout off their
+        The policy loss compares the policy with the behavior policy, which had none: with dropout off their
         ratio is 1 before the first step. Old log-probs are without dropout, so with several steps
         distillation's importance ratio has its noise.
         """
@@ -157,16 +157,16 @@ class PolicyRank(Rank):
     def _put(
         self, version: int, tensors: Iterable[tuple[str, torch.Tensor]], layout: Layout | None = None
     ) -> WeightSet | None:
-        """Tensors in the object store, by rank 0. With their `layout` they are taken one by one."""
+        """Put tensors into the object store, by rank 0. With a `layout` they are taken one by one."""
         if self.rank:
-            for _ in tensors:  # gathering them may be for all ranks to do
+            for _ in tensors:  # all ranks may have to gather
                 pass
             return None
         flat, layout = pack(tensors, layout)
         return WeightSet(version=version, layout=layout, digest=digest(flat), data=ray.put(flat))
 
     def _parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every full parameter on the CPU, under the model's own name; each rank must run it to its end.
+        """Yield every full parameter on the CPU, under the model's name; each rank must exhaust it.
 
         An adapter is merged into float32 copies of the weights that it adds to.
         """
@@ -175,12 +175,12 @@ class PolicyRank(Rank):
             pair = adapter.pairs.get(name, ()) if adapter else ()
             with self._whole((weight, *pair)):
                 full = adapter.merged(name, weight) if adapter and pair else weight.detach()
-                # A gathered parameter is freed on leaving the block, so it is copied.
+                # A gathered parameter is freed when the block ends, so copy it.
                 full = full.to("cpu", copy=self._sharded)
             yield name, full
 
     def _pairs(self) -> dict[str, Pair]:
-        """The adapter's full A and B on the CPU; every rank must call it."""
+        """Return the adapter's full A and B on the CPU; every rank must call it."""
         pairs: dict[str, Pair] = {}
         for name, (a, b) in self.adapter.pairs.items() if self.adapter else ():
             with self._whole((a, b)):

@@ -1,6 +1,6 @@
-"""One DeepSpeed rank as a Ray actor: it holds a model and the process group; decisions are elsewhere.
+"""One DeepSpeed rank as a Ray actor: a model and the process group. Decisions are made elsewhere.
 
-What the model is and what its loss is, a subclass says: `learner.policy` and `learner.critic`.
+Subclasses define the model and its losses: `learner.policy` and `learner.critic`.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ Piece = tuple[str, Sequence[TrainingSample], float]  # loss, samples of a micro-
 
 
 class LearnerError(RuntimeError):
-    """The learner cannot go on; the message says why and what to change."""
+    """The learner cannot continue; the message says why and what to change."""
 
 
 def learner_env(config: Config, gpu: bool | None = None) -> dict[str, str]:
-    """Environment variables of a rank's process. `gpu`: it has one; None asks this machine."""
+    """Environment variables of a rank's process. `gpu`: whether it has one; None checks this machine."""
     env = actor_environment(config.cluster.threads)
     return env if (torch.cuda.is_available() if gpu is None else gpu) else env | {"DS_ACCELERATOR": "cpu"}
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
-    """DeepSpeed's own configuration. Micro-batches vary in number, so `update` steers accumulation."""
+    """DeepSpeed's configuration. The number of micro-batches varies, so `update` controls accumulation."""
     learner = config.learner
-    # Summing micro-batches in bfloat16 would round away small gradients; stage 0 refuses float32 sums.
+    # Summing micro-batches in bfloat16 would round away small gradients; stage 0 does not support float32.
     sums: dict[str, Any] = {"data_types": {"grad_accum_dtype": "fp32"}} if learner.zero_stage else {}
-    if learner.zero_stage == 1:  # which sums them over the ranks afterwards, else in bfloat16 again
+    if learner.zero_stage == 1:  # or the sum over ranks would be in bfloat16 again
         sums["communication_data_type"] = "fp32"
     return sums | {
         "train_micro_batch_size_per_gpu": 1,
@@ -58,16 +58,16 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
 
 
 class Rank(ABC):
-    """One process. Every method but `address` is collective: all ranks call it together."""
+    """One process. Every method except `address` is collective: all ranks must call it."""
 
-    NAME: ClassVar[str]  # in messages; and the folder that DeepSpeed makes inside a checkpoint's
+    NAME: ClassVar[str]  # in messages, and of DeepSpeed's folder in a checkpoint
 
     def __init__(self, config: Config, model: str, rank: int) -> None:
         """`model`: folder or hub name of a causal LM; `rank`: 0 … config.learner.ranks − 1."""
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.config, self.model, self.rank = config, model, rank
         self.device = torch.device(find_device())
-        self.kept: dict[str, dict[str, Any]] = {}  # what a checkpoint holds beside the weights
+        self.kept: dict[str, dict[str, Any]] = {}  # saved in checkpoints in addition to the weights
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port, for rank 0 to host the rendezvous."""
@@ -130,7 +130,7 @@ class Rank(ABC):
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        # A resumed run goes on with the dropout that would have come.
+        # A resumed run continues with the same dropout.
         torch.manual_seed(hash((self.config.seed, self.engine.global_steps, self.rank)))
         batches = [[collate(samples).to(self.device) for _, samples, _ in micros] for micros in work]
         old: list[list[torch.Tensor]] | None = None
@@ -151,7 +151,7 @@ class Rank(ABC):
                     total, sums = self._loss(batch, before, objective, strength)
                     if not math.isfinite(sums["loss"]):
                         raise LearnerError(f"the loss is not finite: {self._advice(objective)}")
-                    # DeepSpeed averages gradients over ranks; a mean over all ranks' rows wants their sum.
+                    # DeepSpeed averages gradients over ranks; a mean over all ranks' samples needs their sum.
                     self.engine.backward(total * (self.config.learner.ranks * scale))
                 self.engine.step()
                 parts[objective].append(sums)
@@ -163,7 +163,7 @@ class Rank(ABC):
         return merged, sum(norms) / len(norms)
 
     def reset_optimizer(self) -> None:
-        """Set the optimizer's moments and its count of steps to 0."""
+        """Reset the optimizer's moments and step count."""
         for state in self.engine.optimizer.optimizer.state.values():
             for moment in state.values():
                 moment.zero_()
@@ -175,10 +175,10 @@ class Rank(ABC):
         )
 
     def load(self, folder: str) -> None:
-        """Take over what `save` wrote.
+        """Load what `save` wrote.
 
         Raises:
-            LearnerError: there is nothing to load.
+            LearnerError: the folder has no state of this rank.
         """
         path, own = self.engine.load_checkpoint(folder, tag=self.NAME, load_module_strict=not self.frozen)
         if path is None:
@@ -200,10 +200,10 @@ class Rank(ABC):
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """A block of forward passes without gradients.
+        """Forward passes without gradients.
 
-        In them ZeRO 3 begins to fetch what a backward pass would need first, and GatheredParameters fails on
-        a parameter in flight: so all are awaited and released.
+        ZeRO 3 then prefetches what a backward pass would need first, and GatheredParameters fails on a
+        parameter in flight, so all are released at the end.
         """
         with torch.no_grad():
             yield
@@ -234,7 +234,7 @@ class Rank(ABC):
     def _advice(self, objective: str) -> str:
         if objective == "sft":
             return "lower sft.lr and begin again"
-        return f"lower {self.NAME}.lr and go on from a checkpoint"
+        return f"lower {self.NAME}.lr and resume from a checkpoint"
 
     def _whole(self, parameters: Sequence[torch.Tensor]) -> Any:
         """A block in which these parameters are full: ZeRO 3 holds them in shares."""

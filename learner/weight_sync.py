@@ -1,4 +1,4 @@
-"""New weights to every engine, and the proof that each engine computes with them."""
+"""Send new weights to every engine, and verify that each engine computes with them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hindsight.rollout.weights import WeightSet
 
 
 class WeightSyncError(RuntimeError):
-    """An engine does not hold, or does not compute with, the learner's weights. The run must stop."""
+    """An engine does not have, or does not compute with, the learner's weights. The run must stop."""
 
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What one weight sync took and proved."""
+    """Duration and result of a weight sync."""
 
     seconds: float
     logprob_gap: float  # largest over the engines of the mean |log-prob gap| to the learner, nats
@@ -87,7 +87,7 @@ async def verify(
     tolerance: float,
     timeout: float,
 ) -> float:
-    """Ask every engine what it holds and how it scores the canary; returns the largest mean gap.
+    """Check every engine's digest and canary log-probs; return the largest mean gap.
 
     Raises: as `sync_weights`.
     """
@@ -109,7 +109,7 @@ def check_fingerprint(index: int, held: tuple[int, set[str]], version: int, dige
     raise WeightSyncError(
         f"engine {index} loaded weights {held[0]} with digest {_short(held[1])}, the learner published "
         f"weights {version} with digest {_short({digest})}: other bytes arrived than were sent, so what this "
-        "engine samples is not the learner's policy. Go on from the last checkpoint."
+        "engine samples is not the learner's policy. Resume from the last checkpoint."
     )
 
 

@@ -1,1 +1,1 @@
-"""Rollouts: students on vLLM engines acting in environments, token ids in and token ids out."""
+"""Rollouts: the student acts in environments through vLLM engines, with token ids in and out."""

@@ -1,10 +1,10 @@
-"""How an agent answers: three forms, each with what asks for it, finds the action in it and writes it.
+"""Answer formats: how to request, parse and write an agent's action.
 
-    tags   <action>go to desk 1</action>                   text worlds and shops
-    tools  words for the user, or calls as `envs.tool_calls`    customer service, function calling
-    code   one ```python block                             programs against an API
+    tags   <action>go to desk 1</action>                     text worlds and shops
+    tools  a message, or tool calls as in `envs.tool_calls`  customer service, function calling
+    code   one ```python block                               programs that call an API
 
-Any of them may follow a thought, <think>…</think>, in which nothing counts.
+Any of them may follow a thought, <think>…</think>, whose content is ignored.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ FENCE = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re
 
 @dataclass(frozen=True)
 class Form:
-    """One form of answer."""
+    """One answer format."""
 
-    request: str  # asks for an action alone
-    request_think: str  # asks for a thought before it
-    correction: str  # the observation after an answer that `find` cannot read
-    find: Callable[[str], Span | None]  # the characters of the action; None: malformed
-    write: Callable[[str], str]  # an action as an answer without a thought
+    request: str  # asks for an action without a thought
+    request_think: str  # asks for a thought and an action
+    correction: str  # the observation after a malformed answer
+    find: Callable[[str], Span | None]  # the action's characters; None if malformed
+    write: Callable[[str], str]  # formats an action as an answer without a thought
 
 
 def find_action(text: str) -> Span | None:
-    """The characters of the one action between its tags, surrounding white space left out.
+    """Return the characters of the action between its tags, without surrounding whitespace.
 
-    Tags inside the reasoning do not count. None where there is no action, an empty one, or more than one.
+    Tags inside a thought are ignored. Return None if there is not exactly one action or it is empty.
     """
     body = text.rfind(THOUGHT_END) + 1
     start, end = text.find(OPEN, body), text.find(CLOSE, body)
@@ -47,8 +47,10 @@ def find_action(text: str) -> Span | None:
 
 
 def find_calls(text: str) -> Span | None:
-    """The whole answer behind the thought, white space around it left out; None where it is empty or holds a
-    call that cannot be read."""
+    """Return the characters of the answer after the thought, without surrounding whitespace.
+
+    Return None if it is empty or contains a malformed tool call.
+    """
     span = _stripped(text, _behind_thought(text), len(text))
     if span is not None:
         try:
@@ -59,27 +61,27 @@ def find_calls(text: str) -> Span | None:
 
 
 def find_code(text: str) -> Span | None:
-    """The inside of the one fenced block behind the thought; None where it is empty, or not the only one."""
+    """Return the contents of the code block after the thought; None if it is empty or not the only one."""
     blocks = list(FENCE.finditer(text, _behind_thought(text)))
     return _stripped(text, *blocks[0].span(1)) if len(blocks) == 1 else None
 
 
 def describe_tools(tools: Sequence[Mapping[str, Any]]) -> str:
-    """What tells a model of its tools whose chat template does not."""
+    """Describe tools to a model whose chat template does not support them."""
     listed = "\n".join(json.dumps(function_schema(tool), ensure_ascii=False) for tool in tools)
     return (
         f"You may call these tools:\n<tools>\n{listed}\n</tools>\nTo call one, reply with\n<tool_call>\n"
-        '{"name": "its name", "arguments": {"its": "arguments"}}\n</tool_call>'
+        '{"name": "tool name", "arguments": {"argument": "value"}}\n</tool_call>'
     )
 
 
 def function_schema(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool in the form that chat templates take."""
+    """Return a tool in the format that chat templates expect."""
     return {"type": "function", "function": dict(tool)}
 
 
 def without_thought(text: str) -> str:
-    """A response less its reasoning; a thought that was never closed goes too."""
+    """Return a response without its thought, even if the thought was never closed."""
     return text[_behind_thought(text) :].partition(THOUGHT)[0].strip()
 
 
@@ -99,15 +101,15 @@ FORMS: dict[str, Form] = {
         request="Reply with your action only: <action>your action</action>",
         request_think="Reply with a short thought, then one action: "
         "<think>your thought</think><action>your action</action>",
-        correction="Your reply held no action of the form <action>…</action>.",
+        correction="Your reply contained no action of the form <action>…</action>.",
         find=find_action,
         write=lambda action: f"{OPEN}{action}{CLOSE}",
     ),
     "tools": Form(
-        request="Reply with tool calls, or with words for the user.",
-        request_think="Reply with a short thought, <think>your thought</think>, and behind it tool calls, "
-        "or words for the user.",
-        correction="Your reply could not be read: each tool call is one JSON object with a name and "
+        request="Reply with tool calls, or with a message to the user.",
+        request_think="Reply with a short thought, <think>your thought</think>, then tool calls or a message "
+        "to the user.",
+        correction="Your reply could not be parsed. Write each tool call as one JSON object with a name and "
         "arguments between <tool_call> and </tool_call>.",
         find=find_calls,
         write=lambda action: action,
@@ -116,8 +118,8 @@ FORMS: dict[str, Form] = {
         request="Reply with one block of code only:\n```python\nyour code\n```",
         request_think="Reply with a short thought, then one block of code:\n"
         "<think>your thought</think>\n```python\nyour code\n```",
-        correction="Your reply held no code, or more than one block: write one block, opened by ```python "
-        "and closed by ``` on a line of its own.",
+        correction="Your reply contained no code block, or more than one. Write one block that starts with "
+        "```python and ends with ``` on its own line.",
         find=find_code,
         write=lambda action: f"```python\n{action}\n```",
     ),

@@ -1,8 +1,8 @@
-"""LoRA (arXiv 2106.09685): a low-rank adapter on each chosen linear layer of a frozen model, and its average.
+"""LoRA (arXiv 2106.09685): a low-rank adapter on linear layers of a frozen model, and its moving average.
 
-Learner, engines, teacher and reference all compute W·x + s·B·A·x and never merge: a bfloat16 weight has 8
-significant bits, so W + s·B·A would drop what is below half a step of W, nearly all that a small learning
-rate makes. Only A and B travel, under the names that PEFT gives them in files.
+Learner, engines, teacher and reference policy compute W·x + s·B·A·x and never merge. A bfloat16 weight has 8
+significant bits, so W + s·B·A would round off nearly all of the change from a small learning rate. A weight
+sync sends only A and B, under the names that PEFT uses in files.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from torch import nn
 from hindsight.configs.schema import Lora
 
 NAME = "default"  # PEFT's name of a model's only adapter
-FOLDER = "adapter"  # beside a model that was made with one
+FOLDER = "adapter"  # subfolder of a model folder
 Pair = tuple[torch.Tensor, torch.Tensor]  # A (rank, in), B (out, rank)
 
 
 class AdapterError(ValueError):
-    """The model's layers cannot carry the adapter that `learner.lora` asks for."""
+    """The adapter that `learner.lora` specifies does not fit the model."""
 
 
 class Adapter:
-    """The trainable part of a model whose own parameters it froze. B = 0 at first: it changes nothing yet."""
+    """A trainable adapter on a frozen model. B is 0 at first, so the model's outputs do not change."""
 
     def __init__(self, lm: Any, settings: Lora, seed: int) -> None:
-        """Put an adapter on `lm`, a transformers causal LM, in place; the same `seed` draws the same A.
+        """Add an adapter to `lm`, a transformers causal LM, in place. The `seed` determines A.
 
         Raises:
-            AdapterError: a target is not a plain linear layer below the head, or there is none.
+            AdapterError: a target is missing or is not a plain linear layer below the head.
         """
         from peft import inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
@@ -47,15 +47,15 @@ class Adapter:
             raise AdapterError(f"learner.lora.targets = {settings.targets} does not fit: {error}") from error
         layers: dict[str, Any] = {n: layer for n, layer in lm.named_modules() if isinstance(layer, LoraLayer)}
         for name, layer in layers.items():
-            # learner.logprobs computes the head from its weight alone, past an adapter.
+            # learner.logprobs reads the head's weight directly and would bypass an adapter.
             if layer is lm.get_output_embeddings() or not isinstance(layer.base_layer, nn.Linear):
                 raise AdapterError(f"learner.lora.targets names {name}: choose linear layers below the head")
         self.scale = settings.alpha / settings.rank
-        self.pairs: dict[str, Pair] = {  # by the model's own name of the weight that they add to
+        self.pairs: dict[str, Pair] = {  # by the model's name of the adapted weight
             f"{name}.weight": (layer.lora_A[NAME].weight, layer.lora_B[NAME].weight)
             for name, layer in layers.items()
         }
-        # In float32: a moving average in bfloat16 would round small steps away.
+        # In float32: a moving average in bfloat16 would round off small steps.
         self.average: dict[str, Pair] = {
             name: (a.detach().float().clone(), b.detach().float().clone())
             for name, (a, b) in self.pairs.items()
@@ -64,18 +64,18 @@ class Adapter:
         self._drop(False)
 
     def follow(self, name: str, share: float) -> None:
-        """Move one layer's average by `share` of the way to the adapter. A and B are averaged, not B·A."""
+        """Move one layer's average toward the adapter by `share`. A and B are averaged, not B·A."""
         for average, now in zip(self.average[name], self.pairs[name], strict=True):
             average.lerp_(now.detach().to(average), share)
 
     def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """W + s·B·A of one layer in float32; `weight` stays as it is."""
+        """Return W + s·B·A of one layer in float32, without changing `weight`."""
         a, b = self.pairs[name]
         return weight.detach().float() + self.scale * (b.detach().float() @ a.detach().float())
 
     @contextmanager
     def dropout(self, on: bool) -> Iterator[None]:
-        """Dropout is off but in blocks that switch it on."""
+        """Switch dropout on or off in a block. It is off elsewhere."""
         self._drop(on)
         try:
             yield
@@ -88,7 +88,7 @@ class Adapter:
 
 
 def named(pairs: Mapping[str, Pair]) -> dict[str, torch.Tensor]:
-    """A and B by PEFT's names; `pairs` by the model's own name of the weight that they add to."""
+    """Return A and B by PEFT's names, given `pairs` by the model's names of the adapted weights."""
     return {
         f"base_model.model.{name.removesuffix('.weight')}.lora_{letter}.weight": tensor
         for name, pair in pairs.items()
@@ -97,7 +97,7 @@ def named(pairs: Mapping[str, Pair]) -> dict[str, torch.Tensor]:
 
 
 def peft_config(settings: Lora, base: str | None = None) -> Any:
-    """`settings` as PEFT has them. `base`: folder of the model that the adapter is on."""
+    """Convert `settings` to PEFT's. `base`: folder of the base model."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -111,7 +111,7 @@ def peft_config(settings: Lora, base: str | None = None) -> Any:
 
 
 def write(folder: Path, tensors: Mapping[str, torch.Tensor], settings: Lora, base: str | None = None) -> None:
-    """Write A and B, by PEFT's names, as a folder that PEFT and vLLM load on the model without adapter."""
+    """Write A and B (by PEFT's names) to a folder that PEFT and vLLM can load on top of the base model."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], settings: Lora, bas
 
 @dataclass(frozen=True)
 class Saved:
-    """What `write` wrote beside a model."""
+    """An adapter written by `write`."""
 
     base: Path
     settings: Lora
@@ -130,10 +130,10 @@ class Saved:
 
 
 def read(model: Path) -> Saved | None:
-    """The adapter that a checkpoint's model folder was made with, if any.
+    """Read the adapter of a checkpoint's model folder; None if it has none.
 
     Raises:
-        AdapterError: the model that it is on is not here.
+        AdapterError: the base model is missing.
     """
     from safetensors.torch import load_file
 
@@ -144,8 +144,8 @@ def read(model: Path) -> Saved | None:
     base = Path(held["base_model_name_or_path"])
     if not base.is_dir():
         raise AdapterError(
-            f"{model} was made by an adapter on {base}, which is not here. Set base_model_name_or_path in "
-            f"{folder / 'adapter_config.json'} to where that model is now"
+            f"base model {base} of the adapter in {model} does not exist. Set base_model_name_or_path in "
+            f"{folder / 'adapter_config.json'} to its current folder"
         )
     targets = held["target_modules"]
     settings = Lora(held["r"], held["lora_alpha"], targets=[] if targets == "all-linear" else targets)
@@ -153,7 +153,7 @@ def read(model: Path) -> Saved | None:
 
 
 def layer_names(model: str, settings: Lora) -> list[str]:
-    """Last names of the layers that carry the adapter, such as q_proj.
+    """Return the last name components of the adapted layers, such as q_proj.
 
     Args:
         model: folder of the model.

@@ -1,4 +1,4 @@
-"""The append-only token record of one episode: what the model was shown and what it sampled, in order."""
+"""Append-only token record of one episode: prompts and sampled responses, in order."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from hindsight.rollout.types import Span, TokenSequence
 
 @dataclass(frozen=True)
 class Reply:
-    """One assistant turn as it stands in the conversation."""
+    """One assistant turn of a conversation."""
 
     sequence: int  # index into `Conversation.sequences()`
-    start: int  # first position of the turn's tokens in that sequence
+    start: int  # position of the turn's first token in that sequence
     end: int  # one past the last
     text: str  # decoded, without the end-of-turn token
-    action: str | None  # None: malformed
+    action: str | None  # None if malformed
     action_span: Span | None  # positions in that sequence
 
 
 class Conversation:
-    """Turns of one episode as token sequences, the same way for either prompt preset.
+    """Turns of one episode as token sequences, for either prompt preset.
 
-    Use `prompt`, then `append_sampled`, turn by turn. A prompt that is not answered leaves no trace.
+    Call `prompt`, then `append_sampled`, for each turn. A prompt without a response is not recorded.
     """
 
     def __init__(self, renderer: Renderer, preamble: str = "") -> None:
-        """
+        """Start an empty conversation.
+
         Args:
-            preamble: stands in front of the first observation's text.
+            preamble: text before the first observation.
         """
         self._renderer = renderer
         self._preamble = preamble
@@ -42,13 +43,13 @@ class Conversation:
         self._logprobs: list[list[np.ndarray]] = []
         self._first: Observation | None = None
         self._past: list[tuple[Observation, str | None]] = []
-        self._asked: tuple[Observation, np.ndarray] | None = None  # observation and the ids it adds
+        self._asked: tuple[Observation, np.ndarray] | None = None  # observation and the ids it appends
 
     def prompt(self, observation: Observation) -> tuple[int, np.ndarray]:
-        """Show an observation.
+        """Add an observation to the context.
 
         Returns:
-            The index of the sequence that the turn belongs to and the whole context, (n,) int32.
+            The index of the turn's sequence, and the full context, (n,) int32.
         """
         if self._first is None:
             if self._preamble:
@@ -67,14 +68,17 @@ class Conversation:
         return 0, np.concatenate([*self._ids[0], added])
 
     def append_sampled(self, ids: np.ndarray, logprobs: np.ndarray | None = None) -> Reply:
-        """Enter the response to the last prompt.
+        """Append the response to the last prompt.
 
         Args:
-            ids: (n,) tokens as the engine sampled them, n > 0 (or `Renderer.respond`'s, for a demonstration).
-            logprobs: (n,) log-probs of those; None enters NaN.
+            ids: (n,) tokens sampled by the engine, n > 0 (for a demonstration, from `Renderer.respond`).
+            logprobs: (n,) log-probs of `ids`; None for NaN.
+
+        Raises:
+            ValueError: there is no prompt, no token, or not one log-prob per token.
         """
         if self._asked is None:
-            raise ValueError("append_sampled needs a prompt before it")
+            raise ValueError("call prompt before append_sampled")
         ids = np.asarray(ids, dtype=np.int32)
         if logprobs is None:
             logprobs = np.full(len(ids), np.nan, dtype=np.float32)
@@ -96,7 +100,7 @@ class Conversation:
         return reply
 
     def sequences(self) -> tuple[TokenSequence, ...]:
-        """Every sequence so far, log-probs NaN where nothing was sampled."""
+        """Return all sequences so far. Log-probs of tokens that were not sampled are NaN."""
         return tuple(
             TokenSequence(np.concatenate(ids), np.concatenate(logprobs))
             for ids, logprobs in zip(self._ids, self._logprobs, strict=True)

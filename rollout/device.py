@@ -1,4 +1,4 @@
-"""Where an actor computes."""
+"""The device that an actor computes on."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import torch
 
 
 class DeviceError(RuntimeError):
-    """The actor was given a GPU that it cannot use."""
+    """Ray assigned a GPU that torch cannot use."""
 
 
 def find_device() -> str:
-    """`cuda` or `cpu`.
+    """Return `cuda` or `cpu`.
 
     Raises:
-        DeviceError: Ray gave this actor a GPU and torch sees none: it would compute on the CPU, unnoticed.
+        DeviceError: Ray assigned a GPU to this actor but torch finds none. Using the CPU would go unnoticed.
     """
     if torch.cuda.is_available():
         return "cuda"
     if ray.is_initialized() and ray.get_gpu_ids():
         raise DeviceError(
-            "Ray gave this actor a GPU and torch sees none: install the gpu packages on this node "
-            "(scripts/setup where nvidia-smi is found), or a driver for their CUDA version"
+            "Ray assigned a GPU to this actor but torch finds none: install the GPU packages on this node "
+            "(run scripts/setup where nvidia-smi is available) or a driver for their CUDA version"
         )
     return "cpu"

@@ -1,7 +1,7 @@
-"""One student engine: vLLM's AsyncLLM as an async Ray actor, token ids in and token ids out.
+"""One student engine: vLLM's AsyncLLM as an async Ray actor, with token ids in and out.
 
-`ray.remote(Engine)` with `engine_env(config)` as its `env_vars`. vLLM's engine core is a process of its own
-below the actor; it inherits those variables.
+Create it by `ray.remote(Engine)` with `engine_env(config)` as its `env_vars`. vLLM's engine core is a child
+process of the actor and inherits these variables.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ if TYPE_CHECKING:
     from vllm.config.model import ModelDType
     from vllm.lora.request import LoRARequest
 
-ADAPTERS = 2  # at work in one step: the newest, and that of requests which began before it
-GPU_BATCH = 8192  # tokens a step; by default vLLM takes 2,048, which is slow for long prompts
-CPU_BLOCK = 32  # tokens of a KV block on CPU, where vLLM's default of 128 would not cache shorter prefixes
+ADAPTERS = 2  # in one batch: the newest and the one that older requests started with
+GPU_BATCH = 8192  # tokens per step; vLLM's default of 2,048 is slow for long prompts
+CPU_BLOCK = 32  # tokens per KV block on CPU; vLLM's default of 128 would not cache shorter prefixes
 
 
 def engine_env(config: Config) -> dict[str, str]:
-    """Environment variables an engine's process must start with.
+    """Return the environment variables for an engine's process.
 
-    Threads: Ray would set OMP_NUM_THREADS to the actor's CPUs, and idle OpenMP threads that spin would take
-    the cores from everyone else on the machine.
+    They limit threads: Ray would set OMP_NUM_THREADS to the actor's CPUs, and idle OpenMP threads that spin
+    would take those cores from other processes.
     """
     return actor_environment(config.cluster.threads) | {
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every engine of a machine takes the same cores
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # otherwise all engines of a machine use the same cores
         "VLLM_NO_USAGE_STATS": "1",
-        # Of use on CPU only, where it keeps vLLM's worker inside the engine core: one process and its imports
-        # less. The engine core is a process of its own all the same.
+        # Matters on CPU only: vLLM's worker then runs inside the engine core, which saves one process and its
+        # imports. The engine core is still a separate process.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
 
 
 def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
-    """vLLM's settings for one engine of `config`."""
+    """Return vLLM's settings for one engine."""
     from vllm import AsyncEngineArgs
     from vllm.config import WeightTransferConfig
     from vllm.platforms import current_platform
@@ -61,15 +61,15 @@ def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
     memory: dict[str, Any] = {
         "gpu_memory_utilization": rollout.gpu_memory_utilization,
         "max_num_batched_tokens": max(GPU_BATCH, rollout.max_num_seqs),
-        # One actor holds all GPUs of its engine. By default vLLM would look for them in the placement group.
+        # One actor has all GPUs of its engine. By default, vLLM would look for them in the placement group.
         "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else None,
     }
     if current_platform.is_cpu():
         memory = {
             "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
             "block_size": CPU_BLOCK,
-            # vLLM's CPU engine dies where a prompt of a seeded request is split over steps ("CPU Generator
-            # does not use offset"). Whole prompts then, with room for all other sequences beside the longest.
+            # vLLM's CPU engine crashes if it splits the prompt of a seeded request over steps ("CPU Generator
+            # does not use offset"). A step must therefore fit the longest prompt and all other sequences.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": config.model.max_length + rollout.max_num_seqs,
         }
@@ -82,7 +82,7 @@ def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
         enable_prefix_caching=True,
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel,
-        # Log-probs of the distribution that was sampled from, at its temperature.
+        # Log-probs of the distribution that tokens are sampled from, including the temperature.
         logprobs_mode="processed_logprobs",
         disable_log_stats=True,
         weight_transfer_config=WeightTransferConfig(backend=config.weight_sync.transport),
@@ -93,9 +93,9 @@ def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
 
 
 def lora_args(model: str, config: Config) -> dict[str, Any]:
-    """vLLM's settings for a model whose adapter is trained.
+    """Return vLLM's settings for a model with a trained adapter.
 
-    The head is left as it is: with an adapter's layer around it, vLLM mixes up the rows of prompt log-probs.
+    The head gets no adapter layer, because with one vLLM mixes up the rows of prompt log-probs.
     """
     from vllm.config.lora import MaxLoRARanks
 
@@ -112,23 +112,23 @@ def lora_args(model: str, config: Config) -> dict[str, Any]:
 
 @dataclass
 class Served:
-    """An adapter that vLLM serves, and how many requests go on with it."""
+    """An adapter that vLLM serves, and its number of running requests."""
 
     request: LoRARequest
     digest: str
-    folder: tempfile.TemporaryDirectory[str]  # vLLM reads it again if it had to drop the adapter
+    folder: tempfile.TemporaryDirectory[str]  # vLLM reloads the adapter from it after an eviction
     running: int = 0
 
 
 class Engine:
-    """Samples and scores with one copy of the student's weights. Every method is for Ray to call."""
+    """Samples and scores with one copy of the student's weights. Methods are called through Ray."""
 
     def __init__(self, model: str, config: Config, index: int) -> None:
-        """Load `model`, a folder, and hold it as version 0."""
+        """Load the model folder `model` as weight version 0."""
         from vllm.v1.engine.async_llm import AsyncLLM
 
         started = time.monotonic()
-        find_device()  # vLLM itself would take the CPU without a word
+        find_device()  # raises if the GPU is unusable; vLLM would silently use the CPU
         self.config = config
         self.index = index
         self.version = 0
@@ -137,22 +137,25 @@ class Engine:
         self.totals = dict.fromkeys(
             ("running", "requests", "prompt_tokens", "cached_tokens", "generated_tokens"), 0
         )
-        self.adapters: list[Served] = []  # oldest first; new requests take the last
+        self.adapters: list[Served] = []  # oldest first; new requests use the last
         self.llm = AsyncLLM.from_engine_args(engine_args(model, config, index))
         self.start_seconds = time.monotonic() - started
 
     async def ready(self) -> dict[str, Any]:
-        """Wait until the engine takes requests; says how long the start took."""
+        """Wait until the engine accepts requests; return its start time in seconds."""
         await self.llm.update_weight_version(str(self.version))
         return {"engine": self.index, "version": self.version, "seconds": self.start_seconds}
 
     async def generate(
         self, prompt_ids: np.ndarray, sampling: Sampling, seconds: float | None = None
     ) -> Generation:
-        """Sample one response to `prompt_ids`, (L,) int; given up after so many seconds, at most
-        rollout.request_timeout.
+        """Sample one response to `prompt_ids`, (L,) int.
 
-        Raises EngineError.
+        Args:
+            seconds: time limit; at most `rollout.request_timeout`.
+
+        Raises:
+            EngineError: the engine failed or the time limit was exceeded.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
@@ -184,9 +187,10 @@ class Engine:
         )
 
     async def score(self, ids: np.ndarray) -> np.ndarray:
-        """Log-probs of ids[1:] at temperature 1, (L - 1,) float32; computed anew, never from cached keys.
+        """Return log-probs of ids[1:] at temperature 1, (L - 1,) float32, without the prefix cache.
 
-        Raises EngineError.
+        Raises:
+            EngineError: the engine failed or the time limit was exceeded.
         """
         from vllm import SamplingParams
 
@@ -194,12 +198,13 @@ class Engine:
         return np.asarray(output.prompt_logprobs.logprobs, dtype=np.float32)
 
     async def load_weights(self, weights: WeightSet) -> None:
-        """Replace the weights between two steps; requests in flight go on with the new ones.
+        """Replace the weights between two steps. Requests in flight continue with the new weights.
 
-        Where an adapter is trained, `weights` is one: it is served beside the older ones, and requests in
-        flight end with the adapter that they began with.
+        If an adapter is trained, `weights` contains only the adapter. New requests use it; requests in flight
+        finish with the adapter they started with.
 
-        Raises EngineError; the engine is then out of use, as it may hold half an update.
+        Raises:
+            EngineError: the update failed. The engine is then disabled, since the update may be incomplete.
         """
         from hindsight.rollout.transfer import lend, update_info
 
@@ -213,12 +218,12 @@ class Engine:
         await self.finish_update(weights.version)
 
     async def add_adapter(self, weights: WeightSet, flat: np.ndarray) -> None:
-        """Serve new requests with this adapter, and forget those that no request uses."""
+        """Use this adapter for new requests and remove adapters without running requests."""
         from vllm.lora.request import LoRARequest
 
         async with self._guard(f"loading adapter {weights.version}"):
-            if weights.version <= self.version:  # vLLM would go on with the adapter that has this number
-                raise ValueError(f"adapter {self.version} is served already")
+            if weights.version <= self.version:  # vLLM would keep the old adapter with this number
+                raise ValueError(f"adapter {self.version} is served already; got {weights.version}")
             folder = tempfile.TemporaryDirectory(prefix="hindsight-adapter-")
             write(Path(folder.name), dict(unpack(flat, weights.layout)), self.config.learner.lora)
             request = LoRARequest(f"adapter {weights.version}", weights.version, folder.name)
@@ -233,49 +238,49 @@ class Engine:
                 served.folder.cleanup()
 
     async def init_transfer(self, info: dict[str, Any]) -> None:
-        """Join the learner's transfer group, for transports that have one."""
+        """Join the learner's transfer group, for transports that use one."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         async with self._guard("joining the transfer group"):
             await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
 
     async def start_update(self) -> None:
-        """Freeze requests where they are and make the model ready to take tensors."""
+        """Pause all requests and prepare the model to receive tensors."""
         async with self._guard("starting a weight update"):
             await self.llm.pause_generation(mode="keep", clear_cache=False)
             await self.llm.start_weight_update()
 
     async def receive_update(self, info: dict[str, Any] | list[dict[str, Any]]) -> None:
-        """Take tensors over the configured transport; a list holds one message per worker."""
+        """Receive tensors over the configured transport. `info` may be a list with one message per worker."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         async with self._guard("receiving weights"):
             await self.llm.update_weights(WeightTransferUpdateRequest(update_info=info))
 
     async def finish_update(self, version: int) -> None:
-        """Make the new weights those of `version`, drop every key of the old ones, go on."""
-        async with self._guard(f"taking over weights {version}"):
+        """Activate the new weights as `version`, drop all keys of the old ones, and resume requests."""
+        async with self._guard(f"activating weights {version}"):
             await self.llm.finish_weight_update(str(version))
-            # Requests in flight too: they hold keys of the old weights, and until freed nothing is reset.
+            # Includes requests in flight: they use keys of the old weights, and block the reset until freed.
             if not await self.llm.reset_prefix_cache(reset_running_requests=True):
                 raise RuntimeError("vLLM did not reset its prefix cache")
             self.version = version
             await self.llm.resume_generation()
 
     async def fingerprint(self) -> tuple[int, set[str]]:
-        """Version of the weights, and the digests of what arrived, by each of the engine's processes."""
+        """Return the weight version and the digests of the buffers that the engine's processes received."""
         newest = self.adapters[-1:]
         digests = [served.digest for served in newest] or await self.llm.collective_rpc("received_digest")
         return int(await self.llm.get_weight_version()), set(digests)
 
     async def stats(self) -> dict[str, int]:
-        """Requests running now, the version, and totals since the start."""
+        """Return the number of running requests, the weight version, and totals since the start."""
         return {**self.totals, "version": self.version}
 
     async def _run(
         self, ids: np.ndarray, params: SamplingParams, seconds: float | None = None
     ) -> RequestOutput:
-        """One request from start to end, under the deadline. Raises EngineError."""
+        """Run one request within the deadline. Raises EngineError."""
         from vllm import TokensPrompt
         from vllm.exceptions import VLLMError
         from vllm.sampling_params import RequestOutputKind
@@ -284,13 +289,13 @@ class Engine:
         context = self.config.model.max_length
         if not 0 < len(ids) < context:
             raise EngineError(
-                f"engine {self.index}: prompt of {len(ids)} tokens; it takes 1 to {context - 1} "
+                f"engine {self.index}: prompt of {len(ids)} tokens; expected 1 to {context - 1} "
                 f"(model.max_length={context})"
             )
         params.output_kind = RequestOutputKind.FINAL_ONLY
         params.detokenize = False
         params.flat_logprobs = True
-        # The salt keeps keys of different weights apart even if a reset were missed.
+        # The salt separates keys of different weights even if a cache reset is missed.
         prompt = TokensPrompt(prompt_token_ids=ids.tolist(), cache_salt=f"weights {self.version}")
         deadline = min(self.config.rollout.request_timeout, seconds or math.inf)
         served = self.adapters[-1] if self.adapters else None
@@ -301,10 +306,10 @@ class Engine:
         if served:
             served.running += 1
         try:
-            async with asyncio.timeout(deadline):  # vLLM forgets a request that nobody awaits any more
+            async with asyncio.timeout(deadline):  # vLLM aborts a request that is no longer awaited
                 [output] = [final async for final in generating]
         except TimeoutError as error:
-            raise EngineError(f"engine {self.index}: no response in {deadline:g} s") from error
+            raise EngineError(f"engine {self.index}: no response within {deadline:g} s") from error
         except VLLMError as error:
             raise EngineError(f"engine {self.index}: {self.failure or error}") from error
         finally:
@@ -315,7 +320,7 @@ class Engine:
 
     @asynccontextmanager
     async def _guard(self, doing: str) -> AsyncIterator[None]:
-        """Put the engine out of use where a part of an update fails, or is given up half-way."""
+        """Disable the engine if part of a weight update fails or is cancelled."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._check()
@@ -323,7 +328,7 @@ class Engine:
             yield
         except BaseException as error:  # vLLM raises plain Exceptions from its workers
             self.failure = f"{doing} failed: {str(error) or type(error).__name__}"
-            # Requests in flight are frozen and would wait for their deadline.
+            # Requests in flight are paused and would otherwise wait for their deadline.
             self.llm.output_processor.propagate_error(EngineDeadError())
             self.llm.shutdown()
             if isinstance(error, Exception):
@@ -332,4 +337,4 @@ class Engine:
 
     def _check(self) -> None:
         if self.failure:
-            raise EngineError(f"engine {self.index} is out of use: {self.failure}")
+            raise EngineError(f"engine {self.index} is disabled: {self.failure}")

@@ -1,4 +1,4 @@
-"""One episode: a coroutine that shows observations to the model and gives its actions to the environment."""
+"""Run one episode: pass observations to the model and its actions to the environment."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hindsight.rollout.conversation import Conversation, Reply
 from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import EngineError, Generation, Sampling, Trajectory, Turn
 
-SMALLEST_RESPONSE = 16  # tokens; with less room a response could only be cut off
+SMALLEST_RESPONSE = 16  # tokens; a shorter response would almost always be cut off
 Generate = Callable[[np.ndarray, Sampling], Awaitable[Generation]]
 
 
 class PromptTooLong(ValueError):
-    """The first prompt leaves no room to answer: the configuration does not fit the environment."""
+    """The first prompt leaves no room for a response: the settings do not fit the environment."""
 
 
 class EpisodeSlot(Protocol):
-    """The part of a leased environment slot that an episode needs."""
+    """The methods of a leased environment slot that an episode needs."""
 
     async def reset(self, task: TaskSpec) -> Observation: ...
 
@@ -35,7 +35,7 @@ class EpisodeSlot(Protocol):
 
 @dataclass(frozen=True)
 class EpisodeLimits:
-    """What bounds one episode."""
+    """Limits of one episode."""
 
     max_turns: int
     max_tokens: int  # per response
@@ -51,14 +51,14 @@ async def play(
     seed: int,
     preamble: str = "",
 ) -> Trajectory:
-    """Play a task to its end. The deadlines are `slot`'s and `generate`'s.
+    """Run one episode of a task. `slot` and `generate` enforce their own deadlines.
 
     Args:
-        preamble: text that the agent is shown before the task.
+        preamble: text shown to the agent before the task.
 
     Raises:
         PromptTooLong: the first prompt does not fit the context.
-        EnvError, EngineError: infrastructure failed; the episode is void and may be played again.
+        EnvError, EngineError: infrastructure failed; discard the episode, and retry it if needed.
     """
     conversation = Conversation(renderer, preamble)
     observation = await slot.reset(task)
@@ -71,7 +71,7 @@ async def play(
             if not turns:
                 example = ", lower evaluate.example_characters" if preamble else ""
                 raise PromptTooLong(
-                    f"the first prompt of task {task.id} has {len(context)} tokens and model.max_length is "
+                    f"the first prompt of task {task.id} has {len(context)} tokens but model.max_length is "
                     f"{renderer.context}: raise model.max_length{example}, or set prompt.list_actions=false"
                 )
             ended = "context"
@@ -100,13 +100,13 @@ async def play(
 
 
 def derive_seed(*parts: int) -> int:
-    """A 31-bit seed from numbers, the same on every machine and in every process."""
+    """Derive a 31-bit seed from numbers. It is the same on all machines and in all processes."""
     digest = hashlib.sha256(",".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 def _correct(observation: Observation, correction: str, reward: float) -> StepResult:
-    """What a malformed response leads to: the environment is not asked and stays as it is."""
+    """Return the result of a malformed response. The environment does not take a step."""
     return StepResult(
         observation=replace(observation, text=correction, role="user"),
         feedback=correction,
@@ -118,7 +118,7 @@ def _correct(observation: Observation, correction: str, reward: float) -> StepRe
 
 
 async def _cut(slot: EpisodeSlot, last: StepResult) -> StepResult:
-    """The last result of an episode that ends from outside, with the benchmark's verdict where it has one."""
+    """Return the last result of a truncated episode, with the benchmark's verdict if it gives one."""
     verdict = await slot.finish()
     if verdict is None:
         return replace(last, truncated=True)

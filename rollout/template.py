@@ -1,7 +1,7 @@
-"""A chat template taken apart, so that a conversation can grow by appending and nothing is rendered twice.
+"""Split a chat template into pieces, so that a conversation grows by appending and is never re-rendered.
 
-A template is a function from messages to text. Rendering it with marks in place of the messages shows what it
-puts around them; rendering several rounds shows whether it leaves earlier turns alone.
+A template is a function from messages to text. Rendering it with placeholders shows the text that it puts
+around messages. Rendering several rounds shows whether it changes earlier turns.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ FIX = "use prompt.preset=window, or another model"
 
 
 class TemplateError(ValueError):
-    """The model's chat template cannot serve the configured prompt; the message names the fix."""
+    """The model's chat template does not support the configured prompt. The message names the fix."""
 
 
 @dataclass(frozen=True)
 class ChatPieces:
-    """What the template puts around the texts of a conversation:
+    """The template's text around the messages of a conversation:
 
     ``opening user closing lead assistant ending bridge user closing lead assistant ending ...``
     """
 
-    opening: str  # system message included
+    opening: str  # including the system message
     closing: str  # ends the user's message and opens the assistant's turn
-    lead: str  # white space before the assistant's text; the model samples it itself
-    ending: str  # the one token that ends the assistant's turn
-    bridge: str  # from behind `ending` to the next user text
+    lead: str  # whitespace before the assistant's text, sampled by the model
+    ending: str  # the token that ends the assistant's turn
+    bridge: str  # from `ending` to the next user text
 
 
 def split_template(
     render: RenderChat, tokens: Sequence[str], system: str | None, reply: Callable[[str], str] | None
 ) -> ChatPieces:
-    """The pieces of a chat template.
+    """Split a chat template into its pieces.
 
     Args:
         render: the template.
-        tokens: the texts of the tokenizer's added tokens; one of them has to end an assistant turn.
-        system: the system message, or None to send none. Where the template has no place for one at the
-            front, it opens the first user message.
-        reply: for a chat of several rounds, wraps a mark the way the agent's responses look; the template
-            must leave them as they are. None for chats of one user message, where there is no `bridge`.
+        tokens: texts of the tokenizer's added tokens; one of them must end an assistant turn.
+        system: the system message, or None. If the template supports none, it goes at the start of the first
+            user message.
+        reply: for a chat of several rounds, formats a placeholder like the agent's responses, which the
+            template must not change. None for chats of one user message, which have no `bridge`.
 
     Raises:
-        TemplateError: the template cannot be taken apart, or rewrites earlier turns.
+        TemplateError: the template cannot be split, or rewrites earlier turns.
     """
     prefixes: list[tuple[list[Message], str]] = [([], "")]
     if system is not None:
@@ -64,7 +64,7 @@ def split_template(
 
 
 def teaches_calls(render: Callable[[list[Message], list[dict[str, Any]]], str]) -> bool:
-    """Whether a template shows the model its tools, in the form of `envs.tool_calls`, and what they returned.
+    """Return whether a template shows tools and their results in the format of `envs.tool_calls`.
 
     Args:
         render: (messages, tools) -> text.
@@ -74,29 +74,29 @@ def teaches_calls(render: Callable[[list[Message], list[dict[str, Any]]], str]) 
     try:
         shown = render([*asked, {"role": "tool", "content": "c"}], [tool])
         wrapped = render([*asked, {"role": "user", "content": tool_result("c")}], [tool])
-    except (JinjaError, TypeError):  # it has no such role, or cannot make a text of a schema
+    except (JinjaError, TypeError):  # no tool role, or it cannot format a schema
         return False
     return shown == wrapped and "probe" in shown and "<tool_call>" in shown
 
 
 def between_users(render: RenderChat) -> str:
-    """What a template puts between two user messages that follow each other.
+    """Return the template's text between two consecutive user messages.
 
     Raises:
-        TemplateError: it takes no such messages.
+        TemplateError: the template does not allow them.
     """
     marks = ("mark0here", "mark1here")
     try:
         shown = render([{"role": "user", "content": mark} for mark in marks], True)
     except JinjaError as error:
         raise TemplateError(
-            f"the chat template takes no two user messages in a row ({error}): use feedback.placement=section"
+            f"the chat template rejects two user messages in a row ({error}): use feedback.placement=section"
         ) from error
     return _around(_around(shown, marks[0])[1], marks[1])[0]
 
 
 def tool_result(text: str) -> str:
-    """What a tool returned, as the user's message that the templates in question make of it."""
+    """Format a tool's result as a user message, the way these templates do."""
     return f"<tool_response>\n{text}\n</tool_response>"
 
 
@@ -122,8 +122,8 @@ def _split(
     found = [(behind.find(token), -len(token), token) for token in tokens if token in behind]
     if not found or behind[: min(found)[0]].strip():
         raise TemplateError(
-            "the chat template ends the assistant's turn with no token of its own, so the end of a response "
-            "cannot be sampled: use another model"
+            "the chat template ends the assistant's turn with no token of its own, so the model cannot end "
+            "a response: use another model"
         )
     ending = min(found)[2]
     gap = before.removeprefix(opening + marks[0] + closing)
@@ -144,6 +144,6 @@ def _split(
 
 def _around(text: str, mark: str) -> tuple[str, str]:
     if text.count(mark) != 1:
-        raise TemplateError(f"the chat template does not show each message once, as it is: {FIX}")
+        raise TemplateError(f"the chat template does not show each message once and unchanged: {FIX}")
     before, _, behind = text.partition(mark)
     return before, behind

@@ -1,9 +1,8 @@
-"""The engine-process end of the object-store transport, in the terms of vLLM's weight-transfer API.
+"""The object-store transport in vLLM's worker processes, as a backend of vLLM's weight-transfer API.
 
-vLLM runs its model in processes of its own, which are no Ray workers. The engine actor therefore takes the
-buffer out of Ray's object store and lends it to them as anonymous shared memory (`lend`); in there,
-`ObjectStoreTransfer` loads it. vLLM imports this module in those processes because it is named as the
-worker extension, and that import registers the backend.
+vLLM's worker processes are not Ray workers. The engine actor therefore copies the buffer from Ray's object
+store into anonymous shared memory (`lend`), and `ObjectStoreTransfer` loads it in the workers. vLLM imports
+this module there because it contains the worker extension. The import registers the backend.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ BACKEND = "object_store"
 
 @contextmanager
 def lend(flat: np.ndarray) -> Iterator[str]:
-    """A path under which other processes of this user on this machine can map a copy of `flat`.
+    """Yield a path at which other processes of this user on this machine can map a copy of `flat`.
 
-    It is a memfd, so nothing stays behind if this process is killed and /dev/shm may be small.
+    It is a memfd, so it disappears if this process is killed and does not depend on the size of /dev/shm.
     """
     descriptor = os.memfd_create("weights")
     try:
@@ -50,24 +49,24 @@ def lend(flat: np.ndarray) -> Iterator[str]:
 
 @dataclass
 class NoInit(WeightTransferInitInfo):
-    """Shared memory needs no rendezvous."""
+    """No settings: shared memory needs no rendezvous."""
 
 
 @dataclass
 class BufferUpdate(WeightTransferUpdateInfo):
-    """Where the buffer can be mapped and what is in it; plain types, for vLLM's message encoding."""
+    """Path and layout of the buffer, in plain types for vLLM's message encoding."""
 
     path: str
     layout: list[list[Any]]  # [name, shape, dtype] of each tensor
 
 
 def update_info(path: str, layout: Layout) -> dict[str, Any]:
-    """The message that `ObjectStoreTransfer` understands."""
+    """Create the update message for `ObjectStoreTransfer`."""
     return {"path": path, "layout": [[meta.name, list(meta.shape), meta.dtype] for meta in layout]}
 
 
 class ObjectStoreTransfer(WeightTransferEngine[NoInit, BufferUpdate]):
-    """Loads one whole set of weights from shared memory, through vLLM's layerwise reload."""
+    """Loads a full set of weights from shared memory through vLLM's layerwise reload."""
 
     init_info_cls = NoInit
     update_info_cls = BufferUpdate
@@ -84,38 +83,36 @@ class ObjectStoreTransfer(WeightTransferEngine[NoInit, BufferUpdate]):
         self.digest = ""
 
     def init_transfer_engine(self, init_info: NoInit) -> None:
-        """Nothing to set up."""
+        """Do nothing: there is nothing to set up."""
 
     def start_weight_update(self) -> None:
-        """Let the model take checkpoint tensors again."""
+        """Prepare the model to load checkpoint tensors again."""
         self.digest = ""
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: BufferUpdate) -> None:
-        """Load every parameter. Raises ValueError naming those that the buffer lacks."""
+        """Load all parameters. Raises ValueError if the buffer lacks any."""
         layout = tuple(TensorMeta(name, tuple(shape), dtype) for name, shape, dtype in update_info.layout)
         flat = np.memmap(update_info.path, dtype=np.uint8, mode="r")
         self.digest = digest(flat)
         loaded = cast("Any", self.model).load_weights(unpack(flat, layout))
         if missing := sorted(self.parameters - loaded):
-            raise ValueError(
-                f"published weights lack {len(missing)} of the engine's parameters: {missing[:8]}"
-            )
+            raise ValueError(f"synced weights lack {len(missing)} of the engine's parameters: {missing[:8]}")
 
     def finish_weight_update(self) -> None:
-        """Turn the tensors into the form that the kernels use."""
+        """Convert the tensors to the format that the kernels use."""
         finalize_layerwise_reload(self.model, self.model_config)
         refresh_packed_head(self.model)
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
 def refresh_packed_head(model: torch.nn.Module) -> None:
-    """Pack the LM head again on CPU, where the reload leaves the head of tied embeddings as it was.
+    """Pack the LM head again on CPU, since the reload does not update the head of tied embeddings.
 
-    There the kernel uses a packed copy that is made when a layer's own tensors are loaded; a tied head has
-    none of its own, so it would go on giving the logits of the old weights.
+    The CPU kernel uses a packed copy that is made when a layer's own tensors are loaded. A tied head has no
+    tensors of its own, so it would keep computing logits with the old weights.
     """
     if not current_platform.is_cpu():
         return
@@ -125,12 +122,12 @@ def refresh_packed_head(model: torch.nn.Module) -> None:
 
 
 class WeightsExtension:
-    """Mixed into vLLM's worker: what the engine may ask of it besides vLLM's own methods."""
+    """Methods that vLLM adds to its worker for the engine to call."""
 
     weight_transfer_engine: Any
 
     def received_digest(self) -> str:
-        """Digest of the buffer that this worker loaded last; empty where no buffer has come."""
+        """Return the digest of the last buffer that this worker loaded, or "" if there is none."""
         transfer = self.weight_transfer_engine
         return transfer.digest if isinstance(transfer, ObjectStoreTransfer) else ""
 

@@ -1,8 +1,8 @@
-"""What a rollout is made of. Ids are what the engine saw and sampled; nothing here is ever tokenized again.
+"""Data types of a rollout. Ids are what the engine saw and sampled; they are never re-tokenized.
 
-Glossary: a *sequence* is one list of token ids that the model saw as one context. With the full-history
-prompt a whole trajectory is one sequence; with the window prompt every turn is its own. A *turn* points
-into a sequence: its context is ``ids[:start]`` and the tokens it sampled are ``ids[start:end]``.
+Glossary: a *sequence* is a list of token ids that the model saw as one context. With the history preset, a
+trajectory is one sequence; with the window preset, each turn has its own. A *turn* points into a sequence:
+its context is ``ids[:start]`` and its sampled tokens are ``ids[start:end]``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hindsight.envs.tasks import TaskSpec
 
 @dataclass(frozen=True)
 class Span:
-    """Half-open range of token positions, relative to what its owner says."""
+    """Half-open range of positions. The field or function that uses it says what they refer to."""
 
     start: int
     end: int
@@ -30,28 +30,28 @@ class Span:
 class Sampling:
     """How an engine samples one response.
 
-    What is trained on has the defaults of the last two: log-probs must be the policy's own.
+    Training samples use the defaults of the last two, because log-probs must be those of the policy.
     """
 
     temperature: float
     max_tokens: int
     seed: int | None = None
     top_p: float = 1.0
-    json_schema: str | None = None  # the response is held to this JSON schema
+    json_schema: str | None = None  # constrains the response
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What an engine sampled for one prompt."""
+    """One sampled response."""
 
-    ids: np.ndarray  # (n,) int32, an end-of-turn token that was sampled included
+    ids: np.ndarray  # (n,) int32, including a sampled end-of-turn token
     logprobs: np.ndarray  # (n,) float32 at the sampling temperature
     finish: str  # "stop" | "length"
     weight_version: int  # the oldest weights that sampled any of the tokens
 
 
 class EngineError(RuntimeError):
-    """An infrastructure failure of an engine: never a reward, always retried or counted."""
+    """An infrastructure failure of an engine. It is retried or counted, never turned into a reward."""
 
 
 @dataclass(frozen=True)
@@ -73,31 +73,31 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Turn:
-    """One assistant turn: what was seen, what was sampled, what came of it."""
+    """One assistant turn: observation, sampled response and result."""
 
     sequence: int  # index into Trajectory.sequences
     start: int  # first sampled position in that sequence
-    end: int  # one past the last sampled position (an end-of-turn token that was sampled is included)
-    action_span: Span | None  # executable-action tokens, positions in that sequence; None: did not parse
+    end: int  # one past the last sampled position, which may be an end-of-turn token
+    action_span: Span | None  # the action's positions in that sequence; None if malformed
     observation: Observation  # before the action
-    response: str  # decoded sampled text
-    action: str | None  # the parsed action; None: malformed
-    valid: bool  # well formed, and admissible where the environment lists its actions
+    response: str  # decoded text, without the end-of-turn token
+    action: str | None  # the parsed action; None if malformed
+    valid: bool  # well-formed, and admissible if the environment lists its actions
     result: StepResult  # after the action; for a malformed turn: the corrective observation
-    weight_version: int  # version of the engine's weights that sampled it
+    weight_version: int  # of the engine when it sampled the turn
 
     @property
     def malformed(self) -> bool:
-        """Nothing could be read as an action."""
+        """Whether the response contains no valid action."""
         return self.action is None
 
     @property
     def inadmissible(self) -> bool:
-        """An action, but none of those that the environment lists."""
+        """Whether the action is not among those that the environment lists."""
         return self.action is not None and not self.valid
 
 
-TurnAt = tuple[int, int]  # (trajectory, turn): where a turn stands in its group
+TurnAt = tuple[int, int]  # (trajectory, turn): position of a turn in its group
 
 
 @dataclass(frozen=True)
@@ -110,21 +110,21 @@ class Trajectory:
     success: bool
     reward: float  # final task reward in [0, 1]
     ended: str  # "terminated" | "truncated" (turn limit) | "context" (no room for another turn)
-    preamble: str = ""  # what the agent was shown before the task; not in the turns' observations
+    preamble: str = ""  # text shown before the task; not in the turns' observations
 
 
 @dataclass(frozen=True)
 class Group:
-    """The trajectories of one task from one initial state: the unit that advantages are computed over."""
+    """Trajectories of one task from the same initial state. Advantages are computed per group."""
 
     ordinal: int  # position in the task sampler
     task: TaskSpec
-    trajectories: tuple[Trajectory, ...]  # fewer than asked for where retries did not help
-    failures: tuple[Failure, ...] = ()  # that retries did not mend
-    retried: tuple[Failure, ...] = ()  # after which it was tried again
-    reference: tuple[str, ...] = ()  # the task's reference solution, where feedback.source asks for it
+    trajectories: tuple[Trajectory, ...]  # fewer than requested if episodes failed after all retries
+    failures: tuple[Failure, ...] = ()  # after all retries
+    retried: tuple[Failure, ...] = ()  # failures that were retried
+    reference: tuple[str, ...] = ()  # the task's reference solution, if feedback.source needs it
 
     @property
     def oldest_version(self) -> int:
-        """The oldest weight version that sampled any turn; staleness is measured from it."""
+        """The oldest weight version that sampled any turn, used to measure staleness."""
         return min(turn.weight_version for trajectory in self.trajectories for turn in trajectory.turns)

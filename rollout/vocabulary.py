@@ -1,7 +1,7 @@
-"""The tokenizer of the random embedded models: small, byte-level, trained on the spot on household text.
+"""The tokenizer of the random embedded models: a small byte-level BPE trained on synthetic household text.
 
-The text is made from the object, receptacle and goal names that the alfworld package ships, so that the
-words of ALFWorld and of the prompts are one token each and nothing has to be downloaded.
+The text uses the object, receptacle and goal names in the alfworld package. This makes words of ALFWorld and
+of the prompts single tokens without a download.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# A tag, a word, one digit, a run of punctuation or of white space; the space before a word goes with it.
+# A tag, a word, one digit, or a run of punctuation or whitespace. A word includes the space before it.
 WORDS = r"</?[a-z_]+>| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+|<|\s+(?!\S)|\s"
 
 FRAMES = (
@@ -45,10 +45,10 @@ FRAMES = (
     "<action>use {o} 1</action><action>examine {o} 1</action><action>look</action><action>inventory</action>",
     "<think>I need to find a {o}. I should check the {r} first, then take it to the {r}.</think>",
     "system\nYou act in a text world to finish a task, one action per turn. Pick the action from the "
-    "listed ones and copy it word for word.\nuser\nassistant\n",
+    "listed ones and copy it exactly.\nuser\nassistant\n",
     "Reply with your action only: <action>your action</action>",
     "Reply with a short thought, then one action: <think>your thought</think><action>your action</action>",
-    "Your reply held no action of the form <action>…</action>.",
+    "Your reply contained no action of the form <action>…</action>.",
     "Steps taken so far: 3\nStep 3 observation: \nStep 3 action: (none)\nStep 4, now: ",
     "Actions: go to {r} 1, open {r} 2, close {r} 3, examine {r} 1, look, inventory",
     "Feedback on the action taken at this step:\nNothing happens.\n\nNow solve the current task correctly.",
@@ -56,12 +56,12 @@ FRAMES = (
 
 
 def household_text(sentences: int, seed: int = 0) -> Iterator[str]:
-    """`sentences` lines in the manner of ALFWorld's observations, its actions and an agent's prompts."""
+    """Yield `sentences` texts in the style of ALFWorld's observations and actions and an agent's prompts."""
     from alfworld.gen import constants, goal_library
 
     draw = random.Random(seed)
     names = {
-        "r": sorted(name.lower() for name in constants.RECEPTACLES),  # sets: their order is not fixed
+        "r": sorted(name.lower() for name in constants.RECEPTACLES),  # sets have no fixed order
         "o": sorted(name.lower() for name in constants.OBJECTS),
     }
     goals = sorted({text for goal in goal_library.gdict.values() for text in goal.get("templates", [])})
@@ -76,7 +76,7 @@ def household_text(sentences: int, seed: int = 0) -> Iterator[str]:
 
 
 def train_tokenizer(vocabulary: int, sentences: int = 12_000) -> Tokenizer:
-    """A byte-level BPE of at most `vocabulary` tokens with the ChatML tokens as ids 0, 1, 2; in a second."""
+    """Train a byte-level BPE of at most `vocabulary` tokens, with the ChatML tokens as ids 0, 1 and 2."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

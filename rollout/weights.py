@@ -1,6 +1,6 @@
-"""Named tensors as one flat byte buffer: how weights travel from the learner to the engines and the teacher.
+"""Named tensors as one flat byte buffer, for weight syncs from the learner to the engines and the teacher.
 
-Pure: no Ray, no vLLM. A layout says where each tensor lies, so a receiver gets views and copies nothing.
+Pure: no Ray, no vLLM. The layout gives each tensor's position, so a receiver uses views without copying.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import torch
 if TYPE_CHECKING:
     import ray
 
-ALIGNMENT = 64  # bytes; a multiple of every dtype's size, so that a view of any dtype is allowed
+ALIGNMENT = 64  # bytes; a multiple of every dtype's size, so that a tensor of any dtype can be a view
 
 
 @dataclass(frozen=True)
 class TensorMeta:
-    """One tensor of a buffer, under its Hugging Face parameter name."""
+    """One tensor of a buffer. The name is its Hugging Face parameter name."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: str  # name in torch, e.g. "bfloat16"
+    dtype: str  # torch's name, e.g. "bfloat16"
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor itself, without padding."""
+        """Size of the tensor in bytes, without padding."""
         return prod(self.shape) * getattr(torch, self.dtype).itemsize
 
 
@@ -45,17 +45,17 @@ class WeightSet:
 
     version: int
     layout: Layout
-    digest: str  # of the buffer, by `digest`
-    data: ray.ObjectRef  # flat uint8 array, by `pack`
+    digest: str  # of the buffer, from `digest`
+    data: ray.ObjectRef  # flat uint8 array, from `pack`
 
 
 def describe(name: str, tensor: torch.Tensor) -> TensorMeta:
-    """What `pack` writes down about a tensor."""
+    """Return the metadata of a tensor."""
     return TensorMeta(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def offsets(layout: Sequence[TensorMeta]) -> list[int]:
-    """First byte of each tensor, and last the size of the whole buffer: len(layout) + 1 numbers."""
+    """Return the first byte of each tensor, then the size of the buffer: len(layout) + 1 numbers."""
     padded = (-(-meta.nbytes // ALIGNMENT) * ALIGNMENT for meta in layout)
     return list(accumulate(padded, initial=0))
 
@@ -65,12 +65,15 @@ def pack(
 ) -> tuple[np.ndarray, Layout]:
     """Copy tensors into one buffer.
 
-    Pass `named_parameters()`, which leaves out the second name of tied weights, as the engines expect.
-    With a `layout` (shapes known beforehand, as under ZeRO-3) the tensors are taken one by one and may be
-    freed in between; without one they must all be alive at once.
+    Pass `named_parameters()`: it omits the second name of tied weights, as the engines expect. With a
+    `layout` (shapes known in advance, as under ZeRO-3), tensors are read one at a time and may be freed in
+    between. Without one, all tensors are in memory at once.
 
-    Returns: the buffer, (bytes,) uint8, and its layout. The same tensors always give the same bytes.
-    Raises ValueError where the tensors are not what `layout` says.
+    Returns:
+        The buffer, (bytes,) uint8, and its layout. The same tensors always give the same bytes.
+
+    Raises:
+        ValueError: the tensors do not match `layout`.
     """
     if layout is None:
         named_tensors = list(named_tensors)
@@ -79,22 +82,23 @@ def pack(
     flat = np.zeros(starts[-1], dtype=np.uint8)
     for meta, start, (name, tensor) in zip(layout, starts[:-1], named_tensors, strict=True):
         if (found := describe(name, tensor)) != meta:
-            raise ValueError(f"weights do not fit their layout: expected {meta}, got {found}")
+            raise ValueError(f"weights do not match their layout: expected {meta}, got {found}")
         if not meta.nbytes:
-            continue  # torch cannot view no bytes as another type
+            continue  # torch cannot view zero bytes as another dtype
         target = torch.from_numpy(flat[start : start + meta.nbytes])
         target.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
     return flat, layout
 
 
 def unpack(flat: np.ndarray, layout: Sequence[TensorMeta]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Views into the buffer, in layout order. Only read them: the buffer may be shared memory.
+    """Yield views of the buffer in layout order. They are read-only, as the buffer may be shared memory.
 
-    Raises ValueError where the buffer's size is not what `layout` says.
+    Raises:
+        ValueError: the buffer's size does not match `layout`.
     """
     starts = offsets(layout)
     if flat.size != starts[-1]:
-        raise ValueError(f"buffer of {flat.size} bytes for a layout of {starts[-1]} bytes")
+        raise ValueError(f"buffer of {flat.size} bytes does not match its layout of {starts[-1]} bytes")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         whole = torch.from_numpy(flat)
@@ -104,5 +108,5 @@ def unpack(flat: np.ndarray, layout: Sequence[TensorMeta]) -> Iterator[tuple[str
 
 
 def digest(flat: np.ndarray) -> str:
-    """Fingerprint of a buffer: SHA-256, about 1.8 GB/s on a current core."""
+    """Return the SHA-256 digest of a buffer (about 1.8 GB/s on a current core)."""
     return hashlib.sha256(flat.data).hexdigest()

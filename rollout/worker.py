@@ -1,4 +1,4 @@
-"""The actor that hosts episodes: it plays the groups it is asked for, all of their episodes at once."""
+"""The actor that runs groups of episodes, with all episodes of a group concurrently."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ T = TypeVar("T")
 
 
 class Worker:
-    """Episodes over engines and environment slots; made an async Ray actor by ``ray.remote(Worker)``.
+    """Runs episodes on engines and environment slots. `ray.remote(Worker)` makes it an async Ray actor.
 
-    Infrastructure failures are played again with the same seed on a fresh slot (and another engine, where an
-    engine failed), `rollout.retries` times; every other exception ends the call and its group's episodes.
+    After an infrastructure failure, an episode is retried up to `rollout.retries` times with the same seed,
+    on a new slot and, if an engine failed, on another engine. Any other exception cancels the whole group.
     """
 
     def __init__(self, model: str, config: Config, engines: Sequence[Any], pool: Any) -> None:
-        """
+        """Load the renderer.
+
         Args:
             model: folder or hub name; only its tokenizer is loaded.
             engines: handles with ``generate.remote(ids, sampling, seconds)``.
-            pool: what `envs.runtime.pool.lease_slot` leases from.
+            pool: the pool for `envs.runtime.pool.lease_slot`.
 
         Raises:
-            TemplateError: the model's chat template cannot serve `config.prompt`.
+            TemplateError: the model's chat template does not support `config.prompt`.
         """
         self._config = config
         self._renderer = load_renderer(model, config)
@@ -49,14 +50,14 @@ class Worker:
     async def rollout(
         self, ordinal: int, task: TaskSpec, size: int, temperature: float, seed: int, preamble: str = ""
     ) -> Group:
-        """Play `size` episodes of a task from its one initial state; each samples with its own seed.
+        """Run `size` episodes of a task from the same initial state, each with its own sampling seed.
 
         Args:
-            preamble: text that the agent is shown before the task.
+            preamble: text shown to the agent before the task.
 
         Raises:
             PromptTooLong: the task's first prompt does not fit the model's context.
-            DataMissing: the environment's data are gone.
+            DataMissing: the environment's data are missing.
         """
         seeds = [derive_seed(seed, ordinal, index) for index in range(size)]
         retried: list[Failure] = []
@@ -73,7 +74,7 @@ class Worker:
         return await self._with_reference(group) if self._config.feedback.needs_reference else group
 
     async def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
-        """An expert's episode.
+        """Return an expert's demonstration of a task.
 
         Raises:
             EnvError: the environment failed more than `rollout.retries` times.
@@ -124,7 +125,7 @@ class Worker:
             return _failure(error, task)
 
     async def _with_reference(self, group: Group) -> Group:
-        """The group with its task's reference solution; without where infrastructure failed."""
+        """Add the task's reference solution to a group, or a failure if infrastructure failed."""
 
         async def attempt() -> list[str] | None:
             async with lease_slot(self._pool) as slot:
@@ -142,13 +143,14 @@ class Worker:
         return replace(group, reference=tuple(actions or ()), retried=tuple(retried))
 
     async def _insist(self, task: TaskSpec, attempt: Callable[[], Awaitable[T]], retried: list[Failure]) -> T:
-        """What an attempt comes to, the last of `rollout.retries` + 1 if need be.
+        """Run `attempt` with up to `rollout.retries` retries.
 
         Args:
-            retried: takes what failed before it was tried again.
+            retried: receives the failures that were retried.
 
         Raises:
-            EnvError, EngineError: of the last attempt; DataMissing at once.
+            EnvError, EngineError: the last attempt failed.
+            DataMissing: data are missing; this is not retried.
         """
         for left in reversed(range(self._config.rollout.retries + 1)):
             try:
@@ -163,7 +165,7 @@ class Worker:
 
 
 def generate_on(handle: Any, engine: int, seconds: float) -> Generate:
-    """Generation on one engine actor, under a deadline; whatever breaks on the way is an EngineError."""
+    """Return a function that generates on one engine actor. It raises EngineError on timeout or failure."""
 
     async def generate(ids: np.ndarray, sampling: Sampling) -> Generation:
         what = f"generation on engine {engine}"
@@ -186,7 +188,7 @@ def generate_on(handle: Any, engine: int, seconds: float) -> Generate:
 
 
 def failure_kind(error: EnvError | EngineError) -> str:
-    """The kind that a failure is counted under, see `Failure.kind`."""
+    """Return the `Failure.kind` of an error."""
     match error:
         case SlotDied():
             return "env_died"
@@ -199,12 +201,12 @@ def failure_kind(error: EnvError | EngineError) -> str:
 
 
 def _failure(error: EnvError | EngineError, task: TaskSpec) -> Failure:
-    """As it is counted."""
+    """Convert an error to a `Failure`."""
     return Failure(failure_kind(error), str(error), task.id)
 
 
 def tally(trajectory: Trajectory) -> dict[str, int]:
-    """What a finished episode adds to the totals. prompt_tokens counts each turn's whole context."""
+    """Return a finished episode's counts. prompt_tokens includes each turn's full context."""
     turns = trajectory.turns
     return {
         "episodes": 1,
@@ -217,7 +219,7 @@ def tally(trajectory: Trajectory) -> dict[str, int]:
 
 
 async def _all(episodes: Iterable[Coroutine[Any, Any, Trajectory | Failure]]) -> list[Trajectory | Failure]:
-    """Run coroutines together; the first exception cancels the rest and is raised as it is."""
+    """Run coroutines concurrently. The first exception cancels the rest and is raised unchanged."""
     tasks = [asyncio.create_task(episode) for episode in episodes]
     try:
         return list(await asyncio.gather(*tasks))

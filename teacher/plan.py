@@ -1,13 +1,13 @@
-"""Which requests share a forward: trees over shared prefixes, in padded rows under a token budget. Pure.
+"""Pack score requests into forward passes: trees over shared prefixes, padded, within a token budget. Pure.
 
-A *tree* is a trunk, which is the front of one sequence, and the tails of requests on that sequence. A tail
-sees the trunk up to its cut and itself, so each request is scored as if it were alone while the trunk is
+A *tree* is a trunk (a prefix of one sequence) and the tails of requests on that sequence. A tail attends to
+the trunk up to its cut and to itself, so its scores are the same as without the other tails. The trunk is
 computed once:
 
     trunk 0 1 2 3 4 5 6 7 | tail of cut 3: 3 4 5 | tail of cut 7: 7 8 9        (positions)
 
-Tails go through the model in *runs*, those of the latest cuts first: each run sees no more of the trunk than
-the one before, so its keys and values are cropped on the way and never copied.
+Tails go through the model in *runs*, latest cuts first. Each run attends to no more of the trunk than the run
+before it, so the trunk's keys and values can be cropped in place and are never copied.
 """
 
 from __future__ import annotations
@@ -20,53 +20,53 @@ import numpy as np
 
 from hindsight.teacher.contexts import ScoreRequest
 
-PADDING = 0.1  # most of a forward's tokens that may be padding
-RUN = 512  # tail tokens of one run: a tail's queries meet the keys of all tails in its run
+PADDING = 0.1  # maximum fraction of padding in a forward pass
+RUN = 512  # tail tokens in one run; attention cost grows with the tails in a run
 
 
 class BudgetError(ValueError):
-    """One request alone is longer than the budget of a forward."""
+    """A single request exceeds the token budget of a forward pass."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Requests on one sequence that are scored together."""
+    """Requests on one sequence, scored together."""
 
     trajectory: int
     sequence: int
     trunk: int  # tokens taken from the front of the sequence: the largest cut
-    requests: tuple[int, ...]  # indices into the list of requests, by rising cut
-    tokens: int  # trunk and tails
+    requests: tuple[int, ...]  # indices into the list of requests, by increasing cut
+    tokens: int  # of the trunk and the tails
 
 
 @dataclass(frozen=True)
 class Run:
-    """Tails of several trees that go through the model at once."""
+    """Tails of several trees that go through the model together."""
 
     parts: tuple[tuple[int, ...], ...]  # per tree, indices into the list of requests; may be empty
-    seen: int  # trunk tokens that this run or a later one sees
+    seen: int  # trunk tokens used in this run or a later one
 
 
 @dataclass(frozen=True)
 class Tails:
-    """One tree's part of a run, as a row of S tokens with W wanted positions."""
+    """One tree's part of a run: a row of S tokens with W positions to score."""
 
     ids: np.ndarray  # (S,) int32
-    positions: np.ndarray  # (S,) int32, position of each token in its own context
-    branch: np.ndarray  # (S,) int32, the tail that it is of: 1, 2, ...
-    seen: np.ndarray  # (S,) int32, how many trunk tokens it sees
-    predictors: np.ndarray  # (W,) int32, where the logits of each wanted token are
-    wanted: np.ndarray  # (W, 1 + k) int32, the token and k others wanted at the same position
-    sizes: tuple[int, ...]  # wanted positions per request
+    positions: np.ndarray  # (S,) int32, position of each token in its context
+    branch: np.ndarray  # (S,) int32, number of the token's tail: 1, 2, ...
+    seen: np.ndarray  # (S,) int32, number of trunk tokens that each token attends to
+    predictors: np.ndarray  # (W,) int32, positions whose logits predict the tokens to score
+    wanted: np.ndarray  # (W, 1 + k) int32, the token and k candidates at each position
+    sizes: tuple[int, ...]  # number of scored positions per request
 
 
 def plan_forwards(requests: Sequence[ScoreRequest], budget: int) -> list[list[Tree]]:
-    """Split requests into forwards; each forward is a list of trees, padded to its longest.
+    """Split requests into forward passes. Each is a list of trees, padded to the longest one.
 
-    Every request is in exactly one tree, and rows x longest row of a forward stays within `budget` tokens.
+    Every request is in exactly one tree. A forward pass has at most `budget` tokens, including padding.
 
     Raises:
-        BudgetError: a request alone is over the budget.
+        BudgetError: a single request exceeds the budget.
     """
     forwards: list[list[Tree]] = []
     width = real = 0
@@ -82,16 +82,16 @@ def plan_forwards(requests: Sequence[ScoreRequest], budget: int) -> list[list[Tr
 
 
 def tokens_read(requests: Sequence[ScoreRequest], budget: int) -> int:
-    """Tokens of contexts and spans in all forwards: what trees share once each, padding left out.
+    """Return the tokens of all forward passes, without padding. A shared prefix counts once per tree.
 
     Raises:
-        BudgetError: a request alone is over the budget.
+        BudgetError: a single request exceeds the budget.
     """
     return sum(tree.tokens for tree in _grow_trees(requests, budget))
 
 
 def plan_runs(trees: Sequence[Tree], requests: Sequence[ScoreRequest]) -> list[Run]:
-    """The runs of a forward's trees, in the order in which the model reads them."""
+    """Return the runs of a forward pass in the order in which they go through the model."""
     split = [_split(tree, requests) for tree in trees]
     runs: list[Run] = []
     seen = 0
@@ -103,7 +103,7 @@ def plan_runs(trees: Sequence[Tree], requests: Sequence[ScoreRequest]) -> list[R
 
 
 def lay_out(requests: Sequence[ScoreRequest]) -> Tails:
-    """The row of these requests' tails; of none, a row of no tokens."""
+    """Lay out the tails of requests as one row; an empty row if there are none."""
     empty = np.zeros(0, np.int32)
     ids, positions, branch, seen, predictors = [empty], [empty], [empty], [empty], [empty]
     wanted = []
@@ -131,7 +131,7 @@ def lay_out(requests: Sequence[ScoreRequest]) -> Tails:
 
 
 def _split(tree: Tree, requests: Sequence[ScoreRequest]) -> list[tuple[int, ...]]:
-    """The tree's requests in parts of at most `RUN` tail tokens, or of one request."""
+    """Split a tree's requests into parts of at most `RUN` tail tokens, or of a single request."""
     parts: list[tuple[int, ...]] = []
     tokens = 0
     for index in tree.requests:
@@ -144,7 +144,7 @@ def _split(tree: Tree, requests: Sequence[ScoreRequest]) -> list[tuple[int, ...]
 
 
 def _grow_trees(requests: Sequence[ScoreRequest], budget: int) -> list[Tree]:
-    """Trees of at most `budget` tokens, each on one sequence; a later tree computes its trunk again."""
+    """Group requests into trees of at most `budget` tokens. Each tree computes its own trunk."""
     on_sequence: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
         _check(request, budget)
@@ -174,6 +174,6 @@ def _check(request: ScoreRequest, budget: int) -> None:
     where = f"trajectory {request.trajectory}, turn {request.turn}"
     length = request.cut + len(request.tail)
     if length > budget:
-        raise BudgetError(f"{where}: a request of {length} tokens; raise teacher.batch_tokens ({budget})")
+        raise BudgetError(f"{where}: {length} tokens exceed teacher.batch_tokens = {budget}: raise it")
     if not 0 < request.span.start < request.span.end <= len(request.tail):
-        raise ValueError(f"{where}: positions {request.span} of a tail of {len(request.tail)} tokens")
+        raise ValueError(f"{where}: invalid positions {request.span} in a tail of {len(request.tail)} tokens")

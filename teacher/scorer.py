@@ -1,4 +1,4 @@
-"""The teacher: a causal LM that scores chosen spans, each prefix computed once, and the actor that holds it.
+"""The teacher: an actor with a causal LM that scores chosen spans and computes each shared prefix once.
 
 own = {"env_vars": teacher_env(config)}
 teacher = ray.remote(TeacherScorer).options(runtime_env=own, ...).remote(path, config, temperature, share)
@@ -24,59 +24,61 @@ from hindsight.teacher.plan import Tails, lay_out, plan_forwards, plan_runs
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-HEAD_ROWS = 1024  # positions whose float32 logits over the vocabulary exist at once
+HEAD_ROWS = 1024  # positions per chunk of float32 logits over the vocabulary, to limit memory
 
 
 class ScorerError(ValueError):
-    """The model cannot be a teacher."""
+    """The model is not supported as a teacher."""
 
 
 class WeightsError(RuntimeError):
-    """Weights that arrived are not the ones that were sent, or not this model's."""
+    """Received weights are corrupt or do not match this model."""
 
 
 def teacher_env(config: Config) -> dict[str, str]:
-    """Environment variables the teacher's process must start with."""
+    """Return the environment variables for the teacher's process."""
     return actor_environment(config.cluster.threads)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What the teacher gives to one request."""
+    """The teacher's scores for one request."""
 
-    logprobs: np.ndarray  # (n,) float32 of the span's tokens
-    candidates: np.ndarray  # (n, k) float32 of the request's candidates; k may be 0
+    logprobs: np.ndarray  # (n,) float32, of the span's tokens
+    candidates: np.ndarray  # (n, k) float32, of the request's candidates; k may be 0
 
 
 class SpanScorer:
-    """Log-probs of spans under a causal LM, without logits anywhere else."""
+    """Scores spans under a causal LM and computes logits for those spans only."""
 
     def __init__(self, model: PreTrainedModel, budget: int, temperature: float) -> None:
-        """
+        """Put the model in eval mode and check that it is supported.
+
         Args:
             model: a transformers causal LM with full attention in every layer and a plain linear head.
-            budget: most tokens of one forward.
+            budget: maximum tokens of one forward pass.
             temperature: divides the logits.
 
         Raises:
-            ScorerError: the model has another kind of attention or head.
+            ScorerError: the model has a different kind of attention or head.
         """
         self.model = model.eval()
         self.budget = budget
         self.temperature = temperature
-        self.computed = 0  # tokens that went through the model, padding included
+        self.computed = 0  # tokens that went through the model, including padding
         self._check()
 
     @torch.inference_mode()
     def score(
         self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest]
     ) -> list[Scored]:
-        """
+        """Return the scores of each request, in the order of `requests`.
+
         Args:
             sequences: per trajectory, the ids of its sequences, (L,) int32 each.
 
         Raises:
-            BudgetError: a request alone is over the budget.
+            BudgetError: a single request exceeds the budget.
         """
         from transformers import DynamicCache
 
@@ -86,14 +88,14 @@ class SpanScorer:
             kept = DynamicCache()  # the trunks' keys and values
             self._read(self._stack(trunks), kept)
             for run in plan_runs(trees, requests):
-                kept.crop(run.seen - kept.get_seq_length())  # from what the run before left
+                kept.crop(run.seen - kept.get_seq_length())  # remove keys and values of the previous run
                 rows = [lay_out([requests[index] for index in part]) for part in run.parts]
                 for part, scored in zip(run.parts, self._run(rows, kept), strict=True):
                     scores.update(zip(part, scored, strict=True))
         return [scores[index] for index in range(len(requests))]
 
     def _run(self, rows: Sequence[Tails], kept: Cache) -> Iterator[list[Scored]]:
-        """Per row, what is wanted of each request."""
+        """Yield the scores of each row's requests."""
         branch, seen = self._stack([row.branch for row in rows]), self._stack([row.seen for row in rows])
         mask = run_mask(branch, seen, kept.get_seq_length())
         ids, positions = self._stack([row.ids for row in rows]), self._stack([row.positions for row in rows])
@@ -101,11 +103,11 @@ class SpanScorer:
         for row, states in zip(rows, hidden, strict=True):
             chosen = states[torch.from_numpy(row.predictors).to(states.device)]
             logprobs = self._logprobs(chosen, torch.from_numpy(row.wanted).to(states.device)).cpu().numpy()
-            parts = np.split(logprobs, np.cumsum(row.sizes, dtype=int))[:-1]  # the last one is empty
+            parts = np.split(logprobs, np.cumsum(row.sizes, dtype=int))[:-1]  # the last part is empty
             yield [Scored(part[:, 0], part[:, 1:]) for part in parts]
 
     def _read(self, ids: torch.Tensor, kept: Cache, **inputs: torch.Tensor) -> torch.Tensor:
-        """(B, L) ids behind what is kept -> (B, L, H) states; keys and values are kept too."""
+        """Run (B, L) ids through the base model, extend the cache `kept` and return the (B, L, H) states."""
         self.computed += ids.numel()
         states: torch.Tensor = self.model.base_model(
             input_ids=ids, past_key_values=kept, use_cache=True, **inputs
@@ -113,7 +115,7 @@ class SpanScorer:
         return states
 
     def _logprobs(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """(W, H) states and (W, n) tokens -> (W, n) float32 log-probs."""
+        """Return (W, n) float32 log-probs of (W, n) tokens, given (W, H) states."""
         head = self.model.get_output_embeddings()
         parts = []
         for states, chosen in zip(hidden.split(HEAD_ROWS), tokens.long().split(HEAD_ROWS), strict=True):
@@ -122,7 +124,7 @@ class SpanScorer:
         return torch.cat(parts)
 
     def _stack(self, arrays: list[np.ndarray]) -> torch.Tensor:
-        """Rows padded on the right with 0, (B, L) int64."""
+        """Stack rows, padded on the right with 0, (B, L) int64."""
         padded = np.zeros((len(arrays), max(map(len, arrays))), dtype=np.int64)
         for row, values in zip(padded, arrays, strict=True):
             row[: len(values)] = values
@@ -135,24 +137,28 @@ class SpanScorer:
         if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
             raise ScorerError(
                 f"{type(self.model).__name__} has layers without full attention, so contexts cannot share a "
-                "prefix in one forward: choose a model with full attention in every layer for model.path"
+                "prefix: set model.path to a model with full attention in every layer"
             )
         probe = torch.arange(4, device=self.model.device)[None]
         hidden = self.model.base_model(input_ids=probe, use_cache=False).last_hidden_state
         logits = self.model(input_ids=probe, use_cache=False).logits
         if not torch.equal(self.model.get_output_embeddings()(hidden), logits):
             raise ScorerError(
-                f"{type(self.model).__name__} scales or caps its logits behind the head: "
-                "choose a model with a plain linear head for model.path"
+                f"{type(self.model).__name__} scales or caps its logits after the head: "
+                "set model.path to a model with a plain linear head"
             )
 
 
 def run_mask(branch: torch.Tensor, seen: torch.Tensor, trunk: int) -> torch.Tensor:
-    """Who sees whom in a run, both arguments (B, S) as in `Tails`, padded behind with 0.
+    """Return the attention mask of a run.
+
+    Args:
+        branch, seen: (B, S), as in `Tails`, padded on the right with 0.
+        trunk: number of trunk tokens.
 
     Returns:
-        (B, S, trunk + S) bool, query by key: a trunk token before the query's cut, the query itself or an
-        earlier token of its own tail. Padding sees padding, since it has to see something.
+        (B, S, trunk + S) bool, query by key. A query attends to the trunk before its cut, to earlier tokens
+        of its tail and to itself. Padding attends to padding, because a query needs at least one key.
     """
     order = torch.arange(branch.shape[1], device=branch.device)
     in_trunk = torch.arange(trunk, device=branch.device) < seen[:, :, None]
@@ -161,10 +167,10 @@ def run_mask(branch: torch.Tensor, seen: torch.Tensor, trunk: int) -> torch.Tens
 
 
 def load_strictly(targets: Mapping[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Copy tensors into those of the same name: each exactly once, or none at all.
+    """Copy each tensor into the target of the same name.
 
     Raises:
-        WeightsError: see `fitting`.
+        WeightsError: see `fitting`. Nothing has been copied then.
     """
     given = fitting(targets, tensors)
     with torch.no_grad():
@@ -175,32 +181,33 @@ def load_strictly(targets: Mapping[str, torch.Tensor], tensors: Iterable[tuple[s
 def fitting(
     targets: Mapping[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]
 ) -> list[tuple[str, torch.Tensor]]:
-    """The tensors, one for each target.
+    """Return the tensors after checking that each target has exactly one.
 
     Raises:
-        WeightsError: one is missing, unknown, given twice or of another shape.
+        WeightsError: a tensor is missing, unknown, duplicated or has the wrong shape.
     """
     given = list(tensors)
     arrived = sorted((name, tuple(tensor.shape)) for name, tensor in given)
     expected = sorted((name, tuple(target.shape)) for name, target in targets.items())
     if arrived != expected:
-        odd = sorted(set(arrived) ^ set(expected))[:4] or "one is given twice"
-        raise WeightsError(f"{len(arrived)} weights do not fit {len(expected)} parameters: {odd}")
+        odd = sorted(set(arrived) ^ set(expected))[:4] or "a name occurs twice"
+        raise WeightsError(f"{len(arrived)} weights do not match {len(expected)} parameters: {odd}")
     return given
 
 
 class TeacherScorer:
-    """Holds a copy of the student's weights and scores with it. Every method is for Ray to call.
+    """Scores with a copy or moving average of the student's weights. Methods are called through Ray.
 
-    Of a student that trains an adapter, it holds the model and such an adapter beside it.
+    If the student trains an adapter, the teacher has the base model and its own copy of the adapter.
     """
 
     def __init__(self, model: str, config: Config, temperature: float, share: float = 1.0) -> None:
-        """
+        """Load the model.
+
         Args:
-            model: a folder of a causal LM.
+            model: folder of a causal LM.
             temperature: divides the logits.
-            share: of the way to the student that a refresh moves it; below 1 it keeps an average in float32.
+            share: weight of the student in each refresh. Below 1, the teacher is a moving average in float32.
 
         Raises:
             ScorerError: see `SpanScorer`.
@@ -214,12 +221,12 @@ class TeacherScorer:
         )
         lora = config.learner.lora
         adapter = Adapter(loaded, lora, config.seed) if lora.rank else None
-        # Moved in place: `to` of a PreTrainedModel is decorated beyond what a type checker can follow.
+        # `loaded.to` moves in place too, but its decorators confuse the type checker.
         torch.nn.Module.to(loaded, device)
         self._scorer = SpanScorer(loaded, config.teacher.batch_tokens, temperature)
-        # What follows the student, by the names under which it travels.
+        # The tensors that follow the student, by their names in a weight sync.
         self._held = named(adapter.pairs) if adapter else dict(loaded.named_parameters())
-        averages = share < 1 and not config.averages_adapter  # of an adapter: the learner does
+        averages = share < 1 and not config.averages_adapter  # the learner averages an adapter
         # A moving average in bfloat16 would round small steps away.
         self._average = (
             {name: value.detach().float() for name, value in self._held.items()} if averages else None
@@ -228,29 +235,29 @@ class TeacherScorer:
         self._version = 0
 
     def ready(self) -> dict[str, int]:
-        """Version of the weights, and `context`: most tokens of one request (for `ContextLimits`)."""
+        """Return the weight `version`, and `context`: the maximum tokens of a request (`ContextLimits`)."""
         positions = int(self._scorer.model.config.max_position_embeddings)
         return {"version": self._version, "context": min(positions, self._scorer.budget)}
 
     def load_weights(self, weights: WeightSet, whole: bool = True) -> None:
-        """Take over the student: as a hard copy, or its share of it.
+        """Move toward the student's weights by `share`, or copy them.
 
         Args:
-            whole: a hard copy, whatever the share.
+            whole: copy the weights, regardless of `share`.
 
         Raises:
-            WeightsError: the buffer is not the one that was sent, or not this model's.
+            WeightsError: the buffer is corrupt or does not match this model.
         """
         import ray
 
         flat = ray.get(weights.data)
         if (found := digest(flat)) != weights.digest:
-            raise WeightsError(f"weights {weights.version} were sent as {weights.digest}, arrived as {found}")
+            raise WeightsError(f"weights {weights.version}: sent digest {weights.digest}, arrived as {found}")
         self._take(unpack(flat, weights.layout), 1.0 if whole else self._share)
         self._version = weights.version
 
     def save(self, path: str) -> None:
-        """Write the weights as a safetensors file: a resumed run needs the teacher of the last refresh."""
+        """Write the weights to a safetensors file. A resumed run needs the teacher of the last refresh."""
         from safetensors.torch import save_file
 
         held = self._average or self._held
@@ -258,10 +265,10 @@ class TeacherScorer:
         save_file(tensors, path, metadata={"version": str(self._version)})
 
     def load(self, path: str) -> None:
-        """Take over what `save` wrote.
+        """Load weights that `save` wrote.
 
         Raises:
-            WeightsError: the file is not of this model.
+            WeightsError: the file does not match this model.
         """
         from safetensors import safe_open
 
@@ -270,7 +277,7 @@ class TeacherScorer:
             self._version = int(file.metadata()["version"])
 
     def _take(self, tensors: Iterable[tuple[str, torch.Tensor]], share: float) -> None:
-        """Move by `share` of the way to these weights. Raises WeightsError; nothing has moved then."""
+        """Move toward these weights by `share`. Raises WeightsError before anything changes."""
         average = self._average
         if average is None:
             load_strictly(self._held, tensors)
@@ -283,5 +290,5 @@ class TeacherScorer:
     def score(
         self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest]
     ) -> list[Scored]:
-        """`SpanScorer.score`."""
+        """Return the scores; see `SpanScorer.score`."""
         return self._scorer.score(sequences, requests)

@@ -17,6 +17,7 @@ from hindsight.cluster.failures import RunError
 from hindsight.cluster.start import connect
 from hindsight.configs.load import load
 from hindsight.configs.schema import Config
+from hindsight.envs.runtime import remote
 from hindsight.rollout.episode import PromptTooLong
 
 RECIPE = str(Path(__file__).resolve().parents[2] / "configs/nano.yaml")
@@ -39,15 +40,19 @@ def listener() -> Iterator[int]:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("learner.lrr=1", "unknown key learner.lrr; the nearest is learner.lr"),
-        ("learner.lr=abc", "learner.lr = 'abc' is not allowed: float, at least 0.0"),
-        ("env.max_turns=0", "env.max_turns = 0 is not allowed: int, at least 1"),
-        ("prompt.preset=chat", "one of history, window"),
+        ("learner.lrr=1", "unknown setting 'learner.lrr'. Did you mean 'learner.lr'?"),
+        ("learner.lr=abc", "learner.lr = 'abc': expected a number >= 0"),
+        ("env.max_turns=0", "env.max_turns = 0: expected an integer >= 1"),
+        ("prompt.preset=chat", "prompt.preset = 'chat': expected one of history, window"),
+        ("teacher.ema=0.05", "unknown setting 'teacher.ema'. It is now teacher.ema_decay"),
+        ("env.name=webshp", "env.name = 'webshp' is unknown. Did you mean 'webshop'?"),
+        ("method=serll", "method = 'serll' is unknown. Did you mean 'serl'?"),
+        ("signal.name=none signal.clip=0.1", "unknown setting 'signal.clip'. Did you mean"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(setting: str, said: str) -> None:
     for command in ("train", "config", "sft"):
-        assert said in answer(command, RECIPE, setting)
+        assert said in answer(command, RECIPE, *setting.split())
 
 
 def test_a_missing_recipe_or_checkpoint_is_named(tmp_path: Path) -> None:
@@ -56,8 +61,11 @@ def test_a_missing_recipe_or_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_what_an_actor_raised_is_said_without_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run(config: Config) -> None:
+    async def rollout() -> None:
         raise RayTaskError("rollout", "a long trace", PromptTooLong("no room")).as_instanceof_cause()
+
+    async def run(config: Config) -> None:
+        await remote.answer(rollout(), timeout=60, setting="rollout.timeout", what="a rollout")
 
     monkeypatch.setattr(hindsight.cluster.commands, "train_run", run)
     assert answer("train", RECIPE) == "no room"
@@ -69,20 +77,20 @@ def test_an_evaluation_keeps_the_customer_of_the_training_run(
     """Served by the run and unnamed, it is the model that training began with: not the checkpoint."""
     seen = []
 
-    async def run(config: Config) -> None:
-        seen.append(config)
+    async def run(config: Config, user_model: str) -> None:
+        seen.append((config, user_model))
 
     monkeypatch.setattr(hindsight.cluster.commands, "eval_run", run)
     (tmp_path / "config.json").touch()
     for user in ("env.user.source=engine", "env.user.source=scripted"):
-        asked = ["eval", str(tmp_path), RECIPE, user, "model.path=smollm2-135m"]
+        asked = ["eval", str(tmp_path), RECIPE, "env.name=taubench", user, "env.kinds=[retail]"]
         assert CliRunner().invoke(app, asked).exit_code == 0
-    assert [config.env.user.model for config in seen] == ["smollm2-135m", ""]
-    assert {config.model.path for config in seen} == {str(tmp_path)}
+    assert [config.env.served_model for config, _ in seen] == ["", None]
+    assert {(config.model.path, user_model) for config, user_model in seen} == {(str(tmp_path), "nano")}
 
 
 def test_a_warm_start_without_demonstrations_is_refused() -> None:
-    assert "sft.demos is 0" in answer("sft", RECIPE, "sft.demos=0")
+    assert "sft.demos = 0" in answer("sft", RECIPE, "sft.demos=0")
 
 
 def with_cluster(**settings: object) -> Config:
@@ -101,5 +109,5 @@ def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(RunError, match=rf"nothing answers at '127.0.0.1:{port}'.*ray start --head"):
+    with pytest.raises(RunError, match=rf"no Ray cluster answers at '127.0.0.1:{port}'.*ray start --head"):
         connect(with_cluster(address=f"127.0.0.1:{port}"))

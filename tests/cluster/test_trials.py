@@ -181,7 +181,7 @@ def test_the_table_has_a_row_for_each_trial():
         ["after reinforcement", "20", "75.0%"],
     ]
     assert rows[3][3:] == ["30.1% to 95.4%", "4", "6.0", "9"]
-    assert "1,200 tokens read, 80 written" in text
+    assert "1,200 prompt tokens, 80 generated" in text
 
 
 def test_the_closing_lines_sum_over_steps():

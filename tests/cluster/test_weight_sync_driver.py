@@ -18,8 +18,6 @@ from hindsight.learner import weight_sync
 from hindsight.learner.weight_sync import SyncReport
 from hindsight.rollout.weights import WeightSet
 
-FIRST, LATER = 0, 3  # steps that were trained
-
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -38,9 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def trainer(
-    asked: list[str], config: Config, step: int, *, scorers: tuple[str, ...], critic: bool
-) -> Trainer:
+def trainer(asked: list[str], config: Config, *, scorers: tuple[str, ...], critic: bool) -> Trainer:
     def method(name: str, answer: Any = None) -> Any:
         async def call(*_: Any, **__: Any) -> Any:
             asked.append(name)
@@ -63,12 +59,13 @@ def trainer(
         actors=actors,
         canary=np.arange(4),
         now=lambda *_: None,
-        state=SimpleNamespace(version=0, step=step),
+        state=SimpleNamespace(version=0),
     )
     return Trainer(run)
 
 
 BOTH = ("teacher", "reference")
+TEACHER, EVERYWHERE = {"teacher": True}, {"everywhere": True}
 NCCL = Config(weight_sync=WeightSync(transport="nccl"))
 STORE = Config()
 ADAPTER = Config(
@@ -79,30 +76,30 @@ ADAPTER = Config(
 
 
 @pytest.mark.parametrize(
-    ("config", "step", "refresh", "scorers", "critic", "expected"),
+    ("config", "to", "scorers", "critic", "expected"),
     [
-        (NCCL, LATER, False, BOTH, True, ["broadcast"]),
-        (NCCL, LATER, True, BOTH, True, ["broadcast", "export", "teacher"]),
-        (NCCL, FIRST, True, BOTH, True, ["broadcast", "export", "teacher", "reference", "critic"]),
-        (NCCL, FIRST, True, (), True, ["broadcast", "export", "critic"]),
-        (NCCL, FIRST, True, (), False, ["broadcast"]),
-        (NCCL, LATER, True, ("reference",), True, ["broadcast"]),
-        (STORE, LATER, True, BOTH, True, ["export", "sync_weights", "teacher"]),
-        (ADAPTER, LATER, True, BOTH, True, ["export", "sync_weights", "export_average", "teacher"]),
-        (ADAPTER, FIRST, True, (), True, ["export", "sync_weights", "export_merged", "critic"]),
+        (NCCL, {}, BOTH, True, ["broadcast"]),
+        (NCCL, TEACHER, BOTH, True, ["broadcast", "export", "teacher"]),
+        (NCCL, EVERYWHERE, BOTH, True, ["broadcast", "export", "teacher", "reference", "critic"]),
+        (NCCL, EVERYWHERE, (), True, ["broadcast", "export", "critic"]),
+        (NCCL, EVERYWHERE, (), False, ["broadcast"]),
+        (NCCL, TEACHER, ("reference",), True, ["broadcast"]),
+        (STORE, {}, BOTH, True, ["export", "sync_weights"]),
+        (STORE, TEACHER, BOTH, True, ["export", "sync_weights", "teacher"]),
+        (ADAPTER, TEACHER, BOTH, True, ["export", "sync_weights", "export_average", "teacher"]),
+        (ADAPTER, EVERYWHERE, (), True, ["export", "sync_weights", "export_merged", "critic"]),
     ],
 )
 def test_weights_are_exported_only_for_those_who_need_them(
     asked: list[str],
     config: Config,
-    step: int,
-    refresh: bool,
+    to: dict[str, bool],
     scorers: tuple[str, ...],
     critic: bool,
     expected: list[str],
 ) -> None:
-    made = trainer(asked, config, step, scorers=scorers, critic=critic)
-    asyncio.run(made.sync_weights(refresh))
+    made = trainer(asked, config, scorers=scorers, critic=critic)
+    asyncio.run(made.sync_weights(**to))
     assert asked == ["score", *expected]
     assert made.run.state.version == 1
 
@@ -110,7 +107,7 @@ def test_weights_are_exported_only_for_those_who_need_them(
 def test_a_slow_weight_sync_is_a_missed_deadline_that_names_its_setting(asked: list[str]) -> None:
     """It may take longer than a run may stand still."""
     config = Config(learner=Learner(timeout=0.8), cluster=Cluster(stall_timeout=0.2))
-    made = trainer(asked, config, LATER, scorers=(), critic=False)
+    made = trainer(asked, config, scorers=(), critic=False)
 
     async def never(*_: Any) -> None:
         await asyncio.sleep(60)

@@ -2,66 +2,74 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hindsight.configs.check import check, differences, render, settings
-from hindsight.configs.load import load
+from hindsight.configs.check import check, differences, render
+from hindsight.configs.load import ConfigError, load, recipes
+from hindsight.configs.registry import REGISTRIES
 from hindsight.configs.schema import Config
+from hindsight.configs.setting import settings
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
-BOUNDED = [
-    (key, item)
-    for key, item, _ in settings(Config())
-    if item.metadata["low"] is not None or item.metadata["high"]
+# Every built-in entry of every registry, as the override that names it; env.name=alfworld changes nothing.
+ENTRIES = [
+    f"{one.key}={f'[{name}]' if one.key == 'tracker.names' else name}"
+    for one in REGISTRIES.values()
+    for name in one.builtin
 ]
-CHOSEN = [(key, item) for key, item, _ in settings(Config()) if item.metadata["choices"]]
+# By its key, a setting and the override that names the entry it belongs to.
+SETTINGS = {item.key: (entry, item) for entry in reversed(ENTRIES) for item in settings(load(None, [entry]))}
+BOUNDED = [key for key, (_, item) in SETTINGS.items() if item.low is not None or item.high is not None]
+CHOSEN = [key for key, (_, item) in SETTINGS.items() if item.choices]
 
 
 def problems(*overrides: str) -> list[str]:
     return check(load(None, overrides))
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_recipes_are_free_of_problems(recipe: Path) -> None:
+@pytest.mark.parametrize("recipe", recipes())
+def test_recipes_are_free_of_problems(recipe: str) -> None:
     assert check(load(recipe)) == []
 
 
 def test_every_setting_has_a_meaning_and_a_default_within_its_range() -> None:
-    assert all(item.metadata["help"] for _, item, _ in settings(Config()))
+    assert all(item.help and item.allowed for _, item in SETTINGS.values())
     assert check(Config()) == []
+    assert {"env.user.source", "env.goals", "credit.history", "feedback.targets"} < SETTINGS.keys()
+
+
+def test_there_are_few_settings() -> None:
+    assert len(list(settings(Config()))) <= 120
+
+
+def test_the_default_is_plain_grpo_without_a_teacher() -> None:
+    assert not Config().needs_teacher and not Config().needs_reference and not Config().needs_critic
+    assert Config().credit.advantage == "grpo" and load() == Config()
 
 
 @given(st.sampled_from(BOUNDED), st.floats(0.001, 1e6))
-def test_values_outside_a_range_are_named(bounded: tuple[str, dataclasses.Field], beyond: float) -> None:
-    key, item = bounded
-    low, high = item.metadata["low"], item.metadata["high"]
+def test_values_outside_a_range_are_named(key: str, beyond: float) -> None:
+    entry, item = SETTINGS[key]
+    low, high = item.low, item.high
     value = high + beyond if high is not None else low - beyond
-    if item.type == "int":
+    if item.type is int:
         value = int(value + 1) if high is not None else int(value - 1)
-    named = f"{key} = {value!r} is not allowed: "
-    found = [problem for problem in problems(f"{key}={value!r}") if problem.startswith(named)]
-    assert len(found) == 1
-    assert f"{'at most' if high is not None else 'at least'} {high if high is not None else low}" in found[0]
+    named = f"{key} = {value!r}: expected "
+    [found] = [line for line in problems(entry, f"{key}={value!r}") if line.startswith(named)]
+    assert f"<= {high:g}" in found if high is not None else found.endswith(f">= {low:g}")
+    assert found.split(": expected ")[1].startswith("an integer" if item.type is int else "a number")
 
 
-@pytest.mark.parametrize(("key", "item"), CHOSEN, ids=[key for key, _ in CHOSEN])
-def test_a_wrong_choice_lists_the_right_ones(key: str, item: dataclasses.Field) -> None:
-    assert problems(f"{key}=nonsense")[0] == (
-        f"{key} = 'nonsense' is not allowed: one of {', '.join(item.metadata['choices'])}"
-        + (", or module:Class" if key == "env.name" else "")
-    )
-
-
-def test_an_environment_of_ones_own_is_named_by_module_and_class() -> None:
-    assert problems("env.name=my.games:Family") == []
-    assert problems("model.dtype=''")
-    for wrong in ("games", "':Family'", "'games:'", "my games:Family", "a:b:c", "''"):
-        assert problems(f"env.name={wrong}")[0].startswith("env.name = ")
+@pytest.mark.parametrize("key", CHOSEN)
+def test_a_wrong_choice_lists_the_right_ones(key: str) -> None:
+    entry, item = SETTINGS[key]
+    with pytest.raises(ConfigError) as caught:
+        load(None, [entry, f"{key}=nonsense"])
+    assert str(caught.value) == f"command line: {key} = 'nonsense': expected one of {', '.join(item.choices)}"
+    assert item.value in item.choices and len(item.choices) > 1
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -75,14 +83,21 @@ def test_numbers_that_are_none_are_refused(value: str) -> None:
     ("overrides", "named"),
     [
         (["rollout.max_tokens=2048"], "rollout.max_tokens = 2048"),
-        (["feedback.max_tokens=4096"], "feedback.max_tokens = 4096"),
+        (["feedback.source=immediate", "feedback.max_tokens=4096"], "feedback.max_tokens = 4096"),
         (["rollout.group_size=1"], "rollout.group_size = 1"),
-        (["feedback.source=none"], "reweight.strength = 0.5"),
-        (["feedback.sibling=only"], "feedback.source = immediate"),
-        (["feedback.source=none", "feedback.sibling=or"], "feedback.sibling = or"),
+        (["signal.name=reweight"], "signal.name = reweight needs hints"),
+        (["signal.name=distill"], "signal.name = distill needs hints"),
+        (["method=hero", "signal.tokens=action"], "signal.tokens = action"),
+        (["loss.policy=0"], "loss.policy = 0"),
+        (["feedback.source=immediate", "feedback.sibling=only"], "feedback.source = immediate"),
+        (["feedback.sibling=or"], "feedback.sibling = or"),
+        (["feedback.granularity=anchor"], "feedback.granularity = anchor"),
         (["feedback.source=reference", "feedback.granularity=anchor"], "feedback.granularity = anchor"),
         (["feedback.source=future", "feedback.anchor_feedback=true"], "feedback.anchor_feedback = True"),
-        (["feedback.granularity=anchor", "feedback.anchor_feedback=true"], "feedback.anchor_feedback = True"),
+        (
+            ["feedback.source=immediate", "feedback.granularity=anchor", "feedback.anchor_feedback=true"],
+            "feedback.anchor_feedback = True",
+        ),
         (
             ["feedback.source=judge", "judge.source=endpoint", "judge.api_key_env=PATH"],
             "judge.source = endpoint",
@@ -97,17 +112,15 @@ def test_numbers_that_are_none_are_refused(value: str) -> None:
             ],
             "judge.api_key_env = 'NO_SUCH_KEY'",
         ),
-        (
-            ["credit.advantage=gae", "loss.policy=0", "distill.weight=1", "reweight.strength=0"],
-            "credit.advantage",
-        ),
+        (["method=hero", "credit.advantage=gae"], "credit.advantage"),
         (["evaluate.agent=react", "prompt.think=false"], "evaluate.agent = react"),
         (["evaluate.agent=reflexion", "prompt.preset=window"], "evaluate.agent = reflexion"),
-        (["loss.kl=0.01", "loss.policy=0", "distill.weight=1", "reweight.strength=0"], "loss.kl = 0.01"),
+        (["method=hero", "loss.kl=0.01"], "loss.kl = 0.01"),
         (["loss.dual_clip=0.5"], "loss.dual_clip = 0.5"),
         (["loss.tis_cap=0.5"], "loss.tis_cap = 0.5"),
         (["learner.micro_batch_tokens=1024"], "learner.micro_batch_tokens = 1024"),
-        (["teacher.batch_tokens=1024"], "teacher.batch_tokens = 1024"),
+        (["method=serl", "teacher.batch_tokens=1024"], "teacher.batch_tokens = 1024"),
+        (["loss.kl=0.01", "teacher.batch_tokens=1024"], "teacher.batch_tokens = 1024"),
         (["learner.zero_stage=0", "model.dtype=float32"], "learner.zero_stage = 0"),
         (
             ["weight_sync.transport=nccl", "cluster.share_gpu=true", "rollout.gpu_memory_utilization=0.4"],
@@ -126,12 +139,17 @@ def test_one_contradiction_gives_one_problem(overrides: list[str], named: str) -
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["feedback.source=none", "reweight.strength=0"],
-        ["feedback.source=none", "feedback.sibling=only"],
+        ["signal.name=reweight", "signal.strength=0"],
+        ["signal.name=reweight", "feedback.sibling=only"],
+        ["signal.name=distill", "feedback.source=immediate", "loss.policy=0"],
         ["feedback.source=next_observation", "feedback.granularity=anchor", "feedback.anchor_feedback=true"],
         ["feedback.source=reflect"],
         ["rollout.group_size=1", "steps=0"],
         ["rollout.group_size=1", "credit.advantage=gae"],
+        [
+            "teacher.batch_tokens=1024",
+            "feedback.max_tokens=4096",
+        ],  # without a teacher nothing is shown or scored
         ["loss.dual_clip=0", "loss.tis_cap=0"],
         ["learner.zero_stage=1", "model.dtype=float32"],
         ["learner.zero_stage=0", "model.dtype=bfloat16"],
@@ -159,13 +177,19 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_all_problems_come_at_once() -> None:
-    assert len(problems("steps=-1", "rollout.temperature=0", "prompt.preset=x", "rollout.group_size=1")) == 3
+    found = problems("steps=1", "evaluate.trials=0", "rollout.temperature=0", "rollout.group_size=1")
+    assert [line.split(" = ")[0] for line in found] == [
+        "rollout.temperature",
+        "evaluate.trials",
+        "rollout.group_size",
+    ]
 
 
 def test_settings_that_a_run_did_not_begin_with_are_said() -> None:
-    overrides = ["steps=9", "env.user.model=m", "env.kinds=[a]"]
-    before, now = render(Config()), load(None, overrides)
-    assert differences(before, Config()) == []
+    tau = load(None, ["env.name=taubench"])
+    changes = ["steps=9", "env.user.model=m", "env.kinds=[a]"]
+    before, now = render(tau), load(None, ["env.name=taubench", *changes])
+    assert differences(before, tau) == []
     assert differences(before, now) == [
         f"steps: {Config().steps} → 9",
         "env.kinds: [] → ['a']",
@@ -175,8 +199,7 @@ def test_settings_that_a_run_did_not_begin_with_are_said() -> None:
 
 
 def test_render_says_what_each_key_means() -> None:
-    lines = render(Config()).splitlines()
-    assert "steps: 20  # training steps of reinforcement (int, at least 0)" in lines
-    assert "  clip: 0.2  # ε: token weights stay within [1−ε, 1+ε] (float, at least 0.0, at most 1.0)" in [
-        line.replace(" and ", ", ") for line in lines
-    ]
+    lines = render(load(None, ["method=serl"])).splitlines()
+    assert "steps: 20  # training steps (an integer >= 0)" in lines
+    assert "  clip: 0.2  # ε: token weights stay within [1−ε, 1+ε] (a number >= 0 and <= 1)" in lines
+    assert sum("(one of history, window)" in line for line in lines) == 1

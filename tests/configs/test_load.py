@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import replace
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hindsight.configs.check import check, render
-from hindsight.configs.load import ConfigError, load, methods, nearest
+from hindsight.configs.load import RECIPES, ConfigError, load, methods, recipes
+from hindsight.configs.registry import ENVIRONMENTS, nearest
+from hindsight.configs.renamed import RENAMED
 from hindsight.configs.schema import Config
+from hindsight.configs.setting import settings
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+BASES = ["base_cpu", "base_gpu"]
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -65,32 +70,38 @@ def test_a_base_that_leads_back_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_an_unknown_key_names_the_nearest(wrong: str, right: str) -> None:
-    assert problems(None, f"{wrong}=3") == f"command line: unknown key {wrong}; the nearest is {right}"
+    assert problems(None, f"{wrong}=3") == f"command line: unknown setting {wrong!r}. Did you mean {right!r}?"
 
 
 @pytest.mark.parametrize(
-    ("override", "allowed"),
+    ("override", "expected"),
     [
-        ("steps=many", "steps = 'many' is not allowed: int, at least 0"),
-        ("steps=1.5", "steps = 1.5 is not allowed: int, at least 0"),
-        ("steps=true", "steps = True is not allowed: int, at least 0"),
-        ("learner.lr=fast", "learner.lr = 'fast' is not allowed: float, at least 0.0"),
-        ("prompt.think=maybe", "prompt.think = 'maybe' is not allowed: true or false"),
-        ("env.kinds=one", "env.kinds = 'one' is not allowed: a list of text"),
-        ("out=null", "out = None is not allowed: text"),
-        ("rollout=3", "rollout = 3 is not allowed: it is a section, set its keys"),
+        ("steps=many", "steps = 'many': expected an integer >= 0"),
+        ("steps=1.5", "steps = 1.5: expected an integer >= 0"),
+        ("steps=true", "steps = True: expected an integer >= 0"),
+        ("learner.lr=fast", "learner.lr = 'fast': expected a number >= 0"),
+        ("prompt.think=maybe", "prompt.think = 'maybe': expected true or false"),
+        ("env.kinds=one", "env.kinds = 'one': expected a list of text"),
+        ("out=null", "out = None: expected text"),
+        ("env.data=[a]", "env.data = ['a']: expected text or null"),
+        ("rollout=3", "rollout = 3: a section has no value; set rollout.engines, for example"),
+        ("learner.lora=3", "learner.lora = 3: a section has no value; set learner.lora.rank, for example"),
+        ("feedback.source=null", "feedback.source = None: expected text"),
+        ("signal.name=[reweight]", "signal.name = ['reweight']: expected text"),
+        ("tracker.names=ray", "tracker.names = 'ray': expected a list of text"),
     ],
 )
-def test_a_wrong_type_names_key_value_and_what_is_allowed(override: str, allowed: str) -> None:
-    assert problems(None, override) == f"command line: {allowed}"
+def test_a_wrong_type_names_key_value_and_what_is_expected(override: str, expected: str) -> None:
+    assert problems(None, override) == f"command line: {expected}"
 
 
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     recipe = write(tmp_path, "r.yaml", "step: 1\nrollout: {num_groups: few}\nlearner:\n  zero: 3\n")
     lines = problems(recipe, "seed=x").splitlines()
     assert [line.rpartition(": ")[0] != "" for line in lines] == [True] * 4
-    assert "nearest is steps" in lines[0] and "rollout.num_groups = 'few'" in lines[1]
-    assert "nearest is learner.zero_stage" in lines[2] and lines[3].startswith("command line: seed = 'x'")
+    assert "mean 'steps'" in lines[0] and "rollout.num_groups = 'few'" in lines[1]
+    assert "mean 'learner.zero_stage'" in lines[2] and lines[3].startswith("command line: seed = 'x'")
+    assert all(line.startswith(f"{recipe}: ") for line in lines[:3])
 
 
 @pytest.mark.parametrize("override", ["steps", "=3", "env.kinds=[a"])
@@ -111,31 +122,96 @@ def test_nearest_prefers_the_whole_name() -> None:
     assert nearest("teacher.timeout", ["learner.timeout", "teacher.timeouts"]) == "teacher.timeouts"
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_a_rendered_recipe_loads_back_equal(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", recipes())
+def test_a_rendered_recipe_loads_back_equal(recipe: str, tmp_path: Path) -> None:
     config = load(recipe)
     assert load(write(tmp_path, "resolved.yaml", render(config))) == config
 
 
 def test_what_names_a_method_is_laid_over_it(tmp_path: Path) -> None:
-    recipe = write(tmp_path, "recipe.yaml", "reweight: {strength: 0.9, clip: 0.1}\nsteps: 3\n")
-    assert load(recipe, ["method=grpo"]).reweight.strength == 0.0
-    assert load(recipe, ["method=serl", "reweight.clip=0.3"]).reweight.clip == 0.3
-    inside = write(tmp_path, "inside.yaml", "base: recipe.yaml\nmethod: serl\nreweight: {strength: 0.7}\n")
+    recipe = write(tmp_path, "recipe.yaml", "signal: {name: reweight, strength: 0.9, clip: 0.1}\nsteps: 3\n")
+    assert load(recipe, ["method=grpo"]).signal == Config().signal
+    assert load(recipe, ["method=serl", "signal.clip=0.3"]).signal.clip == 0.3
+    inside = write(tmp_path, "inside.yaml", "base: recipe.yaml\nmethod: serl\nsignal: {strength: 0.7}\n")
     config = load(inside)
-    assert (config.method, config.reweight.strength, config.reweight.clip) == ("serl", 0.7, 0.2)
-    assert "method = 'serll' is not known; the nearest is serl" in problems(recipe, "method=serll")
+    assert (config.method, config.signal.strength, config.signal.clip) == ("serl", 0.7, 0.2)
+    said = problems(recipe, "method=serll")
+    assert said.startswith("command line: method = 'serll' is unknown. Did you mean 'serl'? Use ")
+    assert said.endswith(", or FILE.yaml") and all(name in said for name in methods())
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
-def test_every_method_takes_the_place_of_a_recipes_own(recipe: Path) -> None:
+def test_a_method_may_be_a_file(tmp_path: Path) -> None:
+    own = write(tmp_path, "own.yaml", "credit: {advantage: rloo}\nloss: {entropy: 0.5}\n")
+    config = load("alfworld", [f"method={own}"])
+    assert (config.method, config.credit.advantage, config.loss.entropy) == (str(own), "rloo", 0.5)
+    assert config.signal == Config().signal and config.env == load("alfworld").env
+    assert load(write(tmp_path, "recipe.yaml", f"method: {own}\n")).loss.entropy == 0.5
+    said = problems(None, f"method={tmp_path}/absent.yaml")
+    assert said == (
+        f"command line: method = '{tmp_path}/absent.yaml': there is no file {tmp_path}/absent.yaml"
+    )
+    wrong = write(tmp_path, "wrong.yaml", "credit: {advantag: rloo}\n")
+    assert problems(None, f"method={wrong}") == (
+        f"{wrong}: unknown setting 'credit.advantag'. Did you mean 'credit.advantage'?"
+    )
+
+
+@cache
+def by_itself(method: str) -> Config:
+    return load(None, [f"method={method}"])
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_every_method_takes_the_place_of_a_recipes_own(recipe: str) -> None:
+    """Whatever a recipe sets of a signal that another method replaces is dropped with it."""
     for name in methods():
         config = load(recipe, [f"method={name}", "rollout.group_size=8"])
         assert check(config) == [], name
-        alone = load(None, [f"method={name}"])
-        lora = replace(config.learner.lora, targets=[])  # which layers there are is the model's matter
-        assert (config.reweight.strength, config.distill.weight, lora) == (
-            alone.reweight.strength,
-            alone.distill.weight,
-            alone.learner.lora,
-        ), name
+        alone = by_itself(name)
+        mine, theirs = vars(config.signal), vars(alone.signal)
+        changed = {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
+        assert type(config.signal) is type(alone.signal) and changed <= {"decay_steps"}, name
+        lora, own = vars(config.learner.lora), vars(alone.learner.lora)
+        assert lora | {"targets": own["targets"]} == own, name  # which layers there are is the model's matter
+
+
+def test_a_replaced_method_leaves_nothing_of_its_own() -> None:
+    """ALFWorld's recipe sets signal.decay_steps for its method's signal; GRPO has no such setting."""
+    assert load("alfworld").signal.decay_steps == 100
+    config = load("alfworld", ["method=grpo"])
+    assert config.signal == Config().signal and config.feedback.source == "none"
+    assert not config.needs_teacher and not hasattr(config.signal, "decay_steps")
+    assert config.credit.success_reward == load("alfworld").credit.success_reward == 1.0  # the recipe's own
+    said = problems(None, "method=grpo", "signal.decay_steps=3")
+    assert said.startswith("command line: unknown setting 'signal.decay_steps'. Did you mean ")
+
+
+@pytest.mark.parametrize("key", RENAMED)
+def test_a_renamed_setting_names_its_new_one(key: str) -> None:
+    assert problems(None, f"{key}=1") == f"command line: unknown setting {key!r}. It is now {RENAMED[key]}"
+
+
+def test_renamed_settings_lead_to_settings() -> None:
+    entries = ["env.name=taubench", "credit.advantage=gae"]
+    known = {
+        item.key
+        for signal in ("reweight", "distill")
+        for item in settings(load(None, [*entries, f"signal.name={signal}"]))
+    }
+    for key, now in RENAMED.items():
+        assert re.match(r"[\w.]+", now).group().rstrip(".") in known and key not in known, key
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_a_recipe_has_one_base_and_the_base_none(recipe: str) -> None:
+    base = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())["base"]
+    assert base in BASES and "base" not in yaml.safe_load((RECIPES / f"{base}.yaml").read_text())
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_base_names_no_environment_and_no_method(base: str) -> None:
+    text = (RECIPES / f"{base}.yaml").read_text()
+    values = yaml.safe_load(text)
+    assert "method" not in values and not {"name", "data", "kinds"} & values["env"].keys()
+    assert not values.keys() & {"credit", "feedback", "judge", "signal"}
+    assert not any(name in text.lower().split() for name in ENVIRONMENTS.builtin)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hindsight.configs.registry import FEEDBACK_SOURCES
 from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import JudgeError
@@ -22,7 +23,7 @@ OPEN = "You open the fridge 1. In it, you see a mug 1."
 DESK = "You arrive at desk 1. On it, you see nothing."
 WON = "You take the mug 1. You have won."
 NOTHING = "Nothing happens."
-UNREAD = "Your reply held no action of the form <action>…</action>."
+UNREAD = "Your reply contained no action of the form <action>…</action>."
 
 
 def seen(text, key=None):
@@ -79,6 +80,11 @@ def kitchen():
         ),
         reference=("go to fridge 1", "open fridge 1", "take mug 1"),
     )
+
+
+def feedback(source="immediate", **settings):
+    """The section `feedback` of a configuration that names this source."""
+    return FEEDBACK_SOURCES.settings(source)(source=source, **settings)
 
 
 def written(texts):

@@ -8,12 +8,13 @@ import json
 
 import numpy as np
 import pytest
-from feedback_toys import DESK, WHY, ask, group, trajectory, turn
+from feedback_toys import DESK, WHY, ask, feedback, group, trajectory, turn
 from transformers import PreTrainedTokenizerFast
 
-from hindsight.configs.schema import Feedback, Judge, Prompt
-from hindsight.feedback import critique, preamble, reflect, target
+from hindsight.configs.schema import Judge, Prompt
+from hindsight.feedback import preamble
 from hindsight.feedback.judge_client import Answer, EngineAsk, JudgeClient, JudgeError, open_judge
+from hindsight.feedback.source import make_source
 from hindsight.feedback.transcript import SHORTEST, Style, fitting
 from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import EngineError, Generation, Sampling
@@ -67,7 +68,7 @@ def test_an_engine_is_asked_in_the_models_own_chat(renderer):
 def test_engines_take_turns_and_stand_in_for_each_other(renderer):
     down = EngineError("engine 1 is gone")
     one, two = engine(renderer, "a", "b", "c"), engine(renderer, down, down)
-    client = EngineAsk(renderer, [one, two], Judge(retries=1))
+    client = EngineAsk(renderer, [one, two], Judge())
 
     async def run():
         return [(await client(WHY)).text for _ in range(3)]
@@ -78,7 +79,7 @@ def test_engines_take_turns_and_stand_in_for_each_other(renderer):
 
 def test_no_engine_left_is_a_judges_failure(renderer):
     broken = engine(renderer, *[EngineError("down")] * 3)
-    [error] = ask(JudgeClient(EngineAsk(renderer, [broken], Judge(retries=2)), Judge()), "a")
+    [error] = ask(JudgeClient(EngineAsk(renderer, [broken], Judge()), Judge()), "a")
     assert isinstance(error, JudgeError) and "down" in str(error) and len(broken.asked) == 3
 
 
@@ -87,12 +88,11 @@ def long_questions(turns):
     note = "You see a mug on the desk. " * 30
     later = (turn(f"note {n} {note}", "look", f"note {n + 1} {note}") for n in range(1, turns))
     long = trajectory(turn(DESK, "look", f"note 1 {note}"), *later)
-    analysts = {"judge": critique, "reflect": reflect, "target": target}
-    found = {
-        name: one.question(group(long), 0, Style(Feedback(source=name, rendering="pairs")))
-        for name, one in analysts.items()
-    }
-    return found | {"lesson": preamble.question(long)}
+    found = {"lesson": preamble.question(long)}
+    for name in ("judge", "reflect", "target"):
+        chosen = feedback(name, rendering="pairs")
+        found[name] = make_source(chosen).question(group(long), 0, Style(chosen))
+    return found
 
 
 def within(renderer, context):

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 
 import pytest
-from feedback_toys import DESK, ROOM, golden, group, kitchen, show, trajectory, turn, written
+from feedback_toys import DESK, ROOM, feedback, golden, group, kitchen, show, trajectory, turn, written
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hindsight.configs.schema import Feedback
-from hindsight.feedback import critique, reflect, target
-from hindsight.feedback.hints import ANALYSTS, Hints, gather_hints
+from hindsight.configs import registry
+from hindsight.configs.load import load
+from hindsight.configs.method import Feedback
+from hindsight.feedback import reflect
+from hindsight.feedback.hints import Hints, gather_hints
 from hindsight.feedback.judge_client import Answer, JudgeError
 from hindsight.feedback.reading import Unreadable, json_objects
 from hindsight.feedback.reflect import LONGEST, diagnoses
+from hindsight.feedback.source import make_source
 from hindsight.feedback.sources import source_texts
+from hindsight.feedback.target import CUT
 from hindsight.feedback.transcript import Style
 
 DIAGNOSES = [
@@ -26,12 +31,12 @@ DIAGNOSES = [
 ]
 FAILURES = [{"turn": 1, "correction": "Go to fridge 1 instead: mugs are kept there."}]
 SENTENCES = "This attempt failed. It looked for the mug in the wrong place. Look into the fridge first."
-STYLES = {
-    "judge": Style(Feedback(source="judge"), show=show),
-    "judge_with_success": Style(Feedback(source="judge", sibling="and", rendering="pairs"), show=show),
-    "reflect": Style(Feedback(source="reflect"), show=show),
-    "target": Style(Feedback(source="target"), show=show),
-    "target_three": Style(Feedback(source="target", targets=3), show=show),
+SETTINGS = {
+    "judge": feedback("judge"),
+    "judge_with_success": feedback("judge", sibling="and", rendering="pairs"),
+    "reflect": feedback("reflect"),
+    "target": feedback("target"),
+    "target_three": feedback("target", targets=3),
 }
 
 
@@ -50,15 +55,23 @@ def scripted(*answers):
     return ask
 
 
+def question(name, found, index=0):
+    """What the source of SETTINGS[name] asks about a trajectory."""
+    return make_source(SETTINGS[name]).question(found, index, Style(SETTINGS[name], show=show))
+
+
+def read(name, answer, first):
+    """What it reads in an answer."""
+    return make_source(SETTINGS[name]).read(answer, first, Style(SETTINGS[name], show=show))
+
+
 def gather(found, ask=None, whole_turns=False, **settings):
-    return asyncio.run(gather_hints(found, Feedback(**settings), ask, show, whole_turns=whole_turns))
+    return asyncio.run(gather_hints(found, feedback(**settings), ask, show, whole_turns=whole_turns))
 
 
-@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_questions_read_as_the_golden_file(name):
-    style = STYLES[name]
-    question = ANALYSTS[style.feedback.source].question(kitchen(), 0, style)
-    assert question.write(12_000) + "\n" == golden(f"question_{name}")
+    assert question(name, kitchen()).write(12_000) + "\n" == golden(f"question_{name}")
 
 
 @pytest.mark.parametrize(
@@ -76,10 +89,9 @@ def test_texts_read_as_the_golden_file(source, answer):
 
 
 def test_sources_without_a_judge_come_out_as_they_are():
-    feedback = Feedback(sibling="or")
-    found = asyncio.run(gather_hints(kitchen(), feedback, whole_turns=True))
+    found = asyncio.run(gather_hints(kitchen(), feedback(sibling="or"), whole_turns=True))
     assert found.asked == found.unreadable == 0 and found.failures == ()
-    plain = source_texts(kitchen(), Style(Feedback()))
+    plain = source_texts(kitchen(), make_source(feedback()), Style(feedback()))
     assert {key: text for key, text in found.texts.items() if key[0] == 1} == {
         key: text for key, text in plain.items() if key[0] == 1
     }
@@ -101,15 +113,14 @@ def test_a_judge_is_asked_for_what_can_be_read():
     ask = scripted(json.dumps(DIAGNOSES))
     first = group(kitchen().trajectories[0])
     gather(first, ask, source="reflect")
-    question = reflect.question(first, 0, STYLES["reflect"]).write(12_000)
-    assert ask.asked == [(question, reflect.SCHEMA)]
+    assert ask.asked == [(question("reflect", first).write(12_000), reflect.SCHEMA)]
 
 
 def test_only_an_answer_on_each_turn_needs_room_that_grows_with_the_turns():
     """60 words and their JSON are about 100 tokens."""
     for turns in (1, 3, 30):
         found = group(trajectory(*(turn(DESK, "look", "note"),) * turns))
-        needs = {name: one.question(found, 0, STYLES[name]).tokens for name, one in ANALYSTS.items()}
+        needs = {name: question(name, found).tokens for name in ("judge", "reflect", "target")}
         assert needs == {"judge": 0, "reflect": 100 * turns, "target": 0}
 
 
@@ -207,33 +218,33 @@ def test_long_diagnoses_are_cut():
     ],
 )
 def test_a_target_out_of_range_spoils_the_answer(wrong):
-    first, style = kitchen().trajectories[0], STYLES["target_three"]
-    assert target.read(json.dumps(FAILURES), first, style).texts.keys() == {0}
+    first = kitchen().trajectories[0]
+    assert read("target_three", json.dumps(FAILURES), first).texts.keys() == {0}
     with pytest.raises(Unreadable):
-        target.read(json.dumps([*FAILURES, FAILURES[0] | wrong]), first, style)
+        read("target_three", json.dumps([*FAILURES, FAILURES[0] | wrong]), first)
 
 
 def test_targets_are_the_earliest_and_no_more_than_asked_for():
     first = kitchen().trajectories[0]
     answer = json.dumps({"failures": [FAILURES[0] | {"turn": number} for number in (3, 1, 2)]})
-    assert target.read(answer, first, STYLES["target"]).texts.keys() == {0}
-    assert target.read(answer, first, STYLES["target_three"]).texts.keys() == {0, 1, 2}
+    assert read("target", answer, first).texts.keys() == {0}
+    assert read("target_three", answer, first).texts.keys() == {0, 1, 2}
 
 
 def test_successful_trajectories_have_no_targets():
-    assert target.question(kitchen(), 1, STYLES["target"]) is None
+    assert question("target", kitchen(), 1) is None
 
 
 def test_targets_keep_the_end_of_a_long_trajectory_and_the_others_shorten_each_turn():
     long = group(trajectory(*(turn(DESK, "look", f"note {n} " + "x" * 500) for n in range(50))))
-    asked = target.question(long, 0, STYLES["target"]).write(2000)
-    assert "[earlier turns are left out]" in asked and "note 49" in asked and "note 40 " not in asked
-    for analyst in (reflect, critique):
-        asked = analyst.question(long, 0, STYLES["reflect"]).write(10_000)
+    asked = question("target", long).write(2000)
+    assert f"\n{CUT}" in asked and "note 49" in asked and "note 40 " not in asked
+    for name in ("reflect", "judge"):
+        asked = question(name, long).write(10_000)
         assert len(asked) < 12_500 and all(f"{n}" in asked for n in range(1, 51))
         assert "Step 50: " in asked or "Turn 50\n" in asked
     last = group(trajectory(turn(DESK, "look", "page " * 5000)))
-    assert len(critique.question(last, 0, STYLES["judge"]).write(2000)) < 3000
+    assert len(question("judge", last).write(2000)) < 3000
 
 
 JSON = st.recursive(
@@ -265,12 +276,11 @@ GARBAGE = st.one_of(
 )
 
 
-@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("name", SETTINGS)
 @given(answer=GARBAGE)
 def test_garbage_raises_nothing_but_unreadable(name, answer):
-    style, first = STYLES[name], kitchen().trajectories[0]
     try:
-        reading = ANALYSTS[style.feedback.source].read(answer, first, style)
+        reading = read(name, answer, kitchen().trajectories[0])
     except Unreadable:
         return
     assert set(reading.texts) <= {0, 1, 2} and 0 <= reading.unreadable <= 3
@@ -292,5 +302,73 @@ def test_objects_are_found_in_a_list_in_lines_and_in_text():
 
 def test_a_task_is_told_with_its_rules():
     first = trajectory(turn(ROOM, "look", "It is dark."))
-    asked = reflect.question(group(first), 0, STYLES["reflect"]).write(12_000)
+    asked = question("reflect", group(first)).write(12_000)
     assert "Task:\nYou act in a text world.\n\nYou are in the middle" in asked
+
+
+SHORT = """
+from dataclasses import dataclass
+
+from hindsight.configs.setting import setting
+from hindsight.feedback.source import FeedbackSource, Judged, JudgedSource, Pooled
+from hindsight.feedback.reading import Question, Reading, Unreadable
+
+
+class First(FeedbackSource):
+    @dataclass(frozen=True)
+    class Settings(Pooled):
+        words: int = setting(2, "words of the feedback that are shown", low=1)
+
+    def hint(self, group, at, style):
+        feedback = group.trajectories[at[0]].turns[at[1]].result.feedback
+        return " ".join(feedback.split()[: self.settings.words]) or None
+
+    def pool(self, group, members, style):
+        return f"{len(members)} turns in this state"
+
+
+class Blame(JudgedSource):
+    def question(self, group, index, style):
+        return Question(lambda characters: f"Which turn of {len(group.trajectories[index].turns)}?")
+
+    def read(self, answer, trajectory, style):
+        if not answer.isdigit():
+            raise Unreadable("no number")
+        return Reading({int(answer) - 1: "It went wrong here."})
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A file with a source of one's own, and one that asks a judge."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(registry, "PLUGIN_FOLDERS", [])
+    (tmp_path / "own_feedback.py").write_text(SHORT)
+    yield tmp_path / "own_feedback.py"
+    sys.modules.pop("own_feedback", None)
+
+
+def test_a_source_of_ones_own_reads_the_group(own):
+    source = f"{own}:First"
+    assert load(None, [f"feedback.source={source}", "feedback.words=3"]).feedback.words == 3
+    texts = gather(kitchen(), source=source, words=1).texts
+    assert texts[0, 0] == "You" and texts.keys() >= {(1, 0), (2, 2)}
+    pooled = gather(kitchen(), source=source, granularity="anchor").texts
+    assert pooled[0, 0] == pooled[1, 0] == "3 turns in this state"
+    assert gather(kitchen(), source=source, words=1, sibling="and").texts[0, 0].endswith("\n\nYou")
+
+
+def test_a_source_of_ones_own_asks_a_judge(own):
+    ask = scripted("1", "What?", "3")
+    found = gather(kitchen(), ask, source=f"{own}:Blame")
+    assert [question for question, _ in ask.asked] == ["Which turn of 3?"] * 3
+    assert found.texts == {(0, 0): "It went wrong here.", (2, 2): "It went wrong here."}
+    assert (found.asked, found.unreadable) == (3, 1)
+
+
+def test_missing_settings_of_a_source_are_its_defaults():
+    """A configuration may hold the section's own dataclass, without the source's settings."""
+    answer = json.dumps({"failures": [FAILURES[0] | {"turn": number} for number in (1, 3)]})
+    plain, first = Feedback(source="target"), group(kitchen().trajectories[0])
+    found = asyncio.run(gather_hints(first, plain, scripted(answer), show))
+    assert found.texts.keys() == {(0, 0)}

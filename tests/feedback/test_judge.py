@@ -15,6 +15,7 @@ from feedback_toys import WHY, ask, worded
 import hindsight.feedback.judge_client
 from hindsight.configs.schema import Judge
 from hindsight.feedback.judge_client import (
+    RETRIES,
     Answer,
     Endpoint,
     JudgeBudgetSpent,
@@ -89,6 +90,12 @@ def said(text):
 
 
 @pytest.fixture
+def once(monkeypatch):
+    """No attempt after the first one."""
+    monkeypatch.setattr(hindsight.feedback.judge_client, "RETRIES", 0)
+
+
+@pytest.fixture
 def serve(monkeypatch):
     monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
     servers = []
@@ -105,7 +112,7 @@ def serve(monkeypatch):
 
 def settings(server, **changes):
     chosen = {"source": "endpoint", "url": server.url, "model": "m", "api_key_env": "TEST_JUDGE_KEY"}
-    return Judge(**(chosen | {"timeout": 5.0, "retries": 2, "max_tokens": 64} | changes))
+    return Judge(**(chosen | {"timeout": 5.0, "max_tokens": 64} | changes))
 
 
 def test_the_endpoint_is_asked_as_configured(serve):
@@ -137,8 +144,9 @@ def test_what_may_pass_is_tried_again(serve, status):
 
 def test_it_gives_up_after_its_retries(serve):
     server = serve((500, {"error": {"message": "down for good"}}))
-    [error] = ask(Endpoint(settings(server, retries=1)), "Why?")
-    assert isinstance(error, JudgeError) and "down for good" in str(error) and len(server.requests) == 2
+    [error] = ask(Endpoint(settings(server)), "Why?")
+    assert isinstance(error, JudgeError) and "down for good" in str(error)
+    assert len(server.requests) == 1 + RETRIES == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422])
@@ -164,19 +172,19 @@ def test_what_will_not_pass_is_not_tried_again_and_the_key_stays_hidden(serve, s
     ],
     ids=str,
 )
-def test_answers_that_are_none_are_a_judges_failure(serve, answer):
-    [error] = ask(Endpoint(settings(serve(answer), retries=0)), "Why?")
+def test_answers_that_are_none_are_a_judges_failure(serve, once, answer):
+    [error] = ask(Endpoint(settings(serve(answer))), "Why?")
     assert isinstance(error, JudgeError)
 
 
-def test_a_slow_endpoint_is_not_waited_for(serve):
+def test_a_slow_endpoint_is_not_waited_for(serve, once):
     server = serve(lambda handler: time.sleep(1.0))
     started = time.monotonic()
-    [error] = ask(Endpoint(settings(server, timeout=0.2, retries=0)), "Why?")
+    [error] = ask(Endpoint(settings(server, timeout=0.2)), "Why?")
     assert isinstance(error, JudgeError) and time.monotonic() - started < 0.9
 
 
-def test_an_endpoint_that_drips_is_not_waited_for(serve, monkeypatch):
+def test_an_endpoint_that_drips_is_not_waited_for(serve, once, monkeypatch):
     monkeypatch.setattr(hindsight.feedback.judge_client, "LONGEST_PAUSE", 0.3)
 
     def drip(handler):
@@ -190,13 +198,13 @@ def test_an_endpoint_that_drips_is_not_waited_for(serve, monkeypatch):
                 time.sleep(0.05)
 
     started = time.monotonic()
-    [error] = ask(Endpoint(settings(serve(drip), timeout=0.3, retries=0)), "Why?")
+    [error] = ask(Endpoint(settings(serve(drip), timeout=0.3)), "Why?")
     assert "did not answer within 0.6 s" in str(error) and time.monotonic() - started < 2.5
 
 
-def test_an_endpoint_that_is_not_there(serve):
+def test_an_endpoint_that_is_not_there(serve, once):
     server = serve(said("ok"))
-    gone = settings(server, url="http://127.0.0.1:9/v1", retries=0)
+    gone = settings(server, url="http://127.0.0.1:9/v1")
     [error] = ask(Endpoint(gone), "Why?")
     assert isinstance(error, JudgeError) and "127.0.0.1:9" in str(error)
 

@@ -10,6 +10,7 @@ from feedback_toys import (
     FRIDGE,
     OPEN,
     ROOM,
+    feedback,
     golden,
     group,
     kitchen,
@@ -20,14 +21,14 @@ from feedback_toys import (
     written,
 )
 
-from hindsight.configs.schema import Feedback
+from hindsight.feedback.source import make_source
 from hindsight.feedback.sources import IMMEDIATE_TITLE, asked_about, combined, sibling, source_texts
 from hindsight.feedback.transcript import Style, shortened, transcript
 
 
 def texts_of(found, **settings):
-    feedback = Feedback(**settings)
-    return combined(found, source_texts(found, Style(feedback, show=show)), feedback)
+    chosen = feedback(**settings)
+    return combined(found, source_texts(found, make_source(chosen), Style(chosen, show=show)), chosen)
 
 
 SETTINGS = {
@@ -119,13 +120,13 @@ def test_or_takes_the_source_where_no_sibling_succeeded_and_and_needs_both():
 
 def test_a_judge_that_saw_the_sibling_speaks_for_both():
     words = {(i, n): "words" for i in range(3) for n in range(3)}
-    texts = combined(kitchen(), words, Feedback(source="judge", sibling="and"))
+    texts = combined(kitchen(), words, feedback("judge", sibling="and"))
     assert texts == {key: "words" for key in words if key[0] != 1}
 
 
 @pytest.mark.parametrize(("success", "indices"), [("none", [0, 1, 2]), ("or", [1]), ("and", [0, 2])])
 def test_a_judge_is_asked_only_where_its_answer_is_used(success, indices):
-    assert asked_about(kitchen(), Feedback(source="judge", sibling=success)) == indices
+    assert asked_about(kitchen(), feedback("judge", sibling=success)) == indices
 
 
 def test_turns_of_an_anchor_share_one_text():

@@ -11,11 +11,13 @@ from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.batching import collate, micro_batches
 from hindsight.learner.losses import Tokens, denominator, policy, token_weights
-from hindsight.learner.samples import Row
+from hindsight.learner.samples import TrainingSample
+from hindsight.learner.signals import Reweight
 from hindsight.rollout.types import Group, Span, TokenSequence, Trajectory, Turn
 
 TASK = TaskSpec("t", "toy", "find", "train")
 VOCABULARY = 64
+REWEIGHT = Reweight(Reweight.Settings(name="reweight"))
 
 
 def turn(sequence, start, end, span=None, action="look", valid=True, state="a room"):
@@ -59,7 +61,7 @@ def visits(success, states, malformed=()):
 
 
 def random_samples(count, seed=0, longest=24, teacher=True):
-    """Rows of 4 … `longest` tokens; about half of each bears loss, and about half of that was scored."""
+    """Samples of 4 … `longest` tokens; about half of each bears loss, and about half of that was scored."""
     rng, reference = np.random.default_rng(seed), np.random.default_rng(seed + 1)
     samples = []
     for _ in range(count):
@@ -70,7 +72,7 @@ def random_samples(count, seed=0, longest=24, teacher=True):
         scores = rng.uniform(-6, -2, size).astype(np.float32)
         scores[(rng.random(size) < 0.5) | (not teacher)] = np.nan
         samples.append(
-            Row(
+            TrainingSample(
                 ids=rng.integers(1, VOCABULARY, length).astype(np.int32),
                 positions=positions,
                 advantages=rng.normal(size=size).astype(np.float32),
@@ -115,7 +117,7 @@ def token_mean(model, samples, budget, loss=None, strength=0.5, order=None):
         batch = collate([samples[i] for i in indices])
         logprobs, entropy, _ = model(batch.ids, batch.rows, batch.cols, batch.targets)
         held = held_tokens(batch, logprobs.detach(), loss.aggregation)
-        total, _ = policy(logprobs, entropy, held, loss, strength, 0.2)
+        total, _ = policy(logprobs, entropy, held, loss, REWEIGHT, strength)
         (total / whole_batch).backward()
         whole += float(total.detach()) / whole_batch
     return whole, torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])

@@ -16,7 +16,7 @@ lengths_of = st.lists(st.integers(1, 100), min_size=1, max_size=40)
 
 
 @given(lengths_of, st.integers(1, 300))
-def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget):
+def test_micro_batches_hold_every_sample_once_within_the_budget(lengths, budget):
     batches = micro_batches(lengths, budget)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
@@ -41,7 +41,7 @@ def test_work_is_shared_rather_than_idled():
 
 
 @given(st.integers(1, 20), st.integers(1, 6))
-def test_mini_batches_hold_every_row_once_and_none_is_empty(count, parts):
+def test_mini_batches_hold_every_sample_once_and_none_is_empty(count, parts):
     samples = random_samples(count)
     made = split(samples, parts)
     assert len(made) == min(count, parts) and all(made)
@@ -49,7 +49,7 @@ def test_mini_batches_hold_every_row_once_and_none_is_empty(count, parts):
 
 
 @given(st.integers(1, 12), st.integers(0, 100))
-def test_a_collated_token_is_where_its_row_has_it(count, seed):
+def test_a_collated_token_is_where_its_sample_has_it(count, seed):
     samples = random_samples(count, seed)
     batch = collate(samples)
     place = 0
@@ -66,13 +66,13 @@ def test_a_collated_token_is_where_its_row_has_it(count, seed):
     assert place == len(batch.targets) == len(batch.rows) == len(batch.cols)
 
 
-def test_rows_without_a_reference_have_none():
+def test_samples_without_a_reference_have_none():
     with_one, without = random_samples(1)[0], replace(random_samples(1)[0], reference_logprobs=None)
     known = ~torch.isnan(collate([with_one, without]).reference)
     assert known.tolist() == [True] * len(with_one.positions) + [False] * len(without.positions)
 
 
-def test_no_rows_give_a_batch_that_runs():
+def test_no_samples_give_a_batch_that_runs():
     batch = collate([])
     assert batch.ids.shape == (1, 2) and len(batch.targets) == len(batch.advantages) == 0
     assert batch.rows.dtype == torch.int64 and batch.teacher.dtype == torch.float32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean, pstdev, stdev
 
 import numpy as np
@@ -12,27 +13,50 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learner_toys import group, trajectory, turn, visits
 
-from hindsight.configs.schema import Credit
-from hindsight.learner.credit import ESTIMATORS, advantages, informative, turn_returns
+from hindsight.configs import registry
+from hindsight.configs.method import Credit
+from hindsight.learner.credit import Anchored, GigpoSettings, HgpoSettings, advantages, assign, turn_returns
+from hindsight.learner.samples import to_samples
 
-GROUP_LEVEL = ("grpo", "rloo")
 # One per trajectory: success, and of each turn its state and whether it parsed.
 episodes = st.tuples(
     st.booleans(), st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), min_size=1, max_size=6)
 )
 groups = st.lists(episodes, min_size=1, max_size=6)
-credits_of = st.builds(
-    Credit,
-    advantage=st.sampled_from(sorted(ESTIMATORS)),
-    statistics=st.sampled_from(["turns", "trajectories"]),
-    normalize=st.sampled_from(["std", "none"]),
-    discount=st.sampled_from([1.0, 0.95, 0.5]),
+shared = {
+    "statistics": st.sampled_from(["turns", "trajectories"]),
+    "normalize": st.sampled_from(["std", "none"]),
+}
+discounts = st.sampled_from([1.0, 0.95, 0.5])
+group_credits = st.builds(Credit, advantage=st.sampled_from(["grpo", "rloo"]), **shared)
+gigpo_credits = st.builds(
+    GigpoSettings,
+    advantage=st.just("gigpo"),
+    discount=discounts,
     step_weight=st.sampled_from([0.0, 0.7, 1.0]),
+    **shared,
+)
+hgpo_credits = st.builds(
+    HgpoSettings,
+    advantage=st.just("hgpo"),
+    discount=discounts,
     history=st.integers(0, 4),
     history_alpha=st.sampled_from([0.0, 1.0, 1.5]),
     history_offset=st.sampled_from([1, 2]),
     join_group=st.booleans(),
+    **shared,
 )
+credits_of = st.one_of(group_credits, gigpo_credits, hgpo_credits)
+
+
+def by_turn(held, credit):
+    """(T,) float32 advantages of each trajectory's turns, whose tokens all have the same."""
+    made = advantages(held, credit)
+    for turns, played in zip(made, held.trajectories, strict=True):
+        for values, own in zip(turns, played.turns, strict=True):
+            assert values.dtype == np.float32 and values.shape == (own.end - own.start,)
+            assert (values == values[0]).all()
+    return [np.array([values[0] for values in turns], np.float32) for turns in made]
 
 
 def make(rows):
@@ -151,25 +175,28 @@ def test_returns_of_turns():
 def test_where_all_failed_an_inadmissible_action_alone_is_to_blame():
     turns = [turn(0, 1, 2), turn(0, 3, 4, valid=False)]
     held = group(trajectory(turns, False), trajectory(turns, False))
-    assert not informative(held, Credit())
+    samples = to_samples(held)
+    for credit, told in ((Credit(), False), (Credit(inadmissible_penalty=1.0), True)):
+        assign(samples, credit)
+        assert samples.informative == told
     # samples 0, −1, 0, −1: mean −½, unbiased std √⅓
-    for advantage in advantages(held, Credit(inadmissible_penalty=1.0)):
+    for advantage in by_turn(held, Credit(inadmissible_penalty=1.0)):
         np.testing.assert_allclose(advantage, [0.75**0.5, -(0.75**0.5)], rtol=1e-5)
 
 
 def test_grpo_over_turns_by_hand():
     # samples 10, 0, 0, 0: mean 2.5, unbiased variance (7.5² + 3 · 2.5²) / 3 = 25, std 5
     held = group(visits(True, "a"), visits(False, "abc"))
-    won, lost = advantages(held, Credit())
+    won, lost = by_turn(held, Credit())
     np.testing.assert_allclose(won, [1.5], rtol=1e-6)
     np.testing.assert_allclose(lost, [-0.5] * 3, rtol=1e-6)
-    won, lost = advantages(held, Credit(normalize="none"))
+    won, lost = by_turn(held, Credit(normalize="none"))
     assert won.tolist() == [7.5] and lost.tolist() == [-2.5] * 3
 
 
 def test_grpo_over_trajectories_by_hand():
     # samples 10 and 0: mean 5, unbiased std sqrt(50)
-    won, lost = advantages(group(visits(True, "a"), visits(False, "abc")), Credit(statistics="trajectories"))
+    won, lost = by_turn(group(visits(True, "a"), visits(False, "abc")), Credit(statistics="trajectories"))
     np.testing.assert_allclose(won, [5 / np.sqrt(50)], rtol=1e-6)
     np.testing.assert_allclose(lost, [-5 / np.sqrt(50)] * 3, rtol=1e-6)
 
@@ -177,25 +204,25 @@ def test_grpo_over_trajectories_by_hand():
 def test_rloo_by_hand():
     # each return less the mean of the two others: 10 − 0 and 0 − 5
     held = group(visits(True, "a"), visits(False, "ab"), visits(False, "a"))
-    made = advantages(held, Credit(advantage="rloo", statistics="trajectories"))
+    made = by_turn(held, Credit(advantage="rloo", statistics="trajectories"))
     assert [values.tolist() for values in made] == [[10.0], [-5.0, -5.0], [-5.0]]
 
 
 def test_gigpo_by_hand():
     # won: a b, G = 5 10; lost: a c, G = 0 0. Both start in a: mean 2.5; b and c are seen once.
     held = group(visits(True, "ab"), visits(False, "ac"))
-    credit = Credit(advantage="gigpo", normalize="none", discount=0.5, step_weight=2.0)
-    won, lost = advantages(held, credit)
+    credit = GigpoSettings(advantage="gigpo", normalize="none", discount=0.5, step_weight=2.0)
+    won, lost = by_turn(held, credit)
     assert won.tolist() == [5.0 + 2 * 2.5, 5.0] and lost.tolist() == [-5.0 - 2 * 2.5, -5.0]
     # with std: the episode's is sqrt(100 / 3), that of the anchor sqrt(12.5)
-    won, _ = advantages(held, replace(credit, normalize="std", step_weight=1.0))
+    won, _ = by_turn(held, replace(credit, normalize="std", step_weight=1.0))
     np.testing.assert_allclose(won, [5 / np.sqrt(100 / 3) + 2.5 / np.sqrt(12.5), 5 / np.sqrt(100 / 3)], 1e-6)
 
 
 def test_gigpo_counts_a_state_visited_again_as_its_own_peer():
     # one state, G = 2.5 5 10 and 0: mean 4.375
-    credit = Credit(advantage="gigpo", normalize="none", discount=0.5)
-    won, lost = advantages(group(visits(True, "aaa"), visits(False, "a")), credit)
+    credit = GigpoSettings(advantage="gigpo", normalize="none", discount=0.5)
+    won, lost = by_turn(group(visits(True, "aaa"), visits(False, "a")), credit)
     np.testing.assert_allclose(won, [2.5 - 1.875, 2.5 + 0.625, 2.5 + 5.625])
     np.testing.assert_allclose(lost, [-7.5 - 4.375])
 
@@ -204,8 +231,8 @@ def test_gigpo_counts_a_state_visited_again_as_its_own_peer():
 def test_hgpo_by_hand(offset):
     # G = 2.5 5 10 and 0 0 0 and 5 10. In c: 10 0 10, mean 20/3; after b too; after a and b: 10 0, mean 5
     held = group(visits(True, "abc"), visits(False, "abc"), visits(True, "bc"))
-    credit = Credit(advantage="hgpo", normalize="none", discount=0.5, history=2, history_offset=offset)
-    first, second, third = advantages(held, credit)
+    credit = HgpoSettings(advantage="hgpo", normalize="none", discount=0.5, history=2, history_offset=offset)
+    first, second, third = by_turn(held, credit)
     w = np.arange(3.0) + offset
     assert first[2] == pytest.approx((w[0] * 10 / 3 + w[1] * 10 / 3 + w[2] * 5) / w.sum())
     assert second[2] == pytest.approx(-(w[0] * 20 / 3 + w[1] * 20 / 3 + w[2] * 5) / w.sum())
@@ -215,30 +242,30 @@ def test_hgpo_by_hand(offset):
 
 def test_hgpo_leaves_histories_of_one_turn_out():
     # in b: 10 0, after two different states: A_1 does not dilute A_0; x and y are seen once
-    made = advantages(group(visits(True, "xb"), visits(False, "yb")), Credit("hgpo", normalize="none"))
+    made = by_turn(group(visits(True, "xb"), visits(False, "yb")), HgpoSettings("hgpo", normalize="none"))
     assert [values.tolist() for values in made] == [[0.0, 5.0], [0.0, -5.0]]
 
 
 def test_hgpo_can_join_the_advantage_of_the_group():
     # in a: 10 0, so A_0 = ±5 of weight 2; the group's samples are 10 0 0 0, mean 2.5, of weight 1
     held = group(visits(True, "a"), visits(False, "abb"))
-    credit = Credit(advantage="hgpo", normalize="none", discount=0.5, history=0, join_group=True)
-    won, lost = advantages(held, credit)
+    credit = HgpoSettings(advantage="hgpo", normalize="none", discount=0.5, history=0, join_group=True)
+    won, lost = by_turn(held, credit)
     assert won.tolist() == pytest.approx([(7.5 + 2 * 5) / 3])
     assert lost.tolist() == pytest.approx([(-2.5 - 2 * 5) / 3, -2.5, -2.5])
 
 
 def test_a_malformed_turn_is_worth_less_than_its_neighbors():
     held = group(visits(True, "ab", malformed=[1]), visits(False, "ab", malformed=[1]))
-    made = advantages(held, Credit())
+    made = by_turn(held, Credit())
     assert made[0][1] < made[0][0] and made[1][1] < made[1][0]
 
 
 def test_similar_states_can_be_peers():
     held = group(visits(True, ["a room of 2 doors"]), visits(False, ["a room of 3 doors"]))
-    credit = Credit(advantage="hgpo", normalize="none")
-    assert [values.tolist() for values in advantages(held, credit)] == [[0.0], [0.0]]
-    made = advantages(held, replace(credit, similarity=0.9))
+    credit = HgpoSettings(advantage="hgpo", normalize="none")
+    assert [values.tolist() for values in by_turn(held, credit)] == [[0.0], [0.0]]
+    made = by_turn(held, replace(credit, similarity=0.9))
     assert [values.tolist() for values in made] == [[5.0], [-5.0]]
 
 
@@ -247,14 +274,15 @@ def test_hgpo_counts_a_turn_at_the_mean_as_no_comparison_also_after_rounding():
     # samples (four times 10, three times 0) it is 4.29 above the mean
     rounded = [visits(True, "a", [0]), visits(True, "a", [0]), visits(True, "aa", [0, 1])]
     held = group(*rounded, visits(False, "aaa", [0, 1, 2]))
-    credit = Credit("hgpo", normalize="none", discount=0.5, history=0, history_offset=1, join_group=True)
-    assert advantages(held, credit)[2][0] == pytest.approx(10 - 40 / 7)
+    credit = HgpoSettings(
+        "hgpo", normalize="none", discount=0.5, history=0, history_offset=1, join_group=True
+    )
+    assert by_turn(held, credit)[2][0] == pytest.approx(10 - 40 / 7)
 
 
 @given(groups, credits_of)
 def test_every_estimator_equals_its_slow_version(rows, credit):
-    made, expected = advantages(make(rows), credit), NAIVE[credit.advantage](rows, credit)
-    assert [values.dtype for values in made] == [np.float32] * len(rows)
+    made, expected = by_turn(make(rows), credit), NAIVE[credit.advantage](rows, credit)
     for values, right in zip(made, expected, strict=True):
         np.testing.assert_allclose(values, right, rtol=1e-5, atol=1e-5)
 
@@ -263,7 +291,7 @@ def test_every_estimator_equals_its_slow_version(rows, credit):
 def test_the_order_of_trajectories_does_not_matter(rows, credit, random):
     order = list(range(len(rows)))
     random.shuffle(order)
-    plain, shuffled = advantages(make(rows), credit), advantages(make([rows[i] for i in order]), credit)
+    plain, shuffled = by_turn(make(rows), credit), by_turn(make([rows[i] for i in order]), credit)
     for place, index in enumerate(order):
         np.testing.assert_allclose(shuffled[place], plain[index], rtol=1e-5, atol=1e-5)
 
@@ -272,29 +300,30 @@ def test_the_order_of_trajectories_does_not_matter(rows, credit, random):
 def test_scale_of_returns_matters_only_without_std(rows, credit):
     larger = replace(credit, success_reward=1000.0, malformed_penalty=10.0)
     factor = 100.0 if credit.normalize == "none" or credit.advantage == "rloo" else 1.0
-    for plain, scaled in zip(advantages(make(rows), credit), advantages(make(rows), larger), strict=True):
+    for plain, scaled in zip(by_turn(make(rows), credit), by_turn(make(rows), larger), strict=True):
         np.testing.assert_allclose(scaled, factor * plain, rtol=1e-3, atol=1e-3)
 
 
 @given(groups, credits_of)
 def test_equal_returns_give_zero(rows, credit):
     equal = make([(True, [(state, True) for state, _ in turns]) for _, turns in rows])
-    made = advantages(equal, replace(credit, discount=1.0))
+    credit = replace(credit, discount=1.0) if isinstance(credit, Anchored) else credit
+    made = by_turn(equal, credit)
     assert not any(values.any() for values in made)
 
 
-@given(groups, credits_of.filter(lambda credit: credit.advantage in GROUP_LEVEL))
+@given(groups, group_credits)
 def test_sum_to_zero_over_the_samples_of_the_statistics(rows, credit):
-    made = advantages(make(rows), credit)
+    made = by_turn(make(rows), credit)
     parts = made if credit.statistics == "turns" else [[values.mean()] for values in made]
     assert abs(np.concatenate(parts).sum()) < 1e-3
 
 
-@given(groups, credits_of)
+@given(groups, gigpo_credits)
 def test_step_advantages_of_an_anchor_sum_to_zero(rows, credit):
     held = make(rows)
-    whole = advantages(held, replace(credit, advantage="grpo"))
-    both = advantages(held, replace(credit, advantage="gigpo", step_weight=1.0))
+    whole = by_turn(held, replace(credit, advantage="grpo"))
+    both = by_turn(held, replace(credit, step_weight=1.0))
     for wanted in "abc":
         steps = [
             both[i][t] - whole[i][t]
@@ -306,20 +335,93 @@ def test_step_advantages_of_an_anchor_sum_to_zero(rows, credit):
         assert len(steps) != 1 or steps == [0.0]  # alone at its anchor
 
 
-@given(groups, credits_of)
+@given(groups, gigpo_credits)
 def test_gigpo_without_step_weight_is_its_episode_part(rows, credit):
     held = make(rows)
-    whole = advantages(held, replace(credit, advantage="grpo"))
-    both = advantages(held, replace(credit, advantage="gigpo", step_weight=0.0))
+    whole = by_turn(held, replace(credit, advantage="grpo"))
+    both = by_turn(held, replace(credit, step_weight=0.0))
     for values, right in zip(both, whole, strict=True):
         np.testing.assert_array_equal(values, right)
 
 
-@given(groups, credits_of)
+@given(groups, gigpo_credits)
 def test_hgpo_without_history_is_the_step_part_of_gigpo(rows, credit):
     held, plain = make(rows), replace(credit, normalize="none")
-    whole = advantages(held, replace(plain, advantage="grpo"))
-    both = advantages(held, replace(plain, advantage="gigpo", step_weight=1.0))
-    alone = advantages(held, replace(plain, advantage="hgpo", history=0, join_group=False))
+    whole = by_turn(held, replace(plain, advantage="grpo"))
+    both = by_turn(held, replace(plain, step_weight=1.0))
+    alone = by_turn(held, HgpoSettings("hgpo", normalize="none", discount=credit.discount, history=0))
     for values, total, episode in zip(alone, both, whole, strict=True):
         np.testing.assert_allclose(values, total - episode, atol=1e-4)
+
+
+def by_trajectory(group, credit):
+    return [1.0, np.float32(-2)]
+
+
+def each_turn(group, credit):
+    return [np.array([1.0, 2.0]), [-3]]
+
+
+def each_token(group, credit):
+    return [[np.array([1.0, 2.0]), np.array([3.0, 4.0])], np.array([[5.0, 6.0]])]
+
+
+def too_few_trajectories(group, credit):
+    return [1.0]
+
+
+def too_many_turns(group, credit):
+    return [np.zeros(3), 0.0]
+
+
+def too_few_turns(group, credit):
+    return [np.zeros(1), 0.0]
+
+
+def too_many_tokens(group, credit):
+    return [[np.zeros(2), np.zeros(3)], 0.0]
+
+
+def a_column_per_token(group, credit):
+    return [[np.zeros((2, 1)), np.zeros((2, 1))], 0.0]
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """Settings that name an estimator of this file."""
+    monkeypatch.setattr(registry, "PLUGIN_FOLDERS", [str(Path.cwd())])  # so that sys.path stays as it is
+    return lambda estimator: Credit(advantage=f"{__name__}:{estimator.__name__}")
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [
+        (by_trajectory, [[[1, 1], [1, 1]], [[-2, -2]]]),
+        (each_turn, [[[1, 1], [2, 2]], [[-3, -3]]]),
+        (each_token, [[[1, 2], [3, 4]], [[5, 6]]]),
+    ],
+)
+def test_an_estimator_may_return_a_number_per_trajectory_turn_or_token(own, estimator, expected):
+    held = group(visits(True, "ab"), visits(False, "a"))
+    made = advantages(held, own(estimator))
+    assert [[values.tolist() for values in turns] for turns in made] == expected
+    assert {values.dtype for turns in made for values in turns} == {np.dtype(np.float32)}
+    samples = to_samples(held)
+    assign(samples, own(estimator))
+    for sample, turns in zip(samples.samples, expected, strict=True):
+        assert sample.advantages.tolist() == [value for values in turns for value in values]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (too_few_trajectories, "too_few_trajectories returned 1 advantages for 2 trajectories"),
+        (too_many_turns, r"2 for its turns, or \[2, 2\] for their tokens"),
+        (too_few_turns, r"2 for its turns, or \[2, 2\] for their tokens"),
+        (too_many_tokens, r"2 for its turns, or \[2, 2\] for their tokens"),
+        (a_column_per_token, r"2 for its turns, or \[2, 2\] for their tokens"),
+    ],
+)
+def test_advantages_of_another_shape_are_refused(own, estimator, message):
+    with pytest.raises(ValueError, match=rf"^credit\.advantage = .*{message}"):
+        advantages(group(visits(True, "ab"), visits(False, "a")), own(estimator))

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from learner_toys import random_samples, tiny_llama
 
 from hindsight.configs.schema import Cluster, Config, Learner, Model
-from hindsight.configs.schema import Critic as Settings
 from hindsight.learner.batching import collate
 from hindsight.learner.critic import CriticGroup, TokenValues
+from hindsight.learner.gae import GaeSettings
 from hindsight.learner.losses import value
 from hindsight.rollout.weights import WeightSet, digest, pack
 
@@ -74,13 +74,13 @@ CONFIG = Config(
     model=Model(dtype="float32"),
     learner=Learner(micro_batch_tokens=24, timeout=120.0),
     cluster=Cluster(threads=1, start_timeout=240.0),
-    critic=Settings(clip=0.0),
+    credit=GaeSettings(advantage="gae", value_clip=0.0),
 )
 LR = 3e-3
 
 
 def taught(samples, returns=None):
-    """Rows with zero values, and returns that depend on the sample or are all the same."""
+    """Samples with zero values, and returns that depend on the sample or are all the same."""
     return [
         replace(
             sample,

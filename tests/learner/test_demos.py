@@ -69,31 +69,13 @@ def test_expert_is_learned_and_noise_is_only_seen(renderer):
     assert "look" in renderer.decode(noisy.ids).replace("Actions: look", "")
 
 
-def test_observations_are_learned_with_their_weight_and_noise_never(renderer):
-    for plain, sample in zip(
-        demonstration_samples(make_demo(), renderer, hints=0.0, seed=0),
-        demonstration_samples(make_demo(), renderer, hints=0.0, seed=0, observations=0.25),
-        strict=True,
-    ):
-        assert np.array_equal(sample.positions[sample.advantages == 1.0], plain.positions)
-        assert set(sample.advantages.tolist()) == {0.25, 1.0}
-        unlearned = sorted(set(range(1, len(sample.ids))) - set(sample.positions.tolist()))
-        noise = [said(action) for action, expert, _ in STEPS if action != expert]
-        assert renderer.decode(sample.ids[unlearned]) in ("", "".join(noise))
-
-
-def test_rows_are_fit_for_the_learner(renderer):
+def test_samples_are_fit_for_the_learner(renderer):
     for sample in demonstration_samples(make_demo(), renderer, hints=1.0, seed=0):
         assert sample.ids.dtype == sample.positions.dtype == np.int32
         assert sample.positions.min() > 0 and sample.positions.max() < len(sample.ids)
         assert np.all(np.diff(sample.positions) > 0)
         assert np.array_equal(sample.advantages, np.ones(len(sample.positions), dtype=np.float32))
-        for unknown in (sample.rollout_logprobs, sample.teacher_logprobs):
-            assert (
-                unknown.dtype == np.float32
-                and np.all(np.isnan(unknown))
-                and len(unknown) == len(sample.positions)
-            )
+        assert sample.rollout_logprobs is None and sample.teacher_logprobs is None
 
 
 @pytest.mark.parametrize(("hints", "expected"), [(0.25, ["noise"]), (0.5, ["noise", "expert"]), (1.0, None)])
@@ -113,12 +95,12 @@ def test_a_small_share_of_hints_holds_on_average(renderer):
 
 
 def hint_of(renderer, sample):
-    """The section of a hint sample: the text between the last title and the closing line before the response."""
+    """The hint of a hint sample: from the last title to the closing line before the response."""
     front = renderer.decode(sample.ids[: sample.positions[0]])
     return front[front.rindex("Feedback on the action") : front.rindex(CLOSING_LINE)]
 
 
-def test_hint_row_shows_the_feedback_and_asks_for_the_experts_action(renderer):
+def test_hint_sample_shows_the_feedback_and_asks_for_the_experts_action(renderer):
     sample = demonstration_samples(make_demo(), renderer, hints=0.25, seed=0)[-1]
     front = renderer.decode(sample.ids[: sample.positions[0]])
     assert learned(renderer, sample) == [said("open fridge 1")]

@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learner_toys import VOCABULARY, held_tokens, random_samples, tiny_llama, token_mean
+from learner_toys import REWEIGHT, VOCABULARY, held_tokens, random_samples, tiny_llama, token_mean
 
 from hindsight.configs.schema import Loss
 from hindsight.learner import logprobs as module
 from hindsight.learner.batching import collate
 from hindsight.learner.logprobs import TokenLogprobs, UnsupportedModel
 from hindsight.learner.losses import Tokens, policy
-from hindsight.learner.samples import Row
+from hindsight.learner.samples import TrainingSample
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -82,7 +82,7 @@ def test_gradient_of_a_weight_equals_finite_differences():
     def value():
         logprobs, entropy, _ = model(batch.ids, batch.rows, batch.cols, batch.targets)
         held = Tokens(*(column.double() for column in vars(held_tokens(batch, old)).values()))
-        return policy(logprobs.double(), entropy.double(), held, loss, 0.5, 0.2)[0]
+        return policy(logprobs.double(), entropy.double(), held, loss, REWEIGHT, 0.5)[0]
 
     old = model(batch.ids, batch.rows, batch.cols, batch.targets)[0].detach().double()
     value().backward()
@@ -103,7 +103,7 @@ def test_an_empty_batch_runs_and_moves_nothing():
     model, batch = TokenLogprobs(tiny_llama()), collate([])
     logprobs, entropy, _ = model(batch.ids, batch.rows, batch.cols, batch.targets)
     held = held_tokens(batch, logprobs.detach())
-    policy(logprobs, entropy, held, Loss(), 0.5, 0.2)[0].backward()
+    policy(logprobs, entropy, held, Loss(), REWEIGHT, 0.5)[0].backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
@@ -134,12 +134,12 @@ def test_an_update_follows_a_frozen_teacher():
     def odds_after(preference, strength):
         model = TokenLogprobs(tiny_llama())
         samples = [
-            Row(
+            TrainingSample(
                 np.array([1, 2, 3, token], np.int32),
                 np.array([3], np.int32),
-                np.ones(1, np.float32),
-                np.full(1, start[token], np.float32),
-                np.full(1, start[token] + gap, np.float32),
+                rollout_logprobs=np.full(1, start[token], np.float32),
+                advantages=np.ones(1, np.float32),
+                teacher_logprobs=np.full(1, start[token] + gap, np.float32),
             )
             for token, gap in ((first, preference), (second, -preference))
         ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,27 +12,36 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hindsight.configs import registry
+from hindsight.configs.method import Signal
 from hindsight.configs.schema import Loss
+from hindsight.configs.setting import setting
 from hindsight.learner.batching import over_ranks
+from hindsight.learner.distill import Likelihoods
 from hindsight.learner.losses import (
     Tokens,
     denominator,
-    imitation,
     importance,
     kl_divergence,
     merge,
     policy,
     report,
+    sft,
+    signal_loss,
     surrogate,
     token_weights,
 )
-from hindsight.learner.rows import Row
+from hindsight.learner.samples import TrainingSample
+from hindsight.learner.signals import Distill, Reweight, TeacherSignal, make_signal
 
-KL = {  # of π from π_ref, with d = log π − log π_ref
-    "k1": lambda d: d,
-    "k2": lambda d: d * d / 2,
-    "k3": lambda d: math.exp(-d) - 1 + d,
-}
+
+def k3(d):
+    """Of KL(π ‖ π_ref), with d = log π − log π_ref."""
+    return math.exp(-d) - 1 + d
+
+
+def reweighting(clip=0.2):
+    return Reweight(Reweight.Settings(name="reweight", clip=clip))
 
 
 def reference(logprobs, entropies, tokens, loss, strength, clip):
@@ -53,7 +63,7 @@ def reference(logprobs, entropies, tokens, loss, strength, clip):
             value = min(value, -loss.dual_clip * advantage)
         if loss.tis_cap:
             value *= min(math.exp(old - rollout), loss.tis_cap)
-        penalty = loss.kl * KL[loss.kl_estimator](logprob - anchor)
+        penalty = loss.kl * k3(logprob - anchor)
         total += share * (value - loss.entropy * entropy + penalty)
     return total
 
@@ -78,15 +88,15 @@ def tokens_of(count, seed, dtype=torch.float64):
     st.sampled_from(
         [
             Loss(),
-            Loss(dual_clip=0.0, tis_cap=0.0, entropy=0.0, kl=0.3, kl_estimator="k1"),
-            Loss(0.1, 0.3, 1.5, 0.1, 1.0, kl=0.3, kl_estimator="k2"),
-            Loss(kl=0.01, kl_estimator="k3"),
+            Loss(dual_clip=0.0, tis_cap=0.0, entropy=0.0, kl=0.3),
+            Loss(0.1, 0.3, 1.5, 0.1, 1.0, kl=0.3),
+            Loss(kl=0.01),
         ]
     ),
 )
 def test_policy_equals_the_slow_reference(count, seed, strength, clip, loss):
     logprobs, entropies, tokens = tokens_of(count, seed)
-    total, sums = policy(logprobs, entropies, tokens, loss, strength, clip)
+    total, sums = policy(logprobs, entropies, tokens, loss, reweighting(clip), strength)
     expected = reference(logprobs, entropies, tokens, loss, strength, clip)
     assert float(total) == pytest.approx(expected, rel=1e-9, abs=1e-9)
     assert sums["loss"] == float(total)
@@ -114,16 +124,15 @@ def test_importance_weights_are_capped_above_only():
     assert importance(old, rollout, 0.0).tolist() == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("seed", range(5))
-def test_gradient_equals_finite_differences(seed, estimator):
+def test_gradient_equals_finite_differences(seed):
     logprobs, entropies, tokens = tokens_of(12, seed)
     # the teacher's gap is detached, so it is held where the current policy put it
     held = replace(tokens, teacher=torch.full_like(tokens.teacher, math.nan))
     logits = logprobs.clone().requires_grad_(True)
 
     def loss_of(values):
-        return policy(values, entropies, held, Loss(kl=0.7, kl_estimator=estimator), 0.5, 0.2)[0]
+        return policy(values, entropies, held, Loss(kl=0.7), reweighting(), 0.5)[0]
 
     assert torch.autograd.gradcheck(loss_of, (logits,), eps=1e-6, atol=1e-6)
 
@@ -133,7 +142,7 @@ def test_teacher_weights_carry_no_gradient_of_their_own():
     gap = torch.linspace(-0.3, 0.3, 12, dtype=torch.float64)  # inside and outside of the trust region
     logprobs = (tokens.old + 0.1).requires_grad_(True)
     held = replace(tokens, teacher=logprobs.detach() + gap)
-    policy(logprobs, entropies, held, Loss(dual_clip=0.0, tis_cap=0.0), 1.0, 0.2)[0].backward()
+    policy(logprobs, entropies, held, Loss(dual_clip=0.0, tis_cap=0.0), reweighting(), 1.0)[0].backward()
     weight = torch.exp(torch.sign(tokens.advantages) * gap).clamp(0.8, 1.2)
     torch.testing.assert_close(logprobs.grad, -tokens.weights * tokens.advantages * weight * math.exp(0.1))
 
@@ -143,7 +152,7 @@ def test_no_strength_and_no_teacher_give_the_same_loss_and_gradient_to_the_bit()
     results = []
     for held, strength in ((tokens, 0.0), (replace(tokens, teacher=tokens.teacher * math.nan), 0.5)):
         logprobs = tokens_of(50, 1, torch.float32)[0].requires_grad_(True)
-        total, _ = policy(logprobs, entropies, held, Loss(), strength, 0.2)
+        total, _ = policy(logprobs, entropies, held, Loss(), reweighting(), strength)
         total.backward()
         results.append((total.detach(), logprobs.grad))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
@@ -156,7 +165,7 @@ def test_reward_alone_decides_the_sign_of_every_update(seed, strength, clip):
     scores = torch.linspace(-9, 9, 12, dtype=torch.float64)
     everywhere = replace(tokens, teacher=scores, weights=torch.ones_like(scores))
     logprobs = tokens.old.clone().requires_grad_(True)
-    policy(logprobs, entropies, everywhere, Loss(entropy=0.0), strength, clip)[0].backward()
+    policy(logprobs, entropies, everywhere, Loss(entropy=0.0), reweighting(clip), strength)[0].backward()
     assert torch.equal(torch.sign(logprobs.grad), -torch.sign(tokens.advantages))
 
 
@@ -165,11 +174,11 @@ def test_statistics_by_hand():
     teacher, reference = old + torch.tensor([0.1, math.nan]), old - torch.tensor([0.2, 0.4])
     half = torch.full((2,), 0.5)
     tokens = Tokens(torch.tensor([1.0, -1.0]), old, torch.zeros(2), teacher, reference, half)
-    loss = Loss(entropy=0.0, kl=0.1, kl_estimator="k1")
-    total, sums = policy(old.clone(), torch.tensor([1.0, 3.0]), tokens, loss, 0.5, 0.2)
+    loss = Loss(entropy=0.0, kl=0.1)
+    total, sums = policy(old.clone(), torch.tensor([1.0, 3.0]), tokens, loss, reweighting(), 0.5)
     stats = report("policy", merge([sums]), tokens=2, denominator=4)
     assert stats["loss"] == pytest.approx(float(total) / 4)
-    assert stats["kl"] == pytest.approx(0.3)
+    assert stats["kl"] == pytest.approx((k3(0.2) + k3(0.4)) / 2, rel=1e-5)
     assert stats["entropy"] == pytest.approx(2.0)
     assert stats["mismatch_kl"] == pytest.approx((2 - 1 - math.log(2)) / 2)
     assert stats["mismatch_max"] == pytest.approx(math.log(2))
@@ -182,64 +191,56 @@ def test_statistics_by_hand():
 
 def test_sums_of_pieces_are_the_sums_of_the_whole():
     logprobs, entropies, tokens = tokens_of(30, 7)
-    whole = policy(logprobs, entropies, tokens, Loss(), 0.5, 0.2)[1]
+    whole = policy(logprobs, entropies, tokens, Loss(), reweighting(), 0.5)[1]
 
     def piece(part):
         cut = Tokens(*(column[part] for column in vars(tokens).values()))
-        return policy(logprobs[part], entropies[part], cut, Loss(), 0.5, 0.2)[1]
+        return policy(logprobs[part], entropies[part], cut, Loss(), reweighting(), 0.5)[1]
 
     pieces = merge(piece(part) for part in (slice(0, 11), slice(11, 11), slice(11, 30)))
     assert pieces == pytest.approx(whole)
 
 
-def test_kl_estimators_by_hand():
+def test_kl_by_hand():
     # π = 1/2, π_ref = 1/4: log ratio ln 2, r = 1/2
     logprob, reference = torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)])
-    found = [float(kl_divergence(logprob, reference, name)) for name in ("k1", "k2", "k3")]
-    assert found == pytest.approx([math.log(2), math.log(2) ** 2 / 2, 0.5 - 1 + math.log(2)])
-    assert all(float(kl_divergence(logprob, logprob, name)) == 0 for name in ("k1", "k2", "k3"))
+    assert float(kl_divergence(logprob, reference)) == pytest.approx(0.5 - 1 + math.log(2))
+    assert float(kl_divergence(logprob, logprob)) == 0
 
 
-def test_kl_estimators_over_a_whole_distribution():
+def test_kl_over_a_whole_distribution():
     """Summed over every token, weighted by its probability, as sampling would on average."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(7, generator=generator, dtype=torch.float64, requires_grad=True)
     reference = torch.randn(7, generator=generator, dtype=torch.float64).log_softmax(-1)
     logprobs = logits.log_softmax(-1)
     sampled = logprobs.detach().exp()
-    divergence = (logprobs.exp() * (logprobs - reference)).sum()
-    (pull,) = torch.autograd.grad(divergence, logits, retain_graph=True)
-    exact = float(divergence.detach())
-    gradients = {}
-    for name in ("k1", "k2", "k3"):
-        estimate = (sampled * kl_divergence(logprobs, reference, name)).sum()
-        (gradients[name],) = torch.autograd.grad(estimate, logits, retain_graph=True)
-        assert name == "k2" or float(estimate.detach()) == pytest.approx(exact)  # unbiased
-    torch.testing.assert_close(gradients["k2"], pull)
-    torch.testing.assert_close(gradients["k1"], torch.zeros_like(pull))
-    # that of k3 is the gradient of KL(π_ref ‖ π)
-    torch.testing.assert_close(gradients["k3"], logprobs.detach().exp() - reference.exp())
+    estimate = (sampled * kl_divergence(logprobs, reference)).sum()
+    exact = (sampled * (logprobs.detach() - reference)).sum()
+    assert float(estimate.detach()) == pytest.approx(float(exact))  # unbiased
+    # its gradient is that of KL(π_ref ‖ π)
+    (gradient,) = torch.autograd.grad(estimate, logits)
+    torch.testing.assert_close(gradient, sampled - reference.exp())
 
 
 @given(st.lists(st.tuples(st.floats(-30, 0), st.floats(-30, 0)), min_size=1, max_size=20))
-def test_k2_and_k3_are_never_negative(pairs):
+def test_kl_is_never_negative(pairs):
     logprobs, reference = torch.tensor(pairs, dtype=torch.float64).T
-    for name in ("k2", "k3"):
-        assert (kl_divergence(logprobs, reference, name) >= -1e-12).all()
+    assert (kl_divergence(logprobs, reference) >= -1e-12).all()
 
 
 def test_a_penalty_without_a_reference_is_refused():
     logprobs, entropies, tokens = tokens_of(3, 0)
     missing = replace(tokens, reference=torch.tensor([-1.0, math.nan, -1.0]))
-    policy(logprobs, entropies, missing, Loss(), 0.5, 0.2)
+    policy(logprobs, entropies, missing, Loss(), reweighting(), 0.5)
     with pytest.raises(ValueError, match=r"loss\.kl = 0\.01 needs"):
-        policy(logprobs, entropies, missing, Loss(kl=0.01), 0.5, 0.2)
+        policy(logprobs, entropies, missing, Loss(kl=0.01), reweighting(), 0.5)
 
 
 def test_aggregations_by_hand():
-    # two rows of one and three tokens, with the losses 8 and 1 2 3
+    # two samples of one and three tokens, with the losses 8 and 1 2 3
     rows, values = torch.tensor([0, 1, 1, 1]), torch.tensor([8.0, 1.0, 2.0, 3.0])
-    held = [row_of(1), row_of(3)]
+    held = [sample_of(1), sample_of(3)]
     found = {
         mode: float((token_weights(rows, mode) * values).sum())
         / denominator(held, Loss(aggregation=mode, constant=4.0))
@@ -260,7 +261,7 @@ def test_ranks_and_micro_batches_change_no_mean(sizes, budget, ranks, aggregatio
     """Each rank's sums over its micro-batches, as `Rank.update` scales them and DeepSpeed averages them."""
     loss = Loss(aggregation=aggregation, constant=7.0)
     values = [[100.0 * index + number for number in range(size)] for index, size in enumerate(sizes)]
-    whole = denominator([row_of(size) for size in sizes], loss)
+    whole = denominator([sample_of(size) for size in sizes], loss)
     per_rank = []
     for micros in over_ranks(sizes, budget, ranks):
         sums = 0.0
@@ -279,20 +280,98 @@ def test_ranks_and_micro_batches_change_no_mean(sizes, budget, ranks, aggregatio
     assert sum(per_rank) / ranks == pytest.approx(expected[aggregation], rel=1e-5)
 
 
-def row_of(size):
-    """A row of so many sampled tokens, of which only the number matters."""
-    nothing = np.zeros(size, np.float32)
-    return Row(
-        np.zeros(size + 1, np.int32), np.arange(1, size + 1, dtype=np.int32), nothing, nothing, nothing
-    )
+def sample_of(size):
+    """A sample of so many sampled tokens, of which only the number matters."""
+    return TrainingSample(np.zeros(size + 1, np.int32), np.arange(1, size + 1, dtype=np.int32))
 
 
-def test_imitation_is_the_weighted_negative_log_likelihood():
+def test_sft_is_the_weighted_negative_log_likelihood():
     logprobs = torch.tensor([-1.0, -2.0, -4.5], requires_grad=True)
-    total, sums = imitation(logprobs, torch.ones(3), torch.tensor([1.0, 1.0, 0.5]))
-    assert total.item() == 5.25 and report("imitation", merge([sums]), 2.5, 2.5) == {
+    total, sums = sft(logprobs, torch.ones(3), torch.tensor([1.0, 1.0, 0.5]))
+    assert total.item() == 5.25 and report("sft", merge([sums]), 2.5, 2.5) == {
         "loss": 2.1,
         "entropy": 1.0,
     }
     total.backward()
     assert logprobs.grad.tolist() == [-1.0, -1.0, -0.5]
+
+
+class Boost(TeacherSignal):
+    """A signal of one's own: more advantage where the teacher agrees, and a squared distance as its loss."""
+
+    @dataclass(frozen=True)
+    class Settings(Signal):
+        factor: float = setting(3.0, "by how much")
+
+        @property
+        def loss_weight(self) -> float:
+            return 0.5
+
+    def shape(self, advantages, gap, strength):
+        assert not gap.requires_grad
+        return torch.where(gap > 0, advantages * (1 + strength * self.settings.factor), advantages)
+
+    def weights(self, advantages, gap):
+        return torch.where(gap > 0, self.settings.factor, 1.0), gap > 0
+
+    def loss(self, student, teacher, old):
+        return (student.tokens - teacher.tokens).square() + (student.tokens.detach() - old)
+
+
+@pytest.fixture
+def boost(monkeypatch):
+    """The signal as a run would make it, of a setting that names it."""
+    monkeypatch.setattr(registry, "PLUGIN_FOLDERS", [str(Path.cwd())])  # so that sys.path stays as it is
+    return make_signal(Boost.Settings(name=f"{__name__}:Boost", factor=2.0))
+
+
+def test_a_signal_of_ones_own_shapes_the_policy_loss(boost):
+    _, entropies, tokens = tokens_of(40, 5)
+    agreed = tokens.teacher > tokens.old  # never where it did not score
+    by_hand = replace(tokens, advantages=torch.where(agreed, 2 * tokens.advantages, tokens.advantages))
+    found = []
+    for held, signal in ((tokens, boost), (by_hand, TeacherSignal(Signal()))):
+        logprobs = tokens.old.clone().requires_grad_(True)
+        total, sums = policy(logprobs, entropies, held, Loss(), signal, 0.5)  # 1 + ½·2
+        total.backward()
+        found.append((total.detach(), logprobs.grad, report("policy", merge([sums]), 40, 40)))
+    (own, slope, stats), (right, right_slope, plain) = found
+    torch.testing.assert_close(own, right)
+    torch.testing.assert_close(slope, right_slope)
+    assert 0 < agreed.sum() < stats["teacher_tokens"] < 40
+    share = float(agreed.sum()) / stats["teacher_tokens"]
+    assert stats["weight_mean"] == pytest.approx(1 + share)
+    assert stats["weight_clip_fraction"] == pytest.approx(share)
+    assert (plain["weight_mean"], plain["weight_clip_fraction"]) == (1, 0)  # unless a signal says otherwise
+
+
+def test_a_signal_of_ones_own_has_a_loss_of_its_own(boost):
+    student = torch.tensor([-1.0, -2.0], requires_grad=True)
+    teacher, old = torch.tensor([-1.5, -1.0]), torch.tensor([-1.25, -2.0])
+    own, other = (Likelihoods(tokens, torch.zeros(2, 0)) for tokens in (student, teacher))
+    total, sums = signal_loss(own, other, old, boost)
+    assert total.item() == pytest.approx(0.25 + 1.0 + 0.25)
+    assert report("signal", merge([sums]), 2, 2) == pytest.approx(
+        {"signal_loss": 0.75, "signal_gap": 0.25, "signal_tokens": 2}
+    )
+    total.backward()
+    assert student.grad.tolist() == [1.0, -2.0]
+
+
+def test_a_signal_with_a_weight_and_no_loss_is_told_so():
+    nothing = Likelihoods(torch.zeros(1), torch.zeros(1, 0))
+    with pytest.raises(NotImplementedError, match="Reweight has a loss_weight and no loss"):
+        signal_loss(nothing, nothing, torch.zeros(1), reweighting())
+
+
+def test_the_settings_name_their_signal():
+    for kind, given in (
+        (TeacherSignal, Signal()),
+        (Reweight, Reweight.Settings(name="reweight")),
+        (Distill, Distill.Settings(name="distill")),
+    ):
+        made = make_signal(given)
+        assert type(made) is kind and made.settings is given
+    assert make_signal(Signal()).strength(0) == 0.0 and make_signal(Signal()).num_candidates == 0
+    assert make_signal(Distill.Settings(name="distill", top_k=7)).num_candidates == 7
+    assert make_signal(Distill.Settings(name="distill", divergence="sampled")).num_candidates == 0

@@ -24,6 +24,7 @@ from hindsight.learner.group import DEADLINE, LearnerGroup, answers
 from hindsight.learner.logprobs import TokenLogprobs
 from hindsight.learner.policy import PolicyRank
 from hindsight.learner.rank import LearnerError, deepspeed_config, learner_env
+from hindsight.learner.signals import Reweight
 from hindsight.rollout.adapter import Adapter
 from hindsight.rollout.weights import unpack
 
@@ -32,6 +33,7 @@ CONFIG = Config(
     model=Model(dtype="float32"),
     learner=Learner(micro_batch_tokens=64, weight_decay=0.01, timeout=120.0),
     cluster=Cluster(threads=1, start_timeout=240.0),
+    signal=Reweight.Settings(name="reweight"),
 )
 
 
@@ -121,7 +123,7 @@ def test_two_ranks_of_zero_3_equal_plain_pytorch(ray_local, folder, tmp_path):
 
     async def check(learner):
         await learner.start()
-        await learner.update({"imitation": random_samples(3, seed=1)}, 0.0, 0.0)  # moves only Adam's moments,
+        await learner.update({"sft": random_samples(3, seed=1)}, 0.0, 0.0)  # moves only Adam's moments,
         await learner.reset_optimizer()  # which are then as they were
         stats = await learner.update({"policy": samples}, 0.5, LR)
         loss, norm, weights = plain_update(samples)
@@ -170,13 +172,13 @@ def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
 
         for resets in (False, True):
             await learner.load(tmp_path / "fresh")
-            await learner.update({"imitation": samples}, 0.0, 0.0)
+            await learner.update({"sft": samples}, 0.0, 0.0)
             if resets:
                 await learner.reset_optimizer()
             await learner.update({"policy": samples}, 0.5, LR)
             assert ((await learner.export(1)).digest == digests[2]) == resets
 
-        losses = [(await learner.update({"imitation": samples}, 0.0, 1e-2))["loss"] for _ in range(8)]
+        losses = [(await learner.update({"sft": samples}, 0.0, 1e-2))["loss"] for _ in range(8)]
         assert losses[-1] < losses[0]
         await resumes_exactly(learner, samples, tmp_path / "state")
         await loads_elsewhere(learner, tmp_path / "model")
@@ -262,7 +264,7 @@ async def resumes_with_dropout(learner, samples, target):
     assert all(file.stat().st_size < frozen for file in models)
 
     async def go_on():
-        stats = await learner.update({"imitation": samples}, 0.0, LR)
+        stats = await learner.update({"sft": samples}, 0.0, LR)
         sent = (await learner.export(2)).digest, (await learner.export_average(2, 0.1)).digest
         return stats | {"seconds": 0.0}, sent
 
@@ -274,7 +276,7 @@ async def resumes_with_dropout(learner, samples, target):
 async def fails_with_a_reason(learner, samples, folder):
     with pytest.raises(ValueError, match="needs samples"):
         await learner.update({"policy": []}, 0.0, LR)
-    with pytest.raises(ValueError, match="policy, distill, imitation"):
+    with pytest.raises(ValueError, match="policy, signal, sft"):
         await learner.update({"mystery": samples}, 0.0, LR)
     with pytest.raises(RemoteDefect, match=r"learner\.load failed"):
         await learner.load(folder / "nowhere")

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hindsight.configs.schema import Reweight
 from hindsight.learner.reweight import raw_weights, reweight, strength_at
+from hindsight.learner.signals import Reweight
 
 # Returns so close that an advantage would underflow are the same (learner.credit).
 sizes = st.floats(2**-20, 5, width=32)
@@ -27,11 +27,11 @@ pairs = st.integers(1, 30).flatmap(
 
 
 def test_schedule():
-    falling = Reweight(strength=0.5, decay_steps=50)
-    assert [strength_at(step, falling) for step in (0, 25, 49, 50, 99)] == pytest.approx(
-        [0.5, 0.25, 0.01, 0.0, 0.0]
-    )
-    assert strength_at(10**6, Reweight(strength=0.5, decay_steps=0)) == 0.5
+    expected = pytest.approx([0.5, 0.25, 0.01, 0.0, 0.0])
+    assert [strength_at(step, 0.5, 50) for step in (0, 25, 49, 50, 99)] == expected
+    falling = Reweight(Reweight.Settings(strength=0.5, decay_steps=50))
+    assert [falling.strength(step) for step in (0, 25, 49, 50, 99)] == expected
+    assert Reweight(Reweight.Settings(strength=0.5, decay_steps=0)).strength(10**6) == 0.5
 
 
 def test_by_hand():

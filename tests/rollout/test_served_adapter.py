@@ -14,8 +14,8 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model, Rollout, WeightSync
-from hindsight.learner.weight_sync import WeightSyncError, publish
+from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model, Rollout
+from hindsight.learner.weight_sync import WeightSyncError, sync_weights
 from hindsight.rollout.adapter import Adapter, named
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.types import EngineError, Sampling
@@ -28,7 +28,6 @@ CONFIG = Config(
     model=Model(dtype="float32", max_length=512),
     rollout=Rollout(max_num_seqs=8, kv_cache_gib=0.25, request_timeout=60.0),
     learner=Learner(lora=Lora(rank=4, alpha=8)),
-    weight_sync=WeightSync(tolerance=CLOSE),
     cluster=Cluster(threads=1),
 )
 
@@ -55,7 +54,7 @@ class Student:
         self.version = 0
 
     def change(self, std):
-        """Draw another B; returns the adapter to publish."""
+        """Draw another B; returns the adapter to sync."""
         with torch.no_grad():
             for _, b in self.adapter.pairs.values():
                 b.normal_(std=std)
@@ -63,9 +62,10 @@ class Student:
         flat, layout = pack(named(self.adapter.pairs).items())
         return WeightSet(self.version, layout, digest(flat), ray.put(flat))
 
-    def publish(self, weights):
+    def sync(self, weights):
         canary = prompt(40, seed=99)
-        return asyncio.run(publish([self.handle], weights, canary, self.logprobs(canary), CLOSE))
+        own = self.logprobs(canary)
+        return asyncio.run(sync_weights([self.handle], weights, canary, own, CLOSE, CONFIG.learner.timeout))
 
     def score(self, ids):
         return ray.get(self.handle.score.remote(ids))
@@ -108,7 +108,7 @@ def test_a_change_below_the_rounding_of_weights_is_served_whole(student):
     ids = prompt(300, seed=1)
     served, own = student.score(ids), student.logprobs(ids)
     np.testing.assert_allclose(served, own, atol=CLOSE)
-    assert student.publish(student.change(std=3e-5)).logprob_gap < CLOSE
+    assert student.sync(student.change(std=3e-5)).logprob_gap < CLOSE
     for name in student.adapter.pairs:  # merged in bfloat16, nothing would be left of it
         held = student.weights[name].bfloat16()
         assert torch.equal(student.adapter.merged(name, held).bfloat16(), held)
@@ -118,14 +118,14 @@ def test_a_change_below_the_rounding_of_weights_is_served_whole(student):
 
 
 def test_requests_in_flight_keep_their_adapter(student):
-    student.publish(student.change(std=0.05))
+    student.sync(student.change(std=0.05))
     context, old, version = prompt(40, seed=2), copy.deepcopy(student), student.version
     sampling = [Sampling(1.0, 400, seed=i) for i in range(4)]
     before = [student.handle.generate.remote(context, one) for one in sampling]
     while ray.get(student.handle.stats.remote())["running"] < len(before):
         time.sleep(0.01)
     time.sleep(0.2)
-    student.publish(student.change(std=0.05))
+    student.sync(student.change(std=0.05))
     after = [student.handle.generate.remote(context, one) for one in sampling]
     assert ray.wait(before, num_returns=len(before), timeout=0)[1], "the machine was too fast"
     for generations, holder, number in ((before, old, version), (after, student, version + 1)):
@@ -145,12 +145,12 @@ def test_keys_of_one_adapter_are_not_used_for_another(student):
         return ray.get(student.handle.stats.remote())["cached_tokens"] - before
 
     assert [cached(), cached()] == [0, 96]
-    student.publish(student.change(std=0.05))
+    student.sync(student.change(std=0.05))
     assert [cached(), cached()] == [0, 96]
 
 
 def test_adapters_that_no_request_uses_are_forgotten(student):
-    student.publish(student.change(std=0.05))
+    student.sync(student.change(std=0.05))
     assert ray.get(student.handle.held.remote()) == ([student.version], 1)
 
 
@@ -159,6 +159,6 @@ def test_other_bytes_than_were_sent_and_old_numbers_are_refused(student):
     flat = ray.get(weights.data).copy()
     flat[0] ^= 1
     with pytest.raises(WeightSyncError, match="other bytes arrived"):
-        student.publish(replace(weights, data=ray.put(flat)))
-    with pytest.raises(EngineError, match="is served already"):  # last: the engine is then out of use
-        student.publish(weights)
+        student.sync(replace(weights, data=ray.put(flat)))
+    with pytest.raises(EngineError, match="is served already"):  # last: the engine is then disabled
+        student.sync(weights)

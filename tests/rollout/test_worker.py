@@ -9,8 +9,9 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from rollout_toys import CHATML, TASK, ToyEngine, ToyPool, make_tokenizer
 
 import hindsight.rollout.worker
-from hindsight.configs.schema import Config, Env, Feedback, Model, Rollout
+from hindsight.configs.schema import Config, Env, Model, Rollout
 from hindsight.envs.base import DataMissing, EnvError, SlotDied, SlotTimeout
+from hindsight.feedback.sources import Reference
 from hindsight.rollout.episode import PromptTooLong
 from hindsight.rollout.types import EngineError
 from hindsight.rollout.worker import Worker, tally
@@ -53,7 +54,7 @@ def test_groups_have_the_reference_solution_where_it_is_hindsight(model):
     plain = Worker(model, config(), [toy_engine()], ToyPool())
     [group] = roll(plain, 1)
     assert group.reference == ()
-    asking = replace(config(), feedback=Feedback(source="reference"))
+    asking = replace(config(), feedback=Reference.Settings(source="reference"))
     [group] = roll(Worker(model, asking, [toy_engine()], ToyPool()), 1)
     assert group.reference == ("take key", "open door") and len(group.trajectories) == 4
     faults = [None] * 8 + [SlotTimeout("hung")]  # 4 episodes of 2 steps, then the reference

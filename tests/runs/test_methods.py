@@ -132,7 +132,7 @@ def test_another_environment(
     config = settings(name, tmp_path / "run", "rollout.group_size=2", env="webshop")
     steps = train(warmed, config, monkeypatch)
     assert total(steps, "failures/total") == 0 and total(steps, "rollout/episodes") == 4
-    if config.signal.loss_weight > 0 and not config.feedback.judged:  # of the rest, this student learns by chance
+    if config.signal.loss_weight > 0 and not config.feedback.judged:  # a judge's words are read by chance
         assert total(steps, "learner/signal_tokens") > 0
     assert (tmp_path / "run/checkpoints/step-00000002/model/config.json").is_file()
 

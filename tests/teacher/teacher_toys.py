@@ -26,7 +26,7 @@ START = Observation(
 EPISODES = (  # (response, feedback) per turn; the second response does not parse
     (
         ("<action>go to fridge 1</action>", "You arrive at fridge 1. The fridge 1 is closed."),
-        ("I open it.", "Your reply held no action of the form <action>…</action>."),
+        ("I open it.", "Your reply contained no action of the form <action>…</action>."),
         ("<action>take mug 1</action>", "Nothing happens."),
         ("<action>open fridge 1</action>", "You open the fridge 1. In it, you see a mug 1."),
     ),

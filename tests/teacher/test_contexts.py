@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from teacher_toys import make_group, make_renderer
 
 from hindsight.configs.schema import Feedback
-from hindsight.feedback import reflect, target
 from hindsight.feedback.hints import gather_hints
+from hindsight.feedback.reflect import Reflect
 from hindsight.feedback.sources import IMMEDIATE_TITLE
+from hindsight.feedback.target import Target
 from hindsight.feedback.transcript import Style
 from hindsight.teacher.contexts import (
     CLOSING_LINE,
@@ -33,7 +34,7 @@ WIDE = ContextLimits(section=512, context=4096)
 def requests_of(preset, limits=WIDE, texts=None, message=False, tokens="action"):
     renderer = make_renderer(preset)
     group = make_group(renderer)
-    texts = asyncio.run(gather_hints(group, Feedback())).texts if texts is None else texts
+    texts = asyncio.run(gather_hints(group, Feedback(source="immediate"))).texts if texts is None else texts
     opening = renderer.second_message() if message else None
     requests = build_requests(group, texts, renderer.close_ids, renderer.encode, limits, opening, tokens)
     return renderer, group, requests
@@ -60,16 +61,23 @@ def test_prompt_reads_as_the_golden_file(tokens, name):
     assert shown(renderer, group, request) == golden(name)
 
 
+def read(kind, answer, renderer):
+    """The texts that a judged source of the given kind reads for the first episode."""
+    source = kind(kind.Settings())
+    trajectory = make_group(renderer).trajectories[0]
+    return source.read(answer, trajectory, Style(source.settings, renderer.show)).texts
+
+
 def diagnosed(renderer):
     """HERO's text for turn 2 of the first episode."""
     answer = '{"turn": 3, "verdict": "invalid", "cause": "No mug is in sight.", "fix": "open fridge 1"}'
-    return reflect.read(answer, make_group(renderer).trajectories[0], Style(show=renderer.show)).texts
+    return read(Reflect, answer, renderer)
 
 
 def corrected(renderer):
     """HINT-SD's text for turn 2 of the first episode."""
     answer = '{"failures": [{"turn": 3, "correction": "Open the fridge before you take the mug."}]}'
-    return target.read(answer, make_group(renderer).trajectories[0], Style(show=renderer.show)).texts
+    return read(Target, answer, renderer)
 
 
 @pytest.mark.parametrize(

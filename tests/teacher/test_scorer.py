@@ -87,7 +87,11 @@ def test_rollout_scores_equal_naive_ones(preset):
     group = make_group(renderer)
     sequences = [[sequence.ids for sequence in trajectory.sequences] for trajectory in group.trajectories]
     requests = build_requests(
-        group, asyncio.run(gather_hints(group, Feedback())).texts, renderer.close_ids, renderer.encode, LIMITS
+        group,
+        asyncio.run(gather_hints(group, Feedback(source="immediate"))).texts,
+        renderer.close_ids,
+        renderer.encode,
+        LIMITS,
     )
     scorer = SpanScorer(model, 2048, temperature=1.0)
     assert_equal_scores(scorer.score(sequences, requests), naive(model, 1.0, sequences, requests))

@@ -1,0 +1,263 @@
+"""A group in the driver: rollout, advantages, hints, teacher, and what is left where one of them fails."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
+
+from hindsight.cluster.metrics import step_metrics
+from hindsight.cluster.train import Trainer
+from hindsight.cluster.watch import Watchdog
+from hindsight.configs.load import load
+from hindsight.envs.base import Observation, StepResult
+from hindsight.envs.runtime.remote import ActorLost
+from hindsight.envs.tasks import TaskSpec
+from hindsight.feedback.judge_client import Answer, JudgeError
+from hindsight.rollout.types import Failure, Group, Span, TokenSequence, Trajectory, Turn
+from hindsight.teacher.scorer import Scored
+
+TASK = TaskSpec("t", "toy", "open", "train")
+CLOSE = np.array([7, 8], dtype=np.int32)
+SERL = ("signal.name=reweight", "feedback.source=immediate")
+DISTILL = ("signal.name=distill", "signal.top_k=2", "feedback.source=immediate", "loss.policy=0")
+PPO = ("credit.advantage=gae",)
+
+
+def trajectory(success, parsed=True):
+    ids = np.array([1, 2, 7, 8, 3, 4, 5], dtype=np.int32)
+    result = StepResult(Observation("later"), "Dark.", float(success), success, False, success)
+    span = Span(5, 6) if parsed else None
+    turn = Turn(0, 4, 7, span, Observation("now"), "<action>look</action>", "look", parsed, result, 0)
+    sequence = TokenSequence(ids, np.zeros(7, dtype=np.float32))
+    return Trajectory(TASK, (sequence,), (turn,), success, float(success), "terminated")
+
+
+def remote(function):
+    """What an actor's method looks like to the driver."""
+
+    async def call(*args):
+        return function(*args)
+
+    return SimpleNamespace(remote=call)
+
+
+def score_of(request):
+    width = 0 if request.candidates is None else request.candidates.shape[1]
+    size = len(request.span)
+    return Scored(np.full(size, -1.0, np.float32), np.full((size, width), -2.0, np.float32))
+
+
+async def likeliest(samples, k):
+    return [np.tile(np.arange(k, dtype=np.int32), (len(sample.positions), 1)) for sample in samples]
+
+
+class Produced:
+    """One group through the driver's code, with toys for everything that runs elsewhere."""
+
+    def __init__(self, *overrides, judge=None, score=None, step=0, successes=(True, False), parsed=True):
+        trajectories = tuple(trajectory(success, parsed or success) for success in successes)
+        rolled_out = Group(3, TASK, trajectories, (Failure("engine", "was slow", "t"),))
+        self.asked = []  # of the teacher and of the reference policy
+
+        def scored(sequences, requests):
+            self.asked.extend(requests)
+            return [score_of(request) for request in requests]
+
+        async def values(samples):
+            self.valued = samples
+            return [np.zeros(len(sample.positions), np.float32) for sample in samples]
+
+        config = load(None, ["rollout.group_size=2", *overrides])
+        teacher = SimpleNamespace(score=remote(score or scored))
+        reference = teacher if config.needs_reference else None
+        renderer = {"encode": lambda text: np.full(len(text.split()), 9, np.int32)}
+        renderer |= {"close_ids": CLOSE, "show": lambda seen: seen.text}
+        run = SimpleNamespace(
+            config=config,
+            actors=SimpleNamespace(
+                workers=[SimpleNamespace(rollout=remote(lambda *args: rolled_out))],
+                reference=reference,
+                scorers=lambda: {"teacher": teacher, "reference": reference},
+                teacher_context=512,
+                learner=SimpleNamespace(candidates=likeliest),
+                critic=SimpleNamespace(values=values) if config.needs_critic else None,
+            ),
+            renderer=SimpleNamespace(**renderer),
+            opening=None,
+            judge=judge,
+            watchdog=Watchdog(60),
+            now=lambda doing: None,
+        )
+        trainer = Trainer(run)
+        self.method = trainer.method
+        self.group = asyncio.run(trainer.produce(3, TASK, step))
+
+    @property
+    def failures(self):
+        return [failure.kind for failure in self.group.failures]
+
+    @property
+    def scored(self):
+        """(trajectory, turn) of the tokens that the teacher scored."""
+        return {
+            (index, int(turn))
+            for index, samples in enumerate(self.group.trajectories)
+            for sample in samples
+            if sample.teacher_logprobs is not None
+            for turn in sample.turns[~np.isnan(sample.teacher_logprobs)]
+        }
+
+    @property
+    def metrics(self):
+        return step_metrics([self.group], {"time/rollout": 1.0, "time/step": 1.0}, 0, False)
+
+    @property
+    def losses(self):
+        return self.method.losses([self.group])
+
+    @property
+    def is_requeued(self):
+        return self.method.must_requeue(self.group)
+
+
+async def judge(question, schema):
+    if "success, reward 1" in question.write(12_000):
+        raise JudgeError("gone")
+    return Answer("This attempt failed.", tokens_read=30, tokens_written=4)
+
+
+def test_turns_with_hints_are_scored():
+    one = Produced(*SERL)
+    assert one.scored == {(0, 0), (1, 0)} and len(one.asked) == 2 and one.failures == ["engine"]
+    for sample in one.group.samples:  # an action has one token here
+        np.testing.assert_equal(sample.teacher_logprobs, np.array([np.nan, -1.0, np.nan], np.float32))
+    assert one.metrics["feedback/texts"] == 2
+    both = step_metrics([one.group] * 2, {"time/rollout": 1.0, "time/step": 1.0}, 0, False)
+    assert both["teacher/tokens"] == 2 * sum(request.cut + len(request.tail) for request in one.asked)
+    assert both["teacher/spans"] == both["teacher/span_tokens"] == 4.0
+    assert one.losses == {"policy": one.group.samples, "signal": []}
+
+
+def test_siblings_are_compared_before_anyone_is_asked():
+    """Advantages of the group, without a teacher, a reference policy or a judge."""
+    one = Produced()
+    assert one.asked == [] and one.group.informative
+    (won,), (lost,) = one.group.trajectories
+    assert won.advantages.tolist() == [-value for value in lost.advantages] and (won.advantages > 0).all()
+    assert one.metrics["feedback/asked"] == one.metrics["teacher/seconds_busy"] == 0
+
+
+def test_a_judges_failure_costs_its_trajectory_and_is_counted():
+    one = Produced(*SERL, "feedback.source=judge", judge=judge)
+    assert one.scored == {(1, 0)} and one.failures == ["engine", "judge"]
+    assert one.metrics["feedback/asked"] == 2
+    assert (one.metrics["feedback/tokens_read"], one.metrics["feedback/tokens_written"]) == (30, 4)
+
+
+def fails(*args):
+    raise RayTaskError("score", "trace", MemoryError("full")).as_instanceof_cause()
+
+
+def test_a_teacher_that_fails_keeps_the_judges_failures():
+    one = Produced(*SERL, "feedback.source=judge", judge=judge, score=fails)
+    assert one.scored == set() and one.failures == ["engine", "judge", "teacher"]
+    assert one.losses["policy"] == one.group.samples  # plain GRPO
+
+
+def test_a_teacher_that_is_out_of_reach_for_once_is_counted():
+    def away(*args):
+        raise ActorUnavailableError("node 3 is away", None)
+
+    one = Produced(*SERL, score=away)
+    assert one.scored == set() and one.failures == ["engine", "teacher"]
+
+
+@pytest.mark.parametrize("error", [RayActorError(), ObjectLostError("f" * 56, None, "")])
+def test_a_dead_teacher_ends_the_run(error):
+    """No later step could be saved without it."""
+
+    def lost(*args):
+        raise error
+
+    with pytest.raises(ActorLost, match="scoring group 3"):
+        Produced(*SERL, score=lost)
+
+
+def test_a_group_whose_reference_fails_escapes_no_penalty():
+    """It gives the policy loss no samples; without a penalty it would."""
+    one = Produced("loss.kl=0.01", score=fails)
+    assert one.failures == ["engine", "teacher"] and one.losses["policy"] == []
+    assert len(Produced(score=fails).losses["policy"]) == 2
+
+
+def test_a_task_comes_again_where_a_failure_took_all_that_it_would_have_taught():
+    assert Produced(*DISTILL, score=fails).is_requeued
+    assert Produced(*SERL, "loss.kl=0.01", score=fails).is_requeued
+    assert not Produced(*SERL, score=fails).is_requeued  # it trains as plain GRPO
+    assert not Produced(*DISTILL, "loss.policy=1", score=fails).is_requeued
+    judged = Produced(*DISTILL, "feedback.source=judge", judge=judge)
+    assert not judged.is_requeued  # one of two questions was answered
+    assert not Produced(*DISTILL).is_requeued  # the failure of a rollout left enough
+
+
+@pytest.mark.parametrize(("overrides", "needed"), [((), 2), (SERL, 2), (DISTILL, 1), (PPO, 1)])
+def test_a_group_that_failures_left_too_small_comes_again(overrides, needed):
+    """One trajectory teaches nothing where siblings are compared."""
+    left = [Produced(*overrides, successes=(True,) * number).is_requeued for number in range(3)]
+    assert left == [number < needed for number in range(3)]
+
+
+@pytest.mark.parametrize(("tokens", "turns"), [("action", {(0, 0)}), ("response", {(0, 0), (1, 0)})])
+def test_weights_on_whole_responses_need_no_action(tokens, turns):
+    """RLSD weights every token, those of an answer that could not be read too."""
+    one = Produced(*SERL, f"signal.tokens={tokens}", parsed=False)
+    assert one.scored == turns and len(one.asked) == len(turns)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "more"),
+    [
+        (("signal.strength=0",), {}),
+        ((), {"step": 50}),  # the strength has fallen to 0
+        ((), {"successes": (True, True)}),
+        (("feedback.source=none", "signal.name=none"), {}),
+    ],
+)
+def test_nobody_is_asked_where_it_would_not_count(overrides, more):
+    one = Produced(*SERL, "feedback.source=judge", *overrides, **more)  # without a judge, asking would raise
+    assert (one.scored, one.metrics["feedback/texts"], one.asked) == (set(), 0, [])
+
+
+@pytest.mark.parametrize("divergence", ["jsd", "sampled"])
+def test_distillation_learns_from_groups_that_all_failed(divergence):
+    """Every token of the turns that have a hint, whatever the advantages."""
+    one = Produced(*DISTILL, f"signal.divergence={divergence}", successes=(False, False))
+    assert one.metrics["teacher/spans"] == len(one.asked) == 2 and not one.group.informative
+    assert one.losses["policy"] == [] and len(one.losses["signal"]) == 2
+    for sample in one.losses["signal"]:
+        assert sample.positions.tolist() == [4, 5, 6] and sample.teacher_logprobs.tolist() == [-1.0] * 3
+        if divergence == "sampled":
+            assert sample.candidates is None and sample.teacher_candidates is None
+        else:
+            assert sample.candidates.tolist() == [[0, 1]] * 3 and (sample.teacher_candidates == -2.0).all()
+
+
+def test_a_reference_is_asked_for_all_that_was_sampled():
+    one = Produced("loss.kl=0.01")
+    assert [sample.reference_logprobs.tolist() for sample in one.group.samples] == [[-1.0] * 3] * 2
+    assert one.scored == set() and one.metrics["feedback/texts"] == 0
+
+
+def test_a_critic_takes_the_place_of_siblings():
+    """Nothing is compared in a group; the critic is asked about the whole batch, once."""
+    one = Produced(*PPO, "credit.step=turn", "credit.whiten=false", successes=(True, True))
+    assert all(sample.advantages is None for sample in one.group.samples)
+    asyncio.run(one.method.finish([one.group]))
+    assert [sample.positions.tolist() for sample in one.valued] == [[4], [4]]  # a turn's first token
+    for sample in one.group.samples:
+        assert sample.advantages.tolist() == [10.0] * 3  # the reward of success, less a value of 0
+    assert one.losses["policy"] == one.group.samples
