@@ -10,14 +10,11 @@ ACTIONS = tuple(f"go to cabinet {number}" for number in range(1, 24))
 
 
 class ToyEnv(TextEnv):
-    def reset(self, task: TaskSpec) -> Observation:
+    def _reset(self, task: TaskSpec) -> Observation:
         return Observation(TEXT, ACTIONS)
 
-    def step(self, action: str) -> StepResult:
+    def _step(self, action: str) -> StepResult:
         return StepResult(Observation(TEXT, ACTIONS), TEXT, 0.0, False, False, False)
-
-    def close(self) -> None:
-        pass
 
 
 class ToyFamily(EnvFamily):
@@ -30,4 +27,4 @@ class ToyFamily(EnvFamily):
         return Manifest(train=tasks, evaluation=tasks)
 
     def make(self) -> TextEnv:
-        return ToyEnv()
+        return ToyEnv(max_turns=1_000_000)

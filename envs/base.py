@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from hindsight.configs.schema import Env
 from hindsight.envs.tasks import Manifest, TaskSpec
 
-ACTION_FORMATS = (
-    "tags",
-    "tools",
-    "code",
-)  # <action>…</action>, calls of tools (`envs.tool_calls`), a block of code
+# <action>…</action>, calls of tools (`envs.tool_calls`), a block of code
+ACTION_FORMATS = ("tags", "tools", "code")
 
 
 class EnvError(RuntimeError):
@@ -74,10 +71,17 @@ class StepResult:
     success: bool  # the benchmark's own success flag
     info: Mapping[str, Any] = field(default_factory=dict)
 
+    def cut(self, verdict: Verdict | None) -> StepResult:
+        """This result as the last one of an episode that was cut, with the verdict if there is one."""
+        if verdict is None:
+            return replace(self, truncated=True)
+        info = {**self.info, **verdict.info}
+        return replace(self, truncated=True, reward=verdict.reward, success=verdict.success, info=info)
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the benchmark says of an episode as it stands; fields as in `StepResult`."""
+    """How the benchmark judges an episode as it stands; fields as in `StepResult`."""
 
     reward: float
     success: bool
@@ -108,32 +112,75 @@ class Demonstration:
 
 
 class TextEnv(ABC):
-    """One environment instance, living alone in its process; it plays one episode at a time."""
+    """One environment instance, alone in its process; it runs one episode at a time.
 
-    @abstractmethod
+    `reset`, `step` and `finish` keep the protocol and count turns. An environment implements `_reset`,
+    `_step` and, if an episode that is cut can have earned something, `_finish`.
+    """
+
+    def __init__(self, max_turns: int) -> None:
+        """
+        Args:
+            max_turns: actions after which an episode is truncated.
+        """
+        self.max_turns = max_turns
+        self.turns = 0  # actions taken in this episode, the one of a running `_step` included
+        self.playing = False  # whether an episode can go on
+
     def reset(self, task: TaskSpec) -> Observation:
         """Start the task's episode from its initial state.
 
         Raises:
             EnvError: the task cannot be loaded.
         """
+        self.turns, self.playing = 0, False
+        observation = self._reset(task)
+        self.playing = True
+        return observation
 
-    @abstractmethod
     def step(self, action: str) -> StepResult:
         """Take one action. An inadmissible action is answered by the environment, not raised.
 
         Raises:
-            EnvError: the episode has ended or the backend failed.
+            EnvError: no episode can go on, or the backend failed, which ends the episode.
         """
+        self._end()
+        self.turns += 1
+        result = self._step(action)
+        if result.terminated or result.truncated:
+            return result
+        if self.turns >= self.max_turns:
+            return result.cut(self._finish())
+        self.playing = True
+        return result
 
     def finish(self) -> Verdict | None:
         """End the episode here and judge it: the agent has no turn or no room in its context left.
 
-        None where the last step has said all there is to say.
+        None if the last step has already told everything.
 
         Raises:
-            EnvError: the backend failed.
+            EnvError: no episode can go on, or the backend failed.
         """
+        self._end()
+        return self._finish()
+
+    def _end(self) -> None:
+        """End the episode, unless the caller resumes it."""
+        if not self.playing:
+            raise EnvError("no episode is under way: reset first")
+        self.playing = False
+
+    @abstractmethod
+    def _reset(self, task: TaskSpec) -> Observation:
+        """The first observation of the task."""
+
+    @abstractmethod
+    def _step(self, action: str) -> StepResult:
+        """What the action leads to; `truncated` only if the benchmark cuts the episode itself."""
+
+    def _finish(self) -> Verdict | None:
+        """The benchmark's verdict on the episode as it stands."""
         return None
 
     def reference(self, task: TaskSpec) -> list[str] | None:
@@ -162,8 +209,7 @@ class TextEnv(ABC):
                 break
         return Demonstration(task, first, tuple(steps), steps[-1].result.success)
 
-    @abstractmethod
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most instances hold nothing
         """Release what the instance holds."""
 
 

@@ -96,7 +96,7 @@ class GymEnv(gymnasium.Env[str, str]):
             EnvError: the episode has ended, or the instance failed or had to be killed.
         """
         if self._slot is None:
-            raise EnvError("no episode is under way: reset before stepping")
+            raise EnvError("no episode is under way: reset first")
         result = self._run(self._slot.call("step", action, deadline=self._limits.step))
         info = _fields(result.observation) | {
             "feedback": result.feedback,

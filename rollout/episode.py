@@ -75,7 +75,7 @@ async def play(
                     f"{renderer.context}: raise model.max_length{example}, or set prompt.list_actions=false"
                 )
             ended = "context"
-            turns[-1] = replace(turns[-1], result=await _cut(slot, turns[-1].result))
+            turns[-1] = replace(turns[-1], result=turns[-1].result.cut(await slot.finish()))
             break
         sampling = Sampling(temperature, min(limits.max_tokens, room), derive_seed(seed, len(turns)))
         generation = await generate(context, sampling)
@@ -87,7 +87,7 @@ async def play(
         else:
             result = await slot.step(reply.action)
         if len(turns) + 1 == limits.max_turns and not (result.terminated or result.truncated):
-            result = await _cut(slot, result)
+            result = result.cut(await slot.finish())
         turns.append(_turn(reply, observation, result, generation.weight_version))
         observation, reward = result.observation, result.reward
         if result.terminated or result.truncated:
@@ -115,15 +115,6 @@ def _correct(observation: Observation, correction: str, reward: float) -> StepRe
         truncated=False,
         success=False,
     )
-
-
-async def _cut(slot: EpisodeSlot, last: StepResult) -> StepResult:
-    """Return the last result of a truncated episode, with the benchmark's verdict if it gives one."""
-    verdict = await slot.finish()
-    if verdict is None:
-        return replace(last, truncated=True)
-    info = {**last.info, **verdict.info}
-    return replace(last, truncated=True, reward=verdict.reward, success=verdict.success, info=info)
 
 
 def _turn(reply: Reply, observation: Observation, result: StepResult, version: int) -> Turn:

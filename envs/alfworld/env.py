@@ -65,20 +65,18 @@ class AlfworldEnv(TextEnv):
             max_turns: actions after which an episode is truncated.
             expert: who plays demonstrations, "search" or "upstream".
         """
+        super().__init__(max_turns)
         accelerate(cache / "translations")
         self._root = root
-        self._max_turns = max_turns
         self._expert = expert
         self._infos = textworld.EnvInfos(won=True, admissible_commands=True)
         self._env = AlfredDemangler(PddlEnv(self._infos), shuffle=False)
         self._loaded: Path | None = None
-        self._state: GameState | None = None  # None: no episode is under way
-        self._turns = 0
+        self._state: GameState | None = None
         self._goal = ""
 
-    def reset(self, task: TaskSpec) -> Observation:
+    def _reset(self, task: TaskSpec) -> Observation:
         path = self._path(task)
-        self._state = None
         if path != self._loaded:
             self._loaded = None
             try:
@@ -87,22 +85,13 @@ class AlfworldEnv(TextEnv):
                 raise EnvError(f"cannot load the game of task {task.id} from {path}: {error}") from error
             self._loaded = path
         self._state = self._env.reset()
-        self._turns = 0
         self._goal = self._state["feedback"].strip().rpartition("\n")[2]
         return self._observe()
 
-    def step(self, action: str) -> StepResult:
-        if self._state is None:
-            raise EnvError("no episode is under way: reset before stepping")
-        state, _, _ = self._env.step(action)
-        self._state = state
-        self._turns += 1
-        won = bool(state["won"])
-        truncated = not won and self._turns >= self._max_turns
-        observation = self._observe()
-        if won or truncated:
-            self._state = None
-        return StepResult(observation, state["feedback"], float(won), won, truncated, won)
+    def _step(self, action: str) -> StepResult:
+        self._state, _, _ = self._env.step(action)
+        won = bool(self._state["won"])
+        return StepResult(self._observe(), self._state["feedback"], float(won), won, False, won)
 
     def reference(self, task: TaskSpec) -> list[str] | None:
         return json.loads(self._path(task).read_text()).get("walkthrough")
@@ -114,7 +103,7 @@ class AlfworldEnv(TextEnv):
         player = self._player(task, first, rng)
         steps: list[DemoStep] = []
         offered: dict[str, None] = {}  # so far: many are not possible now, and nothing happens
-        while self._state is not None:
+        while self.playing:
             offered |= dict.fromkeys(observation.actions)
             wanted = player.act(observation)
             action = rng.choice(list(offered)) if rng.random() < noise else wanted

@@ -84,44 +84,31 @@ class AppWorldEnv(TextEnv):
         Raises:
             EnvError: the server does not get ready.
         """
+        super().__init__(config.max_turns)
         self._root = nursery.root
         self._nursery = nursery
         self._config = config
         self._wanted = mode
         self._server: ServerHandle | None = None
-        self._turns = 0
-        self._playing = False
         self._start()
 
-    def reset(self, task: TaskSpec) -> Observation:
-        self._playing = False
-        self._turns = 0
+    def _reset(self, task: TaskSpec) -> Observation:
         if self._server is None:
             self._start()
         begun = self._call("reset", task.id, seconds=self._config.reset_timeout)
-        self._playing = True
         apps = "\n".join(f"- {app}: {text}" for app, text in begun["apps"].items())
         rules = RULES.format(**begun["supervisor"], datetime=begun["datetime"], apps=apps)
         return Observation(begun["instruction"], state_key=_key(begun["instruction"]), rules=rules)
 
-    def step(self, action: str) -> StepResult:
-        if not self._playing:
-            raise EnvError("no episode is under way: reset before stepping")
+    def _step(self, action: str) -> StepResult:
         ran = self._call("execute", action, seconds=self._config.step_timeout)
-        self._turns += 1
         terminated = bool(ran["completed"] or "lost" in ran)
-        truncated = not terminated and self._turns >= self._config.max_turns
-        over = terminated or truncated
-        verdict = self._judge(ran) if over else Verdict(0.0, False)
+        verdict = self._judge(ran) if terminated else Verdict(0.0, False)
         observation = Observation(ran["output"], state_key=_key(ran["output"]))
         said = ran["output"]
-        return StepResult(
-            observation, said, verdict.reward, terminated, truncated, verdict.success, verdict.info
-        )
+        return StepResult(observation, said, verdict.reward, terminated, False, verdict.success, verdict.info)
 
-    def finish(self) -> Verdict:
-        if not self._playing:
-            raise EnvError("no episode is under way: reset before finishing")
+    def _finish(self) -> Verdict:
         return self._judge({})
 
     def _judge(self, ran: dict[str, Any]) -> Verdict:
@@ -130,7 +117,6 @@ class AppWorldEnv(TextEnv):
         Args:
             ran: the server's answer to that code.
         """
-        self._playing = False
         # Lost: the agent's code has broken its own world, which is a lost episode and no failure of ours.
         found = ran if "lost" in ran else self._call("evaluate", seconds=self._config.step_timeout)
         if "lost" in found:
@@ -151,7 +137,6 @@ class AppWorldEnv(TextEnv):
 
     def close(self) -> None:
         """End the server, which takes its children along."""
-        self._playing = False
         if self._server:
             self._server.end(patience=5.0)
         self._server = None
@@ -186,7 +171,6 @@ class AppWorldEnv(TextEnv):
         try:
             return self._server.call(method, *args, seconds=BEFORE * seconds)
         except Lost as error:
-            self._playing = False
             self._server.end()
             self._server = None
             raise EnvError(f"AppWorld's server failed: {error}") from error

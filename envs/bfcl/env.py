@@ -40,30 +40,17 @@ GOODBYE = "The user has no further request."
 class BfclEnv(TextEnv):
     """Plays one entry after another, each on backends of its own."""
 
-    def __init__(self, max_turns: int) -> None:
-        """
-        Args:
-            max_turns: answers, calls and words alike, after which an episode is truncated.
-        """
-        self._max_turns = max_turns
-        self._entry: Entry | None = None  # None: no episode is under way
-
-    def reset(self, task: TaskSpec) -> Observation:
-        self._entry = None
-        entry = _find(task)
+    def _reset(self, task: TaskSpec) -> Observation:
+        self._entry = entry = _find(task)
         self._backends, self._referee = Backends(entry), Referee(entry)
-        self._turn = self._answers = 0
+        self._turn = 0
         self._open_turn()
-        self._entry = entry
         return Observation(
             _message(entry, 0), state_key=self._backends.digest(0), rules=RULES, tools=entry.tools
         )
 
-    def step(self, action: str) -> StepResult:
-        if self._entry is None:
-            raise EnvError("no episode is under way: reset before stepping")
-        turn, entry = self._turn, self._entry
-        self._answers += 1
+    def _step(self, action: str) -> StepResult:
+        turn = self._turn
         try:
             calls = read_calls(action)
         except MalformedCall as error:
@@ -72,25 +59,22 @@ class BfclEnv(TextEnv):
             if calls:
                 text, role, over = self._use(calls, [self._backends.call(call) for call in calls])
             else:
-                text, role, over = self._end_turn(entry)
-        truncated = not over and self._answers >= self._max_turns
-        verdict = self.finish() if truncated else self._judge() if over else Verdict(0.0, False)
+                text, role, over = self._end_turn(self._entry)
+        verdict = self._judge() if over else Verdict(0.0, False)
         info = {"turn": turn, **verdict.info}
         text = text.encode(errors="replace").decode()  # an argument may hold half a surrogate pair
         observation = Observation(text, state_key=self._backends.digest(self._turn), role=role)
-        return StepResult(observation, text, verdict.reward, over, truncated, verdict.success, info)
+        return StepResult(observation, text, verdict.reward, over, False, verdict.success, info)
 
-    def finish(self) -> Verdict:
-        if self._entry is None:
-            raise EnvError("no episode is under way: reset before finishing")
-        self._referee.force(f"The episode was cut after {self._answers} answers.")
+    def _finish(self) -> Verdict:
+        self._referee.force(f"The episode was cut after {self.turns} answers.")
         return self._judge()
 
     def reference(self, task: TaskSpec) -> list[str]:
         """The shipped solution, call by call; a turn's calls in one answer where that is over a limit."""
         gold = _find(task).gold
         alone = (
-            max(map(len, gold)) <= MAXIMUM_STEP_LIMIT and sum(map(len, gold)) + len(gold) <= self._max_turns
+            max(map(len, gold)) <= MAXIMUM_STEP_LIMIT and sum(map(len, gold)) + len(gold) <= self.max_turns
         )
         actions: list[str] = []
         for calls in gold:
@@ -98,11 +82,7 @@ class BfclEnv(TextEnv):
             actions += [*map(write_calls, steps), DONE if calls else STUCK]
         return actions
 
-    def close(self) -> None:
-        self._entry = None
-
     def _judge(self) -> Verdict:
-        self._entry = None
         success = not self._referee.errors
         return Verdict(float(success), success, {"errors": self._referee.errors})
 

@@ -73,30 +73,24 @@ class TauEnv(TextEnv):
             max_turns: answers of the agent after which an episode is truncated.
             speaker: plays the customers; None: they follow their script.
         """
-        self._max_turns = max_turns
+        super().__init__(max_turns)
         self._speaker = speaker
-        self._orchestrator: Orchestrator | None = None  # None: no episode is under way
-        self._turns = 0
+        self._orchestrator: Orchestrator
         self._seen = ""  # digest of all observations so far, in order
 
-    def reset(self, task: TaskSpec) -> Observation:
-        self._orchestrator = None
-        self._turns, self._seen = 0, ""
-        orchestrator = self._begin(task.kind, _task(task))
+    def _reset(self, task: TaskSpec) -> Observation:
+        self._seen = ""
+        self._orchestrator = orchestrator = self._begin(task.kind, _task(task))
         if orchestrator.done:
             raise EnvError(f"the customer of task {task.id} ended the conversation with its first message")
-        self._orchestrator = orchestrator
         shared = domain(task.kind)
         return replace(self._observe(*_heard(orchestrator)), rules=shared.rules, tools=shared.tools)
 
-    def step(self, action: str) -> StepResult:
-        orchestrator, self._orchestrator = self._orchestrator, None  # back again if the episode goes on
-        if orchestrator is None:
-            raise EnvError("no episode is under way: reset before stepping")
-        self._turns += 1
+    def _step(self, action: str) -> StepResult:
+        orchestrator = self._orchestrator
         info: dict[str, Any] = {}
         try:
-            orchestrator.agent.answer = _message(action, self._turns)
+            orchestrator.agent.answer = _message(action, self.turns)
         except MalformedCall as error:
             info["malformed"] = True
             observation = self._observe(str(error), "tool")
@@ -105,20 +99,15 @@ class TauEnv(TextEnv):
             observation = self._observe(*_heard(orchestrator))
         reason = orchestrator.termination_reason
         terminated = reason in (TerminationReason.USER_STOP, TerminationReason.TOO_MANY_ERRORS)
-        truncated = not terminated and (orchestrator.done or self._turns >= self._max_turns)
+        truncated = not terminated and orchestrator.done
         reward = 0.0
         if terminated or truncated:
             verdict = _judge(orchestrator)
             reward, info = verdict.reward, info | dict(verdict.info)
-        else:
-            self._orchestrator = orchestrator
         return StepResult(observation, observation.text, reward, terminated, truncated, reward == 1.0, info)
 
-    def finish(self) -> Verdict:
-        orchestrator, self._orchestrator = self._orchestrator, None
-        if orchestrator is None:
-            raise EnvError("no episode is under way: reset before finishing")
-        return _judge(orchestrator)
+    def _finish(self) -> Verdict:
+        return _judge(self._orchestrator)
 
     def reference(self, task: TaskSpec) -> list[str]:
         """tau2's gold actions, which it makes without regard to what was said; those of the customer's are

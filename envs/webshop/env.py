@@ -72,36 +72,23 @@ class WebShopEnv(TextEnv):
     """One customer's visit to the shop."""
 
     def __init__(self, shop: Shop, max_turns: int) -> None:
-        """
-        Args:
-            max_turns: actions after which an episode is truncated.
-        """
+        super().__init__(max_turns)
         self._shop = shop
         self._products = shop.data.products
-        self._max_turns = max_turns
-        self._goal: Goal | None = None  # None: no episode is under way
         self._place = Place()
-        self._turns = 0
+        self._goal: Goal
 
-    def reset(self, task: TaskSpec) -> Page:
-        self._goal = None
+    def _reset(self, task: TaskSpec) -> Page:
         self._goal = self._goal_of(task)
         self._place = Place()
-        self._turns = 0
         return self._observe(rules=RULES)
 
-    def step(self, action: str) -> StepResult:
-        if self._goal is None:
-            raise EnvError("no episode is under way: reset before stepping")
-        self._turns += 1
+    def _step(self, action: str) -> StepResult:
         complaint = self._move(action)
         if self._place.page == "done":
             return self._buy(self._goal)
         page = self._observe(complaint)
-        truncated = self._turns >= self._max_turns
-        if truncated:
-            self._goal = None
-        return StepResult(page, complaint or page.text, 0.0, False, truncated, False)
+        return StepResult(page, complaint or page.text, 0.0, False, False, False)
 
     def reference(self, task: TaskSpec) -> list[str] | None:
         """Search for the goal's product by its name, open it, choose the options, buy it.
@@ -126,12 +113,12 @@ class WebShopEnv(TextEnv):
         """Noise may search for a word of the instruction, and never buys: there is no recovery from that."""
         rng = random.Random(f"{seed} {task.id}")
         first = page = self.reset(task)
-        assert self._goal is not None
+        assert isinstance(page, Page)
         words = self._goal.instruction.split()
-        shopper = Shopper(self._goal.instruction, self._max_turns)
+        shopper = Shopper(self._goal.instruction, self.max_turns)
         steps: list[DemoStep] = []
         offered: dict[str, None] = {}  # so far: many are not possible now, and nothing happens
-        while self._goal is not None:
+        while self.playing:
             offered |= dict.fromkeys(page.actions)
             wanted = action = shopper.act(page)
             if rng.random() < noise:
@@ -142,9 +129,6 @@ class WebShopEnv(TextEnv):
             assert isinstance(result.observation, Page)
             page = result.observation
         return Demonstration(task, first, tuple(steps), steps[-1].result.success)
-
-    def close(self) -> None:
-        pass
 
     def _goal_of(self, task: TaskSpec) -> Goal:
         """
@@ -173,14 +157,13 @@ class WebShopEnv(TextEnv):
         return ""
 
     def _observe(self, complaint: str = "", rules: str = "") -> Page:
-        assert self._goal is not None
         page = text(self._place, self._products, self._goal.instruction)
         clicks = tuple(f"click[{words}]" for words in clickables(self._place, self._products))
         shown = f"{complaint}\n{page}" if complaint else page
         return Page(shown, clicks or (FORM,), state_key=page, rules=rules)
 
     def _buy(self, goal: Goal) -> StepResult:
-        place, self._goal = self._place, None
+        place = self._place
         product = self._products[place.asin]
         chosen = dict(place.chosen)
         reward, components = score(

@@ -143,7 +143,7 @@ def test_the_same_task_starts_the_same_again(env, small):
 
 
 def test_the_turn_limit_truncates_and_a_step_after_the_end_is_an_error(env, small, monkeypatch):
-    monkeypatch.setattr(env, "_max_turns", 3)
+    monkeypatch.setattr(env, "max_turns", 3)
     env.reset(small[0])
     results = [env.step("look") for _ in range(3)]
     assert [result.truncated for result in results] == [False, False, True]
@@ -156,7 +156,7 @@ def test_the_turn_limit_truncates_and_a_step_after_the_end_is_an_error(env, smal
 
 def test_a_win_on_the_last_turn_is_a_win(env, small, monkeypatch):
     solution = env.reference(small[0])
-    monkeypatch.setattr(env, "_max_turns", len(solution))
+    monkeypatch.setattr(env, "max_turns", len(solution))
     env.reset(small[0])
     result = [env.step(action) for action in solution][-1]
     assert (result.success, result.terminated, result.truncated) == (True, True, False)

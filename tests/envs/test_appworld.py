@@ -101,7 +101,7 @@ def test_an_episode_that_is_cut_is_judged_by_its_databases(env, tasks):
         len(early.info[key]) for key in ("passes", "failures")
     )
     for ended in (lambda: env.step(DONE), env.finish):
-        with pytest.raises(EnvError, match="reset before"):
+        with pytest.raises(EnvError, match="reset first"):
             ended()
     shares = []
     for task in tasks:  # all but the last word of each solution
@@ -166,7 +166,7 @@ def test_the_verdicts_are_upstreams_own(env, tasks, family, python, tmp_path):
 def test_the_turn_limit_truncates_and_the_state_gets_its_honest_share(env, tasks, monkeypatch):
     task = next(task for task in tasks if task.id.startswith("mini-note-append"))
     pieces = [piece.replace(DONE, "") for piece in env.reference(task)]
-    monkeypatch.setattr(env, "_config", replace(CONFIG, max_turns=len(pieces)))
+    monkeypatch.setattr(env, "max_turns", len(pieces))
     result = play(env, task, pieces)[-1]
     assert (result.truncated, result.terminated, result.success) == (True, False, False)
     assert result.info["share"] == pytest.approx(2 / 3)  # all is as asked but that it was not said to be done
@@ -209,9 +209,9 @@ def test_hard_code_is_answered_and_the_episode_goes_on(env, tasks, code):
 @settings(max_examples=25)
 @given(st.text())
 def test_any_text_is_answered(env, tasks, code):
-    if not env._playing:
+    if not env.playing:
         env.reset(tasks[0])
-        env._turns = -1000
+        env.turns = -1000
     result = env.step(code)
     assert isinstance(result.feedback, str)
     assert not result.success
@@ -308,7 +308,7 @@ def test_nothing_of_appworld_is_in_the_project(python, family):
     assert canary in unpacked.read_text()
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     files = subprocess.run(listed, cwd=PROJECT, check=True, capture_output=True, text=True).stdout.split("\0")
-    assert "envs/appworld.py" in files
+    assert "envs/appworld/env.py" in files
     paths = [PROJECT / name for name in files if (PROJECT / name).is_file()]
     assert [path for path in paths if canary.encode() in path.read_bytes()] == []
     for made in (python, family.root):

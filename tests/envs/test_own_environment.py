@@ -21,7 +21,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "environments.md"
 @pytest.fixture
 def family(monkeypatch, tmp_path):
     [example] = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(example.splitlines()) <= 50
+    assert len(example.splitlines()) <= 42
     (tmp_path / "guess.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "guess", raising=False)

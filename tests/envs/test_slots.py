@@ -125,6 +125,9 @@ async def test_an_exception_comes_back_and_the_slot_lives_on():
         with pytest.raises(EnvError, match=r"^reset: no such game$") as error:
             await slot.call("reset", task(broken=True), deadline=20)
         assert type(error.value) is EnvError
+        with pytest.raises(EnvError, match=r"^step: no episode is under way"):
+            await feedback(slot, "add")
+        await slot.call("reset", task(), deadline=20)
         assert await feedback(slot, "add") == "added"
 
 

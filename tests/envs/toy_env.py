@@ -32,9 +32,10 @@ def task(name: str = "count", **data: Any) -> TaskSpec:
 
 class ToyEnv(TextEnv):
     def __init__(self) -> None:
+        super().__init__(max_turns=1000)
         self.handle = threading.Lock()  # as unpicklable as a loaded library
 
-    def reset(self, task: TaskSpec) -> Observation:
+    def _reset(self, task: TaskSpec) -> Observation:
         time.sleep(task.data.get("slow", 0.0))
         if task.data.get("broken"):
             raise EnvError("no such game")
@@ -43,7 +44,7 @@ class ToyEnv(TextEnv):
         self.task, self.count = task, 0
         return Observation(text=f"{task.id} 0", actions=("add",))
 
-    def step(self, action: str) -> StepResult:
+    def _step(self, action: str) -> StepResult:
         verb, _, rest = action.partition(" ")
         feedback = str(getattr(self, f"_{verb}")(rest))
         self.count += 1
@@ -52,7 +53,7 @@ class ToyEnv(TextEnv):
             Observation(f"{self.task.id} {self.count}", ("add",)), feedback, float(done), done, False, done
         )
 
-    def finish(self) -> Verdict:
+    def _finish(self) -> Verdict:
         return Verdict(self.count / 100, False, {"count": self.count})
 
     def reference(self, task: TaskSpec) -> list[str] | None:
@@ -61,9 +62,6 @@ class ToyEnv(TextEnv):
     def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
         first = self.reset(task)
         return Demonstration(task, first, (DemoStep(first, "add", "add", self.step("add")),), False)
-
-    def close(self) -> None:
-        pass
 
     def _add(self, _: str) -> str:
         return "added"
