@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from hindsight.configs.schema import Env
@@ -216,13 +217,25 @@ class TextEnv(ABC):
 class EnvFamily(ABC):
     """What is known of an environment before any instance exists: its tasks and its instances.
 
-    The registry makes one as `Family(env_settings, cache_folder)`. It is pickled into other processes.
+    It is pickled into other processes.
     """
 
     Settings: ClassVar[type[Env]] = Env  # its settings, which may extend the section `env`
     name: str
     action_format: str  # how the agent writes an action, one of ACTION_FORMATS
     turn_limit: int  # the literature's limit of turns per episode; env.max_turns may be another
+    settings: Env
+
+    def __init__(self, settings: Env, cache: Path) -> None:
+        """
+        Args:
+            settings: an instance of `Settings`.
+            cache: folder for what takes long to make.
+
+        Raises:
+            ValueError: a setting does not fit the environment.
+        """
+        self.settings, self.cache = settings, cache
 
     @abstractmethod
     def manifest(self) -> Manifest:

@@ -1,0 +1,90 @@
+"""The examples work from outside the clone, together in one run, and `hindsight new` writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hindsight.configs.paths import SOURCE
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+FILES = sorted(path.name for path in EXAMPLES.glob("*.*") if path.suffix != ".pyc" and path.stem[0] != "_")
+KINDS = ("env", "feedback", "advantage", "signal", "tracker", "method")
+TINY = [
+    "steps=1",
+    "out=run",
+    "model.max_length=512",
+    "learner.micro_batch_tokens=1024",
+    "teacher.batch_tokens=1024",
+    "env.slots=4",
+    "env.max_turns=3",
+    "rollout.num_groups=1",
+    "rollout.max_num_seqs=4",
+    "sft.demos=0",
+    "evaluate.episodes=2",
+    "evaluate.cold_episodes=1",
+    "cluster.dashboard_port=0",
+]
+OWN = [
+    "method=method.yaml",
+    "env.name=env.py",
+    "env.kinds=[]",
+    "env.limit=8",
+    "signal.name=teacher_signal.py",
+    "signal.scale=0.2",
+    "tracker.names=[tensorboard, tracker.py]",
+    "tracker.csv_name=rates.csv",
+    "credit.length_penalty=0.5",
+]
+
+
+def hindsight(folder: Path, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the command line in `folder`, which is not in the clone."""
+    command = [sys.executable, "-m", "hindsight", *arguments]
+    env = {**os.environ, "PYTHONPATH": SOURCE, "COLUMNS": "200"}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_examples_are_short(name: str) -> None:
+    assert len((EXAMPLES / name).read_text().splitlines()) <= 50
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_file_can_be_used_at_once(kind: str, tmp_path: Path) -> None:
+    if kind == "method":  # which names the files of the others
+        for other in ("feedback", "advantage"):
+            shutil.copy(EXAMPLES / f"{other}.py", tmp_path)
+    written = hindsight(tmp_path, "new", kind, "my_own")
+    assert written.returncode == 0, written.stderr
+    command = written.stdout.splitlines()[1].split()
+    assert command[:3] == ["hindsight", "train", "nano"] and any("my_own" in part for part in command)
+    resolved = hindsight(tmp_path, "config", "nano", *(part.strip('"') for part in command[3:]))
+    assert resolved.returncode == 0, resolved.stderr
+    assert "my_own" in resolved.stdout
+    again = hindsight(tmp_path, "new", kind, "my_own")
+    assert again.returncode == 1 and "exists" in again.stderr
+
+
+def test_all_examples_train_together_outside_the_clone(tmp_path: Path, ray_local: None) -> None:
+    """`ray_local` keeps this from running beside other whole runs."""
+    for name in FILES:
+        shutil.copy(EXAMPLES / name, tmp_path)
+    done = hindsight(tmp_path, "train", "nano", *OWN, *TINY, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    [row] = [row for row in rows if row["kind"] == "train"]
+    assert row["learner/strength"] == 0.2
+    assert [line.split(",")[1] for line in (tmp_path / "run/rates.csv").read_text().splitlines()] == [
+        "eval",
+        "train",
+        "eval",
+    ]
+    episode = json.loads((tmp_path / "run/trajectories/step-000001.jsonl").read_text().splitlines()[0])
+    assert "from 1 to 8" in episode["turns"][0]["observation"]
