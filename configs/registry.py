@@ -137,7 +137,7 @@ def _import(key: str, name: str, place: str) -> ModuleType:
         sys.path.append(folder)
     try:
         found = importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise UnknownName(f"{key} = {name!r}: cannot import {module}: {error}") from error
     if place.endswith(".py") and Path(found.__file__ or "").resolve() != path.resolve():
         raise UnknownName(

@@ -48,7 +48,7 @@ class Setting:
             return "one of " + ", ".join(self.choices)
         bounds = [f">= {self.low:g}"] if self.low is not None else []
         bounds += [f"<= {self.high:g}"] if self.high is not None else []
-        return " ".join([NAMES[self.type], " and ".join(bounds)]).strip()
+        return " ".join([NAMES.get(self.type, str(self.type)), " and ".join(bounds)]).strip()
 
     @property
     def allowed(self) -> bool:
@@ -62,9 +62,9 @@ class Setting:
 
 
 def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
-    """Every setting of `config`, an instance of a dataclass, in the order of its definition."""
+    """Every setting of `config`, an instance of a dataclass, in their order; nested sections come last."""
     hints = _hints(type(config))
-    for item in fields(config):
+    for item in sorted(fields(config), key=lambda item: is_dataclass(getattr(config, item.name))):
         key, value = f"{prefix}{item.name}", getattr(config, item.name)
         if is_dataclass(value):
             yield from settings(value, f"{key}.")

@@ -35,7 +35,8 @@ def pooled_actions(group: Group, members: Sequence[TurnAt], style: Style, follow
     A summary has the number of tries and successes, the mean reward, the best and worst outcome, and what
     followed those two.
     """
-    lines = [_tell(group, action, keys, style, followed) for action, keys in _tries(group, members).items()]
+    tries = _tries(group, members)
+    lines = [_summarize(group, action, keys, style, followed) for action, keys in tries.items()]
     return section(ACTIONS_TITLE, "\n".join(lines))
 
 
@@ -48,7 +49,7 @@ def _tries(group: Group, members: Sequence[TurnAt]) -> dict[str, list[TurnAt]]:
     return tries
 
 
-def _tell(group: Group, action: str, keys: list[TurnAt], style: Style, followed: Followed) -> str:
+def _summarize(group: Group, action: str, keys: list[TurnAt], style: Style, followed: Followed) -> str:
     """Summarize the tries of one action."""
     played = {key: group.trajectories[key[0]] for key in keys}
 
@@ -62,16 +63,16 @@ def _tell(group: Group, action: str, keys: list[TurnAt], style: Style, followed:
         f"- {action}: tries {len(keys)}, successes {won}, mean reward {mean:.3g}",
         f"  best outcome: {outcome(played[best])}; worst outcome: {outcome(played[worst])}",
     ]
-    told: dict[str, None] = {}
+    shown: dict[str, None] = {}
     for name, key in (("best", best), ("worst", worst)):
-        for label, text in _came_of(group, key, style, followed):
-            if text and text not in told:
-                told[text] = None
+        for label, text in _followed_by(group, key, style, followed):
+            if text and text not in shown:
+                shown[text] = None
                 lines += [f"  {label}, {name} outcome:", indent(text, "    ")]
     return "\n".join(lines)
 
 
-def _came_of(group: Group, key: TurnAt, style: Style, followed: Followed) -> list[tuple[str, str]]:
+def _followed_by(group: Group, key: TurnAt, style: Style, followed: Followed) -> list[tuple[str, str]]:
     """Return (label, text) pairs of what followed one try."""
     label, text = followed
     feedback = _turn(group, key).result.feedback.strip()

@@ -140,15 +140,15 @@ def read(model: Path) -> Saved | None:
     folder = model / FOLDER
     if not folder.is_dir():
         return None
-    held = json.loads((folder / "adapter_config.json").read_text())
-    base = Path(held["base_model_name_or_path"])
+    saved = json.loads((folder / "adapter_config.json").read_text())
+    base = Path(saved["base_model_name_or_path"])
     if not base.is_dir():
         raise AdapterError(
             f"base model {base} of the adapter in {model} does not exist. Set base_model_name_or_path in "
             f"{folder / 'adapter_config.json'} to its current folder"
         )
-    targets = held["target_modules"]
-    settings = Lora(held["r"], held["lora_alpha"], targets=[] if targets == "all-linear" else targets)
+    targets = saved["target_modules"]
+    settings = Lora(saved["r"], saved["lora_alpha"], targets=[] if targets == "all-linear" else targets)
     return Saved(base, settings, load_file(folder / "adapter_model.safetensors"))
 
 

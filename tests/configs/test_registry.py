@@ -269,6 +269,10 @@ def test_settings_that_extend_each_other_are_one_section(file, order: tuple[str,
             "env.name=empty.py",
             "env.name = 'empty.py': expected exactly one environment, which ",
         ),
+        (
+            "credit.advantage=syn.py",
+            "credit.advantage = 'syn.py': cannot import syn: invalid syntax (syn.py, ",
+        ),
         ("credit.advantage=two.py", "credit.advantage = 'two.py': expected exactly one advantage estimator"),
         ("credit.advantage=needs.py", "credit.advantage = 'needs.py': cannot import needs: No module"),
         (
@@ -283,6 +287,7 @@ def test_a_name_that_leads_nowhere_gives_one_clear_line(
 ) -> None:
     file("empty.py", "")
     file("two.py", "def one(group, credit): ...\ndef two(group, credit): ...\n")
+    file("syn.py", "def (:\n")
     file("needs.py", "import a_package_that_is_not_there\n")
     file("odd.py", "class Settings: ...\ndef est(group, credit): ...\nest.Settings = Settings\n")
     file("json.py", "def est(group, credit): ...\n")
@@ -294,6 +299,30 @@ def test_the_file_of_several_entries_tells_how_to_name_one(file) -> None:
     said = problem("credit.advantage=two.py")
     assert said.endswith(f"the file has one, two. Name one as {path}:NAME")
     assert load(None, ["credit.advantage=two.py:two"]).credit.advantage == f"{path}:two"
+
+
+ODD = """
+from dataclasses import dataclass
+from hindsight.configs.setting import setting
+from hindsight.envs.taubench.env import TauFamily
+from hindsight.envs.taubench.settings import TauSettings
+
+class Moody(TauFamily):
+    @dataclass(frozen=True)
+    class Settings(TauSettings):
+        mood: str = "calm"
+        odds: list[float] = setting([0.5], "of a bad day")
+"""
+
+
+def test_settings_may_follow_a_nested_section_and_have_any_type(file) -> None:
+    path = file("odd_env.py", ODD)
+    config = load(
+        None, [f"env.name={path}:Moody", "env.mood=angry", "env.odds=[1]", "env.user.source=engine"]
+    )
+    assert load(file("resolved.yaml", render(config))) == config
+    assert (config.env.mood, config.env.odds, config.env.served_model) == ("angry", [1.0], "")
+    assert problem(f"env.name={path}:Moody", "env.odds=[a]") == "env.odds = ['a']: expected list[float]"
 
 
 @pytest.mark.parametrize("section", REGISTRIES)

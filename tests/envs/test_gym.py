@@ -13,8 +13,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import hindsight.envs.gym as gym_env
+from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.envs.base import EnvError, SlotDied
-from hindsight.envs.registry import FAMILIES
 
 SMALL = {"train_tasks": 4, "eval_tasks": 2}
 
@@ -31,7 +31,7 @@ def env(request, tmp_path_factory):
 
 
 def test_all_five_are_registered():
-    assert set(gym_env.TITLES) == set(FAMILIES)
+    assert set(gym_env.TITLES) == set(ENVIRONMENTS.builtin)
     for title in gym_env.TITLES.values():
         assert gymnasium.spec(f"hindsight/{title}-v0").entry_point == "hindsight.envs.gym:GymEnv"
 

@@ -17,7 +17,7 @@ def tiny(tmp_path, monkeypatch):
     listed = tmp_path / "environments" / "appworld" / "requirements.txt"
     listed.parent.mkdir(parents=True)
     listed.write_text("# nothing\n")
-    monkeypatch.setattr(module, "ENVIRONMENTS", tmp_path / "environments")
+    monkeypatch.setattr(module, "HERE", tmp_path / "environments")
 
     def steps(code):
         monkeypatch.setattr(module, "STEPS", {"appworld": (("-c", code, "{packages}"),)})

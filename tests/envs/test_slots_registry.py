@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from toy_env import ToyFamily
 
-import hindsight.envs.registry
+from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.configs.schema import Env
-from hindsight.envs.registry import FAMILIES, find_family, make_family
+from hindsight.configs.setting import setting
+from hindsight.envs.base import SettingError
+from hindsight.envs.registry import find_family, make_family
 
 
 @dataclass
@@ -25,33 +26,43 @@ class Family(ToyFamily):
 
 def test_a_family_gets_its_settings_and_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("HINDSIGHT_CACHE", str(tmp_path))
-    monkeypatch.setattr(hindsight.envs.registry, "FAMILIES", {"toy": f"{__name__}:Family"})
+    monkeypatch.setitem(ENVIRONMENTS.builtin, "toy", f"{__name__}:Family")
     family = make_family(Env(name="toy"))
     assert isinstance(family, Family) and family.env_config == Env(name="toy") and family.cache == tmp_path
-    with pytest.raises(ValueError, match=r"env\.name='alfword' is not an environment; choose one of toy"):
-        make_family(Env(name="alfword"))
 
 
 def test_a_family_of_ones_own_is_named_by_module_and_class(monkeypatch, tmp_path):
     monkeypatch.setenv("HINDSIGHT_CACHE", str(tmp_path))
     assert isinstance(make_family(Env(name=f"{__name__}:Family")), Family)
-    with pytest.raises(ValueError, match=r"nowhere:Family cannot be imported: No module named 'nowhere'"):
+    with pytest.raises(SettingError, match=r"cannot import nowhere: No module named 'nowhere'"):
         make_family(Env(name="nowhere:Family"))
-    with pytest.raises(ValueError, match=r"no attribute 'Lost'"):
+    with pytest.raises(SettingError, match=r"no attribute 'Lost'"):
         make_family(Env(name=f"{__name__}:Lost"))
-    with pytest.raises(ValueError, match=r"no subclass of hindsight\.envs\.base\.EnvFamily"):
+    with pytest.raises(SettingError, match=r"not a subclass of hindsight\.envs\.base\.EnvFamily"):
         make_family(Env(name="pathlib:Path"))
     monkeypatch.setattr(Family, "action_format", "semaphore")
-    with pytest.raises(ValueError, match=r"Family\.action_format has to be one of tags, tools, code"):
+    with pytest.raises(SettingError, match=r"Family\.action_format must be one of tags, tools, code"):
         make_family(Env(name=f"{__name__}:Family"))
 
 
+def test_a_family_may_have_settings_of_its_own(monkeypatch, tmp_path):
+    @dataclass(frozen=True)
+    class Sized(Env):
+        rooms: int = setting(3, "rooms of a house", low=1)
+
+    monkeypatch.setenv("HINDSIGHT_CACHE", str(tmp_path))
+    monkeypatch.setattr(Family, "Settings", Sized, raising=False)
+    name = f"{__name__}:Family"
+    assert make_family(Env(name=name, max_turns=7)).env_config == Sized(name=name, max_turns=7)
+    assert make_family(Sized(name=name, rooms=5)).env_config.rooms == 5
+
+
 def test_a_typing_mistake_is_told_the_nearest_name():
-    with pytest.raises(ValueError, match="the nearest is webshop"):
+    with pytest.raises(SettingError, match=r"env\.name = 'webshp' is unknown\. Did you mean 'webshop'\?"):
         find_family("webshp")
 
 
-@pytest.mark.parametrize("name", sorted(name for name in FAMILIES if find_spec(FAMILIES[name].split(":")[0])))
+@pytest.mark.parametrize("name", ENVIRONMENTS.builtin)
 def test_listed_families_say_what_is_known_of_them(name):
     family = find_family(name)
     assert family.name == name and family.turn_limit > 0

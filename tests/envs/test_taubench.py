@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from slot_tools import run_async
 
-from hindsight.configs.schema import Env
 from hindsight.envs.base import EnvError
 from hindsight.envs.runtime.slot import Forkserver, Slot
 from hindsight.envs.tasks import TaskSpec
 from hindsight.envs.taubench.domains import DOMAINS, LONGEST, arithmetic, domain
 from hindsight.envs.taubench.env import ASK, TRANSFER, TauFamily
+from hindsight.envs.taubench.settings import TauSettings
 from hindsight.envs.taubench.upstream import (
     STOP,
     AssistantMessage,
@@ -37,7 +37,7 @@ CHECKS = ("db_check", "env_assertions", "action_checks", "communicate_checks")
 
 def family(tmp_path, **settings):
     panels = {"train_tasks": ALL, "eval_tasks": ALL}
-    return TauFamily(Env(name="taubench", **(panels | settings)), tmp_path)
+    return TauFamily(TauSettings(name="taubench", **(panels | settings)), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -380,7 +380,7 @@ def test_whatever_an_agent_sends_is_answered_and_evaluated(env, tasks, kind):
 
 @run_async
 async def test_a_slot_plays_what_its_server_loaded(tmp_path_factory):
-    config = Env(name="taubench", kinds=["telecom"])
+    config = TauSettings(name="taubench", kinds=["telecom"])
     server = Forkserver(TauFamily(config, tmp_path_factory.mktemp("cache")))
     try:
         slot = await Slot.start(server, 50)

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hindsight.configs.schema import Env
 from hindsight.envs.taubench.domains import DOMAINS, arithmetic, environment
 from hindsight.envs.taubench.env import TauFamily
+from hindsight.envs.taubench.settings import TauSettings
 from hindsight.envs.taubench.upstream import STAND_INS, RetailTools, registry
 
 
 def family(tmp_path, **settings):
-    return TauFamily(Env(name="taubench", **settings), tmp_path)
+    return TauFamily(TauSettings(name="taubench", **settings), tmp_path)
 
 
 def test_manifests_hold_upstreams_splits(tmp_path):

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import hindsight.envs.taubench.endpoint as endpoint
-from hindsight.configs.schema import Env, User
 from hindsight.envs.base import EnvError
 from hindsight.envs.taubench.env import TauFamily
+from hindsight.envs.taubench.settings import TauSettings, User
 from hindsight.envs.taubench.upstream import STOP
 from hindsight.envs.tool_calls import Call, write_calls
 
@@ -92,7 +92,7 @@ def server(monkeypatch):
 def family(tmp_path, server, kind="telecom", **settings):
     user = {"source": "endpoint", "url": server.url, "model": "m", "api_key_env": "TAU_TEST_KEY"}
     user |= {"timeout": 5} | settings
-    return TauFamily(Env(name="taubench", kinds=[kind], user=User(**user)), tmp_path)
+    return TauFamily(TauSettings(name="taubench", kinds=[kind], user=User(**user)), tmp_path)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from slot_tools import run_async
 from webshop_data_folder import OFFICIAL, needs_official, write
 
-from hindsight.configs.schema import Env
 from hindsight.envs.base import DataMissing, EnvError
 from hindsight.envs.runtime.slot import Forkserver, Slot
 from hindsight.envs.tasks import TaskSpec
@@ -20,7 +19,9 @@ from hindsight.envs.webshop.pages import FORM, SEPARATOR
 
 
 def config(**fields):
-    return Env(**{"name": "webshop", "max_turns": 15, "train_tasks": 60, "eval_tasks": 30, **fields})
+    return WebShopFamily.Settings(
+        **{"name": "webshop", "max_turns": 15, "train_tasks": 60, "eval_tasks": 30, **fields}
+    )
 
 
 @pytest.fixture(scope="module")

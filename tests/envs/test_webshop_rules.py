@@ -282,7 +282,7 @@ def test_an_option_in_two_groups_is_the_last_ones(tmp_path):
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
-    from hindsight.configs.schema import Env
     from hindsight.envs.webshop.env import WebShopFamily
 
-    return WebShopFamily(Env(name="webshop"), tmp_path_factory.mktemp("cache")).make()._shop.data
+    settings = WebShopFamily.Settings(name="webshop")
+    return WebShopFamily(settings, tmp_path_factory.mktemp("cache")).make()._shop.data

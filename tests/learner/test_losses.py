@@ -365,13 +365,13 @@ def test_a_signal_with_a_weight_and_no_loss_is_told_so():
 
 
 def test_the_settings_name_their_signal():
-    for kind, given in (
+    for kind, chosen in (
         (TeacherSignal, Signal()),
         (Reweight, Reweight.Settings(name="reweight")),
         (Distill, Distill.Settings(name="distill")),
     ):
-        made = make_signal(given)
-        assert type(made) is kind and made.settings is given
+        made = make_signal(chosen)
+        assert type(made) is kind and made.settings is chosen
     assert make_signal(Signal()).strength(0) == 0.0 and make_signal(Signal()).num_candidates == 0
     assert make_signal(Distill.Settings(name="distill", top_k=7)).num_candidates == 7
     assert make_signal(Distill.Settings(name="distill", divergence="sampled")).num_candidates == 0

@@ -96,7 +96,8 @@ def test_rollout_scores_equal_naive_ones(preset):
     scorer = SpanScorer(model, 2048, temperature=1.0)
     assert_equal_scores(scorer.score(sequences, requests), naive(model, 1.0, sequences, requests))
     dense = sum(request.cut + len(request.tail) for request in requests)
-    assert scorer.computed < dense if preset == "history" else scorer.computed < 1.1 * dense
+    most = 1.0 if preset == "history" else 1 / (1 - plan.PADDING)  # windows share no prefix
+    assert scorer.computed < most * dense
 
 
 @pytest.mark.parametrize("budget", [80, 4096])
