@@ -56,7 +56,7 @@ class Actors:
     """Handles of everything that runs; an actor that is not needed is absent."""
 
     engines: list[Any]
-    workers: list[Any]
+    workers: list[Any]  # one
     environments: PoolHandles
     learner: LearnerGroup | None
     critic: CriticGroup | None  # what credit.advantage = gae asks
@@ -70,7 +70,7 @@ class Actors:
         """End every actor and give the reservation back."""
         for trained in filter(None, (self.learner, self.critic)):
             trained.stop()
-        handles = [*self.engines, *self.workers, self.environments.pool, *self.environments.shards]
+        handles = [*self.engines, *self.workers, *self.environments.shards]
         for handle in [*handles, *self.scorers().values(), *filter(None, [self.user])]:
             ray.kill(handle)
         remove_placement_group(self.group)
@@ -267,9 +267,7 @@ async def start_actors(
     worker = ray.remote(Worker).options(
         num_cpus=0, max_concurrency=4096, **variables(actor_environment(threads=1))
     )
-    workers = [
-        worker.remote(model, config, engines, environments.pool) for _ in range(config.rollout.workers)
-    ]
+    workers = [worker.remote(model, config, engines, environments.shards)]
     limit: dict[str, Any] = {"timeout": timeout, "setting": STARTING}
     waits: list[Any] = [
         call(engine, "ready", what=f"starting engine {index}", **limit)

@@ -11,8 +11,9 @@ import numpy as np
 
 from hindsight.configs.schema import Config
 from hindsight.envs.base import DataMissing, Demonstration, EnvError, SlotDied, SlotTimeout
-from hindsight.envs.runtime.pool import lease_slot
+from hindsight.envs.runtime.pool import Seats
 from hindsight.envs.runtime.remote import RemoteError, call
+from hindsight.envs.runtime.shard import SlotLimits
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.episode import EpisodeLimits, Generate, derive_seed, play
 from hindsight.rollout.render import load_renderer
@@ -29,12 +30,12 @@ class Worker:
     engine failed), `rollout.retries` times; every other exception ends the call and its group's episodes.
     """
 
-    def __init__(self, model: str, config: Config, engines: Sequence[Any], pool: Any) -> None:
+    def __init__(self, model: str, config: Config, engines: Sequence[Any], shards: Sequence[Any]) -> None:
         """
         Args:
             model: folder or hub name; only its tokenizer is loaded.
             engines: handles with ``generate.remote(ids, sampling, seconds)``.
-            pool: what `envs.runtime.pool.lease_slot` leases from.
+            shards: handles of the actors that host the environment; no other client may use their slots.
 
         Raises:
             TemplateError: the model's chat template cannot serve `config.prompt`.
@@ -42,7 +43,8 @@ class Worker:
         self._config = config
         self._renderer = load_renderer(model, config)
         self._engines = engines
-        self._pool = pool
+        limits, patience = SlotLimits.of(config.env), config.cluster.stall_timeout
+        self._seats = Seats(shards, config.env.slots, limits, patience)
         self._router = Router(len(engines))
         self._limits = EpisodeLimits(config.env.max_turns, config.rollout.max_tokens)
 
@@ -80,7 +82,7 @@ class Worker:
         """
 
         async def attempt() -> Demonstration:
-            async with lease_slot(self._pool) as slot:
+            async with self._seats.lease() as slot:
                 demonstration: Demonstration = await slot.demonstrate(task, seed, noise)
                 return demonstration
 
@@ -101,7 +103,7 @@ class Worker:
             nonlocal failed
             engine = None
             try:
-                async with lease_slot(self._pool) as slot:
+                async with self._seats.lease() as slot:
                     engine = self._router.place(ordinal, avoid=failed)
                     generate = generate_on(
                         self._engines[engine], engine, self._config.rollout.request_timeout
@@ -127,7 +129,7 @@ class Worker:
         """The group with its task's reference solution; without where infrastructure failed."""
 
         async def attempt() -> list[str] | None:
-            async with lease_slot(self._pool) as slot:
+            async with self._seats.lease() as slot:
                 actions: list[str] | None = await slot.reference(group.task)
                 return actions
 
