@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.start import Actors
 from hindsight.configs.schema import Config
-from hindsight.envs.base import Demonstration
+from hindsight.envs.base import Demonstration, NoDemonstration
 from hindsight.envs.runtime.remote import call
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, EngineAsk, JudgeError
@@ -138,8 +138,8 @@ async def open_trials(
         kinds: of the tasks to be played.
 
     Raises:
-        EnvError: a task has no demonstration, or its environment failed.
-        RunError: no demonstration was successful.
+        EnvError: the environment failed.
+        RunError: no demonstration was successful, or ReAct has none to show. Reflexion does without.
     """
     if config.evaluate.agent == "student":
         return Trials(config, actors, renderer, {})
@@ -151,6 +151,7 @@ async def open_trials(
     examples = {
         kind: worked_example(demonstration, form, characters)
         for kind, demonstration in zip(wanted, found, strict=True)
+        if demonstration is not None
     }
     return Trials(config, actors, renderer, examples)
 
@@ -163,19 +164,36 @@ def example_tasks(train: Sequence[TaskSpec], kind: str) -> list[TaskSpec]:
 
 async def _shortest(
     config: Config, actors: Actors, tasks: Sequence[TaskSpec], moved: Callable[[], None]
-) -> Demonstration:
-    """The successful demonstration of fewest steps, the first of several."""
+) -> Demonstration | None:
+    """The successful demonstration of fewest steps, the first of several; None if the tasks have none."""
 
-    async def show(number: int, task: TaskSpec) -> Demonstration:
+    async def show(number: int, task: TaskSpec) -> Demonstration | None:
         worker = actors.workers[number % len(actors.workers)]
         limit, what = config.rollout.timeout, f"demonstrating {task.id}"
-        shown: Demonstration = await call(
-            worker, "demonstrate", task, config.seed, 0.0, timeout=limit, setting="rollout.timeout", what=what
-        )
+        try:
+            shown: Demonstration = await call(
+                worker,
+                "demonstrate",
+                task,
+                config.seed,
+                0.0,
+                timeout=limit,
+                setting="rollout.timeout",
+                what=what,
+            )
+        except NoDemonstration:
+            return None
         moved()
         return shown
 
-    shown = await asyncio.gather(*(show(*one) for one in enumerate(tasks)))
+    shown = [one for one in await asyncio.gather(*(show(*one) for one in enumerate(tasks))) if one]
+    if not shown and config.evaluate.agent != "react":
+        return None
+    if not shown:
+        raise RunError(
+            f"evaluate.agent = react shows a worked example, and {tasks[0].env} has none, as its tasks have no "
+            "reference solutions: set evaluate.agent to student or reflexion"
+        )
     solved = [one for one in shown if one.success]
     if not solved:
         raise RunError(

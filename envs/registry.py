@@ -21,29 +21,46 @@ FAMILIES = {  # name → module:class, imported only when chosen
 
 
 def find_family(name: str) -> type[EnvFamily]:
-    """The class that `name` stands for: one of FAMILIES, or a module:Class of one's own.
+    """The class that `name` stands for: one of FAMILIES, or one of your own.
+
+    Args:
+        name: of FAMILIES; or module:Class, an EnvFamily or a text gymnasium.Env; or the id of a registered
+            text gymnasium.Env, as [module:]id.
 
     Raises:
-        ValueError: there is no such environment, or it is no EnvFamily.
+        ValueError: there is no such environment.
     """
     place = FAMILIES.get(name, name)
-    module, colon, attribute = place.partition(":")
-    if not colon:
-        raise ValueError(
-            f"env.name={name!r} is not an environment; choose one of {', '.join(FAMILIES)} "
-            f"(the nearest is {nearest(name, list(FAMILIES))}), or name your own as module:Class"
-        )
+    module, colon, attribute = place.rpartition(":")
     try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = getattr(import_module(module), attribute, None) if colon else None
+    except ImportError as error:
         raise ValueError(f"env.name={name!r}: {place} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, EnvFamily)):
-        raise ValueError(f"env.name={name!r}: {place} is no subclass of hindsight.envs.base.EnvFamily")
+        from hindsight.envs.from_gym import adopt
+
+        adopted = adopt(name, found)
+        if adopted is None:
+            raise ValueError(_unknown(name, found))
+        return adopted
     if getattr(found, "action_format", None) not in ACTION_FORMATS:
         raise ValueError(
             f"env.name={name!r}: {place}.action_format has to be one of {', '.join(ACTION_FORMATS)}"
         )
     return found
+
+
+def _unknown(name: str, found: object) -> str:
+    """Why `name`, which stands for `found`, is no environment."""
+    module, colon, attribute = name.rpartition(":")
+    if found is not None:
+        return f"env.name={name!r}: {attribute} is no subclass of EnvFamily or gymnasium.Env"
+    if colon:
+        return f"env.name={name!r}: {module} has no attribute and registers no environment {attribute!r}"
+    return (
+        f"env.name={name!r} is not an environment; choose one of {', '.join(FAMILIES)} (the nearest is "
+        f"{nearest(name, list(FAMILIES))}), or name your own as module:Class or by its id in Gymnasium"
+    )
 
 
 def make_family(env: Env) -> EnvFamily:

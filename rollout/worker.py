@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hindsight.configs.schema import Config
-from hindsight.envs.base import DataMissing, Demonstration, EnvError, SlotDied, SlotTimeout
+from hindsight.envs.base import DataMissing, Demonstration, EnvError, NoDemonstration, SlotDied, SlotTimeout
 from hindsight.envs.runtime.pool import Seats
 from hindsight.envs.runtime.remote import RemoteError, call
 from hindsight.envs.runtime.shard import SlotLimits
@@ -150,12 +150,12 @@ class Worker:
             retried: takes what failed before it was tried again.
 
         Raises:
-            EnvError, EngineError: of the last attempt; DataMissing at once.
+            EnvError, EngineError: of the last attempt; DataMissing and NoDemonstration at once.
         """
         for left in reversed(range(self._config.rollout.retries + 1)):
             try:
                 return await attempt()
-            except DataMissing:
+            except (DataMissing, NoDemonstration):
                 raise
             except (EnvError, EngineError) as error:
                 if not left:

@@ -21,7 +21,7 @@ from hindsight.cluster.start import lacking, plan_bundles
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.watch import Stalled, Watchdog
 from hindsight.configs.schema import Cluster, Config, Credit, Distill, Learner, Loss, Rollout, Sft
-from hindsight.envs.base import Demonstration, EnvError, Observation
+from hindsight.envs.base import Demonstration, EnvError, NoDemonstration, Observation
 from hindsight.envs.runtime.remote import answer
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.types import Failure
@@ -78,6 +78,10 @@ def test_demonstrations_that_break_are_counted_and_none_is_an_error() -> None:
     assert [(failure.kind, failure.message) for failure in failures] == [("demonstration", "it hangs")]
     with pytest.raises(RunError, match="none of 2 demonstrations succeeded, 1 of them broke"):
         collected(played(False), EnvError("it hangs"))
+    kept, failures = collected(played(True), NoDemonstration("no reference solution"))
+    assert len(kept) == 1 and failures == []
+    with pytest.raises(RunError, match=r"^toy has no demonstrations .*set sft\.demos=0$"):
+        collected(NoDemonstration("no reference solution"))
 
 
 def test_watchdog_ends_a_run_that_stands_still(capfd: pytest.CaptureFixture[str]) -> None:
