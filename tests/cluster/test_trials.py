@@ -173,7 +173,7 @@ def test_without_reference_solutions_only_react_has_nothing_to_show(monkeypatch)
     none = {f"train-{task.id}": NoDemonstration("no reference solution") for task in TASKS}
     _, [played], *_ = run(monkeypatch, {"b0": [True]}, policy="reflexion", demonstrations=none)
     assert played.preamble == ""
-    with pytest.raises(RunError, match="react shows a worked example, and .* set evaluate.agent"):
+    with pytest.raises(RunError, match=r"react shows a worked example, but .* set evaluate\.agent"):
         run(monkeypatch, {"b0": [True]}, policy="react", demonstrations=none)
 
 
