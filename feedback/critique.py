@@ -14,8 +14,8 @@ SCHEMA: dict[str, Any] | None = None
 TITLE = "A judge's words on this attempt:"
 REQUEST = (
     'Judge this attempt in 2 to 4 plain sentences. Begin with "This attempt succeeded." or "This attempt '
-    'failed." Then say what was done right or wrong about the task, and end with the lesson that helps most '
-    "next time. Reply with these sentences only."
+    'failed." Then say what was done right or wrong about the task, and end with the most useful lesson. '
+    "Reply with these sentences only."
 )
 
 

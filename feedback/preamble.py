@@ -26,7 +26,7 @@ ENDINGS = {
 }
 REQUEST = (
     "This attempt of yours failed. You will start the same task anew. In 2 to 4 plain sentences, say what "
-    "you did wrong and what exactly you will do otherwise, naming places, things and actions. Reply with "
+    "you did wrong and exactly what you will do differently, naming places, things and actions. Reply with "
     "these sentences only."
 )
 

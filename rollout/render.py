@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NOTHING = Observation("")
-LISTED = "Pick the action from the listed ones and copy it word for word."
+LISTED = "Pick the action from the listed ones and copy it exactly."
 
 
 class Renderer:
