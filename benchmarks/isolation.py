@@ -31,7 +31,8 @@ from hindsight.configs.paths import SOURCE
 from hindsight.configs.schema import Config, Env
 from hindsight.envs.base import EnvFamily, Observation, StepResult, TextEnv
 from hindsight.envs.registry import make_family
-from hindsight.envs.runtime.pool import PoolHandles, lease_slot, start_pool
+from hindsight.envs.runtime.pool import PoolHandles, Seats, start_pool
+from hindsight.envs.runtime.shard import SlotLimits
 from hindsight.envs.runtime.slot import Forkserver, Slot
 from hindsight.envs.tasks import TaskSpec
 
@@ -101,7 +102,8 @@ async def every_way(family: EnvFamily, most: int, handles: PoolHandles) -> Async
     try:
         async with AsyncExitStack() as stack:
             slots = [await Slot.start(server, DEADLINE) for _ in range(most)]
-            leases = [await stack.enter_async_context(lease_slot(handles.pool)) for _ in range(most)]
+            seats = Seats(handles.shards, most, SlotLimits.of(Env(slots=most)), patience=DEADLINE)
+            leases = [await stack.enter_async_context(seats.lease()) for _ in range(most)]
             yield {"in process": [Direct(direct)], "slot": list(map(Isolated, slots)), "shard actor": leases}
     finally:
         direct.close()

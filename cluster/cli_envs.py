@@ -136,7 +136,9 @@ def _check(name: str, tasks: int, progress: Progress) -> Played:
 
 
 def _figures(played: Played) -> list[str]:
-    tasks = max(1, played.tasks)
+    tasks = played.tasks - played.unsolvable
+    if not tasks:  # nothing to play: its tasks can be reset, and that is all that is known
+        return [str(played.tasks), "-", "-", "-", "-"]
     return [
         str(played.tasks),
         f"{played.solved / tasks:.1%}",

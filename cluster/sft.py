@@ -10,7 +10,7 @@ import numpy as np
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.start import Actors
 from hindsight.configs.schema import Config
-from hindsight.envs.base import Demonstration, EnvError
+from hindsight.envs.base import Demonstration, EnvError, NoDemonstration
 from hindsight.envs.runtime.remote import call
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.demos import demonstration_samples
@@ -44,11 +44,11 @@ async def collect(
 
     async def play(index: int) -> Demonstration | None:
         nonlocal done
-        worker, task = actors.workers[index % len(actors.workers)], tasks[index % len(tasks)]
+        task = tasks[index % len(tasks)]
         try:
             async with seats:
                 shown: Demonstration = await call(
-                    worker,
+                    actors.worker,
                     "demonstrate",
                     task,
                     config.seed + index,
@@ -58,6 +58,8 @@ async def collect(
                     what=f"demonstration {index}",
                 )
                 return shown
+        except NoDemonstration:
+            return None
         except EnvError as error:  # already retried where it happened
             failures.append(Failure("demonstration", str(error), task.id))
             return None
@@ -67,6 +69,11 @@ async def collect(
 
     played = await asyncio.gather(*(play(index) for index in range(settings.demos)))
     kept = [demonstration for demonstration in played if demonstration and demonstration.success]
+    if not any(played) and not failures:
+        raise RunError(
+            f"{tasks[0].env} has no demonstrations for the warm start, as its tasks have no reference "
+            "solutions: set sft.demos=0"
+        )
     if not kept:
         raise RunError(
             f"none of {settings.demos} demonstrations succeeded ({len(failures)} infrastructure failures), "

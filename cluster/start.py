@@ -57,7 +57,7 @@ class Actors:
     """Handles of all actors; those that are not needed are absent."""
 
     engines: list[Any]
-    workers: list[Any]
+    worker: Any  # hosts the episodes
     environments: PoolHandles
     learner: LearnerGroup | None
     critic: CriticGroup | None  # for credit.advantage = gae
@@ -71,7 +71,7 @@ class Actors:
         """End every actor and release the reservation."""
         for trained in filter(None, (self.learner, self.critic)):
             trained.stop()
-        handles = [*self.engines, *self.workers, self.environments.pool, *self.environments.shards]
+        handles = [*self.engines, self.worker, *self.environments.shards]
         for handle in [*handles, *self.scorers().values(), *filter(None, [self.user])]:
             ray.kill(handle)
         remove_placement_group(self.group)
@@ -262,9 +262,7 @@ async def start_actors(
     worker = ray.remote(Worker).options(
         num_cpus=0, max_concurrency=4096, **variables(actor_environment(threads=1))
     )
-    workers = [
-        worker.remote(model, config, engines, environments.pool) for _ in range(config.rollout.workers)
-    ]
+    episodes = worker.remote(model, config, engines, environments.shards)
     limit: dict[str, Any] = {"timeout": timeout, "setting": STARTING}
     waits: list[Any] = [
         call(engine, "ready", what=f"starting engine {index}", **limit)
@@ -279,7 +277,7 @@ async def start_actors(
         context = ready["context"]
     return Actors(
         engines,
-        workers,
+        episodes,
         environments,
         ranks,
         critic,

@@ -112,9 +112,9 @@ class Trainer:
 
     async def roll_out(self, ordinal: int, task: TaskSpec) -> Group:
         """A group's episodes."""
-        config, workers = self.config, self.actors.workers
+        config = self.config
         group: Group = await call(
-            workers[ordinal % len(workers)],
+            self.actors.worker,
             "rollout",
             ordinal,
             task,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.start import Actors
 from hindsight.configs.schema import Config
-from hindsight.envs.base import Demonstration
+from hindsight.envs.base import Demonstration, NoDemonstration
 from hindsight.envs.runtime.remote import call
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, EngineAsk, JudgeError
@@ -69,7 +69,7 @@ class Trials:
         """
         self.config = config
         self.most = config.evaluate.trials if config.evaluate.agent == "reflexion" else 1
-        self._workers = actors.workers
+        self._worker = actors.worker
         self._examples = examples
         seconds = config.rollout.request_timeout
         engines = [generate_on(engine, number, seconds) for number, engine in enumerate(actors.engines)]
@@ -106,9 +106,8 @@ class Trials:
 
     async def _roll_out(self, index: int, task: TaskSpec, trial: int, before: str) -> Group:
         config = self.config
-        worker = self._workers[index % len(self._workers)]
         group: Group = await call(
-            worker,
+            self._worker,
             "rollout",
             index,
             task,
@@ -138,8 +137,8 @@ async def open_trials(
         kinds: of the tasks to be played.
 
     Raises:
-        EnvError: a task has no demonstration, or its environment failed.
-        RunError: no demonstration was successful.
+        EnvError: the environment failed.
+        RunError: no demonstration was successful, or ReAct has none to show. Reflexion does without.
     """
     if config.evaluate.agent == "student":
         return Trials(config, actors, renderer, {})
@@ -151,6 +150,7 @@ async def open_trials(
     examples = {
         kind: worked_example(demonstration, form, config.evaluate.example_characters)
         for kind, demonstration in zip(wanted, found, strict=True)
+        if demonstration is not None
     }
     return Trials(config, actors, renderer, examples)
 
@@ -163,19 +163,35 @@ def example_tasks(train: Sequence[TaskSpec], kind: str) -> list[TaskSpec]:
 
 async def _shortest(
     config: Config, actors: Actors, tasks: Sequence[TaskSpec], moved: Callable[[], None]
-) -> Demonstration:
-    """Return the successful demonstration with the fewest steps."""
+) -> Demonstration | None:
+    """Return the successful demonstration with the fewest steps; None if the tasks have none."""
 
-    async def show(number: int, task: TaskSpec) -> Demonstration:
-        worker = actors.workers[number % len(actors.workers)]
+    async def show(task: TaskSpec) -> Demonstration | None:
         limit, what = config.rollout.timeout, f"demonstrating {task.id}"
-        shown: Demonstration = await call(
-            worker, "demonstrate", task, config.seed, 0.0, timeout=limit, setting="rollout.timeout", what=what
-        )
+        try:
+            shown: Demonstration = await call(
+                actors.worker,
+                "demonstrate",
+                task,
+                config.seed,
+                0.0,
+                timeout=limit,
+                setting="rollout.timeout",
+                what=what,
+            )
+        except NoDemonstration:
+            return None
         moved()
         return shown
 
-    shown = await asyncio.gather(*(show(*one) for one in enumerate(tasks)))
+    shown = [one for one in await asyncio.gather(*map(show, tasks)) if one]
+    if not shown and config.evaluate.agent != "react":
+        return None
+    if not shown:
+        raise RunError(
+            f"evaluate.agent = react shows a worked example, but the tasks of {tasks[0].env} have no "
+            "reference solutions: set evaluate.agent to student or reflexion"
+        )
     solved = [one for one in shown if one.success]
     if not solved:
         raise RunError(

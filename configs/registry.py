@@ -201,7 +201,7 @@ ADVANTAGES = Registry(
         "rloo": "hindsight.learner.credit:rloo",
         "gigpo": "hindsight.learner.credit:gigpo",
         "hgpo": "hindsight.learner.credit:hgpo",
-        "gae": "hindsight.learner.gae:Gae",
+        "gae": "hindsight.learner.gae:from_critic",
     },
 )
 SIGNALS = Registry(

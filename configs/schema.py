@@ -82,7 +82,6 @@ class Rollout:
 
     engines: int = setting(1, "vLLM engine actors", low=1)
     tensor_parallel: int = setting(1, "GPUs per engine", low=1)
-    workers: int = setting(1, "actors that host episodes", low=1)
     num_groups: int = setting(8, "task groups per training step", low=1)
     group_size: int = setting(8, "trajectories per group", low=1)
     temperature: float = setting(1.0, "sampling temperature in training", low=0.01)

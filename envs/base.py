@@ -35,6 +35,10 @@ class DataMissing(EnvError):
     """The environment's data are not where the configuration says; the message tells how to get them."""
 
 
+class NoDemonstration(EnvError):
+    """Nobody can demonstrate the task: it has no reference solution."""
+
+
 class SettingError(EnvError, ValueError):
     """A setting of the environment names what does not exist; the message names what does."""
 
@@ -195,11 +199,11 @@ class TextEnv(ABC):
         This one replays the reference solution, without noise.
 
         Raises:
-            EnvError: the task has no reference solution.
+            NoDemonstration: the task has no reference solution.
         """
         actions = self.reference(task)
         if not actions:
-            raise EnvError(f"task {task.id} has no reference solution to demonstrate")
+            raise NoDemonstration(f"task {task.id} has no reference solution to demonstrate")
         first = observation = self.reset(task)
         steps: list[DemoStep] = []
         for action in actions:

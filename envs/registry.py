@@ -15,13 +15,18 @@ def find_family(name: str) -> type[EnvFamily]:
         SettingError: there is no such environment, or its class is incomplete.
     """
     try:
-        found: type[EnvFamily] = ENVIRONMENTS.find(name)
+        found = ENVIRONMENTS.find(name)
     except UnknownName as error:
         raise SettingError(str(error)) from error
+    if not issubclass(found, EnvFamily):
+        from hindsight.envs.from_gym import adopt
+
+        return adopt(name, found)
     if getattr(found, "action_format", None) not in ACTION_FORMATS:
         known = ", ".join(ACTION_FORMATS)
         raise SettingError(f"env.name = {name!r}: {found.__name__}.action_format must be one of {known}")
-    return found
+    family: type[EnvFamily] = found
+    return family
 
 
 def make_family(env: Env) -> EnvFamily:
@@ -32,6 +37,6 @@ def make_family(env: Env) -> EnvFamily:
     """
     family = find_family(env.name)
     try:
-        return family(ENVIRONMENTS.complete(env), cache_root())  # type: ignore[call-arg]
+        return family(ENVIRONMENTS.complete(env), cache_root())
     except ValueError as error:
         raise SettingError(str(error)) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from hindsight.configs.method import Credit
-from hindsight.configs.setting import setting
+from hindsight.configs.setting import setting, with_settings
 from hindsight.learner.credit import turn_penalties
 from hindsight.learner.samples import SampleGroup, TrainingSample
 from hindsight.rollout.types import Group, Trajectory
@@ -50,13 +50,10 @@ class GaeSettings(Credit):
             )
 
 
-class Gae:
+@with_settings(GaeSettings)
+def from_critic(group: Group, credit: Credit) -> list[np.ndarray]:
     """The entry `credit.advantage=gae`. Its advantages need a critic's values: see `estimate`."""
-
-    Settings = GaeSettings
-
-    def __call__(self, group: Group, credit: Credit) -> list[np.ndarray]:
-        raise TypeError("credit.advantage = gae is estimated from a critic's values, not from siblings")
+    raise TypeError("credit.advantage = gae is estimated from a critic's values, not from siblings")
 
 
 def gae(

@@ -169,4 +169,4 @@ class Distill(TeacherSignal):
 def make_signal(settings: Signal) -> TeacherSignal:
     """The teacher signal that `signal.name` names."""
     kind: type[TeacherSignal] = SIGNALS.find(settings.name)
-    return kind(settings)
+    return kind(SIGNALS.complete(settings))

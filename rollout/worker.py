@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hindsight.configs.schema import Config
-from hindsight.envs.base import DataMissing, Demonstration, EnvError, SlotDied, SlotTimeout
-from hindsight.envs.runtime.pool import lease_slot
+from hindsight.envs.base import DataMissing, Demonstration, EnvError, NoDemonstration, SlotDied, SlotTimeout
+from hindsight.envs.runtime.pool import Seats
 from hindsight.envs.runtime.remote import RemoteError, call
+from hindsight.envs.runtime.shard import SlotLimits
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.episode import EpisodeLimits, Generate, derive_seed, play
 from hindsight.rollout.render import load_renderer
@@ -29,13 +30,13 @@ class Worker:
     on a new slot and, if an engine failed, on another engine. Any other exception cancels the whole group.
     """
 
-    def __init__(self, model: str, config: Config, engines: Sequence[Any], pool: Any) -> None:
+    def __init__(self, model: str, config: Config, engines: Sequence[Any], shards: Sequence[Any]) -> None:
         """Load the renderer.
 
         Args:
             model: folder or hub name; only its tokenizer is loaded.
             engines: handles with ``generate.remote(ids, sampling, seconds)``.
-            pool: the pool for `envs.runtime.pool.lease_slot`.
+            shards: actors that host the environment; no other client may use their slots.
 
         Raises:
             TemplateError: the model's chat template does not support `config.prompt`.
@@ -43,7 +44,8 @@ class Worker:
         self._config = config
         self._renderer = load_renderer(model, config)
         self._engines = engines
-        self._pool = pool
+        limits, patience = SlotLimits.of(config.env), config.cluster.stall_timeout
+        self._seats = Seats(shards, config.env.slots, limits, patience)
         self._router = Router(len(engines))
         self._limits = EpisodeLimits(config.env.max_turns, config.rollout.max_tokens)
 
@@ -81,7 +83,7 @@ class Worker:
         """
 
         async def attempt() -> Demonstration:
-            async with lease_slot(self._pool) as slot:
+            async with self._seats.lease() as slot:
                 demonstration: Demonstration = await slot.demonstrate(task, seed, noise)
                 return demonstration
 
@@ -102,7 +104,7 @@ class Worker:
             nonlocal failed
             engine = None
             try:
-                async with lease_slot(self._pool) as slot:
+                async with self._seats.lease() as slot:
                     engine = self._router.place(ordinal, avoid=failed)
                     generate = generate_on(
                         self._engines[engine], engine, self._config.rollout.request_timeout
@@ -128,7 +130,7 @@ class Worker:
         """Add the task's reference solution to a group, or a failure if infrastructure failed."""
 
         async def attempt() -> list[str] | None:
-            async with lease_slot(self._pool) as slot:
+            async with self._seats.lease() as slot:
                 actions: list[str] | None = await slot.reference(group.task)
                 return actions
 
@@ -150,12 +152,12 @@ class Worker:
 
         Raises:
             EnvError, EngineError: the last attempt failed.
-            DataMissing: data are missing; this is not retried.
+            DataMissing, NoDemonstration: not retried.
         """
         for left in reversed(range(self._config.rollout.retries + 1)):
             try:
                 return await attempt()
-            except DataMissing:
+            except (DataMissing, NoDemonstration):
                 raise
             except (EnvError, EngineError) as error:
                 if not left:

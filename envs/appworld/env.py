@@ -56,7 +56,7 @@ variables stay for the next piece. You reach the supervisor's apps through the o
 Look things up before you use them:
 - print(apis.api_docs.show_app_descriptions()) lists the apps,
 - print(apis.api_docs.show_api_descriptions(app_name="APP")) lists the APIs of one,
-- print(apis.api_docs.show_api_doc(app_name="APP", api_name="API")) tells an API's arguments and results.
+- print(apis.api_docs.show_api_doc(app_name="APP", api_name="API")) shows an API's arguments and results.
 
 Most apps want a login: `apis.supervisor.show_account_passwords()` and `apis.supervisor.show_profile()` have \
 what it takes, and the `access_token` that it returns is an argument of the app's other APIs. Long lists \

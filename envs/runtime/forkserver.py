@@ -21,12 +21,13 @@ from collections.abc import Callable
 from io import BufferedIOBase
 from typing import Any, NoReturn
 
-from hindsight.envs.base import DataMissing, EnvError, EnvFamily, InstanceLost, TextEnv
+from hindsight.envs.base import DataMissing, EnvError, EnvFamily, InstanceLost, NoDemonstration, TextEnv
 from hindsight.envs.runtime.json_lines import channels
 from hindsight.envs.runtime.linux import die_with_parent
 
 LENGTH = struct.Struct("!I")  # every message is its length in bytes, then its pickle
-TOLD = (DataMissing, InstanceLost)  # kinds of EnvError that the owner acts on; all else is a plain one
+# The kinds of EnvError that somebody acts on; any other reaches the owner as a plain one.
+TOLD = (DataMissing, InstanceLost, NoDemonstration)
 
 
 def pack(message: Any) -> bytes:

@@ -1,21 +1,19 @@
-"""The pool leases the slots of all shards: `async with lease_slot(pool) as slot` hosts one episode at a time.
+"""Slots of all shards for the episodes of one client: `async with seats.lease() as slot` hosts one at a time.
 
-    client ──lease──► Pool (who may use which slot)
-       └──reset, step──► Shard (Ray actor) ──► slot (process)
+    client: Seats (which slot is free) ──reset, step──► Shard (Ray actor) ──► slot (process)
 
-The pool sees no observation: clients talk to the shards directly. Whatever breaks on the way (a process,
-a shard, its machine) reaches the client as an EnvError.
+Whatever breaks on the way (a process, a shard, its machine) reaches the client as an EnvError.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+import itertools
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 import ray
 
@@ -39,27 +37,8 @@ SHARD_CPUS = 0.1  # that Ray counts for a shard
 RESTART = 60.0  # seconds in which a dead actor comes back even on busy cores: a process, its imports
 
 
-@dataclass(frozen=True)
-class PoolStats:
-    leased: tuple[int, ...]  # slots in use per shard
-    waiting: int  # clients in the queue
-
-
-@dataclass(frozen=True)
-class Grant:
-    """A lease and what a client needs to use it."""
-
-    lease: Lease
-    shard: Any  # actor handle
-    limits: SlotLimits
-
-
-class Pool:
-    """Leases slots, first come first served, each from the least loaded shard. The pool is made a Ray actor.
-
-    A client names its lease by a ticket of its own, so that giving up is one message that needs no answer,
-    whether the lease is queued, granted, or granted while the message travels.
-    """
+class Seats:
+    """Leases the slots of all shards, first come first served, each from the least loaded shard."""
 
     def __init__(self, shards: Sequence[Any], slots: int, limits: SlotLimits, patience: float) -> None:
         """
@@ -70,72 +49,51 @@ class Pool:
         """
         self._shards = tuple(shards)
         self._free = [list(range(slots)) for _ in shards]
-        self._slots = slots
+        self._available = asyncio.Semaphore(slots * len(self._shards))
         self._limits = limits
         self._patience = patience
-        self._leases: dict[str, Lease] = {}
-        self._queue: OrderedDict[str, asyncio.Future[Grant]] = OrderedDict()
-        self._early: set[str] = set()  # released before their lease call arrived (actors may reorder calls)
-        self._serial = 0
-        self._returned = 0  # leases given back so far
+        self._waiting: set[asyncio.Timeout] = set()
+        self._serials = itertools.count(time.time_ns())  # grows, also if other Seats used the shards before
 
-    async def lease(self, ticket: str) -> Grant:
-        """Wait for a slot.
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[LeasedSlot]:
+        """Wait for a slot, use it for one episode after another, and return it in any case.
 
         Raises:
             SlotTimeout: no slot came back for `patience` seconds.
-            SlotDied: the ticket was released before it got a slot.
         """
-        if ticket in self._early:
-            self._early.remove(ticket)
-            raise SlotDied(f"the lease {ticket} was released before it was granted")
-        granted = asyncio.get_running_loop().create_future()
-        self._queue[ticket] = granted
-        self._grant()
-        while not granted.done():
-            returned = self._returned
-            await asyncio.wait((granted,), timeout=self._patience)
-            if not granted.done() and returned == self._returned:
-                del self._queue[ticket]
-                raise SlotTimeout(f"no slot came back in {self._patience:g} s; raise env.slots or env.shards")
-        if granted.cancelled():
-            raise SlotDied(f"the lease {ticket} was released before it was granted")
-        return granted.result()
+        await self._turn()
+        free = max(self._free, key=len)
+        lease = Lease(self._free.index(free), free.pop(), next(self._serials))
+        try:
+            yield LeasedSlot(lease, self._shards[lease.shard], self._limits)
+        finally:
+            free.append(lease.slot)
+            until = asyncio.get_running_loop().time() + self._patience
+            for deadline in self._waiting:
+                if not deadline.expired():
+                    deadline.reschedule(until)
+            self._available.release()
 
-    async def release(self, ticket: str) -> None:
-        """Give up a lease: granted, waiting or yet to arrive."""
-        if ticket in self._queue:
-            self._queue.pop(ticket).cancel()
-        elif ticket in self._leases:
-            lease = self._leases.pop(ticket)
-            self._free[lease.shard].append(lease.slot)
-            self._returned += 1
-            self._grant()
-        else:
-            self._early.add(ticket)
-
-    async def stats(self) -> PoolStats:
-        return PoolStats(leased=self._loads(), waiting=len(self._queue))
-
-    def _loads(self) -> tuple[int, ...]:
-        return tuple(self._slots - len(free) for free in self._free)
-
-    def _grant(self) -> None:
-        """Serve the queue while slots are free."""
-        while self._queue and any(self._free):
-            ticket, granted = self._queue.popitem(last=False)
-            shard = min((load, index) for index, load in enumerate(self._loads()) if self._free[index])[1]
-            self._serial += 1
-            lease = Lease(shard=shard, slot=self._free[shard].pop(), serial=self._serial)
-            self._leases[ticket] = lease
-            granted.set_result(Grant(lease, self._shards[shard], self._limits))
+    async def _turn(self) -> None:
+        """Wait until a slot is free for this client; others that came first have theirs."""
+        deadline = asyncio.timeout(self._patience)
+        try:
+            async with deadline:
+                self._waiting.add(deadline)
+                await self._available.acquire()
+        except TimeoutError as error:
+            raise SlotTimeout(
+                f"no slot came back in {self._patience:g} s; raise env.slots or env.shards"
+            ) from error
+        finally:
+            self._waiting.discard(deadline)
 
 
 @dataclass(frozen=True)
 class PoolHandles:
     """The actors that `start_pool` made."""
 
-    pool: Any  # what `lease_slot` takes
     shards: tuple[Any, ...]
 
     async def ready(self, timeout: float) -> None:
@@ -151,7 +109,7 @@ class PoolHandles:
 def start_pool(
     config: Config, family: EnvFamily | None = None, variables: Mapping[str, str] | None = None
 ) -> PoolHandles:
-    """Create the pool and its shards in the running Ray cluster, without waiting for their processes.
+    """Create the shards in the running Ray cluster, without waiting for their processes.
 
     Args:
         family: the environment; by default the one that `config.env` names.
@@ -167,25 +125,7 @@ def start_pool(
         scheduling_strategy="SPREAD",
         runtime_env={"env_vars": dict(variables or {})},
     )
-    shards = tuple(shard.remote(family, env.slots, limits) for _ in range(env.shards))
-    # Waiting clients count as concurrent calls, and releases must get past any number of them.
-    pool = ray.remote(Pool).options(num_cpus=0, max_concurrency=100_000)
-    return PoolHandles(pool.remote(shards, env.slots, limits, config.cluster.stall_timeout), shards)
-
-
-@asynccontextmanager
-async def lease_slot(pool: Any) -> AsyncIterator[LeasedSlot]:
-    """Wait for a slot of the pool actor, use it for one episode after another, give it back in any case.
-
-    Raises:
-        SlotTimeout: no slot of the pool has come back for `cluster.stall_timeout` seconds.
-    """
-    ticket = uuid4().hex
-    try:
-        grant = await _answer(pool, "lease", ticket, timeout=1e9, setting="")  # the pool keeps the deadline
-        yield LeasedSlot(grant)
-    finally:
-        pool.release.remote(ticket)  # not awaited: nothing may hold it up or cancel it
+    return PoolHandles(tuple(shard.remote(family, env.slots, limits) for _ in range(env.shards)))
 
 
 class LeasedSlot:
@@ -194,10 +134,10 @@ class LeasedSlot:
     After SlotDied or SlotTimeout the same lease may begin again with `reset`, on a fresh process.
     """
 
-    def __init__(self, grant: Grant) -> None:
-        self.lease = grant.lease
-        self._shard = grant.shard
-        self._limits = grant.limits
+    def __init__(self, lease: Lease, shard: Any, limits: SlotLimits) -> None:
+        self.lease = lease
+        self._shard = shard
+        self._limits = limits
 
     async def reset(self, task: TaskSpec) -> Observation:
         """Begin an episode (`TextEnv.reset`)."""

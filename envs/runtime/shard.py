@@ -37,7 +37,7 @@ class Lease:
 
     shard: int
     slot: int  # seat within the shard
-    serial: int  # grows with every lease of the pool
+    serial: int  # grows with every lease
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ KINDS = ("beauty", "electronics", "fashion", "garden", "grocery")
 RULES = (
     "You are a customer of a web shop. Find and buy the product that the instruction asks for: of the right "
     "kind, with the attributes and options named, at a price that is allowed. Every page is a list of texts "
-    "separated by [SEP]. You act in one of two ways: search[words] looks for products, and click[text] takes "
-    "up what the page offers: a product's number, an option, a button. Choose the options before you "
+    "separated by [SEP]. You act in one of two ways: search[words] looks for products, and click[text] "
+    "selects an item of the page: a product's number, an option, a button. Choose the options before you "
     "click[buy now]: the purchase ends the task and is scored."
 )
 UNREADABLE = "Nothing happened: an action is search[words] or click[text of something on this page]."

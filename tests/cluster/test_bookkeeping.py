@@ -22,7 +22,7 @@ from hindsight.cluster.train import Trainer
 from hindsight.cluster.watch import Stalled, Watchdog
 from hindsight.configs.load import load
 from hindsight.configs.schema import Config, Learner, Rollout, Sft
-from hindsight.envs.base import Demonstration, EnvError, Observation
+from hindsight.envs.base import Demonstration, EnvError, NoDemonstration, Observation
 from hindsight.envs.runtime.remote import answer
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.types import Failure
@@ -71,7 +71,7 @@ def test_demonstrations_that_break_are_counted_and_none_is_an_error() -> None:
             demonstrate=SimpleNamespace(remote=lambda task, seed, noise: call(next(left)))
         )
         config = Config(sft=Sft(demos=len(outcomes)))
-        tasks, actors = [TaskSpec("t", "toy", "open", "train")], SimpleNamespace(workers=[worker])
+        tasks, actors = [TaskSpec("t", "toy", "open", "train")], SimpleNamespace(worker=worker)
         return asyncio.run(collect(config, actors, tasks, lambda doing, done, of: None))
 
     kept, failures = collected(played(True), played(False), EnvError("it hangs"))
@@ -79,6 +79,10 @@ def test_demonstrations_that_break_are_counted_and_none_is_an_error() -> None:
     assert [(failure.kind, failure.message) for failure in failures] == [("demonstration", "it hangs")]
     with pytest.raises(RunError, match=r"none of 2 demonstrations succeeded \(1 infrastructure failures\)"):
         collected(played(False), EnvError("it hangs"))
+    kept, failures = collected(played(True), NoDemonstration("no reference solution"))
+    assert len(kept) == 1 and failures == []
+    with pytest.raises(RunError, match=r"^toy has no demonstrations .*set sft\.demos=0$"):
+        collected(NoDemonstration("no reference solution"))
 
 
 def test_watchdog_ends_a_run_that_stands_still(capfd: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,7 @@ class Produced:
         run = SimpleNamespace(
             config=config,
             actors=SimpleNamespace(
-                workers=[SimpleNamespace(rollout=remote(lambda *args: rolled_out))],
+                worker=SimpleNamespace(rollout=remote(lambda *args: rolled_out)),
                 reference=reference,
                 scorers=lambda: {"teacher": teacher, "reference": reference},
                 teacher_context=512,

@@ -18,7 +18,7 @@ from hindsight.cluster.failures import RunError
 from hindsight.cluster.trials import Attempts, example_tasks, solved_within
 from hindsight.cluster.view import cost_lines, evaluation_table
 from hindsight.configs.schema import Config, Evaluate
-from hindsight.envs.base import Demonstration, DemoStep, Observation, StepResult
+from hindsight.envs.base import Demonstration, DemoStep, NoDemonstration, Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, JudgeError
 from hindsight.feedback.preamble import EXAMPLE_TITLE
@@ -61,7 +61,10 @@ class ToyWorker:
 
     async def _demonstrate(self, task, seed, noise):
         assert noise == 0.0
-        return self.demonstrations.get(task.id, demonstration(task, 2))
+        shown = self.demonstrations.get(task.id, demonstration(task, 2))
+        if isinstance(shown, Exception):
+            raise shown
+        return shown
 
 
 def run(monkeypatch, script, policy="reflexion", trials=3, demonstrations=(), lesson=None):
@@ -80,7 +83,7 @@ def run(monkeypatch, script, policy="reflexion", trials=3, demonstrations=(), le
     episodes = [(index, task) for index, task in enumerate(TASKS) if task.id in script]
     train = [replace(task, id=f"train-{task.id}", split="train") for task in TASKS]
     config = Config(evaluate=Evaluate(agent=policy, trials=trials))
-    actors = SimpleNamespace(workers=[worker], engines=[])
+    actors = SimpleNamespace(worker=worker, engines=[])
     done = []
     found = asyncio.run(evaluate(config, actors, renderer, train, episodes, "m", 0, done.append))
     assert done[-1] == len(episodes)
@@ -164,6 +167,14 @@ def test_the_example_is_the_shortest_successful_demonstration_of_the_kind(monkey
         run(monkeypatch, {"b0": [True]}, policy="react", demonstrations=lengths)
     assert [task.id for task in example_tasks(TASKS, "b")] == ["b0", "b1"]
     assert example_tasks(TASKS, "unknown") == TASKS
+
+
+def test_without_reference_solutions_only_react_has_nothing_to_show(monkeypatch):
+    none = {f"train-{task.id}": NoDemonstration("no reference solution") for task in TASKS}
+    _, [played], *_ = run(monkeypatch, {"b0": [True]}, policy="reflexion", demonstrations=none)
+    assert played.preamble == ""
+    with pytest.raises(RunError, match=r"react shows a worked example, but .* set evaluate\.agent"):
+        run(monkeypatch, {"b0": [True]}, policy="react", demonstrations=none)
 
 
 def test_the_table_has_a_row_for_each_trial():

@@ -36,11 +36,11 @@ def test_nothing_gives_the_defaults() -> None:
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
-    write(tmp_path, "first.yaml", "steps: 1\nseed: 1\nrollout: {num_groups: 1, workers: 3}\n")
+    write(tmp_path, "first.yaml", "steps: 1\nseed: 1\nrollout: {num_groups: 1, engines: 3}\n")
     write(tmp_path, "second.yaml", "base: first.yaml\nseed: 2\nrollout: {num_groups: 2}\n")
     third = write(tmp_path, "third.yaml", "base: second.yaml\nrollout: {num_groups: 5}\n")
     config = load(third, ["rollout.num_groups=7", "env.kinds=[a, b]", "learner.lr=1e-5", "env.data=null"])
-    assert (config.steps, config.seed, config.rollout.workers, config.rollout.num_groups) == (1, 2, 3, 7)
+    assert (config.steps, config.seed, config.rollout.engines, config.rollout.num_groups) == (1, 2, 3, 7)
     assert (config.env.kinds, config.learner.lr, config.env.data) == (["a", "b"], 1e-5, None)
     assert config.rollout.temperature == Config().rollout.temperature
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -11,16 +12,18 @@ from toy_env import ToyFamily, task
 
 from hindsight.configs.schema import Config, Env
 from hindsight.envs.base import EnvError, InstanceLost, SlotDied, SlotTimeout, Verdict
-from hindsight.envs.runtime.pool import LeasedSlot, PoolHandles, lease_slot, start_pool
+from hindsight.envs.runtime.pool import LeasedSlot, Seats, start_pool
+from hindsight.envs.runtime.shard import SlotLimits
 
 ENV = Env(shards=2, slots=2, step_timeout=5.0, reset_timeout=20.0, max_turns=10)
 
 
 @pytest.fixture
 def handles(ray_local):
-    handles = start_pool(Config(env=ENV), ToyFamily())
-    yield handles
-    for actor in (handles.pool, *handles.shards):
+    pool = start_pool(Config(env=ENV), ToyFamily())
+    seats = Seats(pool.shards, ENV.slots, SlotLimits.of(ENV), patience=60.0)
+    yield SimpleNamespace(ready=pool.ready, shards=pool.shards, seats=seats)
+    for actor in pool.shards:
         ray.kill(actor)
 
 
@@ -29,14 +32,9 @@ async def pids(slot: LeasedSlot) -> tuple[int, int]:
     return int((await slot.step("pid")).feedback), int((await slot.step("origin")).feedback)
 
 
-async def idle(handles: PoolHandles) -> bool:
-    """Whether every lease comes back soon (releases are not awaited)."""
-    for _ in range(100):
-        stats = await handles.pool.stats.remote()
-        if stats.leased == (0, 0) and stats.waiting == 0:
-            return True
-        await asyncio.sleep(0.05)
-    return False
+def idle(handles) -> bool:
+    """Whether every slot has come back."""
+    return [len(free) for free in handles.seats._free] == [ENV.slots] * ENV.shards
 
 
 @run_async
@@ -45,7 +43,7 @@ async def test_more_episodes_than_slots_over_two_shards(handles):
     used = set()
 
     async def episode(index: int) -> str:
-        async with lease_slot(handles.pool) as slot:
+        async with handles.seats.lease() as slot:
             used.add((slot.lease.shard, slot.lease.slot))
             await slot.reset(task(f"task-{index}"))
             for _ in range(5):
@@ -56,17 +54,17 @@ async def test_more_episodes_than_slots_over_two_shards(handles):
     texts = await asyncio.gather(*map(episode, range(12)))
     assert texts == [f"task-{index} 5" for index in range(12)]
     assert used == {(shard, slot) for shard in range(2) for slot in range(2)}
-    assert await idle(handles)
+    assert idle(handles)
     stats = await asyncio.gather(*(shard.stats.remote() for shard in handles.shards))
     assert sum(one.episodes for one in stats) == 12 and sum(one.steps for one in stats) == 60
-    async with lease_slot(handles.pool) as slot:
+    async with handles.seats.lease() as slot:
         assert (await slot.demonstrate(task("shown"), 0, 0.0)).first.text == "shown 0"
         assert await slot.reference(task()) == ["add"] * 100
 
 
 @run_async
 async def test_failures_reach_the_client_with_their_types(handles):
-    async with lease_slot(handles.pool) as slot:
+    async with handles.seats.lease() as slot:
         await slot.reset(task())
         with pytest.raises(EnvError, match=r"^reset: no such game$") as error:
             await slot.reset(task(broken=True))
@@ -86,11 +84,11 @@ async def test_leases_come_back_from_errors_and_cancelled_clients(handles):
     started = asyncio.Event()
 
     async def broken() -> None:
-        async with lease_slot(handles.pool):
+        async with handles.seats.lease():
             raise KeyError("a client's bug")
 
     async def stuck() -> None:
-        async with lease_slot(handles.pool) as slot:
+        async with handles.seats.lease() as slot:
             await slot.reset(task())
             started.set()
             await slot.step("sleep 600")
@@ -105,15 +103,15 @@ async def test_leases_come_back_from_errors_and_cancelled_clients(handles):
         isinstance(end, asyncio.CancelledError)
         for end in await asyncio.gather(*clients, return_exceptions=True)
     )
-    assert await idle(handles)
+    assert idle(handles)
     for _ in range(4):
-        async with lease_slot(handles.pool) as slot:
+        async with handles.seats.lease() as slot:
             assert (await slot.reset(task())).text == "count 0"
 
 
 @run_async
 async def test_a_killed_shard_is_slot_died_leaves_no_process_and_comes_back(handles):
-    async with lease_slot(handles.pool) as slot:
+    async with handles.seats.lease() as slot:
         await slot.reset(task())
         process, server = await pids(slot)
         assert running(process) and running(server)
@@ -125,4 +123,4 @@ async def test_a_killed_shard_is_slot_died_leaves_no_process_and_comes_back(hand
         assert await gone(process) and await gone(server)
         # The failed call has waited for the shard's restart, so the retry is not wasted.
         assert (await slot.reset(task("retry"))).text == "retry 0"
-    assert await idle(handles)
+    assert idle(handles)

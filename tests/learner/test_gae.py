@@ -203,7 +203,6 @@ def test_fit_by_hand():
     assert np.isnan(fit(samples[:1])["explained_variance"])
 
 
-@pytest.mark.xfail(strict=True, reason="the registry holds the class Gae, which takes no arguments")
 def test_gae_does_not_compare_siblings():
     with pytest.raises(TypeError, match="a critic's values"):
         advantages(group(CHAT), PLAIN)

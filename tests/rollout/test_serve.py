@@ -10,8 +10,9 @@ import openai
 import pytest
 import ray
 
-from hindsight.cluster.start import USER_KEY, talking_to, variables
-from hindsight.configs.schema import Config, Env, Model, Rollout
+from hindsight.cluster.start import USER_KEY, variables
+from hindsight.configs.schema import Config, Model, Rollout
+from hindsight.envs.taubench.settings import TauSettings
 from hindsight.rollout.serve import Address, Endpoint, endpoint_env, server_command
 
 CONFIG = Config(model=Model(path="nano", max_length=512), rollout=Rollout(max_num_seqs=2, kv_cache_gib=0.25))
@@ -53,6 +54,6 @@ def test_the_key_is_no_argument() -> None:
     """Arguments of a process are for everyone on the machine to read."""
     address = Address("http://10.0.0.1:1/v1", "secret")
     assert "secret" not in " ".join(server_command("model", CONFIG, "10.0.0.1", 1))
-    user = talking_to(address, Env(name="taubench")).user
+    user = TauSettings(name="taubench").with_endpoint(address.url, address.model, USER_KEY).user
     assert (user.source, user.url, user.api_key_env) == ("endpoint", address.url, USER_KEY)
     assert USER_KEY not in os.environ

@@ -162,12 +162,12 @@ class Shared:
     async def _lend(self, config: Config, model: str, family: EnvFamily, *, teacher: bool, **_: Any) -> Lent:
         actors = self.actors
         if config.env != self.env:
-            for handle in [actors.environments.pool, *actors.environments.shards]:
+            for handle in actors.environments.shards:
                 ray.kill(handle)
             actors.environments, self.env = start_pool(config, family), config.env
             await actors.environments.ready(config.cluster.start_timeout)
-        remake = (model, config, actors.engines, actors.environments.pool)
-        ray.get([worker.__ray_call__.remote(Worker.__init__, *remake) for worker in actors.workers])
+        remake = (model, config, actors.engines, actors.environments.shards)
+        ray.get(actors.worker.__ray_call__.remote(Worker.__init__, *remake))
         own = {
             "critic": actors.critic if config.needs_critic else None,
             "teacher": actors.teacher if teacher else None,

@@ -1,0 +1,121 @@
+"""A Gymnasium environment with text observations and actions, used as it is: `env.name=module:Class`.
+
+- A task is a seed of `reset`; training and evaluation have different ones.
+- The agent writes an action in tags; `step` gets the text between them.
+- The reward of an episode is the sum of its rewards, clipped to [0, 1].
+- It is successful if `info["success"]` says so; without that key, if it terminated and the sum reached 1.
+- `info` may hold "actions" (those that are admissible now), "state_key", "goal", and at a reset "rules": see
+  `envs.base.Observation`. By default there are none, and equal texts are the same state.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from gymnasium.spaces import Text
+
+from hindsight.configs.schema import Env
+from hindsight.envs.base import EnvError, EnvFamily, Observation, SettingError, StepResult, TextEnv
+from hindsight.envs.tasks import Manifest, TaskSpec
+
+Make = Callable[[], gymnasium.Env[str, str]]
+
+
+class FromGym(TextEnv):
+    """Episodes of a Gymnasium environment."""
+
+    def __init__(self, env: gymnasium.Env[str, str], max_turns: int) -> None:
+        """
+        Args:
+            max_turns: actions after which an episode is truncated.
+
+        Raises:
+            SettingError: its observations or actions are no text.
+        """
+        super().__init__(max_turns)
+        for name, space in (("observation", env.observation_space), ("action", env.action_space)):
+            if not isinstance(space, Text):
+                raise SettingError(f"its {name}_space is {space}, and has to be a gymnasium.spaces.Text")
+        self._env = env
+        self._total = 0.0
+
+    def _reset(self, task: TaskSpec) -> Observation:
+        text, info = self._env.reset(seed=task.data["seed"])
+        self._total = 0.0
+        return _observation(text, info)
+
+    def _step(self, action: str) -> StepResult:
+        text, reward, terminated, truncated, info = self._env.step(action)
+        self._total += float(reward)
+        if math.isnan(self._total):
+            raise EnvError(f"the environment gave the reward {reward} to {action[:80]!r}")
+        success = bool(info.get("success", terminated and self._total >= 1.0))
+        total = min(1.0, max(0.0, self._total))
+        return StepResult(_observation(text, info), text, total, terminated, truncated, success)
+
+    def close(self) -> None:
+        self._env.close()
+
+
+class GymFamily(EnvFamily):
+    """The tasks of one Gymnasium environment; `adopt` makes a subclass for each."""
+
+    action_format = "tags"
+    turn_limit = 50
+    make_env: Make
+
+    def __init__(self, settings: Env, cache: Path) -> None:
+        """
+        Raises:
+            ValueError: task types are named, and seeds have none.
+        """
+        if settings.kinds:
+            raise ValueError(f"env.kinds = {settings.kinds}: {self.name} has no task types; set env.kinds=[]")
+        super().__init__(settings, cache)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.settings, self.cache)  # the class of `adopt` cannot be imported
+
+    def manifest(self) -> Manifest:
+        config = self.settings
+        count = config.eval_tasks + config.train_tasks
+        seeds = random.Random(f"{config.seed} {self.name}").sample(range(2**31), count)
+        evaluation = tuple(self._task(seed, "evaluation") for seed in seeds[: config.eval_tasks])
+        return Manifest(tuple(self._task(seed, "train") for seed in seeds[config.eval_tasks :]), evaluation)
+
+    def make(self) -> FromGym:
+        try:
+            return FromGym(type(self).make_env(), self.settings.max_turns)
+        except SettingError as error:
+            raise SettingError(f"env.name={self.name!r}: {error}") from error
+
+    def _task(self, seed: int, split: str) -> TaskSpec:
+        return TaskSpec(f"seed-{seed}", self.name, "seed", split, {"seed": seed})
+
+
+def adopt(name: str, found: type[gymnasium.Env[str, str]]) -> type[GymFamily]:
+    """The family of `found`, which `env.name=name` stands for."""
+    return type("GymFamily", (GymFamily,), {"name": name, "make_env": staticmethod(found)})
+
+
+def _restore(config: Env, cache: Path) -> EnvFamily:
+    from hindsight.envs.registry import find_family
+
+    return find_family(config.name)(config, cache)
+
+
+def _observation(text: str, info: Mapping[str, Any]) -> Observation:
+    if not isinstance(text, str):
+        raise EnvError(f"the observation {text!r} is no text")
+    return Observation(
+        text,
+        actions=tuple(map(str, info.get("actions", ()))),
+        state_key=str(info.get("state_key", text)),
+        rules=str(info.get("rules", "")),
+        goal=str(info.get("goal", "")),
+    )

@@ -1,0 +1,134 @@
+"""Gymnasium environments taken as they are, in this process and through a real slot."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from contextlib import closing
+
+import pytest
+from slot_tools import run_async
+
+from hindsight.configs.schema import Env
+from hindsight.envs.base import EnvError, NoDemonstration, SettingError
+from hindsight.envs.reference import play_references
+from hindsight.envs.registry import make_family
+from hindsight.envs.runtime.slot import Forkserver, Slot
+
+SOURCE = '''
+import gymnasium
+from gymnasium.spaces import Discrete, Text
+
+
+class Door(gymnasium.Env):
+    """Find the way that the seed has chosen. A wrong one costs a tenth."""
+
+    observation_space = action_space = Text(100)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.way = ("left", "right")[int(self.np_random.integers(2))]
+        return "Two doors.", {"actions": ["left", "right"], "rules": "Find the way.", "state_key": "start"}
+
+    def step(self, action):
+        if action == "bug":
+            raise KeyError(action)
+        if action == "nan":
+            return "", float("nan"), False, False, {}
+        if action in ("give up", "praise"):
+            return "Over.", 0.0, True, False, {"success": action == "praise"}
+        won = action == self.way
+        return ("Out." if won else "A wall."), (1.2 if won else -0.1), won, False, {}
+
+
+class Grid(Door):
+    action_space = Discrete(4)
+
+'''
+
+
+@pytest.fixture
+def module(monkeypatch, tmp_path):
+    (tmp_path / "doors.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HINDSIGHT_CACHE", str(tmp_path))
+    yield
+    sys.modules.pop("doors", None)
+
+
+def family_of(name="doors:Door", **settings):
+    return make_family(Env(name=name, train_tasks=20, eval_tasks=5, max_turns=4, **settings))
+
+
+def test_tasks_are_seeds_that_the_two_panels_do_not_share(module):
+    family = family_of()
+    manifest = family.manifest()
+    assert (len(manifest.train), len(manifest.evaluation)) == (20, 5)
+    seeds = {task.data["seed"] for task in (*manifest.train, *manifest.evaluation)}
+    assert len(seeds) == 25
+    assert pickle.loads(pickle.dumps(family)).manifest().digest == manifest.digest
+    assert family_of(seed=1).manifest().digest != manifest.digest
+    with pytest.raises(ValueError, match=r"env\.kinds"):
+        family_of(kinds=["hard"])
+
+
+def test_episodes_follow_the_environment(module):
+    family = family_of()
+    env = family.make()
+    ways = set()
+    for task in family.manifest().train:
+        first = env.reset(task)
+        assert (first.text, first.rules, first.state_key) == ("Two doors.", "Find the way.", "start")
+        assert first.actions == ("left", "right")
+        right = env._env.unwrapped.way
+        wrong = {"left": "right", "right": "left"}[right]
+        ways.add(right)
+        result = env.step(wrong)
+        assert (result.reward, result.terminated, result.success) == (0.0, False, False)  # clipped
+        assert result.observation.state_key == result.feedback == "A wall."
+        result = env.step(right)
+        assert (result.reward, result.terminated, result.success) == (1.0, True, True)
+        assert env.reset(task) == first and env._env.unwrapped.way == right
+    assert ways == {"left", "right"}
+    results = [env.step(wrong) for _ in range(4)]
+    assert [result.truncated for result in results] == [False] * 3 + [True]
+
+
+def test_success_is_what_info_says(module):
+    family = family_of()
+    env, task = family.make(), family.manifest().train[0]
+    for action, success in (("praise", True), ("give up", False)):
+        env.reset(task)
+        result = env.step(action)
+        assert (result.terminated, result.success, result.reward) == (True, success, 0.0)
+    env.reset(task)
+    with pytest.raises(EnvError, match="reward nan to 'nan'"):
+        env.step("nan")
+
+
+def test_other_spaces_are_refused(module):
+    with pytest.raises(SettingError, match=r"env\.name='doors:Grid': its action_space is Discrete\(4\)"):
+        family_of("doors:Grid").make()
+
+
+def test_it_plays_in_a_slot(module):
+    @run_async
+    async def check():
+        family = family_of()
+        task = family.manifest().evaluation[0]
+        with closing(Forkserver(family)) as server:
+            slot = await Slot.start(server, 60)
+            assert (await slot.call("reset", task, deadline=20)).text == "Two doors."
+            results = [await slot.call("step", way, deadline=20) for way in ("up", "down")]
+            assert not any(result.terminated for result in results)
+            with pytest.raises(NoDemonstration):
+                await slot.call("demonstrate", task, 0, 0.0, deadline=20)
+            assert await slot.call("reference", task, deadline=20) is None
+            await slot.call("reset", task, deadline=20)
+            with pytest.raises(EnvError, match="KeyError: 'bug'"):
+                await slot.call("step", "bug", deadline=20)
+
+        played = await play_references(family, Env(), family.manifest().evaluation, lambda so_far: None)
+        assert (played.tasks, played.unsolvable, played.problems) == (5, 5, [])
+
+    check()
