@@ -70,6 +70,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "hindsight/configs/nano.yaml",
         "hindsight/configs/methods/serl.yaml",
         "hindsight/envs/appworld/requirements.txt",
+        "hindsight/constraints/gpu.txt",
     } <= package
 
 
