@@ -123,7 +123,7 @@ def _family(env: Env) -> EnvFamily:
 
 def _check(name: str, tasks: int, progress: Progress) -> Played:
     env = Env(name=name, train_tasks=tasks, eval_tasks=tasks, max_turns=200)
-    family = _family(env)
+    family = make_family(env)  # its EnvError is one line of the table
     bar = progress.add_task(f"{name}: preparing", total=None)
     manifest = family.manifest()
     panels = [*manifest.train, *manifest.evaluation]

@@ -185,9 +185,7 @@ def _located(layer: Layer) -> dict[str, Any]:
 
 def _schemas(layers: Sequence[Layer]) -> Iterator[Config]:
     """For each layer the default configuration, with every section as the entry named so far extends it."""
-    config = Config()
-    for section, registry in REGISTRIES.items():
-        config = replace(config, **{section: registry.complete(getattr(config, section))})
+    config = Config()  # no default entry extends its section
     for layer in layers:
         for section, registry in REGISTRIES.items():
             inner = layer.values.get(section)

