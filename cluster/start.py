@@ -253,24 +253,16 @@ async def start_actors(
     }
     ranks = LearnerGroup(config, model, places("learner")) if learner else None
     critic = CriticGroup(config, model, places("critic")) if places("critic") else None
-    user = None
-    if (served_model := config.env.served_model) is not None:
-        options = {**places("user")[0], **variables(endpoint_env(config))}
-        served = str(resolve(served_model or user_model or model))
-        user = ray.remote(Endpoint).options(**options).remote(served, config)
+    user = start_user(config, user_model or model, places("user"))
     environments = await start_environments(config, family, user)
     worker = ray.remote(Worker).options(
         num_cpus=0, max_concurrency=4096, **variables(actor_environment(threads=1))
     )
     episodes = worker.remote(model, config, engines, environments.shards)
     limit: dict[str, Any] = {"timeout": timeout, "setting": STARTING}
-    waits: list[Any] = [
-        call(engine, "ready", what=f"starting engine {index}", **limit)
-        for index, engine in enumerate(engines)
-    ]
-    waits += [environments.ready(timeout)]
-    waits += [trained.start() for trained in (ranks, critic) if trained]
-    await asyncio.gather(*waits)
+    starting = [call(engine, "ready", what="starting an engine", **limit) for engine in engines]
+    starting += [trained.start() for trained in (ranks, critic) if trained]
+    await asyncio.gather(environments.ready(timeout), *starting)
     context = 0
     for role, scorer in scorers.items():
         ready = await call(scorer, "ready", what=f"starting the {role}", **limit)
@@ -287,6 +279,16 @@ async def start_actors(
         context,
         places.group,
     )
+
+
+def start_user(config: Config, model: str, places: Sequence[dict[str, Any]]) -> Any | None:
+    """Start the endpoint of the simulated user, if the run serves one; `model` is its default."""
+    if config.env.served_model is None:
+        return None
+    [place] = places
+    options = {**place, **variables(endpoint_env(config))}
+    served = str(resolve(config.env.served_model or model))
+    return ray.remote(Endpoint).options(**options).remote(served, config)
 
 
 async def start_environments(config: Config, family: EnvFamily, user: Any | None) -> PoolHandles:

@@ -121,7 +121,10 @@ def _with_methods(layers: list[Layer]) -> list[Layer]:
 
 def _method(layer: Layer) -> Path:
     name, known = str(layer.values["method"]), methods()
-    file = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else known.get(name)
+    file = known.get(name)
+    if name.endswith((".yaml", ".yml")):
+        beside = Path(layer.source).parent / name  # of a recipe
+        file = beside if beside.is_file() else Path(name).expanduser()
     if file is None:
         raise ConfigError(f"{layer.source}: {unknown('method', name, list(known), 'FILE.yaml')}")
     if not file.is_file():

@@ -23,7 +23,7 @@ TINY = [
     *("steps=1", "env.train_tasks=4", "env.eval_tasks=2", "env.max_turns=8", "env.slots=2"),
     *("sft.demos=2", "sft.epochs=1", "rollout.num_groups=1", "rollout.group_size=2", "rollout.max_tokens=8"),
     "method=grpo",
-    *("evaluate.episodes=1", "evaluate.cold_episodes=1", "cluster.dashboard=false"),
+    *("evaluate.episodes=1", "evaluate.cold_episodes=1", "cluster.dashboard_port=0"),
 ]
 
 

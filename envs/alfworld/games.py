@@ -64,6 +64,8 @@ class World:
 
 @dataclass(frozen=True)
 class Goal:
+    """What a generated game asks for."""
+
     kind: str
     target: str  # object type
     parent: str = ""  # receptacle type to place it in; empty under a lamp

@@ -83,6 +83,7 @@ class World:
 
 
 def shorten(text: str) -> str:
+    """Cut the middle of a text that is longer than LONGEST characters."""
     if len(text) <= LONGEST:
         return text
     half = LONGEST // 2

@@ -67,6 +67,7 @@ def type_of(product: Product, target: Product, nouns: Callable[[str], tuple[str,
 
 
 def attributes_met(product: Product, wanted: Collection[str]) -> int:
+    """Count the wanted attributes that the product has."""
     texts = [text.lower() for text in (product.name, " ".join(product.bullets), product.description)]
     return sum(
         any(alike(attribute, wish) for attribute in product.attributes) or any(wish in text for text in texts)
@@ -75,6 +76,7 @@ def attributes_met(product: Product, wanted: Collection[str]) -> int:
 
 
 def options_met(chosen: Collection[str], wanted: Collection[str | tuple[str, str]]) -> int:
+    """Count the wanted options that were chosen."""
     return sum(any(alike(shade(value), shade(wish)) for value in chosen) for wish in wanted)
 
 

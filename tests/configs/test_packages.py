@@ -11,11 +11,13 @@ import pytest
 
 import hindsight.configs.packages
 from hindsight.configs.packages import INSTALL, missing
+from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.configs.schema import Env
-from hindsight.envs.base import DataMissing
-from hindsight.envs.registry import PACKAGES, make_family
+from hindsight.envs.base import SettingError
+from hindsight.envs.registry import make_family
 from hindsight.rollout.models import EMBEDDED, ModelMissing, resolve
 
+PACKAGES = ENVIRONMENTS.packages
 PROJECT = Path(__file__).resolve().parents[2]
 EXTRAS = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
@@ -34,8 +36,8 @@ def test_installed_packages_are_not_missing() -> None:
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_an_environment_names_its_package(name: str, nothing_installed: None) -> None:
-    expected = f"env.name={name} needs the package {PACKAGES[name]}: pip install 'hindsight-rl[{name}]'"
-    with pytest.raises(DataMissing, match=re.escape(expected)):
+    expected = f"env.name = {name!r} needs the package {PACKAGES[name]}: pip install 'hindsight-rl[{name}]'"
+    with pytest.raises(SettingError, match=re.escape(expected)):
         make_family(Env(name=name))
 
 

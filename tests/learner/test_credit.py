@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean, pstdev, stdev
 
 import numpy as np
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learner_toys import group, trajectory, turn, visits
 
-from hindsight.configs import registry
 from hindsight.configs.method import Credit
 from hindsight.learner.credit import Anchored, GigpoSettings, HgpoSettings, advantages, assign, turn_returns
 from hindsight.learner.samples import to_samples
@@ -352,76 +350,3 @@ def test_hgpo_without_history_is_the_step_part_of_gigpo(rows, credit):
     alone = by_turn(held, HgpoSettings("hgpo", normalize="none", discount=credit.discount, history=0))
     for values, total, episode in zip(alone, both, whole, strict=True):
         np.testing.assert_allclose(values, total - episode, atol=1e-4)
-
-
-def by_trajectory(group, credit):
-    return [1.0, np.float32(-2)]
-
-
-def each_turn(group, credit):
-    return [np.array([1.0, 2.0]), [-3]]
-
-
-def each_token(group, credit):
-    return [[np.array([1.0, 2.0]), np.array([3.0, 4.0])], np.array([[5.0, 6.0]])]
-
-
-def too_few_trajectories(group, credit):
-    return [1.0]
-
-
-def too_many_turns(group, credit):
-    return [np.zeros(3), 0.0]
-
-
-def too_few_turns(group, credit):
-    return [np.zeros(1), 0.0]
-
-
-def too_many_tokens(group, credit):
-    return [[np.zeros(2), np.zeros(3)], 0.0]
-
-
-def a_column_per_token(group, credit):
-    return [[np.zeros((2, 1)), np.zeros((2, 1))], 0.0]
-
-
-@pytest.fixture
-def own(monkeypatch):
-    """Settings that name an estimator of this file."""
-    monkeypatch.setattr(registry, "PLUGIN_FOLDERS", [str(Path.cwd())])  # so that sys.path stays as it is
-    return lambda estimator: Credit(advantage=f"{__name__}:{estimator.__name__}")
-
-
-@pytest.mark.parametrize(
-    ("estimator", "expected"),
-    [
-        (by_trajectory, [[[1, 1], [1, 1]], [[-2, -2]]]),
-        (each_turn, [[[1, 1], [2, 2]], [[-3, -3]]]),
-        (each_token, [[[1, 2], [3, 4]], [[5, 6]]]),
-    ],
-)
-def test_an_estimator_may_return_a_number_per_trajectory_turn_or_token(own, estimator, expected):
-    held = group(visits(True, "ab"), visits(False, "a"))
-    made = advantages(held, own(estimator))
-    assert [[values.tolist() for values in turns] for turns in made] == expected
-    assert {values.dtype for turns in made for values in turns} == {np.dtype(np.float32)}
-    samples = to_samples(held)
-    assign(samples, own(estimator))
-    for sample, turns in zip(samples.samples, expected, strict=True):
-        assert sample.advantages.tolist() == [value for values in turns for value in values]
-
-
-@pytest.mark.parametrize(
-    ("estimator", "message"),
-    [
-        (too_few_trajectories, "too_few_trajectories returned 1 advantages for 2 trajectories"),
-        (too_many_turns, r"2 for its turns, or \[2, 2\] for their tokens"),
-        (too_few_turns, r"2 for its turns, or \[2, 2\] for their tokens"),
-        (too_many_tokens, r"2 for its turns, or \[2, 2\] for their tokens"),
-        (a_column_per_token, r"2 for its turns, or \[2, 2\] for their tokens"),
-    ],
-)
-def test_advantages_of_another_shape_are_refused(own, estimator, message):
-    with pytest.raises(ValueError, match=rf"^credit\.advantage = .*{message}"):
-        advantages(group(visits(True, "ab"), visits(False, "a")), own(estimator))
