@@ -191,8 +191,8 @@ async def _shortest(
         return None
     if not shown:
         raise RunError(
-            f"evaluate.agent = react shows a worked example, but the tasks of {tasks[0].env} have no reference "
-            "solutions: set evaluate.agent to student or reflexion"
+            f"evaluate.agent = react shows a worked example, but the tasks of {tasks[0].env} have no "
+            "reference solutions: set evaluate.agent to student or reflexion"
         )
     solved = [one for one in shown if one.success]
     if not solved:
