@@ -1,4 +1,4 @@
-"""Which environments there are, and where what they generate is kept."""
+"""The environments by name, and where generated data are cached."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def _unknown(name: str, found: object) -> str:
 
 
 def make_family(env: Env) -> EnvFamily:
-    """The family that `env.name` names.
+    """Make the family of `env.name`.
 
     Raises:
-        SettingError: there is no such environment, or it lacks what `env` asks of it.
+        SettingError: there is no such environment, or its settings are wrong.
     """
     root = cache_root()
     try:
