@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +107,12 @@ def adopt(name: str, found: object = None) -> type[GymFamily] | None:
         found: what `name` stands for if it is module:Class; else `name` may be a registered id.
     """
     number = name.rpartition(":")[2]  # of module:id, the module has registered it
+    make: Make
     if isinstance(found, type) and issubclass(found, gymnasium.Env):
         make, turns = found, TURNS
     elif found is None and number in gymnasium.registry:
         turns = gymnasium.registry[number].max_episode_steps or TURNS
-
-        def make() -> gymnasium.Env[str, str]:
-            return gymnasium.make(number, disable_env_checker=True)
+        make = partial(gymnasium.make, number, disable_env_checker=True)
     else:
         return None
     members = {"name": name, "turn_limit": turns, "make_env": staticmethod(make)}
@@ -128,6 +128,10 @@ def _restore(config: Env, cache: Path) -> EnvFamily:
 def _observation(text: str, info: Mapping[str, Any]) -> Observation:
     if not isinstance(text, str):
         raise EnvError(f"the observation {text!r} is no text")
-    named = {name: str(info[name]) for name in ("rules", "goal") if name in info}
-    key = str(info.get("state_key", text))
-    return Observation(text, tuple(map(str, info.get("actions", ()))), state_key=key, **named)
+    return Observation(
+        text,
+        tuple(map(str, info.get("actions", ()))),
+        state_key=str(info.get("state_key", text)),
+        rules=str(info.get("rules", "")),
+        goal=str(info.get("goal", "")),
+    )
