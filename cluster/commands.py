@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -108,7 +109,7 @@ async def eval_run(config: Config) -> None:
             if adapter:
                 flat, layout = pack(adapter.tensors.items())
                 weights = WeightSet(1, layout, digest(flat), ray.put(flat))
-                limit = {"timeout": config.cluster.start_timeout, "setting": STARTING}
+                limit: dict[str, Any] = {"timeout": config.cluster.start_timeout, "setting": STARTING}
                 loading = [
                     call(engine, "load_weights", weights, what="loading the adapter", **limit)
                     for engine in actors.engines
