@@ -16,7 +16,7 @@ ACTION_FORMATS = ("tags", "tools", "code")
 
 
 class EnvError(RuntimeError):
-    """An infrastructure failure of an environment: never a reward, always retried or counted."""
+    """An infrastructure failure: never a reward, always retried or counted."""
 
 
 class SlotDied(EnvError):
@@ -28,11 +28,11 @@ class SlotTimeout(EnvError):
 
 
 class InstanceLost(EnvError):
-    """The instance is of no use any more: its process ends, and the next call gets another."""
+    """The instance cannot be used again: its process ends, and the next call gets a new one."""
 
 
 class DataMissing(EnvError):
-    """The environment's data are not where the configuration says; the message tells how to get them."""
+    """The environment's data are not where the configuration says; the message explains how to get them."""
 
 
 class NoDemonstration(EnvError):
@@ -40,37 +40,37 @@ class NoDemonstration(EnvError):
 
 
 class SettingError(EnvError, ValueError):
-    """A setting of the environment names what does not exist; the message names what does."""
+    """A setting of the environment names something that does not exist; the message lists what does."""
 
 
 @dataclass(frozen=True)
 class Observation:
     """What the agent may see before it acts.
 
-    `rules` and `tools` belong to the whole episode: the observation of a reset has them. Where a benchmark
-    adds tools later, it says so in the text.
+    `rules` and `tools` belong to the whole episode; only the observation of a reset has them. If a benchmark
+    adds tools later, the text says so.
     """
 
     text: str
-    actions: tuple[str, ...] = ()  # admissible actions; empty where the benchmark lists none
+    actions: tuple[str, ...] = ()  # admissible actions; empty if the benchmark lists none
     state_key: str = ""  # equal keys = the same state for anchors (SERL, GiGPO)
     role: str = "user"  # who speaks: "user" or "tool"
-    rules: str = ""  # who the agent is and what it must keep to: the system message
+    rules: str = ""  # who the agent is and which rules it follows: the system message
     tools: tuple[Mapping[str, Any], ...] = ()  # schemas: {"name", "description", "parameters"} each
-    goal: str = ""  # the task in a line, where the benchmark says it only at the start
+    goal: str = ""  # the task in one line, if the benchmark states it only at the start
 
     def admits(self, action: str) -> bool:
-        """Whether the action is admissible here, whatever way there is to write it."""
+        """Whether the action is admissible here."""
         return not self.actions or action in self.actions
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one action led to."""
+    """The result of one action."""
 
     observation: Observation
-    feedback: str  # the raw text the environment returned to this action
-    reward: float  # task reward in [0, 1]; training returns are made from it by the learner's credit
+    feedback: str  # the environment's raw reply to this action
+    reward: float  # task reward in [0, 1]; `learner.credit` turns it into training returns
     terminated: bool  # the task ended (won or lost)
     truncated: bool  # cut from outside: no turn is left, or no room in the context
     success: bool  # the benchmark's own success flag
@@ -95,9 +95,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class DemoStep:
-    """One step of a demonstration. `action` was taken; `expert` is what the expert wanted there.
+    """One step of a demonstration: the action taken, and the one that the expert would have taken.
 
-    They differ where noise was mixed in, so that recoveries and hint-conditioned examples can be learned.
+    They differ in steps with noise, from which recoveries and hint-conditioned examples can be learned.
     """
 
     observation: Observation
@@ -108,7 +108,7 @@ class DemoStep:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """An episode played by a policy that sees only what an agent sees."""
+    """An episode of a policy that sees only what an agent sees."""
 
     task: TaskSpec
     first: Observation
@@ -189,14 +189,14 @@ class TextEnv(ABC):
         return None
 
     def reference(self, task: TaskSpec) -> list[str] | None:
-        """A solution of the task as actions, or None where the benchmark has none."""
+        """A solution of the task as a list of actions, or None if the benchmark has none."""
         return None
 
     def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
-        """Play the task with an expert that sees what an agent sees; with probability `noise` a step
-        takes a random action that is or was admissible instead of the expert's.
+        """Run an episode of an expert that sees what an agent sees. With probability `noise`, a step takes a
+        random action that is or was admissible instead of the expert's.
 
-        This one replays the reference solution, without noise.
+        This implementation replays the reference solution, without noise.
 
         Raises:
             NoDemonstration: the task has no reference solution.
@@ -215,11 +215,11 @@ class TextEnv(ABC):
         return Demonstration(task, first, tuple(steps), steps[-1].result.success)
 
     def close(self) -> None:  # noqa: B027 - most instances hold nothing
-        """Release what the instance holds."""
+        """Release the instance's resources."""
 
 
 class EnvFamily(ABC):
-    """What is known of an environment before any instance exists: its tasks and its instances.
+    """An environment before any instance exists: it lists the tasks and makes instances.
 
     It is pickled into other processes.
     """
@@ -243,23 +243,23 @@ class EnvFamily(ABC):
 
     @abstractmethod
     def manifest(self) -> Manifest:
-        """The tasks, made or found.
+        """The tasks, generated or found.
 
         Raises:
             DataMissing: the configured data folder is not there.
         """
 
     def preload(self) -> None:  # noqa: B027 - a family without shared data needs none
-        """Load what all instances read. Called once, in a process from which slots are then forked,
-        so that they share its memory, page by page until one writes to it.
+        """Load the data that all instances read. It is called once, in the process that slots are forked
+        from, so that they share its memory.
 
         Raises:
             DataMissing: the configured data folder is not there.
         """
 
-    def refresh(self) -> None:  # noqa: B027 - nothing that a family without processes has loaded can die
-        """Called before every fork, where `preload` was: replace what it began and has died since."""
+    def refresh(self) -> None:  # noqa: B027 - a family without processes needs none
+        """Replace dead processes that `preload` started; called before every fork, in the same process."""
 
     @abstractmethod
     def make(self) -> TextEnv:
-        """A fresh instance for the calling process."""
+        """Make an instance for the calling process."""

@@ -1,11 +1,11 @@
-"""The environments as Gymnasium environments, for tools that speak its interface; importing registers them.
+"""The built-in environments behind Gymnasium's interface; importing this module registers them.
 
     import hindsight.envs.gym
     env = gymnasium.make("hindsight/BFCL-v0", kinds=["base"])
     env = gymnasium.make("hindsight.envs.gym:hindsight/BFCL-v0")          # both in one
 
-Actions and observations are text. The rest of an `Observation`, and what a step led to, is in `info`. As in
-training, the instance lives alone in a process that is killed where a call misses its deadline.
+Actions and observations are text; `info` has the other fields. As in training, the instance runs in a process
+of its own, which is killed if a call misses its deadline.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class GymEnv(gymnasium.Env[str, str]):
     def __init__(self, name: str, render_mode: None = None, **settings: Any) -> None:
         """
         Args:
-            name: of the environment, or module:Class of one's own.
-            render_mode: there is none: observations are text.
-            settings: settings of the section `env`; `max_turns` is the literature's where it is not given.
+            name: name of a built-in environment, or module:Class.
+            render_mode: must be None: observations are text.
+            settings: settings of the section `env`; `max_turns` defaults to the benchmark's usual limit.
 
         Raises:
             ValueError, DataMissing: of the family.
@@ -76,11 +76,11 @@ class GymEnv(gymnasium.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Begin an episode: of a training task drawn by the seed, or of the one named by `options["task"]`.
+        """Start an episode of `options["task"]`, or of a training task drawn by the seed.
 
         Raises:
-            ValueError: neither panel has such a task.
-            EnvError: the instance failed, or had to be killed; the next reset has a fresh one.
+            ValueError: there is no such task.
+            EnvError: the instance failed or was killed; the next reset gets a new one.
         """
         super().reset(seed=seed)
         task = self._choose((options or {}).get("task"))
@@ -122,7 +122,7 @@ class GymEnv(gymnasium.Env[str, str]):
             return self._training[int(self.np_random.integers(len(self._training)))]
         if wanted not in self._tasks:
             known = ", ".join(list(self._tasks)[:3])
-            raise ValueError(f"options['task']={wanted!r} is in neither panel; there are {known}, …")
+            raise ValueError(f"options['task']={wanted!r} is not a task; for example: {known}")
         return self._tasks[wanted]
 
 

@@ -1,4 +1,4 @@
-"""Reference solutions, played through killable slots: does an environment work on this machine?
+"""Run reference solutions in slots, to check that an environment works on this machine.
 
 tasks ──► K seats of one shard, each: reference ─► reset ─► step … ─► success?
 """
@@ -19,7 +19,7 @@ from hindsight.envs.tasks import TaskSpec
 
 @dataclass
 class Played:
-    """What came of the reference solutions of one environment."""
+    """Results of the reference solutions of one environment."""
 
     tasks: int = 0
     unsolvable: int = 0  # tasks without a reference solution, which are only reset
@@ -33,7 +33,7 @@ class Played:
 async def play_references(
     family: EnvFamily, env: Env, tasks: Sequence[TaskSpec], shown: Callable[[Played], None]
 ) -> Played:
-    """Play the reference solution of every task, as many at once as the machine has cores.
+    """Run the reference solution of every task, one per core at a time.
 
     Args:
         shown: called after every task.

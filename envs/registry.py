@@ -30,7 +30,7 @@ def find_family(name: str) -> type[EnvFamily]:
 
 
 def make_family(env: Env) -> EnvFamily:
-    """The family that `env.name` names.
+    """Make the family of `env.name`.
 
     Raises:
         SettingError: there is no such environment, or a setting does not fit it.

@@ -1,4 +1,4 @@
-"""Tasks and their hashed manifest: what an agent is trained and evaluated on."""
+"""Tasks, and the manifest of those that an agent is trained and evaluated on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The training tasks and the fixed evaluation panel of one environment."""
+    """The training tasks and the fixed evaluation split of one environment."""
 
     train: tuple[TaskSpec, ...]
     evaluation: tuple[TaskSpec, ...]

@@ -1,11 +1,11 @@
-"""Tool calls as text: how an agent's answer holds them, and what it says instead of calling a tool.
+"""Tool calls as text: how to read them from an agent's answer, and how to write them.
 
     <tool_call>
     {"name": "cd", "arguments": {"folder": "documents"}}
     </tool_call>
 
-This is what the chat templates of Hermes, Qwen and their relatives teach. An answer is one or more calls,
-with or without words around them, or words alone: a message to the user. Nothing of it is ever evaluated.
+The chat templates of Hermes and Qwen use this format. An answer is one or more calls, with or without words
+around them, or only words: a message to the user. No part of it is ever evaluated as code.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Call:
 
 
 def read_calls(answer: str) -> tuple[Call, ...]:
-    """The calls of an answer, in order; none where it is a message.
+    """The calls of an answer, in order; none if it is a message.
 
     Raises:
         MalformedCall: a block is not closed, is not JSON, or is no call.
@@ -54,11 +54,11 @@ def write_calls(calls: Iterable[Call]) -> str:
 
 
 def read_json(text: str) -> Any:
-    """JSON that can safely be copied, compared, printed and sent on.
+    """Parse JSON that can safely be copied, compared, printed and serialized.
 
     Raises:
-        MalformedCall: it is no JSON, or holds what only Python's reader takes for JSON (NaN, which equals
-            nothing, and lone surrogates), or is nested too deeply.
+        MalformedCall: it is not JSON, or only Python's parser accepts it (NaN, lone surrogates), or it is
+            nested too deeply.
     """
     try:
         found = json.loads(text)

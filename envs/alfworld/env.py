@@ -63,7 +63,7 @@ class AlfworldEnv(TextEnv):
             root: the folder under which tasks name their games.
             cache: keeps translated games, shared by all processes.
             max_turns: actions after which an episode is truncated.
-            expert: who plays demonstrations, "search" or "upstream".
+            expert: who runs demonstrations, "search" or "upstream".
         """
         super().__init__(max_turns)
         accelerate(cache / "translations")

@@ -68,21 +68,21 @@ Do what you are asked and change nothing else. Nobody answers questions. When al
 
 
 class AppWorldEnv(TextEnv):
-    """One server and the episodes that it plays, one after the other.
+    """One server that runs episodes, one after the other.
 
-    A server that fails is replaced at the next reset. `mode` tells how the agent's code is shut in
+    A server that fails is replaced at the next reset. `mode` says how the agent's code is isolated
     (`envs.runtime.sandbox`).
     """
 
     def __init__(self, nursery: Nursery, config: Env, mode: str = "") -> None:
         """
         Args:
-            nursery: where the server comes from.
+            nursery: starts the server.
             config: the limits on turns and time.
             mode: of isolation; the strongest that works here by default.
 
         Raises:
-            EnvError: the server does not get ready.
+            EnvError: the server does not become ready.
         """
         super().__init__(config.max_turns)
         self._root = nursery.root
@@ -112,7 +112,7 @@ class AppWorldEnv(TextEnv):
         return self._judge({})
 
     def _judge(self, ran: dict[str, Any]) -> Verdict:
-        """The evaluator's word on the databases as the last code left them.
+        """The evaluator's verdict on the databases as the last code left them.
 
         Args:
             ran: the server's answer to that code.
@@ -161,10 +161,10 @@ class AppWorldEnv(TextEnv):
         return max(1, int(self._config.step_timeout / 2))
 
     def _call(self, method: str, *args: Any, seconds: float) -> Any:
-        """What the server answers to a request.
+        """The server's answer to a request.
 
         Raises:
-            EnvError: it answered with an error; or it died, hangs or talks garbage, and has been ended.
+            EnvError: it answered with an error; or it died, hung or sent garbage, and has been ended.
         """
         if self._server is None:
             raise EnvError("the server has failed: reset to start another")

@@ -129,7 +129,7 @@ def nursery(python: Path, root: Path) -> Nursery:
 
 
 class ServerHandle:
-    """The server of one slot; `mode` tells how it shuts the agent's code in (`envs.runtime.sandbox`)."""
+    """The server of one slot; `mode` tells how it isolates the agent's code (`envs.runtime.sandbox`)."""
 
     def __init__(self, nursery: Nursery, settings: dict[str, Any], seconds: float) -> None:
         """
@@ -152,15 +152,15 @@ class ServerHandle:
             raise
         self.mode: str = told["mode"]
         for mode, reason in told["weaker"].items():
-            text = "AppWorld: the agent's code is not shut in by %r here (%s), but by %r"
+            text = "AppWorld: the agent's code cannot be isolated by %r here (%s); using %r"
             log.warning(text, mode, reason, self.mode)
 
     def call(self, method: str, *args: Any, seconds: float) -> Any:
-        """What it answers to a request.
+        """Its answer to a request.
 
         Raises:
             EnvError: it answered with an error.
-            Lost: it died, hangs or talks garbage; it is of no use any more.
+            Lost: it died, hung or sent garbage, and cannot be used again.
         """
         self.lines.send([method, *args])
         answer = self.lines.receive(seconds)
@@ -171,7 +171,7 @@ class ServerHandle:
         return answer["value"]
 
     def end(self, patience: float = 0.0) -> None:
-        """See to it that it and all its children are gone; kill it after `patience` seconds."""
+        """Ensure that it and its children are gone; kill it after `patience` seconds."""
         self.lines.close()
         if not self._process.ended(patience):
             self._process.kill()

@@ -38,7 +38,7 @@ GOODBYE = "The user has no further request."
 
 
 class BfclEnv(TextEnv):
-    """Plays one entry after another, each on backends of its own."""
+    """Runs one entry after another, each on its own backends."""
 
     def _reset(self, task: TaskSpec) -> Observation:
         self._entry = entry = _find(task)
@@ -92,7 +92,7 @@ class BfclEnv(TextEnv):
         self._results: list[str] = []
 
     def _use(self, calls: tuple[Call, ...], results: list[str]) -> tuple[str, str, bool]:
-        """A step within the turn: the text and the role of what the agent sees, and whether all is over."""
+        """A step within the turn; returns the observation's text and role, and whether the episode ends."""
         self._used += 1
         if calls:
             self._steps.append(calls)
@@ -150,6 +150,6 @@ def _find(task: TaskSpec) -> Entry:
 
 
 def _message(entry: Entry, turn: int) -> str:
-    """What the user says at a turn; where it reveals tools, their schemas follow."""
+    """The user's message of a turn, followed by the schemas of tools that it reveals."""
     schemas = [json.dumps(schema) for schema in entry.revealed.get(turn, ())]
     return "\n".join([entry.messages[turn] or MORE_TOOLS, *schemas])

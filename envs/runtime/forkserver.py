@@ -47,7 +47,7 @@ def _read(stream: BufferedIOBase) -> Any:
 def _packed(function: Callable[..., Any], *args: Any) -> bytes:
     """The message (None, what `function` returns).
 
-    Raises EnvError: InstanceLost where what it raised is none, as nobody knows what that left behind.
+    Raises EnvError: InstanceLost if it raised anything else, since the state it left is unknown.
     """
     try:
         return pack((None, function(*args)))
@@ -59,8 +59,8 @@ def _packed(function: Callable[..., Any], *args: Any) -> bytes:
 
 
 def _answer(function: Callable[..., Any], *args: Any) -> tuple[bytes, bool]:
-    """Call `function`; the owner's message, (None, value) or (kind of EnvError, description), and whether the
-    instance is of use still."""
+    """Call `function`; return the owner's message, (None, value) or (kind of EnvError, description), and
+    whether the instance can still be used."""
     try:
         return _packed(function, *args), True
     except EnvError as error:
@@ -73,8 +73,8 @@ def _serve(channel: socket.socket, family: EnvFamily | None, failure: bytes, ser
 
     Args:
         channel: to the owner.
-        family: makes the environment instance; None where it could not be loaded.
-        failure: the message that says why, which is then all that the slot has to say.
+        family: makes the environment instance; None if it could not be loaded.
+        failure: the message that says why; the slot sends it and ends.
         server: pid of the process this one was forked from.
     """
     os.setsid()  # a group of its own, so that a kill takes along what the environment started
@@ -97,7 +97,7 @@ def _serve(channel: socket.socket, family: EnvFamily | None, failure: bytes, ser
                 send(message)
             os._exit(0)
         except (EOFError, ConnectionError):
-            os._exit(0)  # the owner gave the slot up; nothing of the server's state may be torn down here
+            os._exit(0)  # the owner gave up the slot; the server's state must not be torn down here
 
 
 def _load(family_fd: int) -> EnvFamily:
@@ -117,7 +117,7 @@ def main(requests_fd: int, family_fd: int) -> None:
     """
     os.dup2(2, 1)  # an environment's prints are diagnostics
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
-    loaded: list[EnvFamily] = []  # none where loading fails, which is then what every slot says
+    loaded: list[EnvFamily] = []  # empty if loading fails, which every slot then reports
     message, _ = _answer(lambda: loaded.append(_load(family_fd)))
     family = loaded[0] if loaded else None
     gc.collect()

@@ -31,14 +31,14 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
 def install(
     name: str, cache: Path | None = None, tell: Callable[[str], None] = lambda line: print(line, flush=True)
 ) -> Path | None:
-    """Make the interpreter that the environment `name` needs; nothing to do where there already is one.
+    """Make the interpreter that the environment `name` needs, unless it exists.
 
     Args:
         name: an environment.
-        cache: the folder for what is made; by default the registry's.
-        tell: is given a line of text for every step.
+        cache: the cache folder; by default `configs.paths.cache_root()`.
+        tell: called with a line of text for every step.
 
-    Returns: the interpreter, or None where the environment comes with the main one.
+    Returns: the interpreter, or None if the environment runs in the main one.
 
     Raises:
         SettingError: there is no such environment.
@@ -59,10 +59,10 @@ def install(
 
 
 def interpreter(name: str, cache: Path) -> Path:
-    """The interpreter that `install` has made for the environment `name`.
+    """The interpreter that `install` made for the environment `name`.
 
     Raises:
-        DataMissing: it has not.
+        DataMissing: there is none.
     """
     folder = _folder(name, cache)
     if not folder.is_dir():
@@ -71,10 +71,10 @@ def interpreter(name: str, cache: Path) -> Path:
 
 
 def run(command: Sequence[str], **variables: str) -> None:
-    """Run a step without input.
+    """Run a command without input.
 
     Raises:
-        EnvError: it failed; the message ends with the last of what it said.
+        EnvError: it failed; the message ends with the end of its output.
     """
     done = subprocess.run(
         command,
@@ -89,7 +89,7 @@ def run(command: Sequence[str], **variables: str) -> None:
 
 
 def _listed(name: str) -> Path:
-    """The packages of that interpreter, all of them with their versions."""
+    """The list of that interpreter's packages and versions."""
     return HERE / name / "requirements.txt"
 
 

@@ -1,4 +1,4 @@
-"""How processes are handed sockets, and how another interpreter is spoken to: JSON messages, one a line."""
+"""How processes pass sockets, and how they talk to another interpreter: JSON messages, one per line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-LONGEST = 64 << 20  # bytes of one message; more is taken for garbage
+LONGEST = 64 << 20  # bytes of one message; a longer one is treated as garbage
 
 
 class Lost(ConnectionError):
@@ -17,11 +17,11 @@ class Lost(ConnectionError):
 
 
 class Abandoned(ConnectionError):
-    """The watched side hung up meanwhile: nobody waits for the answer any more."""
+    """The watched side closed its socket: nobody waits for the answer."""
 
 
 def channels(requests: socket.socket) -> Iterator[socket.socket]:
-    """The sockets that are handed over on `requests`, until nobody is left who could send one."""
+    """The sockets that are passed over `requests`, until its other end is closed."""
     while True:
         message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
         if not message:
@@ -37,7 +37,7 @@ class Lines:
         self._read = bytearray()
 
     def send(self, message: Any) -> None:
-        """Raises Lost where the other side is gone."""
+        """Raises Lost if the other side is gone."""
         try:
             self.socket.sendall(json.dumps(message).encode() + b"\n")
         except OSError as error:
@@ -64,7 +64,7 @@ class Lines:
         try:
             return json.loads(line)
         except ValueError as error:
-            raise Lost(f"it answered what is no JSON: {error}") from error
+            raise Lost(f"its answer is not JSON: {error}") from error
 
     def close(self) -> None:
         self.socket.close()
@@ -79,7 +79,7 @@ class Lines:
 
 
 def _recv(sock: socket.socket, count: int, flags: int) -> bytes:
-    """What is there to be read; nothing where the other side has gone."""
+    """The bytes that can be read; none if the other side is gone."""
     try:
         return sock.recv(count, flags)
     except ConnectionError:

@@ -32,7 +32,7 @@ from hindsight.envs.runtime.remote import ActorUnavailable, RemoteError, RemoteT
 from hindsight.envs.runtime.shard import Lease, Shard, SlotLimits
 from hindsight.envs.tasks import TaskSpec
 
-TRAVEL = 30.0  # seconds that a call may spend outside the shard's own deadlines: the wire, a busy actor
+TRAVEL = 30.0  # seconds that a call may spend outside the shard's own deadlines: network, a busy actor
 SHARD_CPUS = 0.1  # that Ray counts for a shard
 RESTART = 60.0  # seconds in which a dead actor comes back even on busy cores: a process, its imports
 
@@ -140,19 +140,19 @@ class LeasedSlot:
         self._limits = limits
 
     async def reset(self, task: TaskSpec) -> Observation:
-        """Begin an episode (`TextEnv.reset`)."""
+        """Start an episode (`TextEnv.reset`)."""
         return await self._open("reset", task, seconds=self._limits.reset)
 
     async def step(self, action: str) -> StepResult:
-        """Go on with it (`TextEnv.step`). SlotDied: its process was lost, now or since the last call."""
+        """Take a step (`TextEnv.step`). SlotDied: the process was lost, now or since the last call."""
         return await self._go_on("step", action)
 
     async def finish(self) -> Verdict | None:
-        """Judge it as it stands (`TextEnv.finish`). SlotDied: as for `step`."""
+        """Judge the episode as it stands (`TextEnv.finish`). SlotDied: as for `step`."""
         return await self._go_on("finish")
 
     async def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
-        """A whole episode by the expert (`TextEnv.demonstrate`); ends the episode begun by `reset`."""
+        """A whole episode of the expert (`TextEnv.demonstrate`); ends the episode that `reset` started."""
         return await self._open("demonstrate", task, seed, noise, seconds=self._limits.demonstrate)
 
     async def reference(self, task: TaskSpec) -> list[str] | None:
@@ -173,7 +173,7 @@ class LeasedSlot:
         except SlotDied as error:
             if not isinstance(error.__cause__, ActorUnavailable):
                 raise
-            # The shard was between two lives. An opening has no past to lose: it is asked for once more.
+            # The shard was restarting. A call that starts an episode loses nothing by being repeated once.
             return await _answer(self._shard, method, self.lease, *args, **limit)
 
 

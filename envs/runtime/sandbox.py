@@ -1,7 +1,7 @@
-"""Shutting a forked child in before it runs an agent's code, as far as the platform lets us.
+"""Isolate a forked child before it runs an agent's code, as far as the platform allows.
 
-    strongest(room) ──► the first of MODES that works here     tried out, each in a child of its own
-    spawn(mode, room, work) ──► a Child that runs `work` shut in, at the other end of a socket
+    strongest(room) ──► the first of MODES that works here     each is tried in a child of its own
+    spawn(mode, room, work) ──► a Child that runs `work` in isolation, at the other end of a socket
 
     namespaces  An own root folder with nothing in it but the interpreter, the system's libraries and what the
                 room shows, all read-only; no network; no process and no IPC of others; the user nobody. As
@@ -46,7 +46,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Room:
-    """What a child is given."""
+    """What a child may see and use."""
 
     folder: Path  # an empty folder of the caller's, which removes it afterwards
     shows: dict[str, Path]  # path under the child's working folder: the file or folder to be seen there
@@ -63,14 +63,14 @@ class Child:
     lines: Lines
 
     def kill(self) -> None:
-        """End it and all that it started."""
+        """Kill it and its children."""
         self.lines.close()
         os.kill(self.pid, signal.SIGKILL)  # not reaped before the next line, so the pid is still its own
         os.waitpid(self.pid, 0)
 
 
 def strongest(room: Room) -> tuple[str, dict[str, str]]:
-    """The first mode that works here, and why each stronger one does not.
+    """The first mode that works here, and the reason why each stronger one does not.
 
     Raises:
         OSError: none does.
@@ -88,13 +88,13 @@ def strongest(room: Room) -> tuple[str, dict[str, str]]:
         if not reason:
             return mode, reasons
         reasons[mode] = reason
-    raise OSError(f"no child can be shut in here: {json.dumps(reasons)}")
+    raise OSError(f"no child can be isolated here: {json.dumps(reasons)}")
 
 
 def spawn(mode: str, room: Room, work: Callable[[Lines], None]) -> Child:
-    """Fork a child that is shut in and then does `work`, speaking over its end of a socket.
+    """Fork an isolated child that runs `work`, which speaks over its end of a socket.
 
-    What keeps it from being shut in is its first and only message, a text.
+    If isolation fails, the child's first and only message is the reason, a text.
     """
     ours, theirs = socket.socketpair()
     parent = os.getpid()
@@ -176,7 +176,7 @@ def _namespaces(room: Room) -> None:
 
 
 def _show(source: Path, target: Path) -> None:
-    """Let the file or folder `source` be seen at `target`, read-only."""
+    """Mount the file or folder `source` read-only at `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink():
         target.symlink_to(os.readlink(source))
@@ -230,7 +230,7 @@ def _limit(room: Room) -> None:
 
 
 def _look_around(lines: Lines) -> None:
-    """Says "" where the interpreter's files can be read from inside, else why they cannot."""
+    """Send "" if the interpreter's files can be read from inside, otherwise the reason why not."""
     try:
         for path in (os.__file__, sys.prefix):
             os.stat(path)

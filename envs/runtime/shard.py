@@ -1,4 +1,4 @@
-"""A shard owns K slots: it gives every call a deadline and puts a fresh process where one died or hung.
+"""A shard owns K slots: it gives every call a deadline and replaces processes that died or hung.
 
     lease ──► seat ──► slot (a process)      seats are numbered 0 … K−1; a slot that dies leaves its seat
                         ▲                    empty until the next episode there, which takes a warm spare
@@ -33,7 +33,7 @@ from hindsight.envs.tasks import TaskSpec
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to use one slot until it is released."""
+    """The right to use one slot."""
 
     shard: int
     slot: int  # seat within the shard
@@ -42,7 +42,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class SlotLimits:
-    """Seconds that one call may take before its process is killed, and bytes that a process may hold."""
+    """Seconds that a call may take before its process is killed, and bytes that a process may hold."""
 
     step: float
     reset: float  # also for making an instance and for a reference solution
@@ -63,9 +63,9 @@ class ShardStats:
     episodes: int  # resets and demonstrations that were answered
     steps: int  # steps that were answered, those inside demonstrations not counted
     kills: int  # processes killed because a call missed its deadline or its client had gone
-    deaths: int  # processes that ended by themselves or from outside
-    recycles: int  # processes replaced between two episodes because they had grown too large
-    replacements: int  # fresh processes put in the place of one that was lost
+    deaths: int  # processes that ended in any other way
+    recycles: int  # processes replaced between episodes because they had grown too large
+    replacements: int  # processes started in place of lost ones
     rss: tuple[int, ...]  # bytes per seat, 0 where it is empty; pages shared among slots count in each
 
 
@@ -73,7 +73,7 @@ class ShardStats:
 class _Seat:
     slot: Slot | None = None
     lease: int = -1  # serial of the newest lease that called
-    playing: int = -1  # serial of the lease whose episode this very process is in
+    playing: int = -1  # serial of the lease whose episode this process hosts
     lost: bool = False  # it had a process, which is gone
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -104,16 +104,16 @@ class Shard:
         await asyncio.gather(*map(fill, self._seats))
 
     async def reset(self, lease: Lease, task: TaskSpec) -> Observation:
-        """Begin an episode; takes a fresh process where the seat's is gone."""
+        """Start an episode, in a new process if the seat has lost its own."""
         observation = await self._open(lease, "reset", task, deadline=self._limits.reset)
         self._counts["episodes"] += 1
         return observation
 
     async def step(self, lease: Lease, action: str) -> StepResult:
-        """Go on with the lease's episode.
+        """Take the next step of the lease's episode.
 
         Raises:
-            SlotDied: the process that the episode began in is gone, now or since an earlier call.
+            SlotDied: the episode's process is gone, now or since an earlier call.
         """
         result: StepResult = await self._go_on(lease, "step", action)
         self._counts["steps"] += 1
@@ -133,7 +133,7 @@ class Shard:
         return demonstration
 
     async def reference(self, lease: Lease, task: TaskSpec) -> list[str] | None:
-        """A solution of the task, where there is one (`TextEnv.reference`)."""
+        """A solution of the task, if there is one (`TextEnv.reference`)."""
         return await self._open(lease, "reference", task, deadline=self._limits.reset)
 
     async def stats(self) -> ShardStats:
@@ -151,14 +151,14 @@ class Shard:
         self._server.close()
 
     def _claim(self, lease: Lease) -> _Seat:
-        """The lease's seat, where from now on no older lease may call; what one left running is killed.
+        """The lease's seat. From now on no older lease may use it; a call that one left running is killed.
 
         Raises:
             SlotDied: a newer lease has called.
         """
         seat = self._seats[lease.slot]
         if lease.serial < seat.lease:
-            raise SlotDied(f"slot {lease.slot} of shard {lease.shard} was leased again since this lease")
+            raise SlotDied(f"slot {lease.slot} of shard {lease.shard} has a newer lease")
         if lease.serial > seat.lease:
             seat.lease = lease.serial
             if seat.slot and seat.slot.busy:
@@ -166,7 +166,7 @@ class Shard:
         return seat
 
     async def _go_on(self, lease: Lease, method: str, *args: Any) -> Any:
-        """A call in the episode that the lease has begun."""
+        """A call within the lease's episode."""
         seat = self._claim(lease)
         async with seat.lock:
             self._claim(lease)
@@ -177,7 +177,7 @@ class Shard:
         return result
 
     async def _open(self, lease: Lease, method: str, *args: Any, deadline: float) -> Any:
-        """A call that needs no earlier one, so that any process will do."""
+        """A call that needs no earlier one, so that any process can answer it."""
         seat = self._claim(lease)
         async with seat.lock:
             self._claim(lease)
@@ -197,7 +197,7 @@ class Shard:
             raise
 
     async def _fill(self, seat: _Seat) -> None:
-        """See to it that the seat holds a living process."""
+        """Ensure that the seat holds a living process."""
         if seat.slot and not seat.slot.alive:
             self._empty(seat, seat.slot)
         if seat.slot is None:
@@ -206,7 +206,7 @@ class Shard:
             seat.lost = False
 
     def _recycle(self, seat: _Seat) -> None:
-        """Part with a process that has grown over the ceiling; between episodes nothing is lost by it."""
+        """Replace a process that has grown beyond its limit, between two episodes."""
         slot, ceiling = seat.slot, self._limits.memory
         if slot and ceiling and slot.rss > ceiling and slot.private > ceiling:  # the first is cheap to ask
             slot.kill()
@@ -214,7 +214,7 @@ class Shard:
             self._counts["recycles"] += 1
 
     def _bound(self, seat: _Seat, lease: Lease) -> None:
-        """End a process that grows without end in the middle of an episode, before the machine is full.
+        """End a process that keeps growing during an episode, before the machine runs out of memory.
 
         Raises:
             SlotDied: it held more than twice the ceiling.
@@ -228,13 +228,13 @@ class Shard:
             )
 
     def _empty(self, seat: _Seat, slot: Slot) -> None:
-        """Take a lost process out of its seat and count it."""
+        """Remove a lost process from its seat and count it."""
         slot.reap()
         seat.slot, seat.lost = None, True
         self._counts["kills" if slot.killed else "deaths"] += 1
 
     async def _fresh(self) -> Slot:
-        """A process that has played nothing: a warm spare, or a new one."""
+        """A process that has hosted no episode: a warm spare, or a new one."""
         ready: asyncio.Task[Slot] | None = None
         while self._spares and ready is None:
             spare = self._spares.popleft()

@@ -1,9 +1,9 @@
-"""One episode slot = one process with its own interpreter, which can be killed at any moment.
+"""An environment slot: one process that hosts one episode at a time and can be killed at any moment.
 
     Forkserver ──fork──► Slot ──call("step", action)──► the process's TextEnv
 
-A slot answers within its deadline or is killed. Nothing here is ever a reward: a process that dies or hangs
-raises, and so does an exception inside the environment; one that is no EnvError ends the process as well.
+A slot answers within its deadline or is killed. A process that dies or hangs raises an error, never a reward.
+So does an exception inside the environment; if it is not an EnvError, the process ends as well.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BOOT = IMPORT + "main({requests}, {family})"
 
 
 class Forkserver:
-    """The process that slots are forked from; started on first use and again if it died."""
+    """The process that slots are forked from; started on first use, and again after it died."""
 
     def __init__(self, family: EnvFamily) -> None:
         # Not a pipe: a large family would fill one and block.
@@ -44,7 +44,7 @@ class Forkserver:
         return self._process.pid if self._process else None
 
     def fork(self, channel: socket.socket) -> None:
-        """Ask for a new slot that talks over `channel`; does not wait for it."""
+        """Request a new slot that talks over `channel`, without waiting for it."""
         if self._process is None or self._process.poll() is not None:
             self._start()
         assert self._requests is not None
@@ -95,7 +95,7 @@ class Slot:
         """Fork a process and make its environment instance, within `deadline` seconds.
 
         Raises:
-            SlotTimeout, SlotDied: the process did not get ready.
+            SlotTimeout, SlotDied: the process did not become ready.
             EnvError: the family's `make` raised.
         """
         ours, theirs = socket.socketpair()
@@ -141,8 +141,8 @@ class Slot:
         Raises:
             SlotTimeout: it did not answer in time; the process has been killed.
             SlotDied: the process ended before it answered.
-            EnvError: the environment raised it, and the slot lives on; DataMissing where it was that.
-            InstanceLost: the environment raised that or something else; the process has ended.
+            EnvError, or a kind in `forkserver.TOLD`: the environment raised it; the slot can be used again.
+            InstanceLost: the environment raised it or an unexpected exception; the process has ended.
         """
         return await self._result(pack((method, args)), deadline, method)
 
@@ -155,7 +155,7 @@ class Slot:
         return value
 
     async def _exchange(self, request: bytes, deadline: float, method: str) -> Any:
-        """Send `request` and read one message; whatever stops it half-way kills the process."""
+        """Send `request` and read one message; an interruption kills the process."""
         if self.busy:
             raise RuntimeError(f"{method} was called on a slot that is answering another call")
         self.busy = True
@@ -172,22 +172,22 @@ class Slot:
             self.reap()
             raise SlotDied(f"process {self.pid} ended before it answered {method}") from None
         except asyncio.CancelledError:
-            self.kill()  # its late answer would be taken for the next call's
+            self.kill()  # otherwise its late answer would be read as the next call's
             raise
         finally:
             self.busy = False
         try:
             return pickle.loads(body)
         except (pickle.UnpicklingError, AttributeError, ImportError) as error:
-            raise EnvError(f"{method} returned what cannot be read here: {error}") from error
+            raise EnvError(f"{method} returned a value that cannot be unpickled here: {error}") from error
 
     def kill(self) -> None:
-        """SIGKILL the process and all that it started; a call in flight raises SlotDied."""
+        """Kill the process and its children; a running call raises SlotDied."""
         self.killed = self.killed or self.alive
         self.reap()
 
     def reap(self) -> None:
-        """Clear away what is left of the process, its own children included."""
+        """Remove the remains of the process, including its children."""
         if self._ended:
             return
         self._ended = True

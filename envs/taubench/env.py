@@ -280,7 +280,7 @@ def _evaluate(orchestrator: Orchestrator) -> RewardInfo:
     nothing, but what it lacked is worth knowing.
 
     Raises:
-        EnvError: a tool answered otherwise when the conversation was replayed.
+        EnvError: a tool gave a different answer when the conversation was replayed.
     """
     simulation = SimulationRun(
         id="",
@@ -299,7 +299,7 @@ def _evaluate(orchestrator: Orchestrator) -> RewardInfo:
 
 
 def _judge(orchestrator: Orchestrator) -> Verdict:
-    """The evaluator's word on the conversation; one that the customer did not end earns nothing."""
+    """The evaluator's verdict on the conversation; if the customer did not end it, the reward is 0."""
     found, reason = _evaluate(orchestrator), orchestrator.termination_reason
     reward = found.reward if reason == TerminationReason.USER_STOP else 0.0
     info = {"ended": reason.value if reason else "cut", **_failures(found)}

@@ -56,7 +56,7 @@ UNREADABLE = "Nothing happened: an action is search[words] or click[text of some
 
 
 class Shop:
-    """What every instance reads and none writes to."""
+    """Data that all instances read and none writes."""
 
     def __init__(self, data: Data) -> None:
         self.data = data
@@ -69,7 +69,7 @@ class Shop:
 
 
 class WebShopEnv(TextEnv):
-    """One customer's visit to the shop."""
+    """Episodes of one customer in the shop."""
 
     def __init__(self, shop: Shop, max_turns: int) -> None:
         super().__init__(max_turns)
@@ -93,7 +93,7 @@ class WebShopEnv(TextEnv):
     def reference(self, task: TaskSpec) -> list[str] | None:
         """Search for the goal's product by its name, open it, choose the options, buy it.
 
-        None where its name does not find it.
+        None if searching for its name does not find it.
         """
         goal = self._goal_of(task)
         product = self._products[goal.asin]
@@ -144,7 +144,7 @@ class WebShopEnv(TextEnv):
         return self._shop.data.goals[task.data["goal"]]
 
     def _move(self, action: str) -> str:
-        """Go where the action leads; what is wrong with it, or ""."""
+        """Follow the action; return what is wrong with it, or ""."""
         match read_action(action):
             case ("search", words):
                 self._place = Place("results", words, found=self._shop.search(words))
@@ -277,6 +277,6 @@ class WebShopFamily(EnvFamily):
 
 
 def document(product: Product) -> str:
-    """What of a product is searched."""
+    """The searchable text of a product."""
     options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in product.options.items())
     return " ".join([product.name, product.description, *product.bullets[:1], options]).lower()

@@ -67,7 +67,7 @@ def test_a_reference_wins_through_the_interface(env):
 def test_seeds_draw_training_tasks_and_unknown_tasks_are_told(env):
     assert env.reset(seed=3)[0] == env.reset(seed=3)[0]
     assert len({env.reset(seed=seed)[0] for seed in range(20)}) > 1
-    with pytest.raises(ValueError, match=r"options\['task'\]='lost' is in neither panel; there are "):
+    with pytest.raises(ValueError, match=r"options\['task'\]='lost' is not a task; for example: "):
         env.reset(options={"task": "lost"})
 
 

@@ -46,7 +46,7 @@ def test_a_message_larger_than_the_sockets_buffer_arrives(ends):
 
 
 @pytest.mark.parametrize(
-    ("babble", "why"), [(b"hello\n", "no JSON"), (b"\xff\n", "no JSON"), (b"[1", "it ended")]
+    ("babble", "why"), [(b"hello\n", "not JSON"), (b"\xff\n", "not JSON"), (b"[1", "it ended")]
 )
 def test_garbage_and_ends_are_told(ends, babble, why):
     ours, theirs = ends

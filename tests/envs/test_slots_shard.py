@@ -186,7 +186,7 @@ async def test_an_old_lease_cannot_touch_the_next_episode():
         with pytest.raises(SlotDied):
             await abandoned
         for late in (shard.step(old, "add"), shard.reset(old, task("late"))):
-            with pytest.raises(SlotDied, match="leased again"):
+            with pytest.raises(SlotDied, match="has a newer lease"):
                 await late
         assert (await shard.step(new, "add")).observation.text == "new 1"
         assert (await shard.stats()).kills == 1
