@@ -59,12 +59,12 @@ async def train_run(config: Config) -> None:
         try:
             async with open_run(config, view) as run:
                 evaluations = await run.watchdog.guard(Trainer(run).train())
-                report(run, evaluations)
+                print_summary(run, evaluations)
         finally:
             ray.shutdown()
 
 
-def report(run: Run, evaluations: list[Evaluation]) -> None:
+def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
     """Print the closing summary and draw the learning curve."""
     console = run.view.console
     draw_curve(

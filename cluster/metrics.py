@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hindsight.cluster.trackers import make_trackers
-from hindsight.configs.schema import Tracker
+from hindsight.configs.schema import Tracking
 from hindsight.envs.runtime.files import atomic_write
 from hindsight.learner.samples import SampleGroup
 from hindsight.rollout.types import Trajectory
@@ -33,11 +33,11 @@ ASKED = (
 class Metrics:
     """Writes one row per step to metrics.jsonl and to every tracker."""
 
-    def __init__(self, folder: Path, tracker: Tracker | None = None) -> None:
+    def __init__(self, folder: Path, tracker: Tracking | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         self._rewrite(self.rows())  # a killed run may have left a partial line
-        self._trackers = make_trackers(tracker or Tracker(), folder)
+        self._trackers = make_trackers(tracker or Tracking(), folder)
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Append one row. `kind` is "train", "sft" or "eval"; names are like `rollout/success`."""

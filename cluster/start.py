@@ -30,7 +30,7 @@ from hindsight.learner.critic import CriticGroup
 from hindsight.learner.group import LearnerGroup
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.models import resolve
-from hindsight.rollout.serve import Address, Endpoint, endpoint_env
+from hindsight.rollout.serve import Address, ModelServer, endpoint_env
 from hindsight.rollout.worker import Worker
 from hindsight.teacher.scorer import TeacherScorer, teacher_env
 
@@ -288,7 +288,7 @@ def start_user(config: Config, model: str, places: Sequence[dict[str, Any]]) -> 
     [place] = places
     options = {**place, **variables(endpoint_env(config))}
     served = str(resolve(config.env.served_model or model))
-    return ray.remote(Endpoint).options(**options).remote(served, config)
+    return ray.remote(ModelServer).options(**options).remote(served, config)
 
 
 async def start_environments(config: Config, family: EnvFamily, user: Any | None) -> PoolHandles:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hindsight.configs.registry import TRACKERS
-from hindsight.configs.schema import Tracker as TrackerSettings
+from hindsight.configs.schema import Tracking
 
 
 class Tracker:
     """Receives every row of metrics. An own one extends this class."""
 
-    Settings: ClassVar[type[TrackerSettings]] = TrackerSettings
+    Settings: ClassVar[type[Tracking]] = Tracking
 
-    def __init__(self, settings: TrackerSettings, folder: Path) -> None:
+    def __init__(self, settings: Tracking, folder: Path) -> None:
         """
         Args:
             settings: the section `tracker`.
@@ -33,7 +33,7 @@ class Tracker:
 class TensorBoard(Tracker):
     """TensorBoard events in the run's folder."""
 
-    def __init__(self, settings: TrackerSettings, folder: Path) -> None:
+    def __init__(self, settings: Tracking, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         super().__init__(settings, folder)
@@ -51,7 +51,7 @@ class TensorBoard(Tracker):
 class RayMetrics(Tracker):
     """Gauges of Ray's metrics, for the dashboard and Prometheus: ray_hindsight_rollout_success, …"""
 
-    def __init__(self, settings: TrackerSettings, folder: Path) -> None:
+    def __init__(self, settings: Tracking, folder: Path) -> None:
         super().__init__(settings, folder)
         self._gauges: dict[str, Any] = {}
 
@@ -65,7 +65,7 @@ class RayMetrics(Tracker):
             self._gauges[name].set(value)
 
 
-def make_trackers(settings: TrackerSettings, folder: Path) -> list[Tracker]:
+def make_trackers(settings: Tracking, folder: Path) -> list[Tracker]:
     """The trackers that `tracker.names` names."""
     complete = TRACKERS.complete(settings)
     return [TRACKERS.find(name)(complete, folder) for name in settings.names]

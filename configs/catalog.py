@@ -12,7 +12,7 @@ COLUMNS = ("method", "paper", "credit", "feedback", "teacher signal", "teacher w
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodRow:
     """One row."""
 
     name: str  # method=NAME
@@ -31,12 +31,12 @@ class Method:
         return (method, self.paper, self.credit, self.feedback, self.signal, self.teacher, self.about)
 
 
-def describe(name: str, file: Path) -> Method:
+def describe(name: str, file: Path) -> MethodRow:
     """The row of a method: its first line holds title, paper and a sentence; the rest is settings."""
     title, paper, about = (part.strip() for part in file.read_text().splitlines()[0].lstrip("# ").split("|"))
     config = load(None, [f"method={name}"])
     asks = config.signal.asks_teacher
-    return Method(
+    return MethodRow(
         name=name,
         title=title,
         paper=paper,
@@ -48,7 +48,7 @@ def describe(name: str, file: Path) -> Method:
     )
 
 
-def catalog() -> list[Method]:
+def catalog() -> list[MethodRow]:
     """Every built-in method."""
     return [describe(name, file) for name, file in methods().items()]
 

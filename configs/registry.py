@@ -25,7 +25,7 @@ from typing import Any
 
 from hindsight.configs.method import Credit, Feedback, Signal
 from hindsight.configs.packages import missing
-from hindsight.configs.schema import Env, Tracker
+from hindsight.configs.schema import Env, Tracking
 
 # Folders that hold plugins, in the order in which they were named. Actors get them on their PYTHONPATH.
 PLUGIN_FOLDERS: list[str] = []
@@ -223,7 +223,7 @@ SIGNALS = Registry(
 TRACKERS = Registry(
     "tracker.names",
     "tracker",
-    Tracker,
+    Tracking,
     {
         "tensorboard": "hindsight.cluster.trackers:TensorBoard",
         "ray": "hindsight.cluster.trackers:RayMetrics",

@@ -180,7 +180,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Tracker(Section):
+class Tracking(Section):
     """Where metrics go beside metrics.jsonl. A tracker may extend it."""
 
     names: list[str] = setting(["tensorboard", "ray"], "trackers: tensorboard, ray or your own")
@@ -225,7 +225,7 @@ class Config:
     weight_sync: WeightSync = field(default_factory=WeightSync)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluate: Evaluate = field(default_factory=Evaluate)
-    tracker: Tracker = field(default_factory=Tracker)
+    tracker: Tracking = field(default_factory=Tracking)
     cluster: Cluster = field(default_factory=Cluster)
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hindsight.cluster.trackers import Tracker
-from hindsight.configs.schema import Tracker as TrackerSettings
+from hindsight.configs.schema import Tracking
 from hindsight.configs.setting import setting
 
 
@@ -18,7 +18,7 @@ class ExampleTracker(Tracker):
     """Appends step and success rate of every step and evaluation to a CSV file in the run's folder."""
 
     @dataclass(frozen=True)
-    class Settings(TrackerSettings):
+    class Settings(Tracking):
         """The section `tracker`, extended."""
 
         csv_name: str = setting("success.csv", "name of the CSV file")

@@ -1,6 +1,6 @@
 """Clients for the judge: an OpenAI-compatible endpoint or the run's own engines.
 
-question ─► JudgeClient (cache, budget, concurrency limit) ─► Endpoint | EngineAsk ─► answer | JudgeError
+question ─► JudgeClient (cache, budget, concurrency limit) ─► JudgeEndpoint | EngineAsk ─► answer | JudgeError
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from hindsight.configs.schema import Judge
 from hindsight.envs.runtime.files import atomic_write
 from hindsight.feedback.reading import Question
-from hindsight.feedback.transcript import fitting
+from hindsight.feedback.transcript import shorten_to_fit
 from hindsight.rollout.episode import Generate, derive_seed
 from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import EngineError, Sampling
@@ -63,7 +63,7 @@ class Ask(Protocol):
         """
 
 
-class Endpoint:
+class JudgeEndpoint:
     """Asks an OpenAI-compatible endpoint.
 
     The client retries status codes 408, 409, 429 and 5xx, connection errors and timeouts.
@@ -173,7 +173,7 @@ class EngineAsk:
         def write(characters: int) -> np.ndarray:
             return self._renderer.chat([{"role": "user", "content": question.write(characters)}])
 
-        ids = fitting(write, context - min(most, context // SHARE), self._settings.characters)
+        ids = shorten_to_fit(write, context - min(most, context // SHARE), self._settings.characters)
         room = min(most, context - len(ids))
         if room < min(most, SMALLEST_ANSWER):
             raise JudgeError(
@@ -193,7 +193,9 @@ class JudgeClient:
     question twice. Answers from engines are not cached: they change with the weights.
     """
 
-    def __init__(self, source: Endpoint | EngineAsk, settings: Judge, folder: Path | None = None) -> None:
+    def __init__(
+        self, source: JudgeEndpoint | EngineAsk, settings: Judge, folder: Path | None = None
+    ) -> None:
         """Create the cache folder and count the questions asked so far.
 
         Args:
@@ -271,5 +273,5 @@ def open_judge(settings: Judge, folder: Path, renderer: Renderer, engines: Seque
         JudgeError: the environment variable with the endpoint's API key is not set.
     """
     if settings.source == "endpoint":
-        return JudgeClient(Endpoint(settings), settings, folder)
+        return JudgeClient(JudgeEndpoint(settings), settings, folder)
     return JudgeClient(EngineAsk(renderer, engines, settings), settings)

@@ -86,7 +86,7 @@ def shortened(texts: Sequence[str], characters: int) -> list[str]:
     return [text if len(text) <= share else _without_middle(text, share) for text in texts]
 
 
-def fitting(write: Callable[[int], Written], room: int, characters: int) -> Written:
+def shorten_to_fit(write: Callable[[int], Written], room: int, characters: int) -> Written:
     """Return `write(characters)`, reducing `characters` (at least SHORTEST) until the result fits `room`."""
     while len(written := write(characters)) > room and characters > SHORTEST:
         characters = max(SHORTEST, characters * 3 // 4)  # halving could waste half of the room

@@ -41,7 +41,7 @@ class EpisodeLimits:
     max_tokens: int  # per response
 
 
-async def play(
+async def run_episode(
     task: TaskSpec,
     slot: EpisodeSlot,
     generate: Generate,

@@ -34,8 +34,8 @@ class Address:
     model: str = NAME
 
 
-class Endpoint:
-    """vLLM's server for one model. Create it as a Ray actor by `ray.remote(Endpoint)` with `endpoint_env`."""
+class ModelServer:
+    """vLLM's server for one model. Create it by `ray.remote(ModelServer)` with `endpoint_env`."""
 
     def __init__(self, model: str, config: Config) -> None:
         """Start the server for the model folder `model`."""

@@ -15,7 +15,7 @@ from hindsight.envs.runtime.pool import Seats
 from hindsight.envs.runtime.remote import RemoteError, call
 from hindsight.envs.runtime.shard import SlotLimits
 from hindsight.envs.tasks import TaskSpec
-from hindsight.rollout.episode import EpisodeLimits, Generate, derive_seed, play
+from hindsight.rollout.episode import EpisodeLimits, Generate, derive_seed, run_episode
 from hindsight.rollout.render import load_renderer
 from hindsight.rollout.router import Router
 from hindsight.rollout.types import EngineError, Failure, Generation, Group, Sampling, Trajectory
@@ -109,7 +109,7 @@ class Worker:
                     generate = generate_on(
                         self._engines[engine], engine, self._config.rollout.request_timeout
                     )
-                    return await play(
+                    return await run_episode(
                         task, slot, generate, self._renderer, self._limits, temperature, seed, preamble
                     )
             except EngineError:

@@ -6,8 +6,8 @@ computed once:
 
     trunk 0 1 2 3 4 5 6 7 | tail of cut 3: 3 4 5 | tail of cut 7: 7 8 9        (positions)
 
-Tails go through the model in *runs*, latest cuts first. Each run attends to no more of the trunk than the run
-before it, so the trunk's keys and values can be cropped in place and are never copied.
+Tails go through the model in *batches*, latest cuts first. Each batch attends to no more of the trunk than
+the one before it, so the trunk's keys and values can be cropped in place and are never copied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from hindsight.teacher.contexts import ScoreRequest
 
 PADDING = 0.1  # maximum fraction of padding in a forward pass
-RUN = 512  # tail tokens in one run; attention cost grows with the tails in a run
+TAIL_TOKENS = 512  # tail tokens in one batch; attention cost grows with the tails in a batch
 
 
 class BudgetError(ValueError):
@@ -40,7 +40,7 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Run:
+class TailBatch:
     """Tails of several trees that go through the model together."""
 
     parts: tuple[tuple[int, ...], ...]  # per tree, indices into the list of requests; may be empty
@@ -90,16 +90,16 @@ def tokens_read(requests: Sequence[ScoreRequest], budget: int) -> int:
     return sum(tree.tokens for tree in _grow_trees(requests, budget))
 
 
-def plan_runs(trees: Sequence[Tree], requests: Sequence[ScoreRequest]) -> list[Run]:
-    """Return the runs of a forward pass in the order in which they go through the model."""
+def plan_batches(trees: Sequence[Tree], requests: Sequence[ScoreRequest]) -> list[TailBatch]:
+    """Return the batches of a forward pass in the order in which they go through the model."""
     split = [_split(tree, requests) for tree in trees]
-    runs: list[Run] = []
+    batches: list[TailBatch] = []
     seen = 0
     for turn in range(max(map(len, split))):
         parts = tuple(own[turn] if turn < len(own) else () for own in split)
         seen = max(seen, *(requests[part[-1]].cut for part in parts if part))
-        runs.append(Run(parts, seen))
-    return runs[::-1]
+        batches.append(TailBatch(parts, seen))
+    return batches[::-1]
 
 
 def lay_out(requests: Sequence[ScoreRequest]) -> Tails:
@@ -131,12 +131,12 @@ def lay_out(requests: Sequence[ScoreRequest]) -> Tails:
 
 
 def _split(tree: Tree, requests: Sequence[ScoreRequest]) -> list[tuple[int, ...]]:
-    """Split a tree's requests into parts of at most `RUN` tail tokens, or of a single request."""
+    """Split a tree's requests into parts of at most `TAIL_TOKENS` tail tokens, or of a single request."""
     parts: list[tuple[int, ...]] = []
     tokens = 0
     for index in tree.requests:
         tokens += len(requests[index].tail)
-        if not parts or tokens > RUN:
+        if not parts or tokens > TAIL_TOKENS:
             parts.append(())
             tokens = len(requests[index].tail)
         parts[-1] += (index,)

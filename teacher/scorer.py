@@ -19,7 +19,7 @@ from hindsight.rollout.adapter import Adapter, named
 from hindsight.rollout.device import find_device
 from hindsight.rollout.weights import WeightSet, digest, unpack
 from hindsight.teacher.contexts import ScoreRequest
-from hindsight.teacher.plan import Tails, lay_out, plan_forwards, plan_runs
+from hindsight.teacher.plan import Tails, lay_out, plan_batches, plan_forwards
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -87,10 +87,10 @@ class SpanScorer:
             trunks = [sequences[tree.trajectory][tree.sequence][: tree.trunk] for tree in trees]
             kept = DynamicCache()  # the trunks' keys and values
             self._read(self._stack(trunks), kept)
-            for run in plan_runs(trees, requests):
-                kept.crop(run.seen - kept.get_seq_length())  # remove keys and values of the previous run
-                rows = [lay_out([requests[index] for index in part]) for part in run.parts]
-                for part, scored in zip(run.parts, self._run(rows, kept), strict=True):
+            for batch in plan_batches(trees, requests):
+                kept.crop(batch.seen - kept.get_seq_length())  # drop keys and values of the previous batch
+                rows = [lay_out([requests[index] for index in part]) for part in batch.parts]
+                for part, scored in zip(batch.parts, self._run(rows, kept), strict=True):
                     scores.update(zip(part, scored, strict=True))
         return [scores[index] for index in range(len(requests))]
 
@@ -170,15 +170,15 @@ def load_strictly(targets: Mapping[str, torch.Tensor], tensors: Iterable[tuple[s
     """Copy each tensor into the target of the same name.
 
     Raises:
-        WeightsError: see `fitting`. Nothing has been copied then.
+        WeightsError: see `fitting_tensors`. Nothing has been copied then.
     """
-    given = fitting(targets, tensors)
+    given = fitting_tensors(targets, tensors)
     with torch.no_grad():
         for name, tensor in given:
             targets[name].copy_(tensor)
 
 
-def fitting(
+def fitting_tensors(
     targets: Mapping[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]
 ) -> list[tuple[str, torch.Tensor]]:
     """Return the tensors after checking that each target has exactly one.
@@ -282,7 +282,7 @@ class TeacherScorer:
         if average is None:
             load_strictly(self._held, tensors)
             return
-        given = fitting(self._held, tensors)
+        given = fitting_tensors(self._held, tensors)
         with torch.no_grad():
             for name, tensor in given:
                 self._held[name].copy_(average[name].lerp_(tensor.to(average[name]), share))

@@ -29,7 +29,7 @@ class Unusable(ValueError):
     """The endpoint answered, but with nothing that a customer could have said."""
 
 
-class Endpoint:
+class UserEndpoint:
     """A client with a deadline and a number of tries. What it cannot get is the infrastructure's failure."""
 
     def __init__(self, user: User) -> None:

@@ -187,9 +187,9 @@ class TauFamily(EnvFamily):
     def make(self) -> TauEnv:
         if not self._simulated:
             return TauEnv(self._config.max_turns)
-        from hindsight.envs.taubench.endpoint import Endpoint
+        from hindsight.envs.taubench.endpoint import UserEndpoint
 
-        return TauEnv(self._config.max_turns, Endpoint(self._config.user))
+        return TauEnv(self._config.max_turns, UserEndpoint(self._config.user))
 
     def _panel(self, split: str, count: int) -> tuple[TaskSpec, ...]:
         """Up to `count` tasks of the split, drawn by the seed, the domains taking turns."""

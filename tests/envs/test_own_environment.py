@@ -1,8 +1,8 @@
-"""The worked example of docs/environments.md is run as it is printed there."""
+"""The example environment keeps the contract, in this process and in a slot."""
 
 from __future__ import annotations
 
-import re
+import shutil
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -15,18 +15,16 @@ from hindsight.envs.base import EnvError
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.slot import Forkserver, Slot
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "environments.md"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "env.py"
 
 
 @pytest.fixture
 def family(monkeypatch, tmp_path):
-    [example] = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(example.splitlines()) <= 42
-    (tmp_path / "guess.py").write_text(example)
+    shutil.copy(EXAMPLE, tmp_path / "guess.py")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "guess", raising=False)
     monkeypatch.setenv("HINDSIGHT_CACHE", str(tmp_path))
-    return make_family(Env(name="guess:GuessFamily", max_turns=7))
+    return make_family(Env(name="guess:ExampleFamily", max_turns=7))
 
 
 def test_the_example_plays_by_the_contract(family):

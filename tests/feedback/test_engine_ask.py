@@ -15,7 +15,7 @@ from hindsight.configs.schema import Judge, Prompt
 from hindsight.feedback import preamble
 from hindsight.feedback.judge_client import Answer, EngineAsk, JudgeClient, JudgeError, open_judge
 from hindsight.feedback.source import make_source
-from hindsight.feedback.transcript import SHORTEST, Style, fitting
+from hindsight.feedback.transcript import SHORTEST, Style, shorten_to_fit
 from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import EngineError, Generation, Sampling
 from hindsight.rollout.vocabulary import CHATML, END, PAD, train_tokenizer
@@ -149,5 +149,7 @@ def test_a_question_is_shortened_until_it_fits():
         tried.append(characters)
         return "x" * characters
 
-    assert len(fitting(write, room=2250, characters=4000)) == 2250 and tried == [4000, 3000, 2250]
-    assert len(fitting(write, room=1, characters=4000)) == SHORTEST  # who asks says that it is too long
+    assert len(shorten_to_fit(write, room=2250, characters=4000)) == 2250 and tried == [4000, 3000, 2250]
+    assert (
+        len(shorten_to_fit(write, room=1, characters=4000)) == SHORTEST
+    )  # who asks says that it is too long

@@ -17,9 +17,9 @@ from hindsight.configs.schema import Judge
 from hindsight.feedback.judge_client import (
     RETRIES,
     Answer,
-    Endpoint,
     JudgeBudgetSpent,
     JudgeClient,
+    JudgeEndpoint,
     JudgeError,
     open_judge,
 )
@@ -117,7 +117,7 @@ def settings(server, **changes):
 
 def test_the_endpoint_is_asked_as_configured(serve):
     server = serve(said("It failed."))
-    assert ask(Endpoint(settings(server, top_p=0.9)), "Why?", schema=SCHEMA) == ["It failed."]
+    assert ask(JudgeEndpoint(settings(server, top_p=0.9)), "Why?", schema=SCHEMA) == ["It failed."]
     [(path, body)] = server.requests
     assert path == "/v1/chat/completions" and server.keys == [f"Bearer {KEY}"]
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
@@ -129,22 +129,22 @@ def test_the_endpoint_is_asked_as_configured(serve):
         "top_p": 0.9,
         "response_format": form,
     }
-    assert ask(Endpoint(settings(server)), "Why?") == ["It failed."]
+    assert ask(JudgeEndpoint(settings(server)), "Why?") == ["It failed."]
     assert "response_format" not in server.requests[1][1]
-    ask(Endpoint(settings(server, characters=300)), Question(lambda characters: "x" * characters))
+    ask(JudgeEndpoint(settings(server, characters=300)), Question(lambda characters: "x" * characters))
     assert server.requests[2][1]["messages"][0]["content"] == "x" * 300
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
 def test_what_may_pass_is_tried_again(serve, status):
     server = serve((status, {"error": {"message": "busy"}}), (status, "busy", "text/html"), said("ok"))
-    assert ask(Endpoint(settings(server)), "Why?") == ["ok"]
+    assert ask(JudgeEndpoint(settings(server)), "Why?") == ["ok"]
     assert len(server.requests) == 3
 
 
 def test_it_gives_up_after_its_retries(serve):
     server = serve((500, {"error": {"message": "down for good"}}))
-    [error] = ask(Endpoint(settings(server)), "Why?")
+    [error] = ask(JudgeEndpoint(settings(server)), "Why?")
     assert isinstance(error, JudgeError) and "down for good" in str(error)
     assert len(server.requests) == 1 + RETRIES == 3
 
@@ -152,7 +152,7 @@ def test_it_gives_up_after_its_retries(serve):
 @pytest.mark.parametrize("status", [400, 401, 404, 422])
 def test_what_will_not_pass_is_not_tried_again_and_the_key_stays_hidden(serve, status):
     server = serve((status, {"error": {"message": f"no good: {'x' * 435} {KEY}"}}))
-    [error] = ask(Endpoint(settings(server)), "Why?")
+    [error] = ask(JudgeEndpoint(settings(server)), "Why?")
     assert "no good" in str(error) and KEY[:8] not in str(error) and len(server.requests) == 1
 
 
@@ -173,14 +173,14 @@ def test_what_will_not_pass_is_not_tried_again_and_the_key_stays_hidden(serve, s
     ids=str,
 )
 def test_answers_that_are_none_are_a_judges_failure(serve, once, answer):
-    [error] = ask(Endpoint(settings(serve(answer))), "Why?")
+    [error] = ask(JudgeEndpoint(settings(serve(answer))), "Why?")
     assert isinstance(error, JudgeError)
 
 
 def test_a_slow_endpoint_is_not_waited_for(serve, once):
     server = serve(lambda handler: time.sleep(1.0))
     started = time.monotonic()
-    [error] = ask(Endpoint(settings(server, timeout=0.2)), "Why?")
+    [error] = ask(JudgeEndpoint(settings(server, timeout=0.2)), "Why?")
     assert isinstance(error, JudgeError) and time.monotonic() - started < 0.9
 
 
@@ -198,21 +198,21 @@ def test_an_endpoint_that_drips_is_not_waited_for(serve, once, monkeypatch):
                 time.sleep(0.05)
 
     started = time.monotonic()
-    [error] = ask(Endpoint(settings(serve(drip), timeout=0.3)), "Why?")
+    [error] = ask(JudgeEndpoint(settings(serve(drip), timeout=0.3)), "Why?")
     assert "did not answer within 0.6 s" in str(error) and time.monotonic() - started < 2.5
 
 
 def test_an_endpoint_that_is_not_there(serve, once):
     server = serve(said("ok"))
     gone = settings(server, url="http://127.0.0.1:9/v1")
-    [error] = ask(Endpoint(gone), "Why?")
+    [error] = ask(JudgeEndpoint(gone), "Why?")
     assert isinstance(error, JudgeError) and "127.0.0.1:9" in str(error)
 
 
 def test_a_missing_key_is_named(serve, monkeypatch):
     monkeypatch.delenv("TEST_JUDGE_KEY")
     with pytest.raises(JudgeError, match="TEST_JUDGE_KEY"):
-        Endpoint(settings(serve(said("ok"))))
+        JudgeEndpoint(settings(serve(said("ok"))))
 
 
 def test_answers_are_kept_and_never_paid_twice(serve, tmp_path):
@@ -238,25 +238,25 @@ def test_answers_are_kept_and_never_paid_twice(serve, tmp_path):
 def test_failures_are_not_kept(serve, tmp_path):
     server = serve((400, {"error": {"message": "no"}}), said("yes"))
     for expected in (JudgeError, str):
-        [answer] = ask(JudgeClient(Endpoint(settings(server)), settings(server), tmp_path), "a")
+        [answer] = ask(JudgeClient(JudgeEndpoint(settings(server)), settings(server), tmp_path), "a")
         assert isinstance(answer, expected)
 
 
 def test_half_characters_in_an_answer_can_be_kept(serve, tmp_path):
     server = serve((200, json.dumps(said("\ud800 half")[1])))
-    [answer] = ask(JudgeClient(Endpoint(settings(server)), settings(server), tmp_path), "a")
-    again = ask(JudgeClient(Endpoint(settings(server)), settings(server), tmp_path), "a")
+    [answer] = ask(JudgeClient(JudgeEndpoint(settings(server)), settings(server), tmp_path), "a")
+    again = ask(JudgeClient(JudgeEndpoint(settings(server)), settings(server), tmp_path), "a")
     assert again == [answer] and len(server.requests) == 1
 
 
 def test_the_budget_holds_for_the_whole_run(serve, tmp_path):
     server = serve(said("ok"))
     chosen = settings(server, budget=3, concurrency=2)
-    answers = ask(JudgeClient(Endpoint(chosen), chosen, tmp_path), *"abcde")
+    answers = ask(JudgeClient(JudgeEndpoint(chosen), chosen, tmp_path), *"abcde")
     assert [answer == "ok" for answer in answers].count(True) == 3 == len(server.requests)
     spent = [answer for answer in answers if answer != "ok"]
     assert all(isinstance(error, JudgeBudgetSpent) and "judge.budget = 3" in str(error) for error in spent)
-    resumed = ask(JudgeClient(Endpoint(chosen), chosen, tmp_path), *"af")
+    resumed = ask(JudgeClient(JudgeEndpoint(chosen), chosen, tmp_path), *"af")
     assert resumed[0] == "ok" and isinstance(resumed[1], JudgeBudgetSpent) and len(server.requests) == 3
 
 
@@ -267,7 +267,7 @@ def test_no_more_questions_at_once_than_allowed(serve):
 
     server = serve(slow)
     chosen = settings(server, concurrency=3)
-    assert ask(JudgeClient(Endpoint(chosen), chosen), *"abcdefghijkl") == ["ok"] * 12
+    assert ask(JudgeClient(JudgeEndpoint(chosen), chosen), *"abcdefghijkl") == ["ok"] * 12
     assert 2 <= server.busiest <= 3
 
 
@@ -282,7 +282,7 @@ def test_no_more_questions_at_once_than_allowed(serve):
 def test_an_endpoint_tells_what_it_read_and_wrote_once(serve, tmp_path, usage, tokens):
     status, body = said("ok")
     chosen = settings(serve((status, {**body, "usage": usage})))
-    client = JudgeClient(Endpoint(chosen), chosen, tmp_path)
+    client = JudgeClient(JudgeEndpoint(chosen), chosen, tmp_path)
 
     async def twice():
         answers = [await client(WHY) for _ in range(2)]
@@ -297,7 +297,7 @@ def test_an_answer_may_be_as_long_as_its_question_needs(serve, tmp_path):
     chosen = settings(server)  # judge.max_tokens = 64
 
     def again():
-        return JudgeClient(Endpoint(chosen), chosen, tmp_path)
+        return JudgeClient(JudgeEndpoint(chosen), chosen, tmp_path)
 
     found = [ask(again(), worded("Why?", tokens)) for tokens in (63, 65, 0)]
     assert found == [["short"], ["long"], ["short"]]  # what may be longer is asked anew, and kept apart

@@ -9,7 +9,13 @@ from rollout_toys import CHATML, ROOM, TASK, ToyEngine, ToySlot, make_tokenizer
 from hindsight.configs.schema import Prompt
 from hindsight.envs.base import Verdict
 from hindsight.rollout.action_format import FORMS
-from hindsight.rollout.episode import SMALLEST_RESPONSE, EpisodeLimits, PromptTooLong, derive_seed, play
+from hindsight.rollout.episode import (
+    SMALLEST_RESPONSE,
+    EpisodeLimits,
+    PromptTooLong,
+    derive_seed,
+    run_episode,
+)
 from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import EngineError, Generation
 
@@ -21,7 +27,9 @@ def run(texts, *, prompt=None, context=2048, max_turns=10, max_tokens=64, slot=N
     engine = ToyEngine(TOKENIZER, "<|im_end|>", texts)
     renderer = Renderer(TOKENIZER, prompt or Prompt(), context)
     slot = slot or ToySlot()
-    played = play(TASK, slot, engine._generate, renderer, EpisodeLimits(max_turns, max_tokens), 1.0, seed=7)
+    played = run_episode(
+        TASK, slot, engine._generate, renderer, EpisodeLimits(max_turns, max_tokens), 1.0, seed=7
+    )
     return asyncio.run(played), engine, slot, renderer
 
 
@@ -108,7 +116,9 @@ def test_a_first_prompt_over_the_limit_is_a_configuration_error():
 def test_a_preamble_stands_before_the_task_and_not_in_the_observation(preset):
     engine = ToyEngine(TOKENIZER, "<|im_end|>", WIN)
     renderer = Renderer(TOKENIZER, Prompt(preset=preset), 2048)
-    played = play(TASK, ToySlot(), engine._generate, renderer, EpisodeLimits(2, 64), 1.0, 7, "Look twice.")
+    played = run_episode(
+        TASK, ToySlot(), engine._generate, renderer, EpisodeLimits(2, 64), 1.0, 7, "Look twice."
+    )
     trajectory = asyncio.run(played)
     assert trajectory.preamble == "Look twice." and trajectory.turns[0].observation == ROOM
     for context, _ in engine.asked:
@@ -116,7 +126,9 @@ def test_a_preamble_stands_before_the_task_and_not_in_the_observation(preset):
     with pytest.raises(PromptTooLong, match=r"lower evaluate\.example_characters"):
         cramped = Renderer(TOKENIZER, Prompt(), 64)
         asyncio.run(
-            play(TASK, ToySlot(), engine._generate, cramped, EpisodeLimits(2, 64), 1.0, 7, "Look twice.")
+            run_episode(
+                TASK, ToySlot(), engine._generate, cramped, EpisodeLimits(2, 64), 1.0, 7, "Look twice."
+            )
         )
 
 
@@ -126,7 +138,9 @@ def test_an_empty_generation_is_an_engine_failure():
 
     with pytest.raises(EngineError, match="no token"):
         asyncio.run(
-            play(TASK, ToySlot(), nothing, Renderer(TOKENIZER, Prompt(), 512), EpisodeLimits(3, 64), 1.0, 0)
+            run_episode(
+                TASK, ToySlot(), nothing, Renderer(TOKENIZER, Prompt(), 512), EpisodeLimits(3, 64), 1.0, 0
+            )
         )
 
 

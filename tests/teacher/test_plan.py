@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hindsight.rollout.types import Span
 from hindsight.teacher import plan
 from hindsight.teacher.contexts import ScoreRequest
-from hindsight.teacher.plan import PADDING, BudgetError, lay_out, plan_forwards, plan_runs, tokens_read
+from hindsight.teacher.plan import PADDING, BudgetError, lay_out, plan_batches, plan_forwards, tokens_read
 
 
 def request(trajectory, sequence, cut, tail, span=1):
@@ -76,15 +76,15 @@ def test_span_without_a_token_before_it_is_refused():
 def test_runs_hold_each_request_once_and_need_ever_less_of_the_trunk(requests, size):
     for trees in plan_forwards(requests, 300):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plan, "RUN", size)
-            runs = plan_runs(trees, requests)
+            patch.setattr(plan, "TAIL_TOKENS", size)
+            batches = plan_batches(trees, requests)
         for position, tree in enumerate(trees):
-            parts = [run.parts[position] for run in runs]
+            parts = [run.parts[position] for run in batches]
             assert [index for part in reversed(parts) for index in part] == list(tree.requests)
             assert all(len(part) < 2 or sum(len(requests[i].tail) for i in part) <= size for part in parts)
-        assert runs[0].seen == max(tree.trunk for tree in trees)
-        assert all(later.seen <= run.seen for run, later in pairwise(runs))
-        for run in runs:
+        assert batches[0].seen == max(tree.trunk for tree in trees)
+        assert all(later.seen <= run.seen for run, later in pairwise(batches))
+        for run in batches:
             assert all(requests[index].cut <= run.seen for part in run.parts for index in part)
 
 

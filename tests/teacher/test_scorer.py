@@ -72,7 +72,7 @@ def assert_equal_scores(scored, expected):
 @pytest.mark.parametrize("budget", [80, 200, 4096])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_shared_prefixes_change_no_score(budget, seed, run, monkeypatch):
-    monkeypatch.setattr(plan, "RUN", run)
+    monkeypatch.setattr(plan, "TAIL_TOKENS", run)
     model, (sequences, requests) = make_model(), random_case(seed)
     found = SpanScorer(model, budget, temperature=0.7).score(sequences, requests)
     assert_equal_scores(found, naive(model, 0.7, sequences, requests))
