@@ -126,10 +126,12 @@ def _check(name: str, tasks: int, progress: Progress) -> Played:
     family = make_family(env)  # its EnvError is one line of the table
     bar = progress.add_task(f"{name}: preparing", total=None)
     manifest = family.manifest()
-    panels = [*manifest.train, *manifest.evaluation]
-    progress.update(bar, description=name, total=len(panels))
+    tasks_of_both = [*manifest.train, *manifest.evaluation]
+    progress.update(bar, description=name, total=len(tasks_of_both))
     played = asyncio.run(
-        play_references(family, env, panels, lambda so_far: progress.update(bar, completed=so_far.tasks))
+        play_references(
+            family, env, tasks_of_both, lambda so_far: progress.update(bar, completed=so_far.tasks)
+        )
     )
     progress.remove_task(bar)
     return played

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from hindsight.cluster.evaluate import Evaluation, evaluate, panel
+from hindsight.cluster.evaluate import Evaluation, evaluate, numbered
 from hindsight.cluster.failures import FailureBudget, RunError
 from hindsight.cluster.metrics import Metrics, write_trajectories
 from hindsight.cluster.run import Run, checkpoints, open_run
@@ -118,7 +118,7 @@ async def eval_run(config: Config, user_model: str) -> None:
                 ]
                 await asyncio.gather(*loading)
             watchdog = Watchdog(config.cluster.stall_timeout)
-            episodes = panel(manifest.evaluation, config.evaluate.episodes)
+            episodes = numbered(manifest.evaluation, config.evaluate.episodes)
 
             def played(done: int) -> None:
                 watchdog.beat("evaluating")

@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 
 from hindsight.cluster.start import Actors
 from hindsight.cluster.trials import Attempts, open_trials, solved_within
@@ -16,6 +17,15 @@ from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import Failure, Trajectory
 
 
+class Stage(StrEnum):
+    """When a training run evaluates."""
+
+    BEFORE_SFT = "before warm start"
+    AFTER_SFT = "after warm start"
+    DURING_RL = "during RL"
+    AFTER_RL = "after RL"
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Success after the last trial. `low` and `high` bound its 95 % Wilson interval.
@@ -23,7 +33,7 @@ class Evaluation:
     Episodes of the same task are not independent: see `effective_plays`.
     """
 
-    stage: str
+    stage: str  # a `Stage`, or what `hindsight eval` evaluates
     step: int
     episodes: int  # episodes run, each in one or several trials
     success: float
@@ -82,7 +92,7 @@ def effective_plays(tasks: Sequence[str], outcomes: Sequence[bool]) -> float:
     return float(plays) if variance == 0 else min(plays, max(count, rate * (1 - rate) / variance))
 
 
-def panel(tasks: tuple[TaskSpec, ...], episodes: int) -> list[tuple[int, TaskSpec]]:
+def numbered(tasks: tuple[TaskSpec, ...], episodes: int) -> list[tuple[int, TaskSpec]]:
     """Return the numbered episodes of an evaluation; tasks repeat if there are fewer."""
     return [(index, tasks[index % len(tasks)]) for index in range(episodes)]
 

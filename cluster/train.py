@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from hindsight.cluster.evaluate import Evaluation, evaluate, panel
+from hindsight.cluster.evaluate import Evaluation, Stage, evaluate, numbered
 from hindsight.cluster.method import Method
 from hindsight.cluster.metrics import step_metrics, write_trajectories
 from hindsight.cluster.run import Run
@@ -46,11 +46,11 @@ class Trainer:
             await self.warm_start()
         else:
             await self.sync_weights(everywhere=run.state.step == 0)
-        if config.sft.demos and not self.evaluated("after warm start"):
-            await self.evaluate("after warm start")
+        if config.sft.demos and not self.evaluated(Stage.AFTER_SFT):
+            await self.evaluate(Stage.AFTER_SFT)
             await run.save()
         try:
-            run.view.phase("reinforcement", config.steps, run.state.step)
+            run.view.phase("RL", config.steps, run.state.step)
             while run.state.step < config.steps:
                 await self.step()
         finally:
@@ -59,7 +59,7 @@ class Trainer:
         step = run.state.step
         if step and not any(evaluation.step == step for evaluation in run.state.evaluations):
             await run.save()  # before the evaluation, as after the warm start
-            await self.evaluate("after reinforcement")
+            await self.evaluate(Stage.AFTER_RL)
             await run.save()
         return run.state.evaluations
 
@@ -213,7 +213,7 @@ class Trainer:
     async def warm_start(self) -> None:
         """Evaluate the untrained model, fine-tune it on demonstrations, and save step 0."""
         run, config = self.run, self.config
-        await self.evaluate("before warm start")
+        await self.evaluate(Stage.BEFORE_SFT)
         if config.sft.demos:
             run.view.phase("warm start", None)
 
@@ -236,15 +236,15 @@ class Trainer:
         if saves:
             await run.save()  # before the evaluation, as after the warm start
         if every and run.state.step % every == 0:
-            await self.evaluate("during reinforcement")
+            await self.evaluate(Stage.DURING_RL)
             if saves:
                 await run.save()
 
-    async def evaluate(self, stage: str) -> None:
+    async def evaluate(self, stage: Stage) -> None:
         """Run the evaluation episodes and record the result."""
         run, settings = self.run, self.config.evaluate
-        count = settings.cold_episodes if stage == "before warm start" else settings.episodes
-        episodes = panel(run.manifest.evaluation, count)
+        count = settings.cold_episodes if stage == Stage.BEFORE_SFT else settings.episodes
+        episodes = numbered(run.manifest.evaluation, count)
         run.view.say(f"evaluating {len(episodes)} held-out episodes, {stage}")
 
         def finished(done: int) -> None:
@@ -269,7 +269,7 @@ class Trainer:
         write_trajectories(run.out / "trajectories" / name, trajectories)
         run.view.say(f"{stage}: success {result.success:.1%} ({result.low:.1%} to {result.high:.1%})")
 
-    def evaluated(self, stage: str) -> bool:
+    def evaluated(self, stage: Stage) -> bool:
         """Whether this run, or the one it resumes, has made that evaluation."""
         return any(evaluation.stage == stage for evaluation in self.run.state.evaluations)
 

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hindsight.cluster.evaluate import Evaluation
+from hindsight.cluster.evaluate import Evaluation, Stage
 
 PHASES = ("rollout", "feedback_and_teacher", "learner", "weight_sync")
 
@@ -173,7 +173,7 @@ def draw_curve(
             for i in range(len(success))
         ]
         axes.plot(steps, means, color="#1f5a96", linewidth=2, label=f"mean of {width + 1} steps")
-    trained = [e for e in evaluations if e.stage != "before warm start"]
+    trained = [e for e in evaluations if e.stage != Stage.BEFORE_SFT]
     if trained:
         axes.errorbar(
             [e.step for e in trained],

@@ -73,7 +73,7 @@ class RankGroup:
             strength: λ of this step; 0 is plain GRPO. lr: learning rate of every optimizer step.
 
         Raises:
-            ValueError: there are no samples or an objective is unknown.
+            ValueError: there are no samples or a loss is unknown.
             LearnerError: a rank failed or missed its deadline, or the numbers are not finite.
         """
         samples = {objective: own for objective, own in samples.items() if own}

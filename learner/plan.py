@@ -19,7 +19,7 @@ class Plan:
 
     objective: str
     work: list[list[list[list[TrainingSample]]]]  # [rank][mini-batch][micro-batch][sample]
-    scales: list[float]  # per mini-batch: the objective's weight over its denominator
+    scales: list[float]  # per mini-batch: the loss's weight over its denominator
     tokens: float  # tokens with a loss, or the sum of their weights in SFT
     denominator: float  # summed over mini-batches
 

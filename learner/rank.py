@@ -122,11 +122,11 @@ class Rank(ABC):
 
         Args:
             work: [mini-batch][micro-batch]: loss, samples, and what their sum is multiplied by. As many
-                on every rank, with the same objectives in the same order, empty ones included.
+                on every rank, with the same losses in the same order, empty ones included.
             strength: λ of this step. lr: its learning rate.
 
         Returns:
-            By objective, the sums of `learner.losses` over this rank's tokens; and the mean gradient norm.
+            By loss, the sums of `learner.losses` over this rank's tokens; and the mean gradient norm.
 
         Raises:
             LearnerError: a loss or gradient is not finite; the weights are then not to be used.
@@ -224,14 +224,14 @@ class Rank(ABC):
     def _loss(
         self, batch: Batch, old: torch.Tensor | None, objective: str, strength: float
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """The objective's sum over one micro-batch and the sums of its statistics.
+        """The loss's sum over one micro-batch and the sums of its statistics.
 
         Args:
             old: (P,) by `_old`; None in the only optimizer step, whose weights are the old ones.
         """
 
     def _training(self, objective: str) -> AbstractContextManager[None]:
-        """A block in which the model is as it has to be to train on that objective."""
+        """Prepare the model for a loss while the block runs."""
         return nullcontext()
 
     def _advice(self, objective: str) -> str:

@@ -13,7 +13,7 @@ from hindsight.envs.base import Observation, StepResult, Verdict
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.conversation import Conversation, Reply
 from hindsight.rollout.render import Renderer
-from hindsight.rollout.types import EngineError, Generation, Sampling, Trajectory, Turn
+from hindsight.rollout.types import Ended, EngineError, Generation, Sampling, Trajectory, Turn
 
 SMALLEST_RESPONSE = 16  # tokens; a shorter response would almost always be cut off
 Generate = Callable[[np.ndarray, Sampling], Awaitable[Generation]]
@@ -64,6 +64,7 @@ async def run_episode(
     observation = await slot.reset(task)
     turns: list[Turn] = []
     reward = 0.0
+    ended: Ended
     while True:
         _, context = conversation.prompt(observation)
         room = renderer.context - len(context)

@@ -8,11 +8,15 @@ its context is ``ids[:start]`` and its sampled tokens are ``ids[start:end]``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
+
+Ended = Literal["terminated", "truncated", "context"]  # truncated: turn limit; context: no room for a turn
+FailureKind = Literal["env_died", "env_timeout", "env_error", "engine", "teacher", "judge", "demonstration"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Generation:
 
     ids: np.ndarray  # (n,) int32, including a sampled end-of-turn token
     logprobs: np.ndarray  # (n,) float32 at the sampling temperature
-    finish: str  # "stop" | "length"
+    finish: Literal["stop", "length"]
     weight_version: int  # the oldest weights that sampled any of the tokens
 
 
@@ -58,7 +62,7 @@ class EngineError(RuntimeError):
 class Failure:
     """One infrastructure failure, counted against the run's budget."""
 
-    kind: str  # "env_died" | "env_timeout" | "env_error" | "engine" | "teacher" | "judge" | "demonstration"
+    kind: FailureKind
     message: str
     task: str  # TaskSpec.id
 
@@ -109,7 +113,7 @@ class Trajectory:
     turns: tuple[Turn, ...]
     success: bool
     reward: float  # final task reward in [0, 1]
-    ended: str  # "terminated" | "truncated" (turn limit) | "context" (no room for another turn)
+    ended: Ended
     preamble: str = ""  # text shown before the task; not in the turns' observations
 
 

@@ -18,7 +18,7 @@ from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.episode import EpisodeLimits, Generate, derive_seed, run_episode
 from hindsight.rollout.render import load_renderer
 from hindsight.rollout.router import Router
-from hindsight.rollout.types import EngineError, Failure, Generation, Group, Sampling, Trajectory
+from hindsight.rollout.types import EngineError, Failure, FailureKind, Generation, Group, Sampling, Trajectory
 
 T = TypeVar("T")
 
@@ -189,7 +189,7 @@ def generate_on(handle: Any, engine: int, seconds: float) -> Generate:
     return generate
 
 
-def failure_kind(error: EnvError | EngineError) -> str:
+def failure_kind(error: EnvError | EngineError) -> FailureKind:
     """Return the `Failure.kind` of an error."""
     match error:
         case SlotDied():

@@ -44,12 +44,12 @@ class TailBatch:
     """Tails of several trees that go through the model together."""
 
     parts: tuple[tuple[int, ...], ...]  # per tree, indices into the list of requests; may be empty
-    seen: int  # trunk tokens used in this run or a later one
+    seen: int  # trunk tokens used in this batch or a later one
 
 
 @dataclass(frozen=True)
 class Tails:
-    """One tree's part of a run: a row of S tokens with W positions to score."""
+    """One tree's part of a batch: a row of S tokens with W positions to score."""
 
     ids: np.ndarray  # (S,) int32
     positions: np.ndarray  # (S,) int32, position of each token in its context

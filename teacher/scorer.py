@@ -150,7 +150,7 @@ class SpanScorer:
 
 
 def run_mask(branch: torch.Tensor, seen: torch.Tensor, trunk: int) -> torch.Tensor:
-    """Return the attention mask of a run.
+    """Return the attention mask of a batch.
 
     Args:
         branch, seen: (B, S), as in `Tails`, padded on the right with 0.
@@ -257,7 +257,7 @@ class TeacherScorer:
         self._version = weights.version
 
     def save(self, path: str) -> None:
-        """Write the weights to a safetensors file. A resumed run needs the teacher of the last refresh."""
+        """Write the weights to a safetensors file. A resumed run needs the teacher of the last sync."""
         from safetensors.torch import save_file
 
         held = self._average or self._held

@@ -96,7 +96,7 @@ def test_the_teacher_scored_actions(straight: Path) -> None:
 
 def test_what_was_measured_of_a_checkpoint_is_in_it(straight: Path) -> None:
     """A run that goes on from it does not measure it again."""
-    for step, stage in ((0, "after warm start"), (3, "after reinforcement")):
+    for step, stage in ((0, "after warm start"), (3, "after RL")):
         driver = json.loads((straight / f"checkpoints/step-{step:08d}/driver.json").read_text())
         assert driver["evaluations"][-1]["stage"] == stage
 
@@ -131,7 +131,7 @@ def test_the_readmes_command(tmp_path: Path) -> None:
         ["make", "train", f"ARGS={limits}"], cwd=PROJECT, capture_output=True, text=True, timeout=570
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for stage in ("before warm start", "after warm start", "after reinforcement"):
+    for stage in ("before warm start", "after warm start", "after RL"):
         assert stage in done.stdout
     for name in ("config.yaml", "curve.png", "metrics.jsonl", "tensorboard", "trajectories"):
         assert (tmp_path / "run" / name).exists()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hindsight.cluster.evaluate import effective_plays, panel, wilson
+from hindsight.cluster.evaluate import effective_plays, numbered, wilson
 from hindsight.cluster.failures import BudgetSpent, FailureBudget, RunError
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.run import State
@@ -162,9 +162,9 @@ def test_plays_count_between_their_tasks_and_themselves(played: list[tuple[str, 
     assert len(set(tasks)) <= effective_plays(tasks, outcomes) <= len(played)
 
 
-def test_panel_repeats_tasks_evenly() -> None:
+def test_evaluation_repeats_tasks_evenly() -> None:
     tasks = tuple(TaskSpec(str(i), "toy", "k", "eval") for i in range(3))
-    assert [task.id for _, task in panel(tasks, 7)] == ["0", "1", "2", "0", "1", "2", "0"]
+    assert [task.id for _, task in numbered(tasks, 7)] == ["0", "1", "2", "0", "1", "2", "0"]
 
 
 def test_resources_on_a_machine_without_gpus_fit_two_cores() -> None:

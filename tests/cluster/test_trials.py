@@ -180,7 +180,7 @@ def test_without_reference_solutions_only_react_has_nothing_to_show(monkeypatch)
 def test_the_table_has_a_row_for_each_trial():
     bounds = [wilson(rate, 4) for rate in (0.25, 0.5, 0.75)]
     done = Evaluation("m", 0, 4, 0.75, *wilson(0.75, 4), 6.0, 9.0, 1200, 80, [1, 2, 3], bounds)
-    old = Evaluation("after reinforcement", 20, 4, 0.75, *wilson(0.75, 4), 6.0, 9.0)  # an older checkpoint's
+    old = Evaluation("after RL", 20, 4, 0.75, *wilson(0.75, 4), 6.0, 9.0)  # an older checkpoint's
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(evaluation_table([done, old]))
     text = console.export_text()
@@ -189,7 +189,7 @@ def test_the_table_has_a_row_for_each_trial():
         ["m, trial 1", "0", "25.0%"],
         ["m, trial 2", "0", "50.0%"],
         ["m, trial 3", "0", "75.0%"],
-        ["after reinforcement", "20", "75.0%"],
+        ["after RL", "20", "75.0%"],
     ]
     assert rows[3][3:] == ["30.1% to 95.4%", "4", "6.0", "9"]
     assert "1,200 prompt tokens, 80 generated" in text
