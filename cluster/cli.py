@@ -111,7 +111,7 @@ def show_config(recipe: Recipe, overrides: Overrides = None) -> None:
     except ConfigError as error:
         _fail(str(error))
     typer.echo(render(config))
-    problems = check(config)
+    problems = _problems(config)
     if problems:
         _fail("\n".join(problems))
 
@@ -161,10 +161,22 @@ def _read(recipe: str, overrides: list[str] | None, address: str | None) -> Conf
         _fail(str(error))
     if address is not None:
         config = replace(config, cluster=replace(config.cluster, address=address))
-    problems = check(config)
+    problems = _problems(config)
     if problems:
         _fail("\n".join(problems))
     return replace(config, out=str(lasting(config.out)))
+
+
+def _problems(config: Config) -> list[str]:
+    """Everything that is wrong with a configuration, what its environment refuses included."""
+    from hindsight.envs.base import EnvError
+    from hindsight.envs.registry import make_family
+
+    try:
+        make_family(config.env)
+    except EnvError as error:
+        return [*check(config), str(error)]
+    return check(config)
 
 
 def _run(config: Config, start: Callable[[], Coroutine[Any, Any, None]]) -> None:

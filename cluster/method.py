@@ -1,7 +1,9 @@
-"""A method: which columns of the training samples it needs, and how they are computed.
+"""A method: which columns of the training samples it needs, how they are computed, and how it updates.
 
     annotate   group ──► advantages ──► reference log-probs ──► hints ──► teacher log-probs
     finish     batch ──► a critic's values, returns and advantages, if it has a critic
+    update     batch ──► policy loss, the teacher signal's loss, the critic's loss
+    sync       new weights ──► teacher; at first also reference policy and critic
 
 What it is made of is configuration: `credit`, `feedback`, `signal`, `teacher` and `loss`.
 """
@@ -11,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from hindsight.cluster.run import Run
-from hindsight.envs.runtime.remote import ActorUnavailable, RemoteDefect, RemoteTimeout, call
+from hindsight.envs.runtime.remote import ActorUnavailable, AnswerLost, RemoteDefect, RemoteTimeout, call
 from hindsight.feedback.hints import Hints, gather_hints
 from hindsight.feedback.judge_client import Answer, Schema, patience
 from hindsight.feedback.reading import Question
@@ -25,6 +27,7 @@ from hindsight.learner.gae import GaeSettings, estimate, mask_steps
 from hindsight.learner.samples import SampleGroup, TrainingSample
 from hindsight.learner.signals import make_signal
 from hindsight.rollout.types import Failure
+from hindsight.rollout.weights import WeightSet
 from hindsight.teacher.contexts import ContextLimits, ScoreRequest, build_requests, plain_requests
 from hindsight.teacher.plan import tokens_read
 from hindsight.teacher.scorer import Scored
@@ -37,10 +40,17 @@ class Method:
         self.run, self.config, self.actors = run, run.config, run.actors
         self.signal = make_signal(run.config.signal)
         self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by scorer
+        policy, signal = {"advantages"}, {"teacher_logprobs"}
+        if run.config.loss.kl > 0:
+            policy.add("reference_logprobs")
+        if self.signal.num_candidates:
+            signal |= {"candidates", "teacher_candidates"}
+        # The columns that each loss needs; a sample without them does not take part in it.
+        self.required = {"policy": frozenset(policy), "signal": frozenset(signal)}
 
     def strength(self, step: int) -> float:
         """λ of the teacher signal after `step` finished training steps."""
-        return self.signal.strength(step) if self.config.feedback.on else 0.0
+        return self.signal.strength(step) if self.config.needs_teacher else 0.0
 
     async def annotate(self, group: SampleGroup, step: int) -> None:
         """Fill in what can be known of a group by itself, while other groups are still rolled out.
@@ -65,7 +75,7 @@ class Method:
             if weighs or distills:
                 hints = await self._gather(group)
                 await self._score_hints(group, hints, distills)
-        except (RemoteTimeout, ActorUnavailable, RemoteDefect) as error:
+        except (RemoteTimeout, ActorUnavailable, AnswerLost, RemoteDefect) as error:
             group.failures.append(Failure("teacher", str(error), group.group.task.id))
 
     async def finish(self, batch: Sequence[SampleGroup]) -> None:
@@ -80,11 +90,59 @@ class Method:
         estimate(batch, values, credit)
 
     def losses(self, batch: Sequence[SampleGroup]) -> dict[str, list[TrainingSample]]:
-        """The samples of each loss."""
+        """The samples of each loss of the policy."""
         groups = [group for group in batch if self.config.loss.policy > 0 and self._learns(group)]
-        policy = [sample for group in groups for sample in group.samples]
-        signal = [one.select("signal") for group in batch for one in group.samples if one.is_distilled]
-        return {"policy": policy, "signal": signal}
+        return {
+            "policy": [sample for group in groups for sample in group.samples],
+            "signal": [one.select("signal") for group in batch for one in group.samples if self._taught(one)],
+        }
+
+    async def update(
+        self, batch: Sequence[SampleGroup], step: int, schedule: Callable[[float], float]
+    ) -> dict[str, float]:
+        """Update the policy, and the critic at the same time; return their statistics.
+
+        Args:
+            schedule: maps a peak learning rate to that of this step.
+        """
+        learner, critic, losses = self.actors.learner, self.actors.critic, self.losses(batch)
+        assert learner is not None
+        strength, lr = self.strength(step), schedule(self.config.learner.lr)
+        updates = {"learner": learner.update(losses, strength, lr)} if any(losses.values()) else {}
+        if critic is not None and (values := [one.select("value") for g in batch for one in g.samples]):
+            updates["critic"] = critic.fit(values, schedule(critic.peak_lr))
+        stats = dict(zip(updates, await asyncio.gather(*updates.values()), strict=True))
+        figures = {f"{role}/{name}": value for role, own in stats.items() for name, value in own.items()}
+        samples = float(sum(map(len, losses.values())))
+        return figures | {"learner/strength": strength, "learner/samples": samples}
+
+    async def sync(self, step: int, version: int, weights: WeightSet | None, everywhere: bool) -> None:
+        """Send the learner's new weights to the teacher, if it is due.
+
+        Args:
+            step: number of the training step that has just finished; 0: none has.
+            weights: as exported for the engines; None if they were broadcast.
+            everywhere: also to the reference policy and the critic, which start from the same weights.
+        """
+        config, learner, critic = self.config, self.actors.learner, self.actors.critic
+        assert learner is not None
+        every = config.teacher.sync_every
+        due = every > 0 and step > 0 and step % every == 0
+        names = [name for name in self.actors.scorers() if everywhere or (due and name == "teacher")]
+        if not names and not (everywhere and critic):
+            return
+        weights = weights or await learner.export(version)
+        sent = dict.fromkeys(names, weights)
+        if config.averages_adapter and "teacher" in sent:
+            share = 1.0 if everywhere else 1.0 - config.teacher.ema_decay
+            sent["teacher"] = await learner.export_average(version, share)
+        limit: dict[str, Any] = {"timeout": config.teacher.timeout, "setting": "teacher.timeout"}
+        for name, own in sent.items():
+            scorer = self.actors.scorers()[name]
+            await call(scorer, "load_weights", own, everywhere, what=f"syncing the {name}", **limit)
+        if everywhere and critic:
+            adapted = config.learner.lora.rank > 0
+            await critic.load_weights(await learner.export_merged(version) if adapted else weights)
 
     def must_requeue(self, group: SampleGroup) -> bool:
         """Whether failures left a group too small to learn from, or took all that it would have taught."""
@@ -94,17 +152,19 @@ class Method:
         needed = 1 if alone else min(2, config.rollout.group_size)
         if rollouts.failures and len(rollouts.trajectories) < needed:
             return True
-        if len(group.failures) == len(rollouts.failures) or any(s.is_distilled for s in group.samples):
+        if len(group.failures) == len(rollouts.failures) or any(map(self._taught, group.samples)):
             return False
         informative = config.credit.critic or group.informative
-        return config.loss.policy == 0 or (informative and not self._has_reference(group))
+        complete = all(sample.has(self.required["policy"] - {"advantages"}) for sample in group.samples)
+        return config.loss.policy == 0 or (informative and not complete)
 
     def _learns(self, group: SampleGroup) -> bool:
-        """Whether the policy loss learns from a group: it must not escape its KL penalty."""
-        return group.informative and self._has_reference(group)
+        """Whether the policy loss learns from a group."""
+        return group.informative and all(sample.has(self.required["policy"]) for sample in group.samples)
 
-    def _has_reference(self, group: SampleGroup) -> bool:
-        return self.config.loss.kl == 0 or all(s.reference_logprobs is not None for s in group.samples)
+    def _taught(self, sample: TrainingSample) -> bool:
+        """Whether the signal's own loss learns from a sample."""
+        return "signal" in sample.masks and sample.has(self.required["signal"])
 
     async def _score_reference(self, group: SampleGroup) -> None:
         """The reference policy's log-probs of everything that was sampled."""
@@ -137,7 +197,7 @@ class Method:
         return hints
 
     async def _score_hints(self, group: SampleGroup, hints: Hints, distills: bool) -> None:
-        """The teacher's log-probs of every turn that has a hint; for a loss of its own, of candidates too."""
+        """Fill in the teacher's log-probs of every turn with a hint, and what the signal's own loss needs."""
         tokens, renderer = self.config.signal.tokens, self.run.renderer
         limits = ContextLimits(self.config.feedback.max_tokens, self.actors.teacher_context)
         requests = build_requests(

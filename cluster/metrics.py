@@ -50,7 +50,9 @@ class Metrics:
 
     def truncate(self, step: int) -> None:
         """Drop training rows after `step`: a resumed run writes them again."""
-        self._rewrite([row for row in self.rows() if row["kind"] == "sft" or row["step"] <= step])
+        self._rewrite(
+            [row for row in self.rows() if row["kind"] in ("sft", "warm_start") or row["step"] <= step]
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """Every complete row written so far, those before a resume included."""

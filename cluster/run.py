@@ -146,8 +146,8 @@ def start_judge(config: Config, renderer: Renderer, actors: Actors) -> JudgeClie
     """Return the judge; None if no model writes hints."""
     if not config.feedback.judged:
         return None
-    seconds = config.judge.timeout
-    engines = [generate_on(engine, index, seconds) for index, engine in enumerate(actors.engines)]
+    limit = (config.judge.timeout, "judge.timeout")
+    engines = [generate_on(engine, index, *limit) for index, engine in enumerate(actors.engines)]
     return open_judge(config.judge, Path(config.out) / "judge", renderer, engines)
 
 

@@ -141,9 +141,11 @@ def connect(config: Config) -> str | None:
         RunError: no such cluster, or the dashboard's port is taken.
     """
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    path = os.pathsep.join(filter(None, [SOURCE, *PLUGIN_FOLDERS, os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))
     common: dict[str, Any] = {
-        "runtime_env": {"env_vars": {"PYTHONPATH": path}},
+        "runtime_env": {
+            "env_vars": {"PYTHONPATH": path, "HINDSIGHT_PLUGINS": os.pathsep.join(PLUGIN_FOLDERS)}
+        },
         "log_to_driver": False,  # the dashboard shows what actors print
         "logging_level": logging.WARNING,
     }

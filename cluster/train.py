@@ -21,12 +21,11 @@ from hindsight.cluster.method import Method
 from hindsight.cluster.metrics import step_metrics, write_trajectories
 from hindsight.cluster.run import Run
 from hindsight.cluster.sft import fine_tune, linear
-from hindsight.envs.runtime.remote import call
+from hindsight.envs.runtime.remote import AnswerLost, call
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.samples import SampleGroup, to_samples
 from hindsight.learner.weight_sync import SyncReport, broadcast, sync_weights
-from hindsight.rollout.types import Group
-from hindsight.rollout.weights import WeightSet
+from hindsight.rollout.types import Failure, Group
 
 
 class Trainer:
@@ -71,13 +70,13 @@ class Trainer:
         taken = time.monotonic()
         await self.method.finish(batch)
         finished = time.monotonic()
-        learned = await self.update(batch)
+        self.run.now("updating")
+        learned = await self.method.update(batch, self.run.state.step, self.learning_rate)
         updated = time.monotonic()
 
         self.run.state.step += 1
         self.run.state.turns += sum(len(t.turns) for group in batch for t in group.group.trajectories)
-        every = self.config.teacher.sync_every
-        report = await self.sync_weights(teacher=every > 0 and self.run.state.step % every == 0)
+        report = await self.sync_weights(self.run.state.step)
         synced = time.monotonic()
         self.settle(batch)
 
@@ -111,20 +110,23 @@ class Trainer:
         return group
 
     async def roll_out(self, ordinal: int, task: TaskSpec) -> Group:
-        """A group's episodes."""
+        """A group's episodes; none if their result was lost on the way."""
         config = self.config
-        group: Group = await call(
-            self.actors.worker,
-            "rollout",
-            ordinal,
-            task,
-            config.rollout.group_size,
-            config.rollout.temperature,
-            config.seed,
-            timeout=config.rollout.timeout,
-            setting="rollout.timeout",
-            what=f"rolling out group {ordinal}",
-        )
+        try:
+            group: Group = await call(
+                self.actors.worker,
+                "rollout",
+                ordinal,
+                task,
+                config.rollout.group_size,
+                config.rollout.temperature,
+                config.seed,
+                timeout=config.rollout.timeout,
+                setting="rollout.timeout",
+                what=f"rolling out group {ordinal}",
+            )
+        except AnswerLost as error:
+            return Group(ordinal, task, (), failures=(Failure("lost", str(error), task.id),))
         self.run.watchdog.beat("rolling out")
         return group
 
@@ -137,20 +139,6 @@ class Trainer:
         self.run.budget.add(failure for group in batch for failure in group.failures)
         return batch
 
-    async def update(self, batch: Sequence[SampleGroup]) -> dict[str, float]:
-        """Update the policy, and the critic at the same time; returns their statistics."""
-        run, critic, losses = self.run, self.actors.critic, self.method.losses(batch)
-        strength, lr = self.method.strength(run.state.step), self.learning_rate(self.config.learner.lr)
-        run.now("updating")
-        updates = {"learner": self.learner.update(losses, strength, lr)} if any(losses.values()) else {}
-        values = [sample.select("value") for group in batch for sample in group.samples]
-        if critic is not None and values:
-            updates["critic"] = critic.fit(values, self.learning_rate(critic.peak_lr))
-        stats = dict(zip(updates, await asyncio.gather(*updates.values()), strict=True))
-        figures = {f"{role}/{name}": value for role, own in stats.items() for name, value in own.items()}
-        samples = float(sum(map(len, losses.values())))
-        return figures | {"learner/strength": strength, "learner/samples": samples}
-
     def settle(self, batch: Sequence[SampleGroup]) -> None:
         """Mark each group's task as trained, or re-queue it if failures took what it would have taught."""
         for group in batch:
@@ -159,12 +147,12 @@ class Trainer:
             else:
                 self.run.sampler.mark_trained(group.group.ordinal)
 
-    async def sync_weights(self, teacher: bool = False, everywhere: bool = False) -> SyncReport:
-        """Send the new weights to every engine and verify them there.
+    async def sync_weights(self, step: int = 0, everywhere: bool = False) -> SyncReport:
+        """Send the new weights to every engine, verify them there, and let the method sync its copies.
 
         Args:
-            teacher: also to the teacher.
-            everywhere: also to the reference policy and the critic, which start from the same weights.
+            step: number of the training step that has just finished; 0: none has.
+            everywhere: whether all copies start from these weights.
         """
         run, config, engines = self.run, self.config, self.actors.engines
         run.now("syncing weights")
@@ -177,38 +165,8 @@ class Trainer:
         else:
             weights = await self.learner.export(version)
             report = await sync_weights(engines, weights, *canary)
-        if teacher or everywhere:
-            await self.sync_scorers(weights, everywhere)
+        await self.method.sync(step, version, weights, everywhere)
         return report
-
-    async def sync_scorers(self, weights: WeightSet | None, everywhere: bool) -> None:
-        """Send the new weights to the teacher; `everywhere`: also to the reference policy and the critic.
-
-        Args:
-            weights: as exported for the engines; None if they were broadcast.
-        """
-        config, version, critic = self.config, self.run.state.version, self.actors.critic
-        names = [name for name in self.actors.scorers() if everywhere or name == "teacher"]
-        if not names and not (everywhere and critic):
-            return
-        weights = weights or await self.learner.export(version)
-        sent = dict.fromkeys(names, weights)
-        if config.averages_adapter and "teacher" in sent:
-            share = 1.0 if everywhere else 1.0 - config.teacher.ema_decay
-            sent["teacher"] = await self.learner.export_average(version, share)
-        for name, own in sent.items():
-            await call(
-                self.actors.scorers()[name],
-                "load_weights",
-                own,
-                everywhere,
-                what=f"syncing the {name}",
-                timeout=config.teacher.timeout,
-                setting="teacher.timeout",
-            )
-        if everywhere and critic:
-            adapted = config.learner.lora.rank > 0
-            await critic.load_weights(await self.learner.export_merged(version) if adapted else weights)
 
     async def warm_start(self) -> None:
         """Evaluate the untrained model, fine-tune it on demonstrations, and save step 0."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,12 @@ def load(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Con
     layers = _with_methods([*(_chain(find_recipe(recipe)) if recipe else []), _overrides(overrides)])
     layers = [replace(layer, values=_located(layer)) for layer in layers]
     *_, final = _schemas([layer for layer in layers if not layer.replaced])
-    merged, kept = OmegaConf.structured(final), {item.key for item in settings(final)}
+    merged = OmegaConf.structured(final)
     problems = [
         problem
         for layer, schema in zip(layers, _schemas(layers), strict=True)
         if not layer.replaced
-        for problem in _merge(merged, schema, kept, layer)
+        for problem in _merge(merged, schema, final, layer)
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -83,10 +83,10 @@ def find_recipe(recipe: str | Path) -> Path:
     """
     path, known = Path(recipe).expanduser(), recipes()
     built_in = RECIPES / f"{str(recipe).removesuffix('.yaml')}.yaml"
-    if path.is_file() or path.is_dir():
+    if path.name == str(recipe) and built_in.is_file() and not (path.suffix and path.is_file()):
+        return built_in  # also if a folder has that name
+    if path.is_file():
         return path
-    if path.name == str(recipe) and built_in.is_file():
-        return built_in
     raise ConfigError(
         f"Unknown recipe {str(recipe)!r}. Did you mean {nearest(path.stem, list(known))!r}? Give the path of "
         f"a YAML file, or the name of a built-in recipe: {', '.join(known)}"
@@ -96,7 +96,9 @@ def find_recipe(recipe: str | Path) -> Path:
 def _chain(path: Path) -> list[Layer]:
     """The recipe at `path` after its base, after the base of that, and so on."""
     chain: list[Layer] = []
-    while str(path) not in [layer.source for layer in chain]:
+    visited: set[Path] = set()
+    while path.resolve() not in visited:
+        visited.add(path.resolve())
         values = _read(path)
         parent = values.pop(BASE, None)
         chain.append(Layer(str(path), values))
@@ -104,7 +106,7 @@ def _chain(path: Path) -> list[Layer]:
             return chain[::-1]
         beside = path.parent / str(parent)
         path = beside if beside.is_file() else find_recipe(str(parent))
-    raise ConfigError(f"{path}: its `{BASE}` leads back to itself")
+    raise ConfigError(f"{path}: `{BASE}` forms a cycle")
 
 
 def _with_methods(layers: list[Layer]) -> list[Layer]:
@@ -138,7 +140,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not a readable YAML file: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a list of `key: value` lines")
+        raise ConfigError(f"{path}: a recipe is a mapping of `key: value` lines")
     return {str(key): value for key, value in values.items()}
 
 
@@ -196,30 +198,34 @@ def _schemas(layers: Sequence[Layer]) -> Iterator[Config]:
             named = layer.values.get(registry.key, nested)
             if named is None or isinstance(named, dict):
                 continue  # not named here, or of a wrong type, which merging reports
-            names = named if isinstance(named, list) else [named]
+            names = [str(one) for one in (named if isinstance(named, list) else [named])]
+            key, held = registry.key.rpartition(".")[2], getattr(config, section)
             try:
-                config = replace(config, **{section: registry.settings(*map(str, names))()})
+                extended = registry.settings(*names)
             except UnknownName as error:
                 raise ConfigError(f"{layer.source}: {error}") from error
+            fits = isinstance(named, type(getattr(held, key)))  # if not, merging reports it
+            config = replace(config, **{section: extended(**{key: named} if fits else {})})
         yield config
 
 
-def _merge(merged: DictConfig, schema: Config, kept: Container[str], layer: Layer) -> Iterator[str]:
+def _merge(merged: DictConfig, schema: Config, final: Config, layer: Layer) -> Iterator[str]:
     """Put a layer's values (nested or dotted) into `merged`; yields a line for each that does not fit.
 
     Args:
         schema: has the settings that the layer may set.
-        kept: the keys of `merged`. A layer may also set what belongs to an entry that a later layer replaced.
+        final: has the settings of `merged`. A layer may also set what belongs to an entry that a later layer
+            replaces; that is dropped.
     """
     known = {item.key: item for item in settings(schema)}
+    kept = {item.key for item in settings(final)}
     for key, value in _leaves(layer.values, known):
         if inside := next((name for name in known if name.startswith(f"{key}.")), None):
             yield f"{layer.source}: {key} = {value!r}: a section has no value; set {inside}, for example"
         elif key not in known:
-            near = f"Did you mean {nearest(key, list(known))!r}?"
-            near = f"It is now {RENAMED[key]}" if key in RENAMED else near
+            near = RENAMED.get(key) or _owner(key) or f"Did you mean {nearest(key, list(known))!r}?"
             yield f"{layer.source}: unknown setting {key!r}. {near}"
-        elif key in kept:
+        elif key in kept and not (known[key].of_entry and _replaced(schema, final, key)):
             parent, _, name = key.rpartition(".")
             section = OmegaConf.select(merged, parent) if parent else merged
             try:
@@ -227,6 +233,25 @@ def _merge(merged: DictConfig, schema: Config, kept: Container[str], layer: Laye
                     OmegaConf.update(section, name, value)
             except ValidationError:
                 yield f"{layer.source}: {key} = {value!r}: expected {known[key].expected}"
+
+
+def _owner(key: str) -> str | None:
+    """A hint if a built-in entry has the setting, and the section names another entry."""
+    section = key.partition(".")[0]
+    registry = REGISTRIES.get(section)
+    for name in registry.builtin if registry else ():
+        assert registry is not None
+        extended = replace(Config(), **{section: registry.settings(name)()})
+        if key in {item.key for item in settings(extended)}:
+            return f"It belongs to {registry.key}={name}"
+    return None
+
+
+def _replaced(schema: Config, final: Config, key: str) -> bool:
+    """Whether a later layer names another entry in the section of `key`."""
+    section = key.partition(".")[0]
+    name = REGISTRIES[section].key.rpartition(".")[2]
+    return bool(getattr(getattr(schema, section), name) != getattr(getattr(final, section), name))
 
 
 def _leaves(values: dict[str, Any], known: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

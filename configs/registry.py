@@ -23,11 +23,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from hindsight.configs.method import Credit, Feedback, Signal
 from hindsight.configs.packages import missing
 from hindsight.configs.schema import Env, Tracking
 
-# Folders that hold plugins, in the order in which they were named. Actors get them on their PYTHONPATH.
+# Folders of the modules that settings named. Actors get them as HINDSIGHT_PLUGINS.
 PLUGIN_FOLDERS: list[str] = []
 
 
@@ -87,11 +90,14 @@ class Registry:
 
     def _extension(self, name: str) -> type:
         kind = getattr(self.find(name), "Settings", self.section)
+        wanted = f"a frozen dataclass that extends {self.section.__module__}.{self.section.__name__}"
         if not (isinstance(kind, type) and is_dataclass(kind) and issubclass(kind, self.section)):
-            raise UnknownName(
-                f"{self.key} = {name!r}: its Settings must be a dataclass that extends "
-                f"{self.section.__module__}.{self.section.__name__}"
-            )
+            raise UnknownName(f"{self.key} = {name!r}: its Settings must be {wanted}")
+        try:
+            OmegaConf.structured(kind())
+        except (TypeError, OmegaConfBaseException) as error:
+            reason = str(error).splitlines()[0]
+            raise UnknownName(f"{self.key} = {name!r}: its Settings must be {wanted}: {reason}") from error
         return kind
 
     def _fits(self, found: Any) -> bool:
@@ -136,13 +142,16 @@ def _import(key: str, name: str, place: str) -> ModuleType:
         folder, module = str(path.resolve().parent), path.stem
     else:
         folder, module = str(Path.cwd()), place
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UnknownName(f"{key} = {name!r}: {module!r} is not the name of a module")
     if folder not in PLUGIN_FOLDERS and not place.startswith("hindsight."):
         PLUGIN_FOLDERS.append(folder)
         sys.path.append(folder)
     try:
         found = importlib.import_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise UnknownName(f"{key} = {name!r}: cannot import {module}: {error}") from error
+    except Exception as error:  # the module may be a user's, and fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise UnknownName(f"{key} = {name!r}: cannot import {module}: {reason}") from error
     if place.endswith(".py") and Path(found.__file__ or "").resolve() != path.resolve():
         raise UnknownName(
             f"{key} = {name!r}: another module is already called {module} ({found.__file__}); rename the file"
@@ -214,7 +223,7 @@ SIGNALS = Registry(
     "teacher signal",
     Signal,
     {
-        "none": "hindsight.learner.signals:TeacherSignal",
+        "none": "hindsight.learner.signals:NoSignal",
         "reweight": "hindsight.learner.signals:Reweight",
         "distill": "hindsight.learner.signals:Distill",
     },

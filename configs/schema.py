@@ -31,8 +31,9 @@ class Env(Section):
         None,
         "folder of official data; null uses generated or packaged tasks "
         "(ALFWorld: or $ALFWORLD_DATA; AppWorld: or $APPWORLD_ROOT)",
+        of_entry=True,
     )
-    kinds: list[str] = setting([], "task types to keep; empty keeps all")
+    kinds: list[str] = setting([], "task types to keep; empty keeps all", of_entry=True)
     train_tasks: int = setting(600, "training tasks", low=1)
     eval_tasks: int = setting(120, "tasks of the evaluation split", low=1)
     max_turns: int = setting(50, "turns per episode before it is truncated", low=1)

@@ -17,9 +17,16 @@ NAMES: dict[Any, str] = {
 }
 
 
-def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field with help text and, for numbers, an allowed range. Choices are a `Literal` type."""
-    metadata = {"help": help, "low": low, "high": high}
+def setting(
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, of_entry: bool = False
+) -> Any:
+    """A dataclass field with help text and, for numbers, an allowed range. Choices are a `Literal` type.
+
+    Args:
+        of_entry: the value belongs to the entry that the section names (as task types to an environment), so
+            a layer that names another entry drops it.
+    """
+    metadata = {"help": help, "low": low, "high": high, "of_entry": of_entry}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -35,6 +42,7 @@ class Setting:
     low: float | None
     high: float | None
     value: Any
+    of_entry: bool = False
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -70,9 +78,8 @@ def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
             yield from settings(value, f"{key}.")
         else:
             meta = item.metadata
-            yield Setting(
-                key, hints[item.name], meta.get("help", ""), meta.get("low"), meta.get("high"), value
-            )
+            low, high, of_entry = meta.get("low"), meta.get("high"), meta.get("of_entry", False)
+            yield Setting(key, hints[item.name], meta.get("help", ""), low, high, value, of_entry)
 
 
 def _hints(kind: type) -> dict[str, Any]:

@@ -228,6 +228,7 @@ class EnvFamily(ABC):
     name: str
     action_format: str  # how the agent writes an action, one of ACTION_FORMATS
     turn_limit: int  # the literature's limit of turns per episode; env.max_turns may be another
+    KINDS: ClassVar[tuple[str, ...]] = ()  # its task types, in the order in which tasks are drawn
     settings: Env
 
     def __init__(self, settings: Env, cache: Path) -> None:
@@ -239,7 +240,12 @@ class EnvFamily(ABC):
         Raises:
             ValueError: a setting does not fit the environment.
         """
+        unknown = [kind for kind in settings.kinds if kind not in self.KINDS]
+        if unknown:
+            known = f"use {', '.join(self.KINDS)}" if self.KINDS else "it has none, set env.kinds=[]"
+            raise ValueError(f"env.kinds = {unknown} are not task types of {self.name}: {known}")
         self.settings, self.cache = settings, cache
+        self.kinds = tuple(kind for kind in self.KINDS if kind in settings.kinds or not settings.kinds)
 
     @abstractmethod
     def manifest(self) -> Manifest:

@@ -4,6 +4,7 @@
 - The agent writes an action in tags; `step` gets the text between them.
 - The reward of an episode is the sum of its rewards, clipped to [0, 1].
 - It is successful if `info["success"]` says so; without that key, if it terminated and the sum reached 1.
+- A class with `Settings` (a dataclass that extends `configs.schema.Env`) is made with an instance of them.
 - `info` may hold "actions" (those that are admissible now), "state_key", "goal", and at a reset "rules": see
   `envs.base.Observation`. By default there are none, and equal texts are the same state.
 """
@@ -23,7 +24,7 @@ from hindsight.configs.schema import Env
 from hindsight.envs.base import EnvError, EnvFamily, Observation, SettingError, StepResult, TextEnv
 from hindsight.envs.tasks import Manifest, TaskSpec
 
-Make = Callable[[], gymnasium.Env[str, str]]
+Make = Callable[..., gymnasium.Env[str, str]]
 
 
 class FromGym(TextEnv):
@@ -40,7 +41,7 @@ class FromGym(TextEnv):
         super().__init__(max_turns)
         for name, space in (("observation", env.observation_space), ("action", env.action_space)):
             if not isinstance(space, Text):
-                raise SettingError(f"its {name}_space is {space}, and has to be a gymnasium.spaces.Text")
+                raise SettingError(f"{name}_space is {space}: expected gymnasium.spaces.Text")
         self._env = env
         self._total = 0.0
 
@@ -69,15 +70,6 @@ class GymFamily(EnvFamily):
     turn_limit = 50
     make_env: Make
 
-    def __init__(self, settings: Env, cache: Path) -> None:
-        """
-        Raises:
-            ValueError: task types are named, and seeds have none.
-        """
-        if settings.kinds:
-            raise ValueError(f"env.kinds = {settings.kinds}: {self.name} has no task types; set env.kinds=[]")
-        super().__init__(settings, cache)
-
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (self.settings, self.cache)  # the class of `adopt` cannot be imported
 
@@ -90,7 +82,8 @@ class GymFamily(EnvFamily):
 
     def make(self) -> FromGym:
         try:
-            return FromGym(type(self).make_env(), self.settings.max_turns)
+            own = () if self.Settings is Env else (self.settings,)
+            return FromGym(type(self).make_env(*own), self.settings.max_turns)
         except SettingError as error:
             raise SettingError(f"env.name={self.name!r}: {error}") from error
 
@@ -100,7 +93,8 @@ class GymFamily(EnvFamily):
 
 def adopt(name: str, found: type[gymnasium.Env[str, str]]) -> type[GymFamily]:
     """The family of `found`, which `env.name=name` stands for."""
-    return type("GymFamily", (GymFamily,), {"name": name, "make_env": staticmethod(found)})
+    own = getattr(found, "Settings", Env)
+    return type("GymFamily", (GymFamily,), {"name": name, "make_env": staticmethod(found), "Settings": own})
 
 
 def _restore(config: Env, cache: Path) -> EnvFamily:
@@ -111,7 +105,7 @@ def _restore(config: Env, cache: Path) -> EnvFamily:
 
 def _observation(text: str, info: Mapping[str, Any]) -> Observation:
     if not isinstance(text, str):
-        raise EnvError(f"the observation {text!r} is no text")
+        raise EnvError(f"the observation {text!r} is not a string")
     return Observation(
         text,
         actions=tuple(map(str, info.get("actions", ()))),

@@ -1,6 +1,6 @@
 """An environment: guess a number from 1 to `env.limit`.
 
-hindsight train nano env.name=env.py "env.kinds=[]" env.limit=20
+hindsight train nano env.name=env.py env.limit=20
 """
 
 from __future__ import annotations

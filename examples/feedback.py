@@ -14,7 +14,7 @@ from hindsight.feedback.transcript import Style, outcome, section, transcript
 from hindsight.rollout.types import Group, TurnAt
 
 
-class ExampleFeedback(FeedbackSource):
+class Example(FeedbackSource):
     """The outcome of the trajectory and its last turns, as the hint of every turn."""
 
     @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ExampleFeedback(FeedbackSource):
 
         last_turns: int = setting(2, "turns at the end of the trajectory that are shown", low=1)
 
-    settings: ExampleFeedback.Settings
+    settings: Example.Settings
 
     def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
         trajectory = group.trajectories[at[0]]

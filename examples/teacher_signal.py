@@ -14,7 +14,7 @@ from hindsight.configs.setting import setting
 from hindsight.learner.signals import TeacherSignal
 
 
-class ExampleSignal(TeacherSignal):
+class Example(TeacherSignal):
     """A' = A + scale · clip(Δ, −1, 1), where Δ is the teacher's log-prob minus the student's."""
 
     @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ExampleSignal(TeacherSignal):
 
         scale: float = setting(0.1, "weight of the teacher's log-ratio", low=0.0)
 
-    settings: ExampleSignal.Settings
+    settings: Example.Settings
 
     def strength(self, step: int) -> float:
         return self.settings.scale

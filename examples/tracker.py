@@ -14,7 +14,7 @@ from hindsight.configs.schema import Tracking
 from hindsight.configs.setting import setting
 
 
-class ExampleTracker(Tracker):
+class Example(Tracker):
     """Appends step and success rate of every step and evaluation to a CSV file in the run's folder."""
 
     @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ExampleTracker(Tracker):
 
         csv_name: str = setting("success.csv", "name of the CSV file")
 
-    settings: ExampleTracker.Settings
+    settings: Example.Settings
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         for name in ("rollout/success", "eval/success"):

@@ -142,6 +142,8 @@ def advantages(group: Group, credit: Credit) -> list[list[np.ndarray]]:
     """
     estimate = ADVANTAGES.find(credit.advantage)
     found: Sequence[Advantage] = estimate(group, ADVANTAGES.complete(credit))
+    if not isinstance(found, Sequence | np.ndarray):
+        raise ValueError(f"credit.advantage = {credit.advantage} returned {found!r}: expected a list")
     if len(found) != len(group.trajectories):
         wrong = f"{len(found)} advantages for {len(group.trajectories)} trajectories"
         raise ValueError(f"credit.advantage = {credit.advantage} returned {wrong}")
@@ -160,7 +162,8 @@ def _by_token(found: Advantage, trajectory: Trajectory, credit: Credit) -> list[
     lengths = [turn.end - turn.start for turn in trajectory.turns]
     if not isinstance(found, Sequence) and np.ndim(found) == 0:
         found = np.full(len(lengths), found)
-    assert isinstance(found, Sequence | np.ndarray)
+    if not isinstance(found, Sequence | np.ndarray):
+        raise ValueError(f"credit.advantage = {credit.advantage} returned {found!r} for a trajectory")
     per_turn = [
         np.full(n, own, np.float32) if np.ndim(own) == 0 else np.asarray(own, np.float32)
         for own, n in zip(found, lengths, strict=False)

@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from hindsight.configs.schema import Config
-from hindsight.envs.runtime.remote import RemoteError, call
+from hindsight.envs.runtime.remote import RemoteDefect, RemoteError, call
 from hindsight.learner.batching import over_ranks
 from hindsight.learner.losses import OBJECTIVES, merge, report
 from hindsight.learner.plan import plan_updates, weigh
@@ -241,5 +241,5 @@ async def answers(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
     """
     try:
         return await asyncio.gather(*calls)
-    except RemoteError as error:
+    except (RemoteError, RemoteDefect) as error:
         raise LearnerError(str(error)) from error

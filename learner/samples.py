@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -53,10 +53,9 @@ class TrainingSample:
         assert held is not None, f"{name} has not been computed"
         return held
 
-    @property
-    def is_distilled(self) -> bool:
-        """Whether the teacher scored tokens for the signal's own loss."""
-        return "signal" in self.masks and self.teacher_logprobs is not None
+    def has(self, columns: Iterable[str]) -> bool:
+        """Whether all these columns have been computed."""
+        return all(getattr(self, name) is not None for name in columns)
 
     def mark(self, loss: str, where: slice) -> None:
         """Give a loss some more tokens."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the configuration loads this module, and torch takes second
 
 
 class TeacherSignal:
-    """No signal: the teacher is not asked, and the advantages stay as they are."""
+    """A use of the teacher's log-probs; this one leaves the advantages as they are."""
 
     Settings: ClassVar[type[Signal]] = Signal
     settings: Signal
@@ -32,7 +32,7 @@ class TeacherSignal:
 
     def strength(self, step: int) -> float:
         """λ after `step` finished training steps; at 0 no teacher is asked for `shape`."""
-        return 0.0
+        return 1.0
 
     @property
     def num_candidates(self) -> int:
@@ -63,6 +63,13 @@ class TeacherSignal:
             old: (P,) log-probs of the sampled tokens before this update's first optimizer step.
         """
         raise NotImplementedError(f"{type(self).__name__} has a loss_weight and no loss")
+
+
+class NoSignal(TeacherSignal):
+    """The entry `none`: the teacher is not asked."""
+
+    def strength(self, step: int) -> float:
+        return 0.0
 
 
 class Reweight(TeacherSignal):
@@ -153,6 +160,9 @@ class Distill(TeacherSignal):
                 yield "signal.tokens = action: distillation needs whole responses, set signal.tokens=response"
 
     settings: Distill.Settings
+
+    def strength(self, step: int) -> float:
+        return 0.0  # it does not shape advantages
 
     @property
     def num_candidates(self) -> int:

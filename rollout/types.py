@@ -16,7 +16,9 @@ from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
 
 Ended = Literal["terminated", "truncated", "context"]  # truncated: turn limit; context: no room for a turn
-FailureKind = Literal["env_died", "env_timeout", "env_error", "engine", "teacher", "judge", "demonstration"]
+FailureKind = Literal[
+    "env_died", "env_timeout", "env_error", "engine", "teacher", "judge", "demonstration", "lost"
+]
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,9 @@ class Worker:
         raise AssertionError("unreachable")
 
 
-def generate_on(handle: Any, engine: int, seconds: float) -> Generate:
+def generate_on(
+    handle: Any, engine: int, seconds: float, setting: str = "rollout.request_timeout"
+) -> Generate:
     """Return a function that generates on one engine actor. It raises EngineError on timeout or failure."""
 
     async def generate(ids: np.ndarray, sampling: Sampling) -> Generation:
@@ -179,7 +181,7 @@ def generate_on(handle: Any, engine: int, seconds: float) -> Generate:
                 sampling,
                 seconds,
                 timeout=seconds,
-                setting="rollout.request_timeout",
+                setting=setting,
                 what=what,
             )
             return generation

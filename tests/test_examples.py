@@ -33,8 +33,9 @@ TINY = [
 ]
 OWN = [
     "method=method.yaml",
+    "credit.advantage=advantage.py",
+    "feedback.source=feedback.py",
     "env.name=env.py",
-    "env.kinds=[]",
     "env.limit=8",
     "signal.name=teacher_signal.py",
     "signal.scale=0.2",
@@ -58,9 +59,6 @@ def test_examples_are_short(name: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_file_can_be_used_at_once(kind: str, tmp_path: Path) -> None:
-    if kind == "method":  # which names the files of the others
-        for other in ("feedback", "advantage"):
-            shutil.copy(EXAMPLES / f"{other}.py", tmp_path)
     written = hindsight(tmp_path, "new", kind, "my_own")
     assert written.returncode == 0, written.stderr
     command = written.stdout.splitlines()[1].split()
@@ -88,3 +86,10 @@ def test_all_examples_train_together_outside_the_clone(tmp_path: Path, ray_local
     ]
     episode = json.loads((tmp_path / "run/trajectories/step-000001.jsonl").read_text().splitlines()[0])
     assert "from 1 to 8" in episode["turns"][0]["observation"]
+
+
+def test_names_of_modules_are_refused(tmp_path: Path) -> None:
+    for name, message in (("random", "already the name"), ("class", "cannot be"), ("My-env", "cannot be")):
+        refused = hindsight(tmp_path, "new", "env", name)
+        assert refused.returncode == 1 and message in refused.stderr
+    assert list(tmp_path.iterdir()) == []

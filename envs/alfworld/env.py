@@ -139,19 +139,15 @@ class AlfworldFamily(EnvFamily):
     name = "alfworld"
     action_format = "tags"
     turn_limit = 50
+    KINDS = KINDS
 
     def __init__(self, config: Env, cache: Path, expert: str = "search") -> None:
         """
         Raises:
             ValueError: the configuration names a task type that ALFWorld lacks.
         """
-        unknown = [kind for kind in config.kinds if kind not in KINDS]
-        if unknown:
-            raise ValueError(
-                f"env.kinds={unknown} are no ALFWorld task types; choose from {', '.join(KINDS)}"
-            )
+        super().__init__(config, cache)
         self._config = config
-        self._kinds = tuple(kind for kind in KINDS if kind in config.kinds or not config.kinds)
         self._cache = cache / "alfworld"
         self._official = official_data(config.data)
         self._root = self._official or self._cache / "games"
@@ -180,7 +176,7 @@ class AlfworldFamily(EnvFamily):
 
     def _generated(self, split: str, count: int) -> tuple[TaskSpec, ...]:
         """The tasks of a panel whose games are made by whoever asks first."""
-        recipe = [FORMAT, version("alfworld"), self._config.seed, split, count, self._kinds]
+        recipe = [FORMAT, version("alfworld"), self._config.seed, split, count, self.kinds]
         key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
         folder = self._root / key
 
@@ -192,7 +188,7 @@ class AlfworldFamily(EnvFamily):
         return tuple(TaskSpec(**task) for task in json.loads(listing.read_text()))
 
     def _write(self, draft: Path, key: str, split: str, count: int) -> Iterator[TaskSpec]:
-        for game in make_games(self._config.seed, split, count, self._kinds):
+        for game in make_games(self._config.seed, split, count, self.kinds):
             path = write_game(draft, game)
             yield _task(path, f"{key}/{path.relative_to(draft)}", str(game.trajectory["task_type"]), split)
 
@@ -200,7 +196,7 @@ class AlfworldFamily(EnvFamily):
         """Solvable official games, drawn by the seed."""
         assert self._official is not None
         folder = self._official / TREE / split
-        queues: dict[str, list[Path]] = {kind: [] for kind in self._kinds}
+        queues: dict[str, list[Path]] = {kind: [] for kind in self.kinds}
         for path in sorted(folder.glob("*/*/game.tw-pddl")):
             name = path.parent.parent.name  # <task type>-<object>-<movable receptacle>-<receptacle>-<scene>
             kind = name.partition("-")[0]
@@ -215,7 +211,7 @@ class AlfworldFamily(EnvFamily):
                 if chosen and len(tasks) < count:
                     tasks.append(_task(chosen, str(chosen.relative_to(self._official)), kind, split))
         if not tasks:
-            raise DataMissing(f"{folder} holds no solvable game.tw-pddl of {', '.join(self._kinds)}: {HOW}")
+            raise DataMissing(f"{folder} holds no solvable game.tw-pddl of {', '.join(self.kinds)}: {HOW}")
         return tuple(tasks)
 
 

@@ -182,6 +182,7 @@ class AppWorldFamily(EnvFamily):
     name = "appworld"
     action_format = "code"
     turn_limit = 40
+    KINDS = KINDS
 
     def __init__(self, config: Env, cache: Path) -> None:
         """
@@ -189,11 +190,7 @@ class AppWorldFamily(EnvFamily):
             ValueError: the configuration names a difficulty that AppWorld lacks.
             DataMissing: the folder of official data holds none.
         """
-        unknown = [kind for kind in config.kinds if kind not in KINDS]
-        if unknown:
-            raise ValueError(
-                f"env.kinds={unknown} are no AppWorld difficulties; choose from {', '.join(KINDS)}"
-            )
+        super().__init__(config, cache)
         self._config = config
         self._cache = cache
         self._official = official_data(config.data)

@@ -116,23 +116,19 @@ class BfclFamily(EnvFamily):
     name = "bfcl"
     action_format = "tools"
     turn_limit = 20
+    KINDS = KINDS
 
     def __init__(self, config: Env, cache: Path) -> None:
         """
         Raises:
             ValueError: the configuration names a set that BFCL lacks.
         """
-        unknown = [kind for kind in config.kinds if kind not in KINDS]
-        if unknown:
-            raise ValueError(
-                f"env.kinds={unknown} are no BFCL multi-turn sets; choose from {', '.join(KINDS)}"
-            )
+        super().__init__(config, cache)
         self._config = config
-        self._kinds = tuple(kind for kind in KINDS if kind in config.kinds or not config.kinds)
 
     def manifest(self) -> Manifest:
         config = self._config
-        return draw_panels(self._kinds, config.train_tasks, config.eval_tasks, config.seed)
+        return draw_panels(self.kinds, config.train_tasks, config.eval_tasks, config.seed)
 
     def preload(self) -> None:
         for name in {name for entry in entries().values() for name in entry.classes}:

@@ -30,11 +30,15 @@ class ActorUnavailable(RemoteError):
 
 
 class ActorLost(RemoteError):
-    """The actor has died, or an object of the call was lost."""
+    """The actor has died."""
+
+
+class AnswerLost(RemoteError):
+    """An object of the call was lost, with the node or process that held it; the actor may be alive."""
 
 
 class RemoteDefect(RuntimeError):
-    """The callee raised something that nobody expects; its traceback is in `__cause__`."""
+    """The callee raised an unexpected exception; its traceback is in `__cause__`."""
 
 
 class Watching(Protocol):
@@ -101,4 +105,4 @@ def no_answer(what: str, error: RayError) -> RemoteError:
         return ActorUnavailable(f"{what}: the actor cannot be reached now ({reason})")
     if isinstance(error, RayActorError):
         return ActorLost(f"{what}: the actor has died ({reason}). " + ADVICE)
-    return ActorLost(f"{what}: the answer was lost ({type(error).__name__}: {reason})")
+    return AnswerLost(f"{what}: the answer was lost ({type(error).__name__}: {reason})")

@@ -154,6 +154,7 @@ class TauFamily(EnvFamily):
     name = "taubench"
     action_format = "tools"
     turn_limit = 30
+    KINDS = DOMAINS
     Settings = TauSettings
 
     def __init__(self, config: TauSettings, cache: Path) -> None:
@@ -161,13 +162,8 @@ class TauFamily(EnvFamily):
         Raises:
             ValueError: there is no such domain, or the simulated user cannot be reached or be in time.
         """
-        unknown = [kind for kind in config.kinds if kind not in DOMAINS]
-        if unknown:
-            raise ValueError(
-                f"env.kinds={unknown} are no domains of TauBench; choose from {', '.join(DOMAINS)}"
-            )
+        super().__init__(config, cache)
         self._config = config
-        self._kinds = tuple(kind for kind in DOMAINS if kind in config.kinds or not config.kinds)
         self._simulated = config.user.source != "scripted"
         if self._simulated:
             _check_user(config)
@@ -179,7 +175,7 @@ class TauFamily(EnvFamily):
         )
 
     def preload(self) -> None:
-        for kind in self._kinds:
+        for kind in self.kinds:
             domain(kind)
         if self._simulated:
             import hindsight.envs.taubench.endpoint  # noqa: F401 - its client is large, and a script needs none
@@ -193,7 +189,7 @@ class TauFamily(EnvFamily):
 
     def _panel(self, split: str, count: int) -> tuple[TaskSpec, ...]:
         """Up to `count` tasks of the split, drawn by the seed, the domains taking turns."""
-        queues = {kind: list(domain(kind).splits[split]) for kind in self._kinds}
+        queues = {kind: list(domain(kind).splits[split]) for kind in self.kinds}
         for kind, queue in queues.items():
             random.Random(f"{self._config.seed} {split} {kind}").shuffle(queue)
         chosen: list[TaskSpec] = []

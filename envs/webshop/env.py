@@ -190,6 +190,7 @@ class WebShopFamily(EnvFamily):
     name = "webshop"
     action_format = "tags"
     turn_limit = 15
+    KINDS = KINDS
 
     @dataclass(frozen=True)
     class Settings(Env):
@@ -202,11 +203,8 @@ class WebShopFamily(EnvFamily):
         Raises:
             ValueError: the configuration names a category that WebShop lacks.
         """
-        unknown = [kind for kind in config.kinds if kind not in KINDS]
-        if unknown:
-            raise ValueError(f"env.kinds={unknown} are no WebShop categories; choose from {', '.join(KINDS)}")
+        super().__init__(config, cache)
         self._config = config
-        self._kinds = config.kinds or KINDS
         self._cache = cache / "webshop"
         # Resolved here, by the driver: shards work in other folders.
         self._official = Path(config.data).expanduser().resolve() if config.data else None
@@ -244,11 +242,11 @@ class WebShopFamily(EnvFamily):
         """Up to `count` goals, drawn by the seed."""
         categories = [product.category for product in (data.products[goal.asin] for goal in data.goals)]
         chosen = [
-            number for number in numbers if number < len(categories) and categories[number] in self._kinds
+            number for number in numbers if number < len(categories) and categories[number] in self.kinds
         ]
         if not chosen:
             raise DataMissing(
-                f"of {len(data.goals)} goals none is for {split} and of {', '.join(self._kinds)}: "
+                f"of {len(data.goals)} goals none is for {split} and of {', '.join(self.kinds)}: "
                 "take more products or other env.kinds"
             )
         random.Random(f"{self._config.seed} {split}").shuffle(chosen)

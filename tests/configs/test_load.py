@@ -55,7 +55,7 @@ def test_the_result_is_frozen() -> None:
 
 def test_a_base_that_leads_back_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.yaml", "base: b.yaml\n")
-    assert "leads back" in problems(write(tmp_path, "b.yaml", "base: a.yaml\n"))
+    assert "forms a cycle" in problems(write(tmp_path, "b.yaml", "base: a.yaml\n"))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_replaced_method_leaves_nothing_of_its_own() -> None:
 
 @pytest.mark.parametrize("key", RENAMED)
 def test_a_renamed_setting_names_its_new_one(key: str) -> None:
-    assert problems(None, f"{key}=1") == f"command line: unknown setting {key!r}. It is now {RENAMED[key]}"
+    assert problems(None, f"{key}=1") == f"command line: unknown setting {key!r}. {RENAMED[key]}"
 
 
 def test_renamed_settings_lead_to_settings() -> None:
@@ -198,8 +198,10 @@ def test_renamed_settings_lead_to_settings() -> None:
         for signal in ("reweight", "distill")
         for item in settings(load(None, [*entries, f"signal.name={signal}"]))
     }
-    for key, now in RENAMED.items():
-        assert re.match(r"[\w.]+", now).group().rstrip(".") in known and key not in known, key
+    for key, hint in RENAMED.items():
+        now = re.match(r"It is now ([\w.]+)|It was removed", hint)
+        assert now and key not in known
+        assert now[1] is None or now[1].rstrip(".") in known, key
 
 
 @pytest.mark.parametrize("recipe", recipes())
@@ -215,3 +217,24 @@ def test_a_base_names_no_environment_and_no_method(base: str) -> None:
     assert "method" not in values and not {"name", "data", "kinds"} & values["env"].keys()
     assert not values.keys() & {"credit", "feedback", "judge", "signal"}
     assert not any(name in text.lower().split() for name in ENVIRONMENTS.builtin)
+
+
+def test_another_environment_drops_the_task_types_and_data_of_a_recipes_own(tmp_path: Path) -> None:
+    assert load("nano").env.kinds == ["pick_and_place_simple"]
+    assert load("nano", ["env.name=webshop"]).env.kinds == []
+    assert load("nano", ["env.name=webshop", "env.kinds=[garden]"]).env.kinds == ["garden"]
+    recipe = write(tmp_path, "mine.yaml", "base: nano\nenv: {name: bfcl, kinds: [base]}\n")
+    assert load(recipe).env.kinds == ["base"]
+
+
+def test_a_setting_of_another_entry_names_it() -> None:
+    assert problems(None, "env.goals=human").endswith("It belongs to env.name=webshop")
+    assert problems(None, "credit.history_offset=1").endswith("It belongs to credit.advantage=hgpo")
+
+
+def test_a_folder_with_the_name_of_a_recipe_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nano").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load("nano") == load(recipes()["nano"])

@@ -9,6 +9,8 @@ from contextlib import closing
 import pytest
 from slot_tools import run_async
 
+from hindsight.configs.check import check
+from hindsight.configs.load import load
 from hindsight.configs.schema import Env
 from hindsight.envs.base import EnvError, NoDemonstration, SettingError
 from hindsight.envs.reference import play_references
@@ -16,8 +18,13 @@ from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.slot import Forkserver, Slot
 
 SOURCE = '''
+from dataclasses import dataclass
+
 import gymnasium
 from gymnasium.spaces import Discrete, Text
+
+from hindsight.configs.schema import Env
+from hindsight.configs.setting import setting
 
 
 class Door(gymnasium.Env):
@@ -43,6 +50,18 @@ class Door(gymnasium.Env):
 
 class Grid(Door):
     action_space = Discrete(4)
+
+
+@dataclass(frozen=True)
+class Locks(Env):
+    locks: int = setting(1, "locks to open", low=1)
+
+
+class LockedDoor(Door):
+    Settings = Locks
+
+    def __init__(self, settings):
+        self.locks = settings.locks
 
 '''
 
@@ -106,8 +125,16 @@ def test_success_is_what_info_says(module):
         env.step("nan")
 
 
+def test_its_own_settings_reach_it(module):
+    config = load(None, ["env.name=doors:LockedDoor", "env.locks=3"])
+    assert make_family(config.env).make()._env.locks == 3
+    assert "env.locks = 0: expected an integer >= 1" in check(
+        load(None, ["env.name=doors:LockedDoor", "env.locks=0"])
+    )
+
+
 def test_other_spaces_are_refused(module):
-    with pytest.raises(SettingError, match=r"env\.name='doors:Grid': its action_space is Discrete\(4\)"):
+    with pytest.raises(SettingError, match=r"env\.name='doors:Grid': action_space is Discrete\(4\)"):
         family_of("doors:Grid").make()
 
 
