@@ -10,7 +10,7 @@ RENAMED = {
     "rollout.gpu_memory": "It is now rollout.gpu_memory_utilization",
     "rollout.eval_temperature": "It is now evaluate.temperature",
     **{
-        f"warm_start.{name}": f"sft.{name}"
+        f"warm_start.{name}": f"It is now sft.{name}"
         for name in ("demos", "epochs", "lr", "batch_rows", "noise", "hints")
     },
     "credit.normalise": "It is now credit.normalize",

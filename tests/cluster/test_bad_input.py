@@ -47,7 +47,10 @@ def listener() -> Iterator[int]:
         ("teacher.ema=0.05", "unknown setting 'teacher.ema'. It is now teacher.ema_decay"),
         ("env.name=webshp", "env.name = 'webshp' is unknown. Did you mean 'webshop'?"),
         ("method=serll", "method = 'serll' is unknown. Did you mean 'serl'?"),
-        ("signal.name=none signal.clip=0.1", "unknown setting 'signal.clip'. Did you mean"),
+        (
+            "signal.name=none signal.clip=0.1",
+            "unknown setting 'signal.clip'. It belongs to signal.name=reweight",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(setting: str, said: str) -> None:
@@ -82,8 +85,9 @@ def test_an_evaluation_keeps_the_customer_of_the_training_run(
 
     monkeypatch.setattr(hindsight.cluster.commands, "eval_run", run)
     (tmp_path / "config.json").touch()
+    settings = ["env.name=taubench", "env.kinds=[retail]", "env.step_timeout=200", "env.reset_timeout=200"]
     for user in ("env.user.source=engine", "env.user.source=scripted"):
-        asked = ["eval", str(tmp_path), RECIPE, "env.name=taubench", user, "env.kinds=[retail]"]
+        asked = ["eval", str(tmp_path), RECIPE, *settings, user]
         assert CliRunner().invoke(app, asked).exit_code == 0
     assert [config.env.served_model for config, _ in seen] == ["", None]
     assert {(config.model.path, user_model) for config, user_model in seen} == {(str(tmp_path), "nano")}

@@ -65,13 +65,15 @@ def trainer(asked: list[str], config: Config, *, scorers: tuple[str, ...], criti
 
 
 BOTH = ("teacher", "reference")
-TEACHER, EVERYWHERE = {"teacher": True}, {"everywhere": True}
-NCCL = Config(weight_sync=WeightSync(transport="nccl"))
-STORE = Config()
+SYNCS = Teacher(sync_every=2)
+DUE, EARLY, EVERYWHERE = {"step": 4}, {"step": 3}, {"everywhere": True}
+NCCL = Config(weight_sync=WeightSync(transport="nccl"), teacher=SYNCS)
+STORE = Config(teacher=SYNCS)
+FROZEN = Config(teacher=Teacher(sync_every=0))
 ADAPTER = Config(
     learner=Learner(lora=Lora(rank=8)),
     weight_sync=WeightSync(transport="nccl"),
-    teacher=Teacher(ema_decay=0.5),
+    teacher=Teacher(sync_every=2, ema_decay=0.5),
 )
 
 
@@ -79,21 +81,23 @@ ADAPTER = Config(
     ("config", "to", "scorers", "critic", "expected"),
     [
         (NCCL, {}, BOTH, True, ["broadcast"]),
-        (NCCL, TEACHER, BOTH, True, ["broadcast", "export", "teacher"]),
+        (NCCL, DUE, BOTH, True, ["broadcast", "export", "teacher"]),
         (NCCL, EVERYWHERE, BOTH, True, ["broadcast", "export", "teacher", "reference", "critic"]),
         (NCCL, EVERYWHERE, (), True, ["broadcast", "export", "critic"]),
         (NCCL, EVERYWHERE, (), False, ["broadcast"]),
-        (NCCL, TEACHER, ("reference",), True, ["broadcast"]),
+        (NCCL, DUE, ("reference",), True, ["broadcast"]),
         (STORE, {}, BOTH, True, ["export", "sync_weights"]),
-        (STORE, TEACHER, BOTH, True, ["export", "sync_weights", "teacher"]),
-        (ADAPTER, TEACHER, BOTH, True, ["export", "sync_weights", "export_average", "teacher"]),
+        (STORE, EARLY, BOTH, True, ["export", "sync_weights"]),
+        (FROZEN, DUE, BOTH, True, ["export", "sync_weights"]),
+        (STORE, DUE, BOTH, True, ["export", "sync_weights", "teacher"]),
+        (ADAPTER, DUE, BOTH, True, ["export", "sync_weights", "export_average", "teacher"]),
         (ADAPTER, EVERYWHERE, (), True, ["export", "sync_weights", "export_merged", "critic"]),
     ],
 )
 def test_weights_are_exported_only_for_those_who_need_them(
     asked: list[str],
     config: Config,
-    to: dict[str, bool],
+    to: dict[str, Any],
     scorers: tuple[str, ...],
     critic: bool,
     expected: list[str],

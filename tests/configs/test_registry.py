@@ -39,15 +39,15 @@ def _hidden(group, credit):
 TRACKERS_FILE = '''
 from dataclasses import dataclass
 from hindsight.cluster.trackers import Tracker
-from hindsight.configs.schema import Tracker as TrackerSettings
+from hindsight.configs.schema import Tracking
 from hindsight.configs.setting import setting
 
 @dataclass(frozen=True)
-class Listed(TrackerSettings):
+class Listed(Tracking):
     list_length: int = setting(3, "rows to keep", low=1)
 
 @dataclass(frozen=True)
-class Named(TrackerSettings):
+class Named(Tracking):
     title: str = setting("run", "name of the run")
 
 class List(Tracker):
@@ -249,7 +249,7 @@ def test_settings_that_extend_each_other_are_one_section(file, order: tuple[str,
         ("credit.advantage=''", "credit.advantage = '' is unknown. "),
         (
             "credit.advantage=ghost:est",
-            "credit.advantage = 'ghost:est': cannot import ghost: No module",
+            "credit.advantage = 'ghost:est': cannot import ghost: ModuleNotFoundError: No module",
         ),
         ("credit.advantage=math:ghost", "credit.advantage = 'math:ghost': math has no attribute 'ghost'"),
         ("credit.advantage=math:pi", "credit.advantage = 'math:pi': pi is not a function"),
@@ -271,13 +271,16 @@ def test_settings_that_extend_each_other_are_one_section(file, order: tuple[str,
         ),
         (
             "credit.advantage=syn.py",
-            "credit.advantage = 'syn.py': cannot import syn: invalid syntax (syn.py, ",
+            "credit.advantage = 'syn.py': cannot import syn: SyntaxError: invalid syntax (syn.py, ",
         ),
         ("credit.advantage=two.py", "credit.advantage = 'two.py': expected exactly one advantage estimator"),
-        ("credit.advantage=needs.py", "credit.advantage = 'needs.py': cannot import needs: No module"),
+        (
+            "credit.advantage=needs.py",
+            "credit.advantage = 'needs.py': cannot import needs: ModuleNotFoundError: No module",
+        ),
         (
             "credit.advantage=odd.py",
-            "credit.advantage = 'odd.py': its Settings must be a dataclass that",
+            "credit.advantage = 'odd.py': its Settings must be a frozen dataclass that",
         ),
         ("credit.advantage=json.py", "credit.advantage = 'json.py': another module is already called json "),
     ],

@@ -34,7 +34,9 @@ def test_a_family_gets_its_settings_and_the_cache(monkeypatch, tmp_path):
 def test_a_family_of_ones_own_is_named_by_module_and_class(monkeypatch, tmp_path):
     monkeypatch.setenv("HINDSIGHT_CACHE", str(tmp_path))
     assert isinstance(make_family(Env(name=f"{__name__}:Family")), Family)
-    with pytest.raises(SettingError, match=r"cannot import nowhere: No module named 'nowhere'"):
+    with pytest.raises(
+        SettingError, match=r"cannot import nowhere: ModuleNotFoundError: No module named 'nowhere'"
+    ):
         make_family(Env(name="nowhere:Family"))
     with pytest.raises(SettingError, match=r"no attribute 'Lost'"):
         make_family(Env(name=f"{__name__}:Lost"))
