@@ -7,10 +7,10 @@ CONFIG ?= configs/alfworld.yaml
 .PHONY: help
 help:
 	@echo 'make setup    .venv with the pinned packages (cpu, or gpu where a GPU is found)'
-	@echo 'make train    set up, then train $(CONFIG) or go on with it; ARGS="key=value ..." overrides settings'
+	@echo 'make train    set up, then train $(CONFIG) or resume it; ARGS="key=value ..." overrides settings'
 	@echo 'make test     set up, then run the tests; ARGS goes to pytest'
-	@echo 'make lint     style, formatting and types; make format mends the first two'
-	@echo 'make lock     choose all package versions anew; make clean removes .venv and caches, never runs/'
+	@echo 'make lint     check style, formatting and types; make format fixes the first two'
+	@echo 'make lock     update all package versions; make clean removes .venv and caches, never runs/'
 
 setup:
 	@scripts/setup

@@ -31,7 +31,7 @@ from hindsight.configs.paths import SOURCE
 from hindsight.configs.schema import Config, Env
 from hindsight.envs.base import EnvFamily, Observation, StepResult, TextEnv
 from hindsight.envs.registry import make_family
-from hindsight.envs.runtime.pool import PoolHandles, Seats, start_pool
+from hindsight.envs.runtime.pool import PoolHandles, SlotPool, start_pool
 from hindsight.envs.runtime.shard import SlotLimits
 from hindsight.envs.runtime.slot import Forkserver, Slot
 from hindsight.envs.tasks import TaskSpec
@@ -102,8 +102,8 @@ async def every_way(family: EnvFamily, most: int, handles: PoolHandles) -> Async
     try:
         async with AsyncExitStack() as stack:
             slots = [await Slot.start(server, DEADLINE) for _ in range(most)]
-            seats = Seats(handles.shards, most, SlotLimits.of(Env(slots=most)), patience=DEADLINE)
-            leases = [await stack.enter_async_context(seats.lease()) for _ in range(most)]
+            pool = SlotPool(handles.shards, most, SlotLimits.of(Env(slots=most)), patience=DEADLINE)
+            leases = [await stack.enter_async_context(pool.lease()) for _ in range(most)]
             yield {"in process": [Direct(direct)], "slot": list(map(Isolated, slots)), "shard actor": leases}
     finally:
         direct.close()
@@ -125,8 +125,8 @@ async def compare(
     family: EnvFamily, at_once: Sequence[int], steps: int, rounds: int, handles: PoolHandles
 ) -> Table:
     """One row per way and number of episodes at once: steps/s and share of the in-process speed."""
-    panel = family.manifest().train
-    tasks = [panel[index % len(panel)] for index in range(max(at_once))]
+    drawn = family.manifest().train
+    tasks = [drawn[index % len(drawn)] for index in range(max(at_once))]
     plans = plans_of(family, tasks)
     speeds: dict[tuple[str, int], list[float]] = {}
     async with every_way(family, max(at_once), handles) as ways:

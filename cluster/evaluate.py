@@ -123,11 +123,11 @@ async def evaluate(
 
     trials = await open_trials(config, actors, renderer, train, (task.kind for _, task in episodes), moved)
     # The timeout is for an episode, not for its wait in the queue.
-    seats = asyncio.Semaphore(config.env.at_once)
+    free = asyncio.Semaphore(config.env.at_once)
 
     async def play(index: int, task: TaskSpec) -> Attempts:
         nonlocal done
-        async with seats:
+        async with free:
             attempts = await trials.play(index, task, moved)
         done += 1
         moved()

@@ -38,15 +38,14 @@ async def collect(
         RunError: none succeeded.
     """
     settings, done, failures = config.sft, 0, list[Failure]()
-    seats = asyncio.Semaphore(
-        config.env.at_once
-    )  # the timeout is for an episode, not for its wait in the queue
+    # The timeout is for an episode, not for its wait in the queue.
+    free = asyncio.Semaphore(config.env.at_once)
 
     async def play(index: int) -> Demonstration | None:
         nonlocal done
         task = tasks[index % len(tasks)]
         try:
-            async with seats:
+            async with free:
                 shown: Demonstration = await call(
                     actors.worker,
                     "demonstrate",

@@ -89,18 +89,18 @@ class Actors:
 
 def plan_bundles(config: Config, gpus: float, *, learner: bool, teacher: bool) -> list[Bundle]:
     """Return what to reserve. `cluster.share_gpu` splits one GPU; without GPUs, actors share cores."""
-    beside = ["critic"] * config.learner.ranks if learner and config.needs_critic else []
-    beside += ["teacher"] * teacher + ["reference"] * (learner and config.loss.kl > 0)
+    others = ["critic"] * config.learner.ranks if learner and config.needs_critic else []
+    others += ["teacher"] * teacher + ["reference"] * (learner and config.loss.kl > 0)
     if gpus == 0:
         engine, rank, other = (0.5, 0.0), (0.5, 0.0), (0.25, 0.0)
     elif config.cluster.share_gpu:
         # Rounded down to Ray's resolution of 1/10,000.
-        engine, rank, other = (1.0, 0.4), (1.0, 0.4), (1.0, 2000 // max(1, len(beside)) / 10_000)
+        engine, rank, other = (1.0, 0.4), (1.0, 0.4), (1.0, 2000 // max(1, len(others)) / 10_000)
     else:
         engine, rank, other = (1.0, float(config.rollout.tensor_parallel)), (1.0, 1.0), (1.0, 1.0)
     bundles = [Bundle("engine", *engine) for _ in range(config.rollout.engines)]
     bundles += [Bundle("learner", *rank) for _ in range(config.learner.ranks if learner else 0)]
-    bundles += [Bundle(role, *other) for role in beside]
+    bundles += [Bundle(role, *other) for role in others]
     bundles += [Bundle("user", *engine)] if config.env.served_model is not None else []
     return bundles
 

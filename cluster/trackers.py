@@ -1,4 +1,4 @@
-"""Where metrics go beside metrics.jsonl: TensorBoard, Ray's metrics, or a tracker of your own."""
+"""Where metrics go in addition to metrics.jsonl: TensorBoard, Ray's metrics, or a tracker of your own."""
 
 from __future__ import annotations
 

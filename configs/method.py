@@ -27,7 +27,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Credit(Section):
-    """Who did how well: the advantage of every token. An estimator may extend it."""
+    """Credit assignment: the advantage of every sampled token. An estimator may extend it."""
 
     critic: ClassVar[bool] = False  # whether a critic's values take the place of sibling rollouts
 

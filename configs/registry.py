@@ -1,7 +1,7 @@
 """What a setting names: a built-in by its short name, `module:Name`, or a Python file.
 
-Hindsight is open at five places, all alike. Each has a registry here, and each entry may bring settings of
-its own: a dataclass called `Settings` that extends the section of the configuration it is named in.
+Five settings accept code of your own. Each has a registry here, and each entry may bring a dataclass called
+`Settings`, which extends the section of the configuration that names the entry.
 
     env.name          an EnvFamily (hindsight.envs.base) or a gymnasium.Env
     feedback.source   a FeedbackSource (hindsight.feedback.source)

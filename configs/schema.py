@@ -182,7 +182,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Tracking(Section):
-    """Where metrics go beside metrics.jsonl. A tracker may extend it."""
+    """Where metrics go in addition to metrics.jsonl. A tracker may extend it."""
 
     names: list[str] = setting(["tensorboard", "ray"], "trackers: tensorboard, ray or your own")
 

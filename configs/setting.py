@@ -1,4 +1,4 @@
-"""A setting: a dataclass field with its meaning and its range; its type says the rest."""
+"""A setting: a dataclass field that carries its meaning and its range."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def fit(samples: Sequence[TrainingSample]) -> dict[str, float]:
 
 
 def _estimate(trajectory: Trajectory, samples: Sequence[TrainingSample], credit: GaeSettings) -> None:
-    """Do so for one trajectory, whose steps may be in several sequences."""
+    """Put advantages and returns on one trajectory, whose steps may be in several sequences."""
     if not samples:
         return
     steps = [sample.select("value") for sample in samples]

@@ -11,7 +11,7 @@ import numpy as np
 
 from hindsight.configs.schema import Config
 from hindsight.envs.base import DataMissing, Demonstration, EnvError, NoDemonstration, SlotDied, SlotTimeout
-from hindsight.envs.runtime.pool import Seats
+from hindsight.envs.runtime.pool import SlotPool
 from hindsight.envs.runtime.remote import RemoteError, call
 from hindsight.envs.runtime.shard import SlotLimits
 from hindsight.envs.tasks import TaskSpec
@@ -45,7 +45,7 @@ class Worker:
         self._renderer = load_renderer(model, config)
         self._engines = engines
         limits, patience = SlotLimits.of(config.env), config.cluster.stall_timeout
-        self._seats = Seats(shards, config.env.slots, limits, patience)
+        self._slots = SlotPool(shards, config.env.slots, limits, patience)
         self._router = Router(len(engines))
         self._limits = EpisodeLimits(config.env.max_turns, config.rollout.max_tokens)
 
@@ -83,7 +83,7 @@ class Worker:
         """
 
         async def attempt() -> Demonstration:
-            async with self._seats.lease() as slot:
+            async with self._slots.lease() as slot:
                 demonstration: Demonstration = await slot.demonstrate(task, seed, noise)
                 return demonstration
 
@@ -104,7 +104,7 @@ class Worker:
             nonlocal failed
             engine = None
             try:
-                async with self._seats.lease() as slot:
+                async with self._slots.lease() as slot:
                     engine = self._router.place(ordinal, avoid=failed)
                     generate = generate_on(
                         self._engines[engine], engine, self._config.rollout.request_timeout
@@ -130,7 +130,7 @@ class Worker:
         """Add the task's reference solution to a group, or a failure if infrastructure failed."""
 
         async def attempt() -> list[str] | None:
-            async with self._seats.lease() as slot:
+            async with self._slots.lease() as slot:
                 actions: list[str] | None = await slot.reference(group.task)
                 return actions
 

@@ -155,11 +155,11 @@ class AlfworldFamily(EnvFamily):
 
     def manifest(self) -> Manifest:
         return Manifest(
-            train=self.panel("train", self._config.train_tasks),
-            evaluation=self.panel("valid_unseen", self._config.eval_tasks),
+            train=self.draw("train", self._config.train_tasks),
+            evaluation=self.draw("valid_unseen", self._config.eval_tasks),
         )
 
-    def panel(self, split: str, count: int) -> tuple[TaskSpec, ...]:
+    def draw(self, split: str, count: int) -> tuple[TaskSpec, ...]:
         """Up to `count` tasks of "train", "valid_seen" or "valid_unseen", the kinds taking turns.
 
         Raises:
@@ -175,7 +175,7 @@ class AlfworldFamily(EnvFamily):
         return AlfworldEnv(self._root, self._cache, self._config.max_turns, self._expert)
 
     def _generated(self, split: str, count: int) -> tuple[TaskSpec, ...]:
-        """The tasks of a panel whose games are made by whoever asks first."""
+        """The tasks of a split whose games are made by whoever asks first."""
         recipe = [FORMAT, version("alfworld"), self._config.seed, split, count, self.kinds]
         key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
         folder = self._root / key

@@ -83,7 +83,7 @@ class Expert(ABC):
 
 
 class SearchExpert(Expert):
-    """Searches the room receptacle by receptacle; see the module's text."""
+    """Searches the room receptacle by receptacle; see the module docstring."""
 
     def __init__(self, first: Observation) -> None:
         self.wish = Wish.read(first.text)
@@ -158,7 +158,7 @@ class SearchExpert(Expert):
 
 
 class UpstreamExpert(Expert):
-    """ALFWorld's handcoded player, mended: its bookkeeping waits for `put`, the verb of older game files.
+    """ALFWorld's handcoded agent, fixed: its bookkeeping waits for `put`, the verb of older game files.
 
     It also reads facts from the game's state: what is held, what is clean, hot or cool, what lies in the
     target receptacle.

@@ -1,7 +1,7 @@
 """TextWorld's PDDL environment without its repeated work; what it says and does stays the same.
 
 Upstream translates every game four times per episode (PDDL to the planner's SAS format), parses its grammars
-anew for every sentence and copies deeply. Here
+again for every sentence and copies deeply. Here
 
 - a game is translated once and kept in a folder that every process shares; the second translation, which only
   `policy_commands` and a missing walkthrough need, waits until it is asked for;

@@ -2,7 +2,7 @@
 
     AppWorldFamily ──manifest──► tasks: our own small set made once into the cache, or the official data
                    ──make──────► AppWorldEnv ──► `envs.appworld.server` in AppWorld's own interpreter
-                                                   └─► the agent's code, shut in (`envs.runtime.sandbox`)
+                                                   └─► the agent's code, isolated (`envs.runtime.sandbox`)
 
 An action is one piece of Python; what it defines stays for the next one. Success is upstream's: every test of
 the task passes on the final databases. Decrypted parts of AppWorld may not be published: what is unpacked or
@@ -21,7 +21,7 @@ from textwrap import dedent
 from typing import Any
 
 from hindsight.configs.schema import Env
-from hindsight.envs.appworld.host import VARIABLES, Nursery, ServerHandle, nursery, program
+from hindsight.envs.appworld.host import VARIABLES, ServerHandle, Zygote, program, zygote
 from hindsight.envs.appworld.tasks import TURN
 from hindsight.envs.base import (
     DataMissing,
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 KINDS = ("difficulty_1", "difficulty_2", "difficulty_3")  # upstream's grades
-SPLITS = {"train": "train", "evaluation": "test_normal"}  # upstream's datasets that the panels are drawn from
+SPLITS = {"train": "train", "evaluation": "test_normal"}  # upstream's datasets that the tasks are drawn from
 BEFORE = 0.9  # of a deadline: the server's is over before the owner of this process loses patience with it
 RULES = """\
 You are an assistant that runs errands for {first_name} {last_name} (email {email}, phone {phone_number}), \
@@ -74,10 +74,10 @@ class AppWorldEnv(TextEnv):
     (`envs.runtime.sandbox`).
     """
 
-    def __init__(self, nursery: Nursery, config: Env, mode: str = "") -> None:
+    def __init__(self, zygote: Zygote, config: Env, mode: str = "") -> None:
         """
         Args:
-            nursery: starts the server.
+            zygote: starts the server.
             config: the limits on turns and time.
             mode: of isolation; the strongest that works here by default.
 
@@ -85,8 +85,8 @@ class AppWorldEnv(TextEnv):
             EnvError: the server does not become ready.
         """
         super().__init__(config.max_turns)
-        self._root = nursery.root
-        self._nursery = nursery
+        self._root = zygote.root
+        self._zygote = zygote
         self._config = config
         self._wanted = mode
         self._server: ServerHandle | None = None
@@ -117,7 +117,7 @@ class AppWorldEnv(TextEnv):
         Args:
             ran: the server's answer to that code.
         """
-        # Lost: the agent's code has broken its own world, which is a lost episode and no failure of ours.
+        # Lost: the agent's code has broken its own world. It loses the episode; the infrastructure is fine.
         found = ran if "lost" in ran else self._call("evaluate", seconds=self._config.step_timeout)
         if "lost" in found:
             return Verdict(0.0, False, {"lost": found["lost"], "share": 0.0})
@@ -149,9 +149,9 @@ class AppWorldEnv(TextEnv):
             "mode": self._wanted,
         }
         try:
-            self._server = ServerHandle(self._nursery, settings, BEFORE * self._config.reset_timeout)
+            self._server = ServerHandle(self._zygote, settings, BEFORE * self._config.reset_timeout)
         except Lost as error:
-            kind = EnvError if self._nursery.alive else InstanceLost
+            kind = EnvError if self._zygote.alive else InstanceLost
             raise kind(f"AppWorld's server failed: {error}") from error
         self.mode = self._server.mode
 
@@ -201,20 +201,20 @@ class AppWorldFamily(EnvFamily):
             DataMissing: AppWorld is not installed, or the data lack a dataset.
         """
         return Manifest(
-            train=self._panel("train", self._config.train_tasks),
-            evaluation=self._panel("evaluation", self._config.eval_tasks),
+            train=self._draw("train", self._config.train_tasks),
+            evaluation=self._draw("evaluation", self._config.eval_tasks),
         )
 
     def preload(self) -> None:
-        self._nursery()
+        self._zygote()
 
     refresh = preload
 
     def make(self) -> AppWorldEnv:
-        return AppWorldEnv(self._nursery(), self._config)
+        return AppWorldEnv(self._zygote(), self._config)
 
-    def _nursery(self) -> Nursery:
-        return nursery(interpreter(self.name, self._cache), self.root)
+    def _zygote(self) -> Zygote:
+        return zygote(interpreter(self.name, self._cache), self.root)
 
     @property
     def root(self) -> Path:
@@ -231,8 +231,8 @@ class AppWorldFamily(EnvFamily):
 
         return atomic_dir(self._cache / "appworld" / f"mini-{origin}", make)
 
-    def _panel(self, panel: str, count: int) -> tuple[TaskSpec, ...]:
-        split, root = SPLITS[panel], self.root
+    def _draw(self, part: str, count: int) -> tuple[TaskSpec, ...]:
+        split, root = SPLITS[part], self.root
         listing = root / "data" / "datasets" / f"{split}.txt"
         if not listing.is_file():
             raise DataMissing(f"{listing} is not there: {HOW}")

@@ -1,8 +1,8 @@
 """AppWorld's own interpreter, seen from ours: it imports AppWorld once; slots' servers are forked from there.
 
-    Nursery ──► `envs.appworld.server`, with AppWorld in memory ──fork──► ServerHandle ──► server of one slot
+    Zygote ──► `envs.appworld.server`, with AppWorld in memory ──fork──► ServerHandle ──► server of one slot
 
-A shard's slots inherit the nursery from the process that they are forked from. It and its servers end when
+A shard's slots inherit the zygote from the process that they are forked from. It and its servers end when
 nobody holds their sockets any more, however their owners died.
 """
 
@@ -46,7 +46,7 @@ def program(python: Path, name: str, *arguments: str | int) -> list[str]:
     return [str(python), "-I", "-c", BOOT.format(path=path, name=name, arguments=arguments)]
 
 
-class Nursery:
+class Zygote:
     """A process that has imported AppWorld, for servers to be forked from: some seconds and 300 MB, once."""
 
     def __init__(self, python: Path, root: Path) -> None:
@@ -76,7 +76,7 @@ class Nursery:
         """A new server and its pid; it answers once AppWorld is imported.
 
         Raises:
-            Lost: the nursery is dead, or was silent for so many seconds and has been killed.
+            Lost: the zygote is dead, or was silent for so many seconds and has been killed.
         """
         ours, theirs = socket.socketpair()
         lines = Lines(ours)
@@ -115,23 +115,23 @@ class _Process:
         self._descriptor = -1
 
 
-_NURSERIES: dict[tuple[Path, Path], Nursery] = {}
+_ZYGOTES: dict[tuple[Path, Path], Zygote] = {}
 
 
-def nursery(python: Path, root: Path) -> Nursery:
-    """This process's nursery, another where it has died; processes forked from this one use it too."""
-    found = _NURSERIES.get((python, root))
+def zygote(python: Path, root: Path) -> Zygote:
+    """This process's zygote, another where it has died; processes forked from this one use it too."""
+    found = _ZYGOTES.get((python, root))
     if found is None or not found.alive:
         if found:
-            log.warning("AppWorld's nursery has died: starting another")
-        found = _NURSERIES[python, root] = Nursery(python, root)
+            log.warning("AppWorld's zygote has died: starting another")
+        found = _ZYGOTES[python, root] = Zygote(python, root)
     return found
 
 
 class ServerHandle:
     """The server of one slot; `mode` tells how it isolates the agent's code (`envs.runtime.sandbox`)."""
 
-    def __init__(self, nursery: Nursery, settings: dict[str, Any], seconds: float) -> None:
+    def __init__(self, zygote: Zygote, settings: dict[str, Any], seconds: float) -> None:
         """
         Args:
             settings: as `envs.appworld.server.Server` has them, but for the folder.
@@ -141,7 +141,7 @@ class ServerHandle:
             Lost, EnvError: it does not get ready.
         """
         until = time.monotonic() + seconds
-        self.lines, self.pid = nursery.fork(seconds)
+        self.lines, self.pid = zygote.fork(seconds)
         self._process = _Process(self.pid)
         self.folder = Path(tempfile.mkdtemp(prefix="hindsight-appworld-"))  # the server removes it, or we do
         try:

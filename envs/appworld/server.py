@@ -1,14 +1,14 @@
 """AppWorld's side of `envs.appworld.env`: what runs in AppWorld's own interpreter.
 
-    nursery ──fork──► server of one slot ──fork──► world: upstream's AppWorld and the agent's code, shut in
-                                         ──fork──► judge: upstream's evaluator, shut in too
+    zygote ──fork──► server of one slot ──fork──► world: upstream's AppWorld and the agent's code, isolated
+                                         ──fork──► judge: upstream's evaluator, isolated too
 
-Nothing listens anywhere: nursery and server inherit one end of a socket pair each, and end when the other
-end closes. The nursery imports AppWorld once and stays as it is, a server never runs an agent's code, and
+Nothing listens anywhere: zygote and server inherit one end of a socket pair each, and end when the other
+end closes. The zygote imports AppWorld once and stays as it is, a server never runs an agent's code, and
 every episode gets a world forked from it, so that nothing that an agent's code did to its interpreter
 outlives the episode. A world sees its own task without the ground truth. When the episode ends, the
 databases that upstream has saved go to a judge, which sees the ground truth and never ran the agent's code.
-They are SQL statements from a world that is not trusted, so the judge is shut in too.
+They are SQL statements from a world that is not trusted, so the judge is isolated too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from appworld.common.utils import import_apis_module, import_models_module
 from appworld.evaluator import evaluate_task
 
 from hindsight.envs.runtime.json_lines import Lines, Lost, channels
-from hindsight.envs.runtime.sandbox import Child, Room, clear, spawn, strongest
+from hindsight.envs.runtime.sandbox import Child, Permissions, clear, spawn, strongest
 
 TASK = re.compile(r"[A-Za-z0-9-]+_[0-9]+")
 RUN = "episode"  # upstream's name of an experiment
@@ -148,7 +148,7 @@ class Server:
 
     def hello(self) -> dict[str, Any]:
         if not self._mode:
-            self._mode, self._weaker = strongest(Room(self._folder, {}))
+            self._mode, self._weaker = strongest(Permissions(self._folder, {}))
         return {"pid": os.getpid(), "mode": self._mode, "weaker": self._weaker}
 
     def reset(self, task: str) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Server:
         task = self._task
         try:
             databases = self._say(self._world, "saved", GRACE * self._seconds)
-        except (Lost, RuntimeError) as error:  # the agent's doing: it must not pass for a failure of ours
+        except (Lost, RuntimeError) as error:  # the agent caused it: not an infrastructure failure
             return {"lost": f"its databases were not saved: {error}"}
         finally:
             self.drop()
@@ -204,8 +204,8 @@ class Server:
     def _spawn(self, names: list[str], work: Callable[[Lines], None]) -> Child:
         folder = Path("data/tasks") / self._task
         paths = ["data/api_docs", "data/base_dbs", *(str(folder / name) for name in names)]
-        room = Room(self._folder, {path: self._root / path for path in paths}, cpu=self._cpu)
-        return spawn(self._mode, room, work)
+        permissions = Permissions(self._folder, {path: self._root / path for path in paths}, cpu=self._cpu)
+        return spawn(self._mode, permissions, work)
 
     def _say(self, child: Child, request: Any, seconds: float) -> Any:
         """A child's answer to a request; None asks nothing, and only waits.
@@ -213,7 +213,7 @@ class Server:
         Raises:
             Lost: the child ended, hangs, or answers garbage.
             RuntimeError: it answered with an error.
-            OSError: it could not be shut in.
+            OSError: the child could not be isolated.
         """
         if request is not None:
             child.lines.send(request)

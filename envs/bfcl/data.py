@@ -1,7 +1,7 @@
 """BFCL v3 multi-turn as `bfcl-eval` ships it: 800 entries in four sets over the same 200 scenarios.
 
     data/BFCL_v4_multi_turn_<kind>.json ─┐            (the file names say v4; version 3 introduced the sets)
-    data/possible_answer/…               ├─► Entry ──► panels: no scenario is in both
+    data/possible_answer/…               ├─► Entry ──► splits: no scenario is in both
     data/multi_turn_func_doc/…          ─┘
 
 `base` asks for everything plainly, `miss_func` withholds tools until a later turn, `miss_param` a detail of a
@@ -75,23 +75,23 @@ def entries() -> Mapping[str, Entry]:
     return {entry.id: entry for entry in found}
 
 
-def draw_panels(kinds: tuple[str, ...], train: int, evaluation: int, seed: int) -> Manifest:
-    """Disjoint panels, for the benchmark has no split of its own.
+def draw_splits(kinds: tuple[str, ...], train: int, evaluation: int, seed: int) -> Manifest:
+    """Disjoint splits, for the benchmark has no split of its own.
 
     Scenarios are shuffled by the seed and dealt whole, so that no held-out conversation has a sibling among
-    the training tasks: the evaluation panel takes as few as hold its tasks (never all of them), training
-    the others. Within a panel the kinds take turns, and all scenarios come once before any comes again.
+    the training tasks: the evaluation split takes as few as hold its tasks (never all of them), training
+    the others. Within a split the kinds take turns, and all scenarios come once before any comes again.
     """
     scenarios = sorted({entry.scenario for entry in entries().values()})
     random.Random(f"bfcl {seed}").shuffle(scenarios)
     held_out = min(-(-evaluation // len(kinds)), len(scenarios) - 1)
     return Manifest(
-        train=tuple(_panel(scenarios[held_out:], kinds, "train"))[:train],
-        evaluation=tuple(_panel(scenarios[:held_out], kinds, "evaluation"))[:evaluation],
+        train=tuple(_tasks(scenarios[held_out:], kinds, "train"))[:train],
+        evaluation=tuple(_tasks(scenarios[:held_out], kinds, "evaluation"))[:evaluation],
     )
 
 
-def _panel(scenarios: list[int], kinds: tuple[str, ...], split: str) -> Iterator[TaskSpec]:
+def _tasks(scenarios: list[int], kinds: tuple[str, ...], split: str) -> Iterator[TaskSpec]:
     for lap in range(len(kinds)):
         for place, scenario in enumerate(scenarios):
             kind = kinds[(place + lap) % len(kinds)]

@@ -23,7 +23,7 @@ from hindsight.configs.schema import Env
 from hindsight.envs.base import EnvError, EnvFamily, Observation, StepResult, TextEnv, Verdict
 from hindsight.envs.bfcl.backends import Backends
 from hindsight.envs.bfcl.checker import Referee
-from hindsight.envs.bfcl.data import KINDS, Entry, backend, draw_panels, entries
+from hindsight.envs.bfcl.data import KINDS, Entry, backend, draw_splits, entries
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.envs.tool_calls import Call, MalformedCall, read_calls, write_calls
 
@@ -111,7 +111,7 @@ class BfclEnv(TextEnv):
 
 
 class BfclFamily(EnvFamily):
-    """The four multi-turn sets that `bfcl-eval` ships, dealt into panels by the seed."""
+    """The four multi-turn sets that `bfcl-eval` ships, split by the seed."""
 
     name = "bfcl"
     action_format = "tools"
@@ -128,7 +128,7 @@ class BfclFamily(EnvFamily):
 
     def manifest(self) -> Manifest:
         config = self._config
-        return draw_panels(self.kinds, config.train_tasks, config.eval_tasks, config.seed)
+        return draw_splits(self.kinds, config.train_tasks, config.eval_tasks, config.seed)
 
     def preload(self) -> None:
         for name in {name for entry in entries().values() for name in entry.classes}:

@@ -1,4 +1,4 @@
-"""Interpreters for environments whose packages cannot live beside vLLM's: `hindsight envs install NAME|all`.
+"""Interpreters for environments whose packages conflict with vLLM's: `hindsight envs install NAME|all`.
 
     envs/NAME/requirements.txt ──uv──► CACHE/interpreters/NAME-<digest> ──upstream's own install──► ready
 

@@ -1,6 +1,6 @@
-"""Slots of all shards for the episodes of one client: `async with seats.lease() as slot` hosts one at a time.
+"""Slots of all shards for the episodes of one client: `async with pool.lease() as slot` hosts one at a time.
 
-    client: Seats (which slot is free) ──reset, step──► Shard (Ray actor) ──► slot (process)
+    client: SlotPool (which slot is free) ──reset, step──► Shard (Ray actor) ──► slot (process)
 
 Whatever breaks on the way (a process, a shard, its machine) reaches the client as an EnvError.
 """
@@ -37,7 +37,7 @@ SHARD_CPUS = 0.1  # that Ray counts for a shard
 RESTART = 60.0  # seconds in which a dead actor comes back even on busy cores: a process, its imports
 
 
-class Seats:
+class SlotPool:
     """Leases the slots of all shards, first come first served, each from the least loaded shard."""
 
     def __init__(self, shards: Sequence[Any], slots: int, limits: SlotLimits, patience: float) -> None:
@@ -53,7 +53,7 @@ class Seats:
         self._limits = limits
         self._patience = patience
         self._waiting: set[asyncio.Timeout] = set()
-        self._serials = itertools.count(time.time_ns())  # grows, also if other Seats used the shards before
+        self._serials = itertools.count(time.time_ns())  # grows, also if another pool used the shards before
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[LeasedSlot]:

@@ -1,11 +1,11 @@
 """Isolate a forked child before it runs an agent's code, as far as the platform allows.
 
-    strongest(room) ──► the first of MODES that works here     each is tried in a child of its own
-    spawn(mode, room, work) ──► a Child that runs `work` in isolation, at the other end of a socket
+    strongest(permissions) ──► the first of MODES that works here     each is tried in a child of its own
+    spawn(mode, permissions, work) ──► a Child that runs `work` in isolation, at the other end of a socket
 
     namespaces  An own root folder with nothing in it but the interpreter, the system's libraries and what the
-                room shows, all read-only; no network; no process and no IPC of others; the user nobody. As
-                root or, where the kernel lets users make namespaces, as anyone.
+                permissions list, all read-only; no network; no process and no IPC of others; the user nobody.
+                As root or, where the kernel lets users make namespaces, as anyone.
     user        The user nobody (needs root). The network and files that everybody may read can be reached.
     limits      Our own user, without capabilities. The network, our files and processes can be reached.
 
@@ -35,7 +35,7 @@ from hindsight.envs.runtime.linux import die_with_parent
 MODES = ("namespaces", "user", "limits")
 NOBODY = 65534
 SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache")  # besides the interpreter's own folders
-HOME = "home"  # the child's working folder, under the room's
+HOME = "home"  # the child's working folder, under that of its permissions
 # linux/sched.h, sys/mount.h, linux/prctl.h, linux/capability.h
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
@@ -45,11 +45,11 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
-class Room:
+class Permissions:
     """What a child may see and use."""
 
     folder: Path  # an empty folder of the caller's, which removes it afterwards
-    shows: dict[str, Path]  # path under the child's working folder: the file or folder to be seen there
+    visible: dict[str, Path]  # path under the child's working folder: the file or folder to be seen there
     cpu: int = 600  # seconds, of the whole child
     memory: int = 2 << 30  # bytes of address space
     disk: int = 64 << 20  # bytes that it may write
@@ -69,7 +69,7 @@ class Child:
         os.waitpid(self.pid, 0)
 
 
-def strongest(room: Room) -> tuple[str, dict[str, str]]:
+def strongest(permissions: Permissions) -> tuple[str, dict[str, str]]:
     """The first mode that works here, and the reason why each stronger one does not.
 
     Raises:
@@ -77,21 +77,21 @@ def strongest(room: Room) -> tuple[str, dict[str, str]]:
     """
     reasons: dict[str, str] = {}
     for mode in MODES:
-        child = spawn(mode, room, _look_around)
+        child = spawn(mode, permissions, _look_around)
         try:
             reason = child.lines.receive(30)
         except Lost as error:
             reason = str(error)
         finally:
             child.kill()
-            clear(room.folder)
+            clear(permissions.folder)
         if not reason:
             return mode, reasons
         reasons[mode] = reason
     raise OSError(f"no child can be isolated here: {json.dumps(reasons)}")
 
 
-def spawn(mode: str, room: Room, work: Callable[[Lines], None]) -> Child:
+def spawn(mode: str, permissions: Permissions, work: Callable[[Lines], None]) -> Child:
     """Fork an isolated child that runs `work`, which speaks over its end of a socket.
 
     If isolation fails, the child's first and only message is the reason, a text.
@@ -102,19 +102,19 @@ def spawn(mode: str, room: Room, work: Callable[[Lines], None]) -> Child:
         theirs.close()
         return Child(pid, Lines(ours))
     try:
-        _live_and_die(theirs, parent, mode, room, work)
+        _live_and_die(theirs, parent, mode, permissions, work)
     finally:
         os._exit(1)
 
 
 def clear(folder: Path) -> None:
-    """Empty a room's folder."""
+    """Empty a folder."""
     for path in folder.iterdir():
         shutil.rmtree(path)
 
 
 def _live_and_die(
-    channel: socket.socket, parent: int, mode: str, room: Room, work: Callable[[Lines], None]
+    channel: socket.socket, parent: int, mode: str, permissions: Permissions, work: Callable[[Lines], None]
 ) -> None:
     os.setsid()
     die_with_parent(parent)
@@ -123,12 +123,12 @@ def _live_and_die(
         _keep_only(channel.fileno())
         os.umask(0o022)
         if mode == "namespaces":
-            _namespaces(room)
+            _namespaces(permissions)
         else:
-            _links(room, mode)
-        os.chdir(HOME if mode == "namespaces" else room.folder / HOME)
+            _links(permissions, mode)
+        os.chdir(HOME if mode == "namespaces" else permissions.folder / HOME)
         _unprivileged(mode)
-        _limit(room)
+        _limit(permissions)
     except OSError as error:
         lines.send(f"{type(error).__name__}: {error}")
         return
@@ -144,7 +144,7 @@ def _keep_only(channel: int) -> None:
     os.closerange(channel + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-def _namespaces(room: Room) -> None:
+def _namespaces(permissions: Permissions) -> None:
     uid, gid = os.geteuid(), os.getegid()
     flags = NEWNS | NEWIPC | NEWPID | NEWNET
     _call("unshare", flags if uid == 0 else flags | NEWUSER)
@@ -153,8 +153,8 @@ def _namespaces(room: Room) -> None:
         Path("/proc/self/uid_map").write_text(f"{NOBODY} {uid} 1")
         Path("/proc/self/gid_map").write_text(f"{NOBODY} {gid} 1")
     _mount(None, Path("/"), None, REC | PRIVATE)
-    root = room.folder
-    _mount("tmpfs", root, "tmpfs", NOSUID | NODEV, f"size={room.disk},mode=755")
+    root = permissions.folder
+    _mount("tmpfs", root, "tmpfs", NOSUID | NODEV, f"size={permissions.disk},mode=755")
     shown = {Path(path) for path in (*SYSTEM, sys.base_prefix, sys.prefix)}
     shown |= {path.resolve() for path in shown if str(path) not in SYSTEM}
     for path in sorted(path for path in shown if not shown & set(path.parents)):
@@ -164,7 +164,7 @@ def _namespaces(room: Room) -> None:
     _mount(os.devnull, root / "dev/null", None, BIND)
     home = root / HOME
     home.mkdir()
-    for name, source in room.shows.items():
+    for name, source in permissions.visible.items():
         _show(source.resolve(), home / name)
     os.chown(home, NOBODY, NOBODY)
     if pid := os.fork():  # the new process namespace begins with the next child
@@ -192,12 +192,12 @@ def _show(source: Path, target: Path) -> None:
     _mount(None, target, None, BIND | REMOUNT | RDONLY | NOSUID | NODEV | kept)
 
 
-def _links(room: Room, mode: str) -> None:
-    """The weaker modes' view of what the room shows."""
-    room.folder.chmod(0o711)
-    home = room.folder / HOME
+def _links(permissions: Permissions, mode: str) -> None:
+    """Show in the weaker modes what the permissions list."""
+    permissions.folder.chmod(0o711)
+    home = permissions.folder / HOME
     home.mkdir()
-    for name, source in room.shows.items():
+    for name, source in permissions.visible.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).symlink_to(source.resolve())
     if mode == "user":
@@ -215,11 +215,11 @@ def _unprivileged(mode: str) -> None:
     _call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def _limit(room: Room) -> None:
+def _limit(permissions: Permissions) -> None:
     for limit, most in (
-        (resource.RLIMIT_CPU, room.cpu),
-        (resource.RLIMIT_AS, room.memory),
-        (resource.RLIMIT_FSIZE, room.disk),
+        (resource.RLIMIT_CPU, permissions.cpu),
+        (resource.RLIMIT_AS, permissions.memory),
+        (resource.RLIMIT_FSIZE, permissions.disk),
         (resource.RLIMIT_NOFILE, 256),
         (resource.RLIMIT_NPROC, 4096),  # of the user, whom all children share: enough for many, no fork bomb
         (resource.RLIMIT_CORE, 0),

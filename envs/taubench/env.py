@@ -170,8 +170,8 @@ class TauFamily(EnvFamily):
 
     def manifest(self) -> Manifest:
         return Manifest(
-            train=self._panel("train", self._config.train_tasks),
-            evaluation=self._panel("test", self._config.eval_tasks),
+            train=self._draw("train", self._config.train_tasks),
+            evaluation=self._draw("test", self._config.eval_tasks),
         )
 
     def preload(self) -> None:
@@ -187,7 +187,7 @@ class TauFamily(EnvFamily):
 
         return TauEnv(self._config.max_turns, UserEndpoint(self._config.user))
 
-    def _panel(self, split: str, count: int) -> tuple[TaskSpec, ...]:
+    def _draw(self, split: str, count: int) -> tuple[TaskSpec, ...]:
         """Up to `count` tasks of the split, drawn by the seed, the domains taking turns."""
         queues = {kind: list(domain(kind).splits[split]) for kind in self.kinds}
         for kind, queue in queues.items():

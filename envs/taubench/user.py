@@ -50,7 +50,7 @@ class ScriptedUser(UserSimulator):
         about = (scenario.known_info, scenario.unknown_info, scenario.task_instructions)
         self._lines = deque([scenario.reason_for_call, "\n".join(filter(None, about))])
         self._fields = {tool.name: tuple(tool.params.model_fields) for tool in tools or ()}
-        self._calls: list[ToolCall] = []  # under way
+        self._calls: list[ToolCall] = []  # those of its last message
 
     def generate_next_message(self, message: Heard, state: UserState) -> tuple[UserMessage, UserState]:
         if isinstance(message, AssistantMessage):

@@ -217,8 +217,8 @@ class WebShopFamily(EnvFamily):
     def manifest(self) -> Manifest:
         data = self._load()
         return Manifest(
-            train=self._panel(data, "train", range(TEST_GOALS, len(data.goals)), self._config.train_tasks),
-            evaluation=self._panel(data, "test", range(TEST_GOALS), self._config.eval_tasks),
+            train=self._draw(data, "train", range(TEST_GOALS, len(data.goals)), self._config.train_tasks),
+            evaluation=self._draw(data, "test", range(TEST_GOALS), self._config.eval_tasks),
         )
 
     def preload(self) -> None:
@@ -238,7 +238,7 @@ class WebShopFamily(EnvFamily):
             self._shop = Shop(self._load())
         return self._shop
 
-    def _panel(self, data: Data, split: str, numbers: Iterable[int], count: int) -> tuple[TaskSpec, ...]:
+    def _draw(self, data: Data, split: str, numbers: Iterable[int], count: int) -> tuple[TaskSpec, ...]:
         """Up to `count` goals, drawn by the seed."""
         categories = [product.category for product in (data.products[goal.asin] for goal in data.goals)]
         chosen = [

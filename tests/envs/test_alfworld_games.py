@@ -30,7 +30,7 @@ def test_the_same_seed_makes_the_same_tasks_in_another_cache(tmp_path):
     assert family(tmp_path / "a", seed=1).manifest().digest != first.digest
 
 
-def test_a_panel_is_balanced_and_its_tasks_differ(tmp_path):
+def test_a_split_is_balanced_and_its_tasks_differ(tmp_path):
     manifest = family(tmp_path).manifest()
     assert Counter(task.kind for task in manifest.train) == dict.fromkeys(KINDS, 2)
     assert Counter(task.kind for task in manifest.evaluation) == dict.fromkeys(KINDS, 1)
@@ -39,7 +39,7 @@ def test_a_panel_is_balanced_and_its_tasks_differ(tmp_path):
 
 
 def test_only_the_wanted_kinds_are_made(tmp_path):
-    tasks = family(tmp_path, kinds=[KINDS[3], KINDS[0]]).panel("train", 5)
+    tasks = family(tmp_path, kinds=[KINDS[3], KINDS[0]]).draw("train", 5)
     assert [task.kind for task in tasks] == [KINDS[0], KINDS[3], KINDS[0], KINDS[3], KINDS[0]]
     with pytest.raises(ValueError, match="'pick_flowers'"):
         family(tmp_path, kinds=["pick_flowers"])
@@ -76,28 +76,28 @@ def test_objects_lie_where_the_rules_allow_and_no_goal_is_reached_at_the_start()
         )
 
 
-def test_whoever_writes_a_panel_second_takes_the_first_ones(tmp_path, monkeypatch):
+def test_whoever_writes_a_split_second_takes_the_first_ones(tmp_path, monkeypatch):
     slow, fast = family(tmp_path), family(tmp_path)
     write = slow._write
 
     def overtaken(*args):
-        fast.panel("train", 6)
+        fast.draw("train", 6)
         return write(*args)
 
     monkeypatch.setattr(slow, "_write", overtaken)
-    assert slow.panel("train", 6) == fast.panel("train", 6)
+    assert slow.draw("train", 6) == fast.draw("train", 6)
     assert [path for path in (tmp_path / "alfworld" / "games").iterdir() if path.name.startswith(".")] == []
 
 
-def test_an_interrupted_panel_is_written_anew(tmp_path, monkeypatch):
+def test_an_interrupted_split_is_written_again(tmp_path, monkeypatch):
     broken = family(tmp_path)
     monkeypatch.setattr(
         broken, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(OSError, match="No space left"):
-        broken.panel("train", 6)
+        broken.draw("train", 6)
     assert list((tmp_path / "alfworld" / "games").iterdir()) == []
-    assert len(family(tmp_path).panel("train", 6)) == 6
+    assert len(family(tmp_path).draw("train", 6)) == 6
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def official(tmp_path):
     """A folder laid out like the official data, filled with generated games."""
     made = family(tmp_path / "made")
     for split in SPLITS:
-        for task in made.panel(split, 12):
+        for task in made.draw(split, 12):
             source = (tmp_path / "made" / "alfworld" / "games" / task.data["game"]).parent
             shutil.copytree(source, tmp_path / "data" / "json_2.1.1" / split / task.id)
     return tmp_path / "data"
@@ -117,7 +117,7 @@ def test_official_data_are_taken_from_the_configuration_or_the_environment(offic
     assert len(manifest.evaluation) == 12  # no more than there are
     assert [task.kind for task in manifest.train[:6]] == list(KINDS)
     assert all((official / task.data["game"]).is_file() for task in manifest.train)
-    assert {task.split for task in family(tmp_path, data=str(official)).panel("valid_seen", 3)} == {
+    assert {task.split for task in family(tmp_path, data=str(official)).draw("valid_seen", 3)} == {
         "valid_seen"
     }
     monkeypatch.setenv("ALFWORLD_DATA", str(official))
@@ -146,4 +146,4 @@ def test_missing_data_say_how_to_get_them(official, tmp_path, monkeypatch):
 def test_the_folder_that_importing_alfworld_names_is_not_taken_for_the_users(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path / ".cache" / "alfworld"))
-    assert len(family(tmp_path).panel("train", 6)) == 6
+    assert len(family(tmp_path).draw("train", 6)) == 6

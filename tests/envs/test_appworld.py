@@ -61,12 +61,12 @@ def env(family):
 
 @pytest.fixture(scope="module")
 def tasks(family):
-    """One task of each generator from both panels."""
+    """One task of each generator from both splits."""
     manifest = family.manifest()
     return [
         task
-        for panel in (manifest.train, manifest.evaluation)
-        for task in {task.id.partition("_")[0]: task for task in panel}.values()
+        for split in (manifest.train, manifest.evaluation)
+        for task in {task.id.partition("_")[0]: task for task in split}.values()
     ]
 
 
@@ -75,9 +75,9 @@ def play(env, task, pieces):
     return [env.step(piece) for piece in pieces]
 
 
-def test_the_manifest_is_drawn_from_two_disjoint_panels(family):
+def test_the_manifest_is_drawn_from_two_disjoint_splits(family):
     manifest = family.manifest()
-    train, evaluation = ({task.id for task in panel} for panel in (manifest.train, manifest.evaluation))
+    train, evaluation = ({task.id for task in split} for split in (manifest.train, manifest.evaluation))
     assert (len(train), len(evaluation)) == (54, 27)
     assert not train & evaluation
     assert len({name.partition("_")[0] for name in train}) == 9

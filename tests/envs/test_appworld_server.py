@@ -21,8 +21,8 @@ from test_appworld import CONFIG, PROJECT, family, play, python  # noqa: F401 - 
 
 from hindsight.configs.paths import SOURCE, cache_root
 from hindsight.envs.appworld.env import AppWorldEnv, AppWorldFamily
-from hindsight.envs.appworld.host import Nursery
-from hindsight.envs.appworld.host import nursery as nursery_of
+from hindsight.envs.appworld.host import Zygote
+from hindsight.envs.appworld.host import zygote as zygote_of
 from hindsight.envs.base import EnvError, InstanceLost, SlotDied
 from hindsight.envs.runtime.interpreters import interpreter
 from hindsight.envs.runtime.sandbox import MODES, NOBODY
@@ -46,22 +46,22 @@ def task(family):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def nursery(family):  # noqa: F811
-    return Nursery(interpreter("appworld", cache_root()), family.root)
+def zygote(family):  # noqa: F811
+    return Zygote(interpreter("appworld", cache_root()), family.root)
 
 
 @pytest.fixture(scope="module")
-def env(nursery):
+def env(zygote):
     """An environment in the strongest mode that works here."""
-    env = AppWorldEnv(nursery, FAST)
+    env = AppWorldEnv(zygote, FAST)
     yield env
     env.close()
 
 
 @pytest.fixture(params=MODES)
-def shut(request, nursery, task, env):
+def shut(request, zygote, task, env):
     """An environment in each mode that works here, with an episode under way."""
-    shut = AppWorldEnv(nursery, FAST, request.param)
+    shut = AppWorldEnv(zygote, FAST, request.param)
     try:
         shut.reset(task)
         yield shut
@@ -186,7 +186,7 @@ def test_a_dead_hung_or_babbling_server_is_an_error_and_is_replaced(env, task):
 
 def test_a_server_that_cannot_start_is_an_error(family):  # noqa: F811
     with pytest.raises(EnvError, match="server failed"):
-        AppWorldEnv(Nursery(Path("/bin/false"), family.root), FAST)
+        AppWorldEnv(Zygote(Path("/bin/false"), family.root), FAST)
 
 
 def test_instances_share_a_nursery_which_is_replaced_once_dead_or_hung(family, task):  # noqa: F811
@@ -197,7 +197,7 @@ def test_instances_share_a_nursery_which_is_replaced_once_dead_or_hung(family, t
             each.reset(task)
         second.step("x = 2")
         assert "not defined" in first.step("print(x)").feedback
-        old = nursery_of(*where)
+        old = zygote_of(*where)
         assert {_parent(each._server.pid) for each in (first, second)} == {old._process.pid}
 
         os.kill(old._process.pid, signal.SIGKILL)
@@ -206,7 +206,7 @@ def test_instances_share_a_nursery_which_is_replaced_once_dead_or_hung(family, t
         with pytest.raises(InstanceLost, match="no server could be forked"):
             first.reset(task)
         third = family.make()
-        new = nursery_of(*where)
+        new = zygote_of(*where)
         assert _parent(third._server.pid) == new._process.pid != old._process.pid
         third.close()
 
@@ -214,7 +214,7 @@ def test_instances_share_a_nursery_which_is_replaced_once_dead_or_hung(family, t
         with pytest.raises(InstanceLost, match=r"did not answer within 1\.8 s"):
             AppWorldEnv(new, replace(FAST, reset_timeout=2))
         assert not new.alive
-        assert nursery_of(*where).alive
+        assert zygote_of(*where).alive
     finally:
         second.close()
 
@@ -224,7 +224,7 @@ async def test_slots_of_a_shard_share_a_nursery_and_get_another_when_it_has_died
     async def parent(slot):
         return await slot.call("_nursery_pid", deadline=30)
 
-    with closing(Forkserver(NurseryFamily(CONFIG, cache_root()))) as server:
+    with closing(Forkserver(ZygoteFamily(CONFIG, cache_root()))) as server:
         slots = [await Slot.start(server, 120) for _ in range(3)]
         [old] = {await parent(slot) for slot in slots}
         os.kill(old, signal.SIGKILL)
@@ -240,14 +240,14 @@ async def test_slots_of_a_shard_share_a_nursery_and_get_another_when_it_has_died
     assert gone({new})
 
 
-class NurseryEnv(AppWorldEnv):
+class ZygoteEnv(AppWorldEnv):
     def _nursery_pid(self) -> int:
         return _parent(self._server.pid)
 
 
-class NurseryFamily(AppWorldFamily):
-    def make(self) -> NurseryEnv:
-        return NurseryEnv(self._nursery(), self._config)
+class ZygoteFamily(AppWorldFamily):
+    def make(self) -> ZygoteEnv:
+        return ZygoteEnv(self._zygote(), self._config)
 
 
 def _parent(pid: int) -> int:

@@ -320,11 +320,11 @@ def test_differences_name_the_smallest_pieces():
     ]
 
 
-def test_panels_share_no_scenario_and_the_kinds_take_turns():
+def test_splits_share_no_scenario_and_the_kinds_take_turns():
     manifest = family(train_tasks=600, eval_tasks=120).manifest()
     assert (len(manifest.train), len(manifest.evaluation)) == (600, 120)
     scenarios = [
-        {entries()[task.id].scenario for task in panel} for panel in (manifest.train, manifest.evaluation)
+        {entries()[task.id].scenario for task in split} for split in (manifest.train, manifest.evaluation)
     ]
     assert not scenarios[0] & scenarios[1] and len(scenarios[1]) == 30
     assert len({task.id for task in manifest.train}) == 600

@@ -79,7 +79,7 @@ def family_of(name="doors:Door", **settings):
     return make_family(Env(name=name, train_tasks=20, eval_tasks=5, max_turns=4, **settings))
 
 
-def test_tasks_are_seeds_that_the_two_panels_do_not_share(module):
+def test_tasks_are_seeds_that_the_two_splits_do_not_share(module):
     family = family_of()
     manifest = family.manifest()
     assert (len(manifest.train), len(manifest.evaluation)) == (20, 5)

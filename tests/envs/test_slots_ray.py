@@ -12,7 +12,7 @@ from toy_env import ToyFamily, task
 
 from hindsight.configs.schema import Config, Env
 from hindsight.envs.base import EnvError, InstanceLost, SlotDied, SlotTimeout, Verdict
-from hindsight.envs.runtime.pool import LeasedSlot, Seats, start_pool
+from hindsight.envs.runtime.pool import LeasedSlot, SlotPool, start_pool
 from hindsight.envs.runtime.shard import SlotLimits
 
 ENV = Env(shards=2, slots=2, step_timeout=5.0, reset_timeout=20.0, max_turns=10)
@@ -21,8 +21,8 @@ ENV = Env(shards=2, slots=2, step_timeout=5.0, reset_timeout=20.0, max_turns=10)
 @pytest.fixture
 def handles(ray_local):
     pool = start_pool(Config(env=ENV), ToyFamily())
-    seats = Seats(pool.shards, ENV.slots, SlotLimits.of(ENV), patience=60.0)
-    yield SimpleNamespace(ready=pool.ready, shards=pool.shards, seats=seats)
+    slots = SlotPool(pool.shards, ENV.slots, SlotLimits.of(ENV), patience=60.0)
+    yield SimpleNamespace(ready=pool.ready, shards=pool.shards, slots=slots)
     for actor in pool.shards:
         ray.kill(actor)
 
@@ -34,7 +34,7 @@ async def pids(slot: LeasedSlot) -> tuple[int, int]:
 
 def idle(handles) -> bool:
     """Whether every slot has come back."""
-    return [len(free) for free in handles.seats._free] == [ENV.slots] * ENV.shards
+    return [len(free) for free in handles.slots._free] == [ENV.slots] * ENV.shards
 
 
 @run_async
@@ -43,7 +43,7 @@ async def test_more_episodes_than_slots_over_two_shards(handles):
     used = set()
 
     async def episode(index: int) -> str:
-        async with handles.seats.lease() as slot:
+        async with handles.slots.lease() as slot:
             used.add((slot.lease.shard, slot.lease.slot))
             await slot.reset(task(f"task-{index}"))
             for _ in range(5):
@@ -57,14 +57,14 @@ async def test_more_episodes_than_slots_over_two_shards(handles):
     assert idle(handles)
     stats = await asyncio.gather(*(shard.stats.remote() for shard in handles.shards))
     assert sum(one.episodes for one in stats) == 12 and sum(one.steps for one in stats) == 60
-    async with handles.seats.lease() as slot:
+    async with handles.slots.lease() as slot:
         assert (await slot.demonstrate(task("shown"), 0, 0.0)).first.text == "shown 0"
         assert await slot.reference(task()) == ["add"] * 100
 
 
 @run_async
 async def test_failures_reach_the_client_with_their_types(handles):
-    async with handles.seats.lease() as slot:
+    async with handles.slots.lease() as slot:
         await slot.reset(task())
         with pytest.raises(EnvError, match=r"^reset: no such game$") as error:
             await slot.reset(task(broken=True))
@@ -84,11 +84,11 @@ async def test_leases_come_back_from_errors_and_cancelled_clients(handles):
     started = asyncio.Event()
 
     async def broken() -> None:
-        async with handles.seats.lease():
+        async with handles.slots.lease():
             raise KeyError("a client's bug")
 
     async def stuck() -> None:
-        async with handles.seats.lease() as slot:
+        async with handles.slots.lease() as slot:
             await slot.reset(task())
             started.set()
             await slot.step("sleep 600")
@@ -105,13 +105,13 @@ async def test_leases_come_back_from_errors_and_cancelled_clients(handles):
     )
     assert idle(handles)
     for _ in range(4):
-        async with handles.seats.lease() as slot:
+        async with handles.slots.lease() as slot:
             assert (await slot.reset(task())).text == "count 0"
 
 
 @run_async
 async def test_a_killed_shard_is_slot_died_leaves_no_process_and_comes_back(handles):
-    async with handles.seats.lease() as slot:
+    async with handles.slots.lease() as slot:
         await slot.reset(task())
         process, server = await pids(slot)
         assert running(process) and running(server)

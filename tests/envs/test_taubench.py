@@ -36,8 +36,8 @@ CHECKS = ("db_check", "env_assertions", "action_checks", "communicate_checks")
 
 
 def family(tmp_path, **settings):
-    panels = {"train_tasks": ALL, "eval_tasks": ALL}
-    return TauFamily(TauSettings(name="taubench", **(panels | settings)), tmp_path)
+    sizes = {"train_tasks": ALL, "eval_tasks": ALL}
+    return TauFamily(TauSettings(name="taubench", **(sizes | settings)), tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def play(env, task):
     return result
 
 
-def test_panels_are_upstreams_split_and_the_seed_draws_from_it(family, cache):
+def test_tasks_are_upstreams_split_and_the_seed_draws_from_it(family, cache):
     manifest = family.manifest()
     assert (len(manifest.train), len(manifest.evaluation)) == (60, 30)
     assert max(task.data["goal"] for task in manifest.evaluation) < 500
@@ -68,7 +68,7 @@ def test_panels_are_upstreams_split_and_the_seed_draws_from_it(family, cache):
     assert {task.data["nouns"] for task in manifest.train} == {Nouns().name}
 
 
-def test_panels_hold_what_there_is(cache):
+def test_tasks_are_all_there_are_if_fewer_than_asked(cache):
     manifest = WebShopFamily(config(train_tasks=10**6, eval_tasks=10**6), cache).manifest()
     assert len(manifest.evaluation) == 500 and len(manifest.train) > 1500
 

@@ -28,7 +28,7 @@ def model(tmp_path):
 
 @pytest.fixture(autouse=True)
 def lease(monkeypatch):
-    monkeypatch.setattr(hindsight.rollout.worker, "Seats", lambda pool, *_: pool)
+    monkeypatch.setattr(hindsight.rollout.worker, "SlotPool", lambda pool, *_: pool)
 
 
 def toy_engine(texts=WIN, **kwargs):
