@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -192,13 +192,17 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         f"{len(manifest.train)} training tasks, {len(manifest.evaluation)} held out, digest {manifest.digest}"
     )
     view.phase("starting actors", None)
-    actors = await start_actors(config, str(model), family, teacher=config.needs_teacher)
-    if newest is None:  # left by a run without a checkpoint
-        for stale in ("metrics.jsonl", "curve.png"):
-            Path(config.out, stale).unlink(missing_ok=True)
-    metrics = Metrics(Path(config.out), config.tracker)
-    judge = start_judge(config, renderer, actors) if config.needs_teacher else None
-    try:
+    async with AsyncExitStack() as stack:
+        actors = await start_actors(config, str(model), family, teacher=config.needs_teacher)
+        stack.push_async_callback(actors.stop)
+        if newest is None:  # left by a run without a checkpoint
+            for stale in ("metrics.jsonl", "curve.png"):
+                Path(config.out, stale).unlink(missing_ok=True)
+        metrics = Metrics(Path(config.out), config.tracker)
+        stack.callback(metrics.close)
+        judge = start_judge(config, renderer, actors) if config.needs_teacher else None
+        if judge is not None:
+            stack.push_async_callback(judge.close)
         checkpoints(config).mkdir(exist_ok=True)
         require_room(checkpoints(config), actors.checkpoint_bytes)  # before hours are spent
         run = Run(
@@ -227,8 +231,3 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
                 view.say(f"  {difference}")
         (run.out / "config.yaml").write_text(render(config))
         yield run
-    finally:
-        metrics.close()
-        if judge is not None:
-            await judge.close()
-        await actors.stop()
