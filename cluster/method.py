@@ -167,7 +167,7 @@ class Method:
         return "signal" in sample.masks and sample.has(self.required["signal"])
 
     async def _score_reference(self, group: SampleGroup) -> None:
-        """The reference policy's log-probs of everything that was sampled."""
+        """Ask the reference policy about everything that was sampled. Writes `reference_logprobs`."""
         requests = plain_requests(group.group)
         scored, _ = await self._score("reference", group, requests)
         found = [group.find(request, "response") for request in requests]
@@ -197,7 +197,11 @@ class Method:
         return hints
 
     async def _score_hints(self, group: SampleGroup, hints: Hints, distills: bool) -> None:
-        """Fill in the teacher's log-probs of every turn with a hint, and what the signal's own loss needs."""
+        """Ask the teacher about every turn with a hint.
+
+        Writes `teacher_logprobs`; if the signal distills also the mask "signal", `candidates` and
+        `teacher_candidates`.
+        """
         tokens, renderer = self.config.signal.tokens, self.run.renderer
         limits = ContextLimits(self.config.feedback.max_tokens, self.actors.teacher_context)
         requests = build_requests(
@@ -235,7 +239,7 @@ class Method:
         requests: list[ScoreRequest],
         found: Sequence[tuple[TrainingSample, slice]],
     ) -> list[ScoreRequest]:
-        """The requests, asking also for the student's most likely tokens at the same positions."""
+        """The requests, asking also for the student's most likely tokens there. Writes `candidates`."""
         learner, count = self.actors.learner, self.signal.num_candidates
         if count == 0:
             return requests

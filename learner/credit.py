@@ -151,7 +151,7 @@ def advantages(group: Group, credit: Credit) -> list[list[np.ndarray]]:
 
 
 def assign(group: SampleGroup, credit: Credit) -> None:
-    """Write the advantages of a group's samples."""
+    """Compute the advantages of a group from its trajectories. Reads `turns`, writes `advantages`."""
     for samples, found in zip(group.trajectories, advantages(group.group, credit), strict=True):
         for sample in samples:
             sample.advantages = np.concatenate([found[turn] for turn in np.unique(sample.column("turns"))])

@@ -98,14 +98,16 @@ def token_rewards(trajectory: Trajectory, credit: Credit) -> np.ndarray:
 
 
 def mask_steps(groups: Sequence[SampleGroup], credit: GaeSettings) -> None:
-    """Set the samples' mask "value": the tokens at which a step begins."""
+    """Mark the tokens at which a step begins. Reads `turns`, writes the mask "value"."""
     for sample in _all(groups):
         first = np.diff(sample.column("turns"), prepend=-1) != 0
         sample.masks["value"] = first if credit.step == "turn" else np.ones(len(first), bool)
 
 
 def estimate(groups: Sequence[SampleGroup], values: Sequence[np.ndarray], credit: GaeSettings) -> None:
-    """Write values, returns and advantages of the samples. Each token of a turn has its step's advantage.
+    """Compute what a critic's values give. Each token of a turn has its step's advantage.
+
+    Reads `turns` and the mask "value", writes `values`, `returns` and `advantages`.
 
     Args:
         values: the critic's V of each sample's steps, in the order of the groups' samples.
