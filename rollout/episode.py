@@ -26,11 +26,14 @@ class PromptTooLong(ValueError):
 class EpisodeSlot(Protocol):
     """The methods of a leased environment slot that an episode needs."""
 
-    async def reset(self, task: TaskSpec) -> Observation: ...
+    async def reset(self, task: TaskSpec) -> Observation:
+        """As `TextEnv.reset`."""
 
-    async def step(self, action: str) -> StepResult: ...
+    async def step(self, action: str) -> StepResult:
+        """As `TextEnv.step`."""
 
-    async def finish(self) -> Verdict | None: ...
+    async def finish(self) -> Verdict | None:
+        """As `TextEnv.finish`."""
 
 
 @dataclass(frozen=True)

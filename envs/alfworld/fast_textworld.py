@@ -207,6 +207,7 @@ class CachedState(pddl_logic.PddlState):
         self._listed = None
 
     def replan(self, infos: Any) -> list[str]:
+        """Upstream's, with the game's translation from the shared folder."""
         if not self._can_replan:
             _, sas = _keeping_arguments(self._logic.domain, self.pddl_problem, optimize=True)
             self.downward_lib.load_sas_replan(sas.encode())
@@ -249,6 +250,7 @@ class CachedGrammar(textgen.ContextSensitiveGrammar):
         self._texts: dict[tuple[Any, ...], str] = {}
 
     def replace(self, start: textgen.Symbol) -> list[textgen.Symbol]:
+        """Upstream's, with each symbol's productions parsed once."""
         rules = self._rules.get(str(start))
         if not rules:
             raise textgen.CSGUnknownSymbolError(start)
@@ -264,6 +266,7 @@ class CachedGrammar(textgen.ContextSensitiveGrammar):
         raise IndexError(f"no rule of the grammar applies to {start}")
 
     def derive(self, start: str, context: Mapping[str, Any]) -> str:
+        """Upstream's, with each sentence parsed once."""
         if start not in self._constant:
             self._constant[start] = all(self._fixed(s) for s in _symbols(start, "symbols"))
         if not self._constant[start]:

@@ -73,6 +73,7 @@ class Goal:
 
     @property
     def params(self) -> dict[str, str | bool]:
+        """The goal in ALFRED's terms, as its files name it."""
         return {
             "object_target": self.target,
             "parent_target": self.parent,

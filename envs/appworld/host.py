@@ -70,6 +70,7 @@ class Zygote:
 
     @property
     def alive(self) -> bool:
+        """Whether the process runs."""
         return not self._process.ended(0.0)
 
     def fork(self, seconds: float) -> tuple[Lines, int]:

@@ -51,6 +51,7 @@ class World:
         self._world = AppWorld(task, RUN, load_ground_truth=False, timeout_seconds=seconds)
 
     def begin(self) -> dict[str, Any]:
+        """The task, as the agent's prompt states it."""
         task = self._world.task
         return {
             "instruction": task.instruction,
@@ -62,9 +63,11 @@ class World:
         }
 
     def execute(self, code: str) -> dict[str, Any]:
+        """Run the agent's code; its output, and whether it has completed the task."""
         return {"output": shorten(self._run(code)), "completed": bool(self._world.task_completed())}
 
     def saved(self) -> dict[str, str]:
+        """The databases' changes, by file name."""
         folder = SAVED / self._world.task_id / "dbs"
         return {path.name: path.read_text() for path in folder.iterdir()}
 
@@ -147,11 +150,13 @@ class Server:
             self._lines.send(answer(methods[method], *args))
 
     def hello(self) -> dict[str, Any]:
+        """Try the isolation modes once; return the one in use, and why stronger ones fail."""
         if not self._mode:
             self._mode, self._weaker = strongest(Permissions(self._folder, {}))
         return {"pid": os.getpid(), "mode": self._mode, "weaker": self._weaker}
 
     def reset(self, task: str) -> dict[str, Any]:
+        """Start an episode in a new world."""
         self.drop()
         if not TASK.fullmatch(task):
             raise ValueError(f"{task!r} is no task's name")
@@ -196,6 +201,7 @@ class Server:
             clear(self._folder)
 
     def drop(self) -> None:
+        """End the episode's world, if there is one."""
         if self._world is not None:
             self._world.kill()
             self._world = None

@@ -67,6 +67,7 @@ class Lines:
             raise Lost(f"its answer is not JSON: {error}") from error
 
     def close(self) -> None:
+        """Close the channel; the other end then receives `Lost`."""
         self.socket.close()
 
     def _fill(self) -> None:

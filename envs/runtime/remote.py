@@ -44,7 +44,8 @@ class RemoteDefect(RuntimeError):
 class Watching(Protocol):
     """A watchdog that has to know how long a wait may take."""
 
-    def waiting(self, seconds: float) -> AbstractContextManager[None]: ...
+    def waiting(self, seconds: float) -> AbstractContextManager[None]:
+        """Expect no heartbeat for so many seconds."""
 
 
 ADVICE = "Its log is in Ray's dashboard; resume=auto resumes from the last checkpoint, if there is one."
@@ -62,7 +63,7 @@ async def call(
         what: describes the call in errors; by default the method's name.
 
     Raises:
-        RemoteTimeout, ActorUnavailable, ActorLost: no answer.
+        RemoteTimeout, ActorUnavailable, ActorLost, AnswerLost: no answer.
         RemoteDefect: the callee failed unexpectedly. Errors of this package are raised as they are.
     """
     return await answer(

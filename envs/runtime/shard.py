@@ -51,6 +51,7 @@ class SlotLimits:
 
     @staticmethod
     def of(env: Env) -> SlotLimits:
+        """The limits that the configuration sets."""
         episode = env.reset_timeout + env.max_turns * env.step_timeout
         memory = int(env.memory_gib * 2**30)
         return SlotLimits(env.step_timeout, env.reset_timeout, episode, memory)
@@ -137,6 +138,7 @@ class Shard:
         return await self._open(lease, "reference", task, deadline=self._limits.reset)
 
     async def stats(self) -> ShardStats:
+        """What the shard has counted, and the memory of each slot."""
         rss = tuple(seat.slot.rss if seat.slot else 0 for seat in self._seats)
         return ShardStats(**self._counts, rss=rss)
 

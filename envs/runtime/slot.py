@@ -41,6 +41,7 @@ class Forkserver:
 
     @property
     def pid(self) -> int | None:
+        """The server's process, if it was started."""
         return self._process.pid if self._process else None
 
     def fork(self, channel: socket.socket) -> None:

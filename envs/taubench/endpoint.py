@@ -75,6 +75,7 @@ class UserEndpoint:
         raise EnvError(f"the simulated user did not answer in {tries} tries; the last: {failure[:500]}")
 
     def close(self) -> None:
+        """Close its connections."""
         self._client.close()
 
     def _complete(self, request: dict[str, Any]) -> Any:

@@ -21,6 +21,7 @@ from hindsight.envs.base import DataMissing, EnvError
 from hindsight.envs.runtime.remote import (
     ActorLost,
     ActorUnavailable,
+    AnswerLost,
     RemoteDefect,
     RemoteError,
     RemoteTimeout,
@@ -78,9 +79,9 @@ def test_any_other_error_is_a_defect_with_its_trace_as_the_cause():
         (ActorUnavailableError("node 3 is away", None), ActorUnavailable, "cannot be reached now.*node 3"),
         (ActorDiedError(), ActorLost, "step: the actor has died.*resume=auto"),
         (RayActorError(), ActorLost, "has died"),
-        (ObjectLostError("f" * 56, None, ""), ActorLost, "lost.*ObjectLostError"),
-        (OwnerDiedError("f" * 56, None, ""), ActorLost, "OwnerDiedError"),
-        (raised_by_callee(ObjectLostError("f" * 56, None, "")), ActorLost, "ObjectLostError"),  # an argument
+        (ObjectLostError("f" * 56, None, ""), AnswerLost, "lost.*ObjectLostError"),
+        (OwnerDiedError("f" * 56, None, ""), AnswerLost, "OwnerDiedError"),
+        (raised_by_callee(ObjectLostError("f" * 56, None, "")), AnswerLost, "ObjectLostError"),  # an argument
     ],
 )
 def test_a_call_that_ray_cannot_finish_has_a_type(error, kind, text):
