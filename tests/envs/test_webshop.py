@@ -76,7 +76,7 @@ def test_tasks_are_all_there_are_if_fewer_than_asked(cache):
 def test_kinds_are_the_shops_categories(cache):
     manifest = WebShopFamily(config(kinds=["grocery", "beauty"]), cache).manifest()
     assert {task.kind for task in (*manifest.train, *manifest.evaluation)} == {"grocery", "beauty"}
-    with pytest.raises(ValueError, match=r"env\.kinds=\['toys'\].*beauty, electronics"):
+    with pytest.raises(ValueError, match=r"env\.kinds = \['toys'\].*beauty, electronics"):
         WebShopFamily(config(kinds=["toys"]), cache)
 
 
