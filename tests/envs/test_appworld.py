@@ -295,7 +295,9 @@ def test_what_is_missing_is_said_with_its_remedy(python, tmp_path, monkeypatch):
     (tmp_path / "data" / "tasks").mkdir(parents=True)
     with pytest.raises(DataMissing, match=r"train\.txt is not there"):
         AppWorldFamily(replace(CONFIG, data=str(tmp_path)), cache_root()).manifest()
-    with pytest.raises(ValueError, match=r"env\.kinds = \['easy'\].*difficulty_1, difficulty_2, difficulty_3"):
+    with pytest.raises(
+        ValueError, match=r"env\.kinds = \['easy'\].*difficulty_1, difficulty_2, difficulty_3"
+    ):
         AppWorldFamily(replace(CONFIG, kinds=["easy"]), tmp_path)
 
 

@@ -62,6 +62,6 @@ def test_a_disk_without_room_is_refused_before_writing(tmp_path, monkeypatch, si
 
 def test_a_step_is_never_written_over(tmp_path):
     write(tmp_path, 1)
-    with pytest.raises(CheckpointError, match="there already"):
+    with pytest.raises(CheckpointError, match="step-00000001 exists: resume from it"):
         write(tmp_path, 1, text="other")
     assert (latest(tmp_path) / "rank0" / "state.bin").read_text() == "weights"

@@ -32,7 +32,7 @@ from hindsight.learner.losses import (
     token_weights,
 )
 from hindsight.learner.samples import TrainingSample
-from hindsight.learner.signals import Distill, Reweight, TeacherSignal, make_signal
+from hindsight.learner.signals import Distill, NoSignal, Reweight, TeacherSignal, make_signal
 
 
 def k3(d):
@@ -366,7 +366,7 @@ def test_a_signal_with_a_weight_and_no_loss_is_told_so():
 
 def test_the_settings_name_their_signal():
     for kind, chosen in (
-        (TeacherSignal, Signal()),
+        (NoSignal, Signal()),
         (Reweight, Reweight.Settings(name="reweight")),
         (Distill, Distill.Settings(name="distill")),
     ):

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import hindsight.learner.logprobs
 import hindsight.learner.rank
 from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model
-from hindsight.envs.runtime.remote import RemoteDefect, answer
+from hindsight.envs.runtime.remote import answer
 from hindsight.learner.batching import collate
 from hindsight.learner.group import DEADLINE, LearnerGroup, answers
 from hindsight.learner.logprobs import TokenLogprobs
@@ -278,7 +278,7 @@ async def fails_with_a_reason(learner, samples, folder):
         await learner.update({"policy": []}, 0.0, LR)
     with pytest.raises(ValueError, match="policy, signal, sft"):
         await learner.update({"mystery": samples}, 0.0, LR)
-    with pytest.raises(RemoteDefect, match=r"learner\.load failed"):
+    with pytest.raises(LearnerError, match=r"learner\.load failed"):
         await learner.load(folder / "nowhere")
     broken = replace(samples[0], advantages=np.full_like(samples[0].advantages, np.nan))
     with pytest.raises(LearnerError, match="not finite"):

@@ -207,10 +207,8 @@ def test_a_column_that_was_not_computed_is_not_given_out():
         sample.column("advantages")
 
 
-def test_a_sample_is_distilled_where_the_teacher_scored_marked_tokens():
-    marked, known, both = blank(), blank(), blank()
-    for sample in (marked, both):
-        sample.mark("signal", slice(0, 1))
-    for sample in (known, both):
-        sample.put("teacher_logprobs", slice(0, 1), np.float32([-1.0]))
-    assert [sample.is_distilled for sample in (marked, known, both)] == [False, False, True]
+def test_a_sample_has_the_columns_that_were_computed():
+    sample = blank()
+    sample.put("teacher_logprobs", slice(0, 1), np.float32([-1.0]))
+    assert sample.has({"teacher_logprobs"}) and sample.has(())
+    assert not sample.has({"teacher_logprobs", "advantages"})
