@@ -17,7 +17,7 @@ def running(pid: int) -> bool:
         return False
 
 
-async def gone(pid: int, within: float = 10.0) -> bool:
+async def gone(pid: int, within: float = 30.0) -> bool:
     """Whether the process ends within so many seconds."""
     until = time.monotonic() + within
     while running(pid) and time.monotonic() < until:

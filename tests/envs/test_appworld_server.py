@@ -189,7 +189,7 @@ def test_a_server_that_cannot_start_is_an_error(family):  # noqa: F811
         AppWorldEnv(Zygote(Path("/bin/false"), family.root), FAST)
 
 
-def test_instances_share_a_nursery_which_is_replaced_once_dead_or_hung(family, task):  # noqa: F811
+def test_instances_share_a_zygote_which_is_replaced_once_dead_or_hung(family, task):  # noqa: F811
     where = interpreter("appworld", cache_root()), family.root
     first, second = family.make(), family.make()
     try:
@@ -220,9 +220,9 @@ def test_instances_share_a_nursery_which_is_replaced_once_dead_or_hung(family, t
 
 
 @run_async
-async def test_slots_of_a_shard_share_a_nursery_and_get_another_when_it_has_died(family, task):  # noqa: F811
+async def test_slots_of_a_shard_share_a_zygote_and_get_another_when_it_has_died(family, task):  # noqa: F811
     async def parent(slot):
-        return await slot.call("_nursery_pid", deadline=30)
+        return await slot.call("_zygote_pid", deadline=30)
 
     with closing(Forkserver(ZygoteFamily(CONFIG, cache_root()))) as server:
         slots = [await Slot.start(server, 120) for _ in range(3)]
@@ -241,7 +241,7 @@ async def test_slots_of_a_shard_share_a_nursery_and_get_another_when_it_has_died
 
 
 class ZygoteEnv(AppWorldEnv):
-    def _nursery_pid(self) -> int:
+    def _zygote_pid(self) -> int:
         return _parent(self._server.pid)
 
 

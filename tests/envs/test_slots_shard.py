@@ -229,7 +229,7 @@ async def test_closing_leaves_no_process():
 
 @run_async
 async def test_a_process_that_leaks_is_recycled_between_episodes():
-    limits = SlotLimits(step=5, reset=10, demonstrate=20, memory=128 << 20)
+    limits = SlotLimits(step=60, reset=60, demonstrate=60, memory=128 << 20)
     async with sharded(limits=limits) as shard:
         await shard.reset(lease(), task())
         first = await pid_of(shard, lease())
@@ -245,7 +245,7 @@ async def test_a_process_that_leaks_is_recycled_between_episodes():
 
 @run_async
 async def test_a_process_that_leaks_without_end_loses_its_episode():
-    limits = SlotLimits(step=5, reset=10, demonstrate=20, memory=128 << 20)
+    limits = SlotLimits(step=60, reset=60, demonstrate=60, memory=128 << 20)
     async with sharded(limits=limits) as shard:
         await shard.reset(lease(), task())
         with pytest.raises(SlotDied, match=r"env\.memory_gib"):
