@@ -35,12 +35,12 @@ def scaffold(kind: str, name: str, folder: Path) -> tuple[Path, str]:
         raise ScaffoldError(f"Unknown kind {kind!r}. Use one of {', '.join(KINDS)}")
     if not name.isidentifier() or name != name.lower() or iskeyword(name):
         raise ScaffoldError(f"{name!r} cannot be the name of a module: use lower-case letters, digits and _")
-    if find_spec(name) is not None:
-        raise ScaffoldError(f"{name!r} is already the name of an importable module: choose another")
     example = KINDS[kind]
     path = folder / f"{name}{Path(example).suffix}"
     if path.exists():
         raise ScaffoldError(f"{path} exists: choose another name, or remove it")
+    if find_spec(name) is not None:
+        raise ScaffoldError(f"{name!r} is already the name of an importable module: choose another")
     text = files("hindsight.examples").joinpath(example).read_text(encoding="utf-8")
     camel = "".join(part.capitalize() for part in name.split("_"))
     text = text.replace("Example", camel).replace("example_advantage", name).replace('"guess"', f'"{name}"')
