@@ -17,7 +17,10 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 LEFT_OUT = (".git", ".venv", ".cache", "runs", "__pycache__", "*.egg-info", "build", "dist", ".*_cache")
 # Set by this test process or by `make test`; an installed package has to work without them.
-UNSET = ("HINDSIGHT_CACHE", "XDG_CACHE_HOME", "PYTHONPATH", "TORCH_EXTENSIONS_DIR", "RAY_ADDRESS")
+UNSET = (
+    *("HINDSIGHT_CACHE", "XDG_CACHE_HOME", "PYTHONPATH", "TORCH_EXTENSIONS_DIR", "RAY_ADDRESS"),
+    "ALFWORLD_DATA",  # set by tests in the same process that import alfworld
+)
 OWN_RECIPE = "base: nano\nmethod: grpo\nlearner: {lr: 7.0e-4}\n"
 TINY = [
     *("steps=1", "env.train_tasks=4", "env.eval_tasks=2", "env.max_turns=8", "env.slots=2"),

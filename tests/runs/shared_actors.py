@@ -34,7 +34,6 @@ WIDE = [  # budgets that hold the longest of them
     f"learner.micro_batch_tokens={max(CONTEXTS.values())}",
     f"teacher.batch_tokens={max(CONTEXTS.values())}",
     "learner.gradient_checkpointing=false",
-    "model.dtype=float32",  # without AVX-512, bfloat16's attention takes a CPU five times as long
 ]
 
 
