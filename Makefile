@@ -1,7 +1,11 @@
 # make train [ARGS="steps=200"] · make test [ARGS="-k loss"] · make lint · make format · make setup · make clean
 .PHONY: setup train test lint format lock clean
 .DEFAULT_GOAL := help
-VENV := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Tests run on the CPU: where .venv holds the GPU packages, they have an environment of their own.
+GPUS := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')
+TEST_VENV ?= $(if $(filter-out 0,$(GPUS)),.venv-cpu,$(VENV))
 CONFIG ?= configs/alfworld.yaml
 
 .PHONY: help
@@ -10,29 +14,30 @@ help:
 	@echo 'make train    set up, then train $(CONFIG) or resume it; ARGS="key=value ..." overrides settings'
 	@echo 'make test     set up, then run the tests; ARGS goes to pytest'
 	@echo 'make lint     check style, formatting and types; make format fixes the first two'
-	@echo 'make lock     update all package versions; make clean removes .venv and caches, never runs/'
+	@echo 'make lock     update all package versions; make clean removes .venv, .venv-cpu and caches, never runs/'
 
 setup:
-	@scripts/setup
+	@VENV=$(VENV) scripts/setup
 
 train: setup
-	$(VENV)/hindsight train $(CONFIG) resume=auto $(ARGS)
+	$(BIN)/hindsight train $(CONFIG) resume=auto $(ARGS)
 
-test: setup
-	$(VENV)/python -m pytest --numprocesses=2 --no-loadscope-reorder --durations=15 $(ARGS)
+test:
+	@VARIANT=cpu VENV=$(TEST_VENV) scripts/setup
+	$(TEST_VENV)/bin/python -m pytest --numprocesses=2 --no-loadscope-reorder --durations=15 $(ARGS)
 
 lint: setup
-	$(VENV)/ruff check .
-	$(VENV)/ruff format --check .
-	$(VENV)/mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: setup
-	$(VENV)/ruff check --fix .
-	$(VENV)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 lock: setup
 	scripts/lock
 
 clean:
-	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-cpu .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The command line: `hindsight train | sft | eval | config | methods | envs`."""
+"""The command line: `hindsight train | sft | eval | plan | config | methods | new | envs`."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def train(recipe: Recipe, overrides: Overrides = None, address: Address = None) 
     """Train an agent: optional supervised warm start, then RL, then held-out evaluation."""
     from hindsight.cluster.commands import train_run
 
-    config = _read(recipe, overrides, address)
-    _run(config, lambda: train_run(config))
+    config = _read(recipe, overrides)
+    _run(lambda: train_run(config, address))
 
 
 @app.command()
@@ -74,10 +74,10 @@ def sft(recipe: Recipe, overrides: Overrides = None, address: Address = None) ->
     """Run only the supervised warm start. Continue with `train … resume=auto`."""
     from hindsight.cluster.commands import train_run
 
-    config = _read(recipe, [*(overrides or []), "steps=0"], address)
+    config = _read(recipe, [*(overrides or []), "steps=0"])
     if config.sft.demos == 0:
         _fail("sft.demos = 0 leaves nothing to learn from: set sft.demos=150, for example")
-    _run(config, lambda: train_run(config))
+    _run(lambda: train_run(config, address))
 
 
 @app.command("eval")
@@ -92,7 +92,7 @@ def evaluate(
     """Evaluate a checkpoint on the held-out tasks."""
     from hindsight.cluster.commands import eval_run, find_model
 
-    config = _read(recipe, overrides, address)
+    config = _read(recipe, overrides)
     model = find_model(lasting(checkpoint))
     if model is None:
         _fail(
@@ -100,7 +100,33 @@ def evaluate(
         )
     user_model = config.model.path  # the simulated user stays the model of the training run
     config = replace(config, model=replace(config.model, path=str(model)))
-    _run(config, lambda: eval_run(config, user_model))
+    _run(lambda: eval_run(config, user_model, address))
+
+
+@app.command("plan")
+def show_plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs per node; by default this machine's")] = None,
+    gpu_gib: Annotated[float, typer.Option(help="memory of each GPU (GiB), with --gpus")] = 80.0,
+    nodes: Annotated[int, typer.Option(help="machines", min=1)] = 1,
+) -> None:
+    """Print who would run where, with the memory that each needs. Starts nothing."""
+    from hindsight.cluster.commands import expected_errors
+    from hindsight.cluster.machines import this_machine
+    from hindsight.cluster.planning import plan_notes, plan_run, plan_table
+
+    config = _read(recipe, overrides)
+    node = this_machine()
+    if gpus is not None:
+        node = replace(node, cpus=max(node.cpus, 8.0 * gpus), gpus=gpus, gpu_gib=gpu_gib)
+    try:
+        made = plan_run(config, [node] * nodes, config.model.path)
+    except expected_errors() as error:
+        _fail(str(error))
+    Console().print(plan_table(made))
+    for note in plan_notes(made):
+        typer.echo(note)
 
 
 @app.command("config")
@@ -154,13 +180,11 @@ def new(
     )
 
 
-def _read(recipe: str, overrides: list[str] | None, address: str | None) -> Config:
+def _read(recipe: str, overrides: list[str] | None) -> Config:
     try:
         config = load(recipe, overrides or [])
     except ConfigError as error:
         _fail(str(error))
-    if address is not None:
-        config = replace(config, cluster=replace(config.cluster, address=address))
     problems = _problems(config)
     if problems:
         _fail("\n".join(problems))
@@ -179,7 +203,7 @@ def _problems(config: Config) -> list[str]:
     return check(config)
 
 
-def _run(config: Config, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def _run(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run to the end; an expected error becomes a clear message and exit code 1."""
     from hindsight.cluster.commands import expected_errors
 

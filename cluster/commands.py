@@ -11,9 +11,11 @@ import ray
 
 from hindsight.cluster.evaluate import Evaluation, evaluate, numbered
 from hindsight.cluster.failures import FailureBudget, RunError
+from hindsight.cluster.machines import cluster_nodes, connect
 from hindsight.cluster.metrics import Metrics, write_trajectories
+from hindsight.cluster.planning import plan_run
 from hindsight.cluster.run import Run, checkpoints, open_run
-from hindsight.cluster.start import STARTING, connect, start_actors
+from hindsight.cluster.start import STARTING, start_actors
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.view import View, cost_lines, draw_curve, evaluation_table
 from hindsight.cluster.watch import Watchdog
@@ -51,10 +53,10 @@ def expected_errors() -> tuple[type[Exception], ...]:
     )
 
 
-async def train_run(config: Config) -> None:
+async def train_run(config: Config, address: str | None = None) -> None:
     """`hindsight train`: from a recipe to the closing table."""
     with View() as view:
-        dashboard = connect(config)
+        dashboard = connect(address, config.cluster.dashboard_port)
         view.say(f"Ray dashboard: {dashboard}" if dashboard else "Ray has no dashboard")
         try:
             async with open_run(config, view) as run:
@@ -87,13 +89,13 @@ def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
         console.print(f"infrastructure failures (never counted as rewards): {failures}", highlight=False)
 
 
-async def eval_run(config: Config, user_model: str) -> None:
+async def eval_run(config: Config, user_model: str, address: str | None = None) -> None:
     """`hindsight eval`: run the evaluation split with one checkpoint, without learner and teacher.
 
     Results go to `out`/eval/AGENT, apart from what a training run writes.
     """
     with View() as view:
-        connect(config)
+        connect(address, config.cluster.dashboard_port)
         try:
             model = resolve(config.model.path)
             renderer = load_renderer(str(model), config)  # raises before any actor starts
@@ -105,9 +107,9 @@ async def eval_run(config: Config, user_model: str) -> None:
             lora = adapter.settings if adapter else Lora()
             served = replace(config, learner=replace(config.learner, lora=lora))
             base = str(adapter.base if adapter else model)
-            actors = await start_actors(
-                served, base, family, learner=False, teacher=False, user_model=user_model
-            )
+            plan = plan_run(served, cluster_nodes(), base, learner=False, teacher=False)
+            view.plan(plan)
+            actors = await start_actors(plan, base, family, user_model=user_model)
             if adapter:
                 flat, layout = pack(adapter.tensors.items())
                 weights = WeightSet(1, layout, digest(flat), ray.put(flat))
@@ -125,7 +127,7 @@ async def eval_run(config: Config, user_model: str) -> None:
                 view.now("evaluating", done, len(episodes))
 
             stage = f"{config.model.path}, {config.evaluate.agent}"
-            playing = evaluate(config, actors, renderer, manifest.train, episodes, stage, 0, played)
+            playing = evaluate(plan.config, actors, renderer, manifest.train, episodes, stage, 0, played)
             with watchdog.waiting(config.rollout.timeout):
                 result, trajectories, failures = await watchdog.guard(playing)
             FailureBudget(config.failure_budget).add(failures)

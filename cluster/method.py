@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 from hindsight.cluster.run import Run
-from hindsight.envs.runtime.remote import ActorUnavailable, AnswerLost, RemoteDefect, RemoteTimeout, call
+from hindsight.envs.runtime.remote import ActorUnavailable, AnswerLost, RemoteDefect, RemoteTimeout
 from hindsight.feedback.hints import Hints, gather_hints
 from hindsight.feedback.judge_client import Answer, Schema, patience
 from hindsight.feedback.reading import Question
@@ -39,7 +38,6 @@ class Method:
     def __init__(self, run: Run) -> None:
         self.run, self.config, self.actors = run, run.config, run.actors
         self.signal = make_signal(run.config.signal)
-        self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by scorer
         policy, signal = {"advantages"}, {"teacher_logprobs"}
         if run.config.loss.kl > 0:
             policy.add("reference_logprobs")
@@ -136,10 +134,8 @@ class Method:
         if config.averages_adapter and "teacher" in sent:
             share = 1.0 if everywhere else 1.0 - config.teacher.ema_decay
             sent["teacher"] = await learner.export_average(version, share)
-        limit: dict[str, Any] = {"timeout": config.teacher.timeout, "setting": "teacher.timeout"}
         for name, own in sent.items():
-            scorer = self.actors.scorers()[name]
-            await call(scorer, "load_weights", own, everywhere, what=f"syncing the {name}", **limit)
+            await self.actors.scorers()[name].load_weights(own, everywhere)
         if everywhere and critic:
             adapted = config.learner.lora.rank > 0
             await critic.load_weights(await learner.export_merged(version) if adapted else weights)
@@ -176,14 +172,17 @@ class Method:
     async def _gather(self, group: SampleGroup) -> Hints:
         """The hints of a group's turns, from the group itself or from a judge."""
         judge, watchdog = self.run.judge, self.run.watchdog
+        on_engine = self.config.judge.source == "engine"
 
         async def ask(question: Question, schema: Schema | None = None) -> Answer:
             assert judge is not None
             try:
-                return await judge(question, schema)
+                async with self.actors.turns.of("engine") if on_engine else nullcontext():
+                    return await judge(question, schema)
             finally:
                 watchdog.beat("gathering hints")
 
+        began = time.monotonic()
         with watchdog.waiting(patience(self.config.judge) if judge else 0.0):
             hints = await gather_hints(
                 group.group,
@@ -194,6 +193,8 @@ class Method:
             )
         group.failures += hints.failures
         group.count(hints.figures)
+        if judge is not None:
+            group.count({"judge/seconds": time.monotonic() - began})
         return hints
 
     async def _score_hints(self, group: SampleGroup, hints: Hints, distills: bool) -> None:
@@ -203,7 +204,8 @@ class Method:
         `teacher_candidates`.
         """
         tokens, renderer = self.config.signal.tokens, self.run.renderer
-        limits = ContextLimits(self.config.feedback.max_tokens, self.actors.teacher_context)
+        assert self.actors.teacher is not None
+        limits = ContextLimits(self.config.feedback.max_tokens, self.actors.teacher.context)
         requests = build_requests(
             group.group,
             hints.texts,
@@ -256,13 +258,9 @@ class Method:
     async def _score(
         self, role: str, group: SampleGroup, requests: Sequence[ScoreRequest]
     ) -> tuple[list[Scored], float]:
-        """One answer per request, by the teacher or the reference policy, and the seconds it took."""
+        """One answer per request, by the teacher or the reference policy, and the replicas' seconds."""
         sequences = [[sequence.ids for sequence in t.sequences] for t in group.group.trajectories]
-        scorer, what = self.actors.scorers()[role], f"scoring group {group.group.ordinal}"
-        limit: dict[str, Any] = {"timeout": self.config.teacher.timeout, "setting": "teacher.timeout"}
-        async with self.locks[role]:  # the deadline is for scoring, not for waiting behind other groups
-            started = time.monotonic()
-            scored: list[Scored] = await call(scorer, "score", sequences, requests, what=what, **limit)
-            seconds = time.monotonic() - started
+        what = f"scoring group {group.group.ordinal}"
+        answers = await self.actors.scorers()[role].score(sequences, requests, what)
         self.run.watchdog.beat("scoring")
-        return scored, seconds
+        return answers

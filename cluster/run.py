@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from hindsight.cluster.evaluate import Evaluation
 from hindsight.cluster.failures import FailureBudget, RunError
+from hindsight.cluster.machines import cluster_nodes
 from hindsight.cluster.metrics import Metrics
+from hindsight.cluster.planning import plan_run
 from hindsight.cluster.start import Actors, start_actors
 from hindsight.cluster.task_sampler import TaskSampler
 from hindsight.cluster.view import View
@@ -21,7 +23,6 @@ from hindsight.configs.check import differences, render
 from hindsight.configs.schema import Config
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.files import atomic_write
-from hindsight.envs.runtime.remote import call
 from hindsight.envs.tasks import Manifest
 from hindsight.feedback.judge_client import JudgeClient, open_judge
 from hindsight.learner.checkpoint import latest, require_room, step_of, writing
@@ -88,9 +89,7 @@ class Run:
                 await critic.save(folder)
             await learner.save_model(folder / "model")
             for name, scorer in self.actors.scorers().items():
-                path, limit = str(folder / f"{name}.safetensors"), self.config.teacher.timeout
-                what = f"saving the {name}"
-                await call(scorer, "save", path, timeout=limit, setting="teacher.timeout", what=what)
+                await scorer.save(folder / f"{name}.safetensors")
             (folder / "driver.json").write_text(self._driver_state())
 
     async def restore(self, folder: Path) -> None:
@@ -117,8 +116,7 @@ class Run:
         if critic is not None:
             await critic.load(folder)
         for name, scorer in scorers.items():
-            path, limit, what = str(held[name]), self.config.teacher.timeout, f"restoring the {name}"
-            await call(scorer, "load", path, timeout=limit, setting="teacher.timeout", what=what)
+            await scorer.load(held[name])
         evaluations = [Evaluation(**values) for values in saved["evaluations"]]
         self.state = State(
             saved["step"],
@@ -138,6 +136,8 @@ class Run:
             "sampler": self.sampler.state(),
             "tasks": self.manifest.digest,
             "failures": dict(self.budget.counts),
+            "dtype": self.config.model.dtype,
+            "learner": {name: getattr(self.config.learner, name) for name in ("ranks", "zero_stage")},
         }
         return json.dumps(state, indent=1)
 
@@ -173,6 +173,32 @@ def open_folder(config: Config) -> Path | None:
     return newest
 
 
+def continued(config: Config, newest: Path | None) -> Config:
+    """`config` with what the checkpoint was planned with, as far as the plan may choose: DeepSpeed loads its
+    state into as many ranks of the same ZeRO stage only.
+    """
+    if newest is None:
+        return config
+    saved, learner, model = json.loads((newest / "driver.json").read_text()), config.learner, config.model
+    before = saved.get("learner", {"ranks": 1, "zero_stage": 1})  # missing in version 0.1.0, whose defaults
+    stage = before["zero_stage"] if learner.zero_stage is None else learner.zero_stage
+    dtype = saved.get("dtype", model.dtype) if model.dtype == "auto" else model.dtype
+    return replace(
+        config,
+        model=replace(model, dtype=dtype),
+        learner=replace(learner, ranks=learner.ranks or before["ranks"], zero_stage=stage),
+    )
+
+
+def announce(run: Run, newest: Path, asked: Config) -> None:
+    """Say where a run resumes, and which settings have changed since."""
+    left = "" if run.state.step < asked.steps else "; raise steps to train on"
+    run.view.say(f"resuming from {newest} after step {run.state.step} of {asked.steps}{left}")
+    before = run.out / "config.yaml"
+    for difference in differences(before.read_text(), asked) if before.exists() else ():
+        run.view.say(f"  {difference}")
+
+
 @asynccontextmanager
 async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     """Open tasks and actors, restore the newest checkpoint if `resume=auto`, and close everything at the end.
@@ -181,6 +207,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         RunError, CheckpointError: it cannot start; nothing that existed has been changed.
     """
     newest = open_folder(config)
+    asked = config  # what the plan decides is not written to config.yaml: another machine decides anew
     view.say(f"output directory: {config.out}")
     view.say("preparing the model and the tasks")
     model = resolve(config.model.path)
@@ -191,9 +218,12 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     view.say(
         f"{len(manifest.train)} training tasks, {len(manifest.evaluation)} held out, digest {manifest.digest}"
     )
+    plan = plan_run(continued(config, newest), cluster_nodes(), str(model))
+    config = plan.config
+    view.plan(plan)
     view.phase("starting actors", None)
     async with AsyncExitStack() as stack:
-        actors = await start_actors(config, str(model), family, teacher=config.needs_teacher)
+        actors = await start_actors(plan, str(model), family)
         stack.push_async_callback(actors.stop)
         if newest is None:  # left by a run without a checkpoint
             for stale in ("metrics.jsonl", "curve.png"):
@@ -224,10 +254,6 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         )
         if newest is not None:
             await run.restore(newest)
-            left = "" if run.state.step < config.steps else "; raise steps to train on"
-            view.say(f"resuming from {newest} after step {run.state.step} of {config.steps}{left}")
-            before = run.out / "config.yaml"
-            for difference in differences(before.read_text(), config) if before.exists() else ():
-                view.say(f"  {difference}")
-        (run.out / "config.yaml").write_text(render(config))
+            announce(run, newest, asked)
+        (run.out / "config.yaml").write_text(render(asked))
         yield run

@@ -1,55 +1,35 @@
-"""From a configuration to running actors: join or start Ray, reserve resources, create the actors.
-
-All problems that can be known are reported before the first actor starts.
-"""
+"""From a plan to running actors: reserve its bundles, create the actors in them, wait until each is ready."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from hindsight.cluster.failures import RunError
+from hindsight.cluster.plan import Place, Plan
+from hindsight.cluster.turns import Turns
 from hindsight.configs.environ import actor_environment
-from hindsight.configs.paths import SOURCE
-from hindsight.configs.registry import PLUGIN_FOLDERS
-from hindsight.configs.schema import Config
 from hindsight.envs.base import EnvFamily
 from hindsight.envs.registry import make_family
-from hindsight.envs.runtime.pool import SHARD_CPUS, PoolHandles, start_pool
+from hindsight.envs.runtime.pool import PoolHandles, start_pool
 from hindsight.envs.runtime.remote import answer, call
 from hindsight.learner.critic import CriticGroup
-from hindsight.learner.group import LearnerGroup
+from hindsight.learner.group import LearnerGroup, RankGroup
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.models import resolve
 from hindsight.rollout.serve import Address, ModelServer, endpoint_env
 from hindsight.rollout.worker import Worker
+from hindsight.teacher.pool import ScorerPool
 from hindsight.teacher.scorer import TeacherScorer, teacher_env
 
 STARTING = "cluster.start_timeout"
+G = TypeVar("G", bound=RankGroup)
 USER_KEY = "HINDSIGHT_USER_KEY"  # environment variable with the key of the run's own endpoint
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """One reserved place: `role` is engine, learner, critic, teacher, reference or user."""
-
-    role: str
-    cpus: float
-    gpus: float
-
-    @property
-    def resources(self) -> dict[str, float]:
-        """In Ray's form."""
-        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
 
 
 @dataclass
@@ -61,18 +41,19 @@ class Actors:
     environments: PoolHandles
     learner: LearnerGroup | None
     critic: CriticGroup | None  # for credit.advantage = gae
-    teacher: Any | None
-    reference: Any | None  # the reference policy, if loss.kl > 0
+    teacher: ScorerPool | None
+    reference: ScorerPool | None  # the reference policy, if loss.kl > 0
     user: Any | None  # the endpoint of the simulated user, if the run serves one
-    teacher_context: int  # longest scoring request in tokens; 0 without a teacher
     group: PlacementGroup
+    turns: Turns = field(default_factory=Turns)  # of roles that do not fit on their GPU together
 
     async def stop(self) -> None:
         """End every actor and release the reservation."""
         for trained in filter(None, (self.learner, self.critic)):
             trained.stop()
         handles = [*self.engines, self.worker, *self.environments.shards]
-        for handle in [*handles, *self.scorers().values(), *filter(None, [self.user])]:
+        handles += [scorer for pool in self.scorers().values() for scorer in pool.replicas]
+        for handle in [*handles, *filter(None, [self.user])]:
             ray.kill(handle)
         remove_placement_group(self.group)
 
@@ -81,155 +62,13 @@ class Actors:
         """Estimated size of a checkpoint's largest parts: learner and critic."""
         return sum(trained.checkpoint_bytes for trained in (self.learner, self.critic) if trained)
 
-    def scorers(self) -> dict[str, Any]:
-        """The actors that score with a copy of the student's weights, by role."""
+    def scorers(self) -> dict[str, ScorerPool]:
+        """Those who score with copies of the student's weights, by role."""
         both = {"teacher": self.teacher, "reference": self.reference}
-        return {name: actor for name, actor in both.items() if actor is not None}
+        return {name: pool for name, pool in both.items() if pool is not None}
 
 
-def plan_bundles(config: Config, gpus: float, *, learner: bool, teacher: bool) -> list[Bundle]:
-    """Return what to reserve. `cluster.share_gpu` splits one GPU; without GPUs, actors share cores."""
-    others = ["critic"] * config.learner.ranks if learner and config.needs_critic else []
-    others += ["teacher"] * teacher + ["reference"] * (learner and config.loss.kl > 0)
-    if gpus == 0:
-        engine, rank, other = (0.5, 0.0), (0.5, 0.0), (0.25, 0.0)
-    elif config.cluster.share_gpu:
-        # Rounded down to Ray's resolution of 1/10,000.
-        engine, rank, other = (1.0, 0.4), (1.0, 0.4), (1.0, 2000 // max(1, len(others)) / 10_000)
-    else:
-        engine, rank, other = (1.0, float(config.rollout.tensor_parallel)), (1.0, 1.0), (1.0, 1.0)
-    bundles = [Bundle("engine", *engine) for _ in range(config.rollout.engines)]
-    bundles += [Bundle("learner", *rank) for _ in range(config.learner.ranks if learner else 0)]
-    bundles += [Bundle(role, *other) for role in others]
-    bundles += [Bundle("user", *engine)] if config.env.served_model is not None else []
-    return bundles
-
-
-def lacking(bundles: Sequence[Bundle], available: dict[str, float], shards: int = 0) -> str | None:
-    """Return what the cluster lacks for these bundles and environment shards, or None."""
-    needs = {kind: sum(bundle.resources.get(kind, 0.0) for bundle in bundles) for kind in ("CPU", "GPU")}
-    needs["CPU"] += shards * SHARD_CPUS
-    short = [
-        f"{needs[kind]:g} {kind} needed, {available.get(kind, 0.0):g} in the cluster"
-        for kind in needs
-        if needs[kind] > available.get(kind, 0.0) + 1e-9
-    ]
-    if not short:
-        return None
-    return (
-        f"too few resources for {len(bundles)} actors: {'; '.join(short)}. "
-        "Lower rollout.engines, rollout.tensor_parallel or learner.ranks, set cluster.share_gpu or add nodes."
-    )
-
-
-def listens(host: str, port: int) -> bool:
-    """Whether something accepts connections there."""
-    try:
-        with socket.create_connection((host, port), timeout=5.0):
-            return True
-    except OSError:
-        return False
-
-
-def connect(config: Config) -> str | None:
-    """Join Ray at `cluster.address` (or the cluster of a submitted job), or start a local Ray.
-
-    Returns:
-        the dashboard's address, if there is one.
-
-    Raises:
-        RunError: no such cluster, or the dashboard's port is taken.
-    """
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    path = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))
-    common: dict[str, Any] = {
-        "runtime_env": {
-            "env_vars": {"PYTHONPATH": path, "HINDSIGHT_PLUGINS": os.pathsep.join(PLUGIN_FOLDERS)}
-        },
-        "log_to_driver": False,  # the dashboard shows what actors print
-        "logging_level": logging.WARNING,
-    }
-    if address:
-        advice = (
-            "Start one with `ray start --head` (with RAY_AUTH_MODE=token in both shells), "
-            "or leave out --address to start a local Ray."
-        )
-        host, _, port = address.rpartition("://")[2].rpartition(":")
-        if port.isdigit() and not listens(host, int(port)):  # Ray itself would retry for minutes
-            raise RunError(f"no Ray cluster answers at {address!r}. {advice}")
-        try:
-            context = ray.init(address=address, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RunError(f"cannot join the Ray cluster at {address!r}: {error}. {advice}") from error
-    else:
-        if config.cluster.dashboard_port and listens("127.0.0.1", config.cluster.dashboard_port):
-            raise RunError(
-                f"port {config.cluster.dashboard_port} is in use. Set cluster.dashboard_port to a free one, "
-                "or to 0 for no dashboard, or join the running Ray with --address auto."
-            )
-        context = ray.init(
-            address="local",  # never join a cluster that happens to run on this machine
-            num_cpus=max(2, os.cpu_count() or 2),
-            include_dashboard=config.cluster.dashboard_port > 0,
-            dashboard_port=config.cluster.dashboard_port or None,
-            **common,
-        )
-    url = context.dashboard_url
-    return f"http://{url}" if url else None
-
-
-@dataclass(frozen=True)
-class Places:
-    """The reserved resources of a run."""
-
-    group: PlacementGroup
-    bundles: Sequence[Bundle]
-
-    def __call__(self, role: str) -> list[dict[str, Any]]:
-        """Return actor options, one per bundle of a role."""
-        return [
-            {
-                "num_cpus": bundle.cpus,
-                "num_gpus": bundle.gpus,
-                "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                    self.group, placement_group_bundle_index=index
-                ),
-            }
-            for index, bundle in enumerate(self.bundles)
-            if bundle.role == role
-        ]
-
-
-async def reserve(config: Config, *, learner: bool, teacher: bool) -> Places:
-    """Reserve resources for every actor that computes, all or nothing.
-
-    Raises:
-        RunError: the cluster cannot hold them, or not within `cluster.start_timeout`.
-    """
-    bundles = plan_bundles(config, ray.cluster_resources().get("GPU", 0.0), learner=learner, teacher=teacher)
-    problem = lacking(bundles, ray.cluster_resources(), config.env.shards)
-    if problem:
-        raise RunError(problem)
-    group = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
-    waiting = f"reserving resources for {len(bundles)} actors (does another run hold them?)"
-    await answer(group.ready(), timeout=config.cluster.start_timeout, setting=STARTING, what=waiting)
-    return Places(group, bundles)
-
-
-def variables(env: dict[str, str]) -> dict[str, Any]:
-    """Actor options that set environment variables."""
-    return {"runtime_env": {"env_vars": env}}
-
-
-async def start_actors(
-    config: Config,
-    model: str,
-    family: EnvFamily,
-    *,
-    learner: bool = True,
-    teacher: bool = True,
-    user_model: str = "",
-) -> Actors:
+async def start_actors(plan: Plan, model: str, family: EnvFamily, *, user_model: str = "") -> Actors:
     """Create all actors in one placement group and wait until each is ready.
 
     Args:
@@ -237,67 +76,157 @@ async def start_actors(
             environment names none; by default the student's.
 
     Raises:
-        RunError: the cluster cannot hold them.
+        RemoteError: an actor died or was not ready within `cluster.start_timeout`.
     """
-    timeout = config.cluster.start_timeout
-    places = await reserve(config, learner=learner, teacher=teacher)
-    shared = {"max_concurrency": 4096, **variables(engine_env(config))}
-    engines: list[Any] = [
-        ray.remote(Engine).options(**shared, **place).remote(model, config, index)
-        for index, place in enumerate(places("engine"))
-    ]
-    scorers: dict[str, Any] = {
-        role: ray.remote(TeacherScorer)
-        .options(**place, **variables(teacher_env(config)))
-        .remote(model, config, temperature, 1.0 - config.teacher.ema_decay if role == "teacher" else 1.0)
-        for role, temperature in config.temperatures.items()
-        for place in places(role)
-    }
-    ranks = LearnerGroup(config, model, places("learner")) if learner else None
-    critic = CriticGroup(config, model, places("critic")) if places("critic") else None
-    user = start_user(config, user_model or model, places("user"))
-    environments = await start_environments(config, family, user)
-    worker = ray.remote(Worker).options(
-        num_cpus=0, max_concurrency=4096, **variables(actor_environment(threads=1))
-    )
-    episodes = worker.remote(model, config, engines, environments.shards)
-    limit: dict[str, Any] = {"timeout": timeout, "setting": STARTING}
-    starting = [call(engine, "ready", what="starting an engine", **limit) for engine in engines]
-    starting += [trained.start() for trained in (ranks, critic) if trained]
-    await asyncio.gather(environments.ready(timeout), *starting)
-    context = 0
-    for role, scorer in scorers.items():
-        ready = await call(scorer, "ready", what=f"starting the {role}", **limit)
-        context = ready["context"]
-    return Actors(
-        engines,
-        episodes,
-        environments,
-        ranks,
-        critic,
-        scorers.get("teacher"),
-        scorers.get("reference"),
-        user,
-        context,
-        places.group,
-    )
+    starting = _Starting(plan, await reserve(plan), model, family, user_model or model)
+    return await starting.all()
 
 
-def start_user(config: Config, model: str, places: Sequence[dict[str, Any]]) -> Any | None:
-    """Start the endpoint of the simulated user, if the run serves one; `model` is its default."""
-    if config.env.served_model is None:
-        return None
-    [place] = places
-    options = {**place, **variables(endpoint_env(config))}
-    served = str(resolve(config.env.served_model or model))
-    return ray.remote(ModelServer).options(**options).remote(served, config)
+async def reserve(plan: Plan) -> PlacementGroup:
+    """Reserve the plan's bundles, all or nothing.
+
+    Raises:
+        RemoteTimeout: other runs held them for longer than `cluster.start_timeout`.
+    """
+    group = placement_group(list(plan.bundles), strategy="PACK")
+    waiting = f"reserving resources for {len(plan.places)} actors (does another run hold them?)"
+    await answer(group.ready(), timeout=plan.config.cluster.start_timeout, setting=STARTING, what=waiting)
+    return group
 
 
-async def start_environments(config: Config, family: EnvFamily, user: Any | None) -> PoolHandles:
-    """Start the shards and their pool; a simulated user that the run serves must answer first."""
-    if user is None:
-        return start_pool(config, family)
-    timeout, what = config.cluster.start_timeout, "starting the user's endpoint"
-    address: Address = await call(user, "ready", timeout=timeout, setting=STARTING, what=what)
-    env = config.env.with_endpoint(address.url, address.model, USER_KEY)
-    return start_pool(config, make_family(env), {USER_KEY: address.key})
+class _Starting:
+    """The start of one run's actors."""
+
+    def __init__(self, plan: Plan, group: PlacementGroup, model: str, family: EnvFamily, user: str) -> None:
+        self.plan, self.group, self.model, self.family, self.user_model = plan, group, model, family, user
+        self.config = plan.config
+        self.limit: dict[str, Any] = {"timeout": self.config.cluster.start_timeout, "setting": STARTING}
+        self.turns = Turns()
+        self.pools: dict[str, ScorerPool] = {}
+        self.engines: list[Any] = []
+        self.user: Any | None = None
+
+    async def all(self) -> Actors:
+        """Start everything at once; where engines share their GPUs, one after another.
+
+        An engine comes first then: it measures the memory that is free.
+        """
+        plan, config = self.plan, self.config
+        learner = self.ranks("learner", LearnerGroup)
+        critic = self.ranks("critic", CriticGroup)
+        steps = [self.start_engines(), self.start_environments()]
+        steps += [self.start_scorers(role) for role in ("teacher", "reference") if plan.of(role)]
+        steps.append(self.start_ranks([group for group in (critic, learner) if group]))
+        if plan.crowded or plan.in_turn:
+            for step in steps:
+                await step
+        else:
+            await asyncio.gather(*steps)
+        worker = ray.remote(Worker).options(
+            num_cpus=0, max_concurrency=4096, **variables(actor_environment(threads=1), gpus=0)
+        )
+        return Actors(
+            engines=self.engines,
+            worker=worker.remote(self.model, config, self.engines, self.environments.shards),
+            environments=self.environments,
+            learner=learner,
+            critic=critic,
+            teacher=self.pools.get("teacher"),
+            reference=self.pools.get("reference"),
+            user=self.user,
+            group=self.group,
+            turns=self.turns,
+        )
+
+    def options(self, role: str, env: dict[str, str]) -> list[dict[str, Any]]:
+        """Ray's options of each actor of a role, with these environment variables."""
+        return [
+            {
+                "num_cpus": place.cpus,
+                "num_gpus": place.gpus,
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                    self.group, placement_group_bundle_index=place.bundle
+                ),
+                **variables(env, place.gpus),
+            }
+            for place in self.plan.of(role)
+        ]
+
+    def ranks(self, role: str, kind: type[G]) -> G | None:
+        """The ranks of a role, not started yet, if the run has it."""
+        places = self.options(role, {})
+        return kind(self.config, self.model, places, lambda: self.turns.of("learner")) if places else None
+
+    async def start_engines(self) -> None:
+        """Start all engines."""
+        own = self.options("engine", engine_env(self.config))
+        actor = ray.remote(Engine)
+        self.engines = [
+            actor.options(max_concurrency=4096, **place).remote(self.model, self.config, index)
+            for index, place in enumerate(own)
+        ]
+        await self.ask_engines("ready", "starting an engine")
+        if self.plan.in_turn:
+            await self.turns.add(
+                "engine",
+                lambda: self.ask_engines("sleep", "putting an engine to sleep"),
+                lambda: self.ask_engines("wake", "waking an engine"),
+            )
+
+    async def ask_engines(self, method: str, what: str) -> None:
+        """Call a method of every engine."""
+        await asyncio.gather(*(call(one, method, what=what, **self.limit) for one in self.engines))
+
+    async def start_environments(self) -> None:
+        """Start the shards and their pool; a simulated user that the run serves must answer first."""
+        family, secrets = self.family, {}
+        for place in self.plan.of("user"):
+            self.user = self.start_user(place)
+            what = "starting the user's endpoint"
+            address: Address = await call(self.user, "ready", what=what, **self.limit)
+            env = self.config.env.with_endpoint(address.url, address.model, USER_KEY)
+            family, secrets = make_family(env), {USER_KEY: address.key}
+        self.environments = start_pool(self.config, family, secrets)
+        await self.environments.ready(self.config.cluster.start_timeout)
+
+    def start_user(self, place: Place) -> Any:
+        """Start the endpoint of the simulated user."""
+        share = place.need.total / self.plan.gpu_gib if self.plan.gpus else 1.0
+        rollout = replace(self.config.rollout, gpu_memory_utilization=round(share, 4), tensor_parallel=1)
+        [options] = self.options("user", endpoint_env(self.config))
+        served = str(resolve(self.config.env.served_model or self.user_model))
+        config = replace(self.config, rollout=rollout)
+        return ray.remote(ModelServer).options(**options).remote(served, config)
+
+    async def start_scorers(self, role: str) -> None:
+        """Start the replicas of the teacher or the reference policy."""
+        config, actor = self.config, ray.remote(TeacherScorer)
+        share = 1.0 - config.teacher.ema_decay if role == "teacher" else 1.0
+        replicas = [
+            actor.options(**place).remote(self.model, config, config.temperatures[role], share)
+            for place in self.options(role, teacher_env(config))
+        ]
+        self.pools[role] = pool = ScorerPool(role, replicas, config.teacher.timeout, self.turns.of)
+        await pool.ready(**self.limit)
+        if self.plan.in_turn:
+            await self.turns.add(role, pool.sleep, pool.wake)
+
+    async def start_ranks(self, groups: Sequence[RankGroup]) -> None:
+        """Start the learner, and the critic, which has the same turn."""
+        for group in groups:
+            await group.start()
+
+        async def all_ranks(method: str) -> None:
+            await asyncio.gather(*(group.move(method) for group in groups))
+
+        if self.plan.in_turn and groups:
+            await self.turns.add("learner", lambda: all_ranks("to_host"), lambda: all_ranks("to_device"))
+
+
+def variables(env: dict[str, str], gpus: float) -> dict[str, Any]:
+    """Actor options that set environment variables.
+
+    Ray hides a node's GPUs only from actors that were given some, so those without must be told.
+    """
+    hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    return {"runtime_env": {"env_vars": env | hidden}}

@@ -113,18 +113,19 @@ class Trainer:
         """A group's episodes; none if their result was lost on the way."""
         config = self.config
         try:
-            group: Group = await call(
-                self.actors.worker,
-                "rollout",
-                ordinal,
-                task,
-                config.rollout.group_size,
-                config.rollout.temperature,
-                config.seed,
-                timeout=config.rollout.timeout,
-                setting="rollout.timeout",
-                what=f"rolling out group {ordinal}",
-            )
+            async with self.actors.turns.of("engine"):
+                group: Group = await call(
+                    self.actors.worker,
+                    "rollout",
+                    ordinal,
+                    task,
+                    config.rollout.group_size,
+                    config.rollout.temperature,
+                    config.seed,
+                    timeout=config.rollout.timeout,
+                    setting="rollout.timeout",
+                    what=f"rolling out group {ordinal}",
+                )
         except AnswerLost as error:
             return Group(ordinal, task, (), failures=(Failure("lost", str(error), task.id),))
         self.run.watchdog.beat("rolling out")
@@ -164,7 +165,8 @@ class Trainer:
             report = await broadcast(engines, self.learner, version, *canary)
         else:
             weights = await self.learner.export(version)
-            report = await sync_weights(engines, weights, *canary)
+            async with self.actors.turns.of("engine"):
+                report = await sync_weights(engines, weights, *canary)
         await self.method.sync(step, version, weights, everywhere)
         return report
 
@@ -208,17 +210,19 @@ class Trainer:
         def finished(done: int) -> None:
             run.now("evaluating", done, len(episodes))
 
-        with run.watchdog.waiting(self.config.rollout.timeout):
-            result, trajectories, failures = await evaluate(
-                self.config,
-                self.actors,
-                run.renderer,
-                run.manifest.train,
-                episodes,
-                stage,
-                run.state.step,
-                finished,
-            )
+        playing = evaluate(
+            self.config,
+            self.actors,
+            run.renderer,
+            run.manifest.train,
+            episodes,
+            stage,
+            run.state.step,
+            finished,
+        )
+        async with self.actors.turns.of("engine"):
+            with run.watchdog.waiting(self.config.rollout.timeout):
+                result, trajectories, failures = await playing
         run.budget.add(failures)
         run.state.evaluations.append(result)
         turns = {"rollout/turns_total": float(run.state.turns)}

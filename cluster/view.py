@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hindsight.cluster.evaluate import Evaluation, Stage
+from hindsight.cluster.plan import Plan
+from hindsight.cluster.planning import plan_notes, plan_table
 
 PHASES = ("rollout", "feedback_and_teacher", "learner", "weight_sync")
 
@@ -46,6 +48,12 @@ class View:
     def say(self, text: str) -> None:
         """Print one line."""
         self.console.print(f"[dim]{time.monotonic() - self.started:6.0f} s[/dim]  {text}", highlight=False)
+
+    def plan(self, made: Plan) -> None:
+        """Print who runs where."""
+        self.console.print(plan_table(made))
+        for note in plan_notes(made):
+            self.say(note)
 
     def phase(self, name: str, total: int | None, done: int = 0) -> None:
         """Start a phase, shown as a bar."""

@@ -14,7 +14,6 @@ from hindsight.configs.registry import REGISTRIES
 from hindsight.configs.schema import Config
 from hindsight.configs.setting import settings
 
-SHARED = 0.5  # most of a shared GPU that an engine may take
 FREE_GIB = 0.5  # least free disk space to start with; a run also stops cleanly when the disk fills up later
 
 
@@ -70,17 +69,6 @@ def _update(config: Config) -> Iterator[str]:
         yield (
             "learner.zero_stage = 0 with model.dtype = float32 leaves DeepSpeed without a gradient norm: set "
             "learner.zero_stage=1 or model.dtype=bfloat16"
-        )
-    if config.broadcasts and config.cluster.share_gpu:
-        yield (
-            "weight_sync.transport = nccl needs a GPU at each end, and cluster.share_gpu = true leaves one "
-            "for both: set weight_sync.transport=object_store"
-        )
-    if config.cluster.share_gpu and config.rollout.gpu_memory_utilization > SHARED:
-        yield (
-            f"rollout.gpu_memory_utilization = {config.rollout.gpu_memory_utilization} with "
-            "cluster.share_gpu = true leaves learner and teacher no room on the GPU: "
-            f"set it to at most {SHARED}"
         )
 
 

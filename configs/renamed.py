@@ -44,6 +44,8 @@ RENAMED = {
     "judge.retries": "It was removed: a question is retried twice",
     "loss.kl_estimator": "It was removed: the penalty is k3",
     "distil.temperature": "It was removed: distillation compares distributions at temperature 1",
+    "cluster.address": "It was removed: give --address auto, or set RAY_ADDRESS",
+    "cluster.share_gpu": "It was removed: `hindsight plan` decides what shares a GPU",
     "cluster.actor_logs": "It was removed: the Ray dashboard shows the logs",
     "cluster.dashboard": "It is now cluster.dashboard_port, where 0 starts no dashboard",
 }

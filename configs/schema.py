@@ -18,7 +18,9 @@ class Model:
     """The student."""
 
     path: str = setting("smollm2-135m", "embedded model (smollm2-135m, small, nano), folder or hub name")
-    dtype: Literal["bfloat16", "float32"] = setting("bfloat16", "type of weights and activations")
+    dtype: Literal["auto", "bfloat16", "float32"] = setting(
+        "bfloat16", "type of weights and activations; auto: float32 on CPUs that only emulate bfloat16"
+    )
     max_length: int = setting(2048, "longest sequence in tokens, prompt and response together", low=64)
 
 
@@ -81,8 +83,8 @@ class Prompt:
 class Rollout:
     """How episodes are sampled."""
 
-    engines: int = setting(1, "vLLM engine actors", low=1)
-    tensor_parallel: int = setting(1, "GPUs per engine", low=1)
+    engines: int = setting(0, "vLLM engine actors; 0: the plan decides", low=0)
+    tensor_parallel: int = setting(0, "GPUs per engine; 0: as few as hold the model", low=0)
     num_groups: int = setting(8, "task groups per training step", low=1)
     group_size: int = setting(8, "trajectories per group", low=1)
     temperature: float = setting(1.0, "sampling temperature in training", low=0.01)
@@ -90,7 +92,7 @@ class Rollout:
     max_num_seqs: int = setting(64, "sequences that an engine decodes at once", low=1)
     kv_cache_gib: float = setting(1.0, "KV cache of a CPU engine (GiB)", low=0.1)
     gpu_memory_utilization: float = setting(
-        0.85, "share of a GPU's memory that an engine may use", low=0.05, high=1.0
+        0.0, "share of a GPU's memory that an engine may use; 0: the plan decides", low=0.0, high=0.98
     )
     compile: bool = setting(False, "let vLLM compile the model: slower start, faster decoding")
     max_staleness: int = setting(0, "weight versions that a trajectory may lag; 0 is synchronous", low=0)
@@ -129,8 +131,10 @@ class Lora:
 class Learner:
     """DeepSpeed training."""
 
-    ranks: int = setting(1, "DeepSpeed ranks: one actor and (with GPUs) one GPU each", low=1)
-    zero_stage: int = setting(1, "ZeRO stage", low=0, high=3)
+    ranks: int = setting(
+        0, "DeepSpeed ranks: one actor and (with GPUs) one GPU each; 0: the plan decides", low=0
+    )
+    zero_stage: int | None = setting(None, "ZeRO stage; null: the lowest that fits", low=0, high=3)
     lr: float = setting(1e-6, "peak learning rate", low=0.0)
     warmup_steps: int = setting(0, "steps of linear warm-up", low=0)
     schedule: Literal["constant", "linear"] = setting("constant", "after the warm-up; linear falls to 0")
@@ -140,7 +144,9 @@ class Learner:
     mini_batches: int = setting(
         1, "optimizer steps per training step; above 1 the old log-probs are recomputed first", low=1
     )
-    gradient_checkpointing: bool = setting(False, "recompute activations to save memory")
+    gradient_checkpointing: bool | None = setting(
+        None, "recompute activations to save memory; null: if they would not fit"
+    )
     timeout: float = setting(3600.0, "timeout of one update (s)", low=1.0)
     lora: Lora = field(default_factory=Lora)
 
@@ -149,7 +155,9 @@ class Learner:
 class WeightSync:
     """How engines get new weights."""
 
-    transport: Literal["object_store", "nccl"] = setting("object_store", "how weights reach the engines")
+    transport: Literal["auto", "object_store", "nccl"] = setting(
+        "auto", "how weights reach the engines; auto: nccl from GPU to GPU, else object_store"
+    )
     max_logprob_gap: float = setting(
         0.25, "largest mean |log-prob gap| between learner and engine on the canary prompt (nats)", low=0.0
     )
@@ -191,9 +199,13 @@ class Tracking(Section):
 class Cluster:
     """Ray and its resources."""
 
-    address: str | None = setting(None, "Ray address; null starts a local Ray, auto joins a running one")
     threads: int = setting(0, "CPU threads of each engine, learner and teacher actor; 0: every core", low=0)
-    share_gpu: bool = setting(False, "split one GPU between engine, learner and teacher")
+    gpus: Literal["auto", "required", "none"] = setting(
+        "auto", "use the GPUs that there are; refuse to run without; or use none"
+    )
+    sharing: Literal["auto", "side_by_side", "in_turn"] = setting(
+        "auto", "how engine, learner and scorers share a GPU; auto: in turn if they do not fit side by side"
+    )
     dashboard_port: int = setting(8265, "port of a local Ray's dashboard; 0 starts none", low=0, high=65535)
     start_timeout: float = setting(600.0, "timeout for starting the actors (s)", low=1.0)
     stall_timeout: float = setting(

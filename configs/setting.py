@@ -14,6 +14,8 @@ NAMES: dict[Any, str] = {
     bool: "true or false",
     list[str]: "a list of text",
     str | None: "text or null",
+    int | None: "an integer or null",
+    bool | None: "true, false or null",
 }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,13 +34,20 @@ class RankGroup:
     RANK: ClassVar[type[Rank]]
     OBJECTIVES: ClassVar[tuple[str, ...]]
 
-    def __init__(self, config: Config, model: str, places: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: str,
+        places: Sequence[dict[str, Any]] = (),
+        turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+    ) -> None:
         """
         Args:
             model: folder or hub name of the causal LM to train.
             places: Ray actor options of each rank (num_cpus, num_gpus, scheduling_strategy).
+            turn: holds the learner's turn on its GPUs (`cluster.turns`).
         """
-        self.config, self.model = config, model
+        self.config, self.model, self.turn = config, model, turn
         self.places = list(places) or [{"num_cpus": 1}] * config.learner.ranks
         self.ranks: list[Any] = []
         self.checkpoint_bytes = 0  # estimated size of what `save` writes; known after `start`
@@ -47,10 +55,11 @@ class RankGroup:
     async def start(self) -> dict[str, float]:
         """Start the ranks and load the model; returns parameters, how many are trained, and seconds."""
         began = time.monotonic()
-        env = {"env_vars": learner_env(self.config, gpu=self.places[0].get("num_gpus", 0) > 0)}
+        gpu = self.places[0].get("num_gpus", 0) > 0
+        env = {"env_vars": learner_env(self.config, gpu)}
         actor = ray.remote(self.RANK)
         self.ranks = [
-            actor.options(runtime_env=env, **place).remote(self.config, self.model, rank)
+            actor.options(**place | {"runtime_env": env}).remote(self.config, self.model, rank)
             for rank, place in enumerate(self.places)
         ]
         limit = {"timeout": self.config.cluster.start_timeout, "setting": "cluster.start_timeout"}
@@ -96,7 +105,7 @@ class RankGroup:
             ]
             for rank in range(self.config.learner.ranks)
         ]
-        sums = await answers(
+        sums = await self._together(
             self._call(rank, "update", share, strength, lr)
             for rank, share in zip(self.ranks, work, strict=True)
         )
@@ -127,6 +136,10 @@ class RankGroup:
         """Load what `save` wrote with the same number of ranks and ZeRO stage."""
         await self._same("load", str(folder))
 
+    async def move(self, method: str) -> None:
+        """Move the ranks off their GPUs or back: "to_host" or "to_device"."""
+        await answers(self._call(rank, method) for rank in self.ranks)
+
     def stop(self) -> None:
         """End the ranks."""
         for rank in self.ranks:
@@ -145,7 +158,7 @@ class RankGroup:
             for rank, place in zip(self.ranks, places, strict=True)
         ]
         found: dict[int, np.ndarray] = {}
-        for place, answer in zip(places, await answers(calls), strict=True):
+        for place, answer in zip(places, await self._together(calls), strict=True):
             for micro, arrays in zip(place, answer, strict=True):
                 found.update(zip(micro, arrays, strict=True))
         return [found[index] for index in range(len(samples))]
@@ -154,7 +167,12 @@ class RankGroup:
         """Call a collective method with the same arguments on every rank."""
         if not self.ranks:
             raise LearnerError(f"learner.{method}: the ranks are not running; call start first")
-        return await answers(self._call(rank, method, *args) for rank in self.ranks)
+        return await self._together(self._call(rank, method, *args) for rank in self.ranks)
+
+    async def _together(self, calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+        """`answers`, in the learner's turn."""
+        async with self.turn():
+            return await answers(calls)
 
     def _call(self, actor: Any, method: str, *args: Any, **limit: Any) -> Coroutine[Any, Any, Any]:
         """Call one actor, with `learner.timeout` by default."""
@@ -195,12 +213,12 @@ class LearnerGroup(RankGroup):
         """
         if self.message is None:
             self.message = await self._join(engines)
-        await answers(self._call(engine, "start_update") for engine in engines)
+        await self._together(self._call(engine, "start_update") for engine in engines)
         # Neither finishes without the other.
         sending = [self._call(rank, "broadcast") for rank in self.ranks]
         receiving = [self._call(engine, "receive_update", self.message) for engine in engines]
-        await answers(sending + receiving)
-        await answers(self._call(engine, "finish_update", version) for engine in engines)
+        await self._together(sending + receiving)
+        await self._together(self._call(engine, "finish_update", version) for engine in engines)
 
     async def _join(self, engines: Sequence[Any]) -> dict[str, Any]:
         """Put rank 0 and all workers of the engines into one NCCL group, in this order.
@@ -209,7 +227,7 @@ class LearnerGroup(RankGroup):
             what an engine has to know to receive.
         """
         workers = self.config.rollout.tensor_parallel
-        [(host, port)] = await answers([self._call(self.ranks[0], "address")])
+        [(host, port)] = await self._together([self._call(self.ranks[0], "address")])
         meeting = {
             "master_address": host,
             "master_port": port,
@@ -222,7 +240,7 @@ class LearnerGroup(RankGroup):
             self._call(engine, "init_transfer", meeting | {"rank_offset": 1 + index * workers})
             for index, engine in enumerate(engines)
         ]
-        return (await answers(ranks + joining))[0]
+        return (await self._together(ranks + joining))[0]
 
     async def score(self, ids: np.ndarray) -> np.ndarray:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""

@@ -35,10 +35,11 @@ class LearnerError(RuntimeError):
     """The learner cannot continue; the message says why and what to change."""
 
 
-def learner_env(config: Config, gpu: bool | None = None) -> dict[str, str]:
-    """Environment variables of a rank's process. `gpu`: whether it has one; None checks this machine."""
+def learner_env(config: Config, gpu: bool) -> dict[str, str]:
+    """Environment variables of a rank's process. `gpu`: whether it has one."""
     env = actor_environment(config.cluster.threads)
-    return env if (torch.cuda.is_available() if gpu is None else gpu) else env | {"DS_ACCELERATOR": "cpu"}
+    # Ray hides a node's GPUs only from actors that were given some.
+    return env if gpu else env | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
@@ -110,9 +111,14 @@ class Rank(ABC):
         count = sum(parameter.numel() for parameter in trained)
         learner = self.config.learner
         optimizer = torch.optim.AdamW(trained, lr=learner.lr, weight_decay=learner.weight_decay, fused=True)
-        self.engine, *_ = deepspeed.initialize(
-            model=module.to(self.device), optimizer=optimizer, config=deepspeed_config(self.config)
-        )
+        settings = deepspeed_config(self.config)
+        if self._sharded:  # parameter by parameter: the whole model might not fit on one GPU
+            deepspeed.zero.Init(module=module, mem_efficient_linear=False, config_dict_or_path=settings)
+            for buffer in module.buffers():
+                buffer.data = buffer.data.to(self.device)
+        else:
+            module.to(self.device)
+        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         return parameters, count
 
     def update(
@@ -170,6 +176,25 @@ class Rank(ABC):
         for state in self.engine.optimizer.optimizer.state.values():
             for moment in state.values():
                 moment.zero_()
+
+    def to_host(self) -> None:
+        """Leave the GPU: weights, gradients and optimizer state go to the host."""
+        if self.device.type == "cuda":
+            self.engine.offload_states()
+            self._move_frozen("cpu")
+            torch.cuda.empty_cache()
+
+    def to_device(self) -> None:
+        """Come back to the GPU."""
+        if self.device.type == "cuda":
+            self._move_frozen(self.device)
+            self.engine.reload_states()
+
+    def _move_frozen(self, device: torch.device | str) -> None:
+        """Move the weights below an adapter, which DeepSpeed does not know."""
+        for parameter in self.engine.module.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(device)
 
     def save(self, folder: str) -> None:
         """Write what is trained, `kept` and optimizer state; every rank writes its part."""

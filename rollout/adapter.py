@@ -150,20 +150,3 @@ def read(model: Path) -> Saved | None:
     targets = saved["target_modules"]
     settings = Lora(saved["r"], saved["lora_alpha"], targets=[] if targets == "all-linear" else targets)
     return Saved(base, settings, load_file(folder / "adapter_model.safetensors"))
-
-
-def layer_names(model: str, settings: Lora) -> list[str]:
-    """Return the last name components of the adapted layers, such as q_proj.
-
-    Args:
-        model: folder of the model.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if settings.targets:
-        return sorted({name.rpartition(".")[2] for name in settings.targets})
-    with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
-    head = lm.get_output_embeddings()
-    layers = {name: layer for name, layer in lm.named_modules() if isinstance(layer, nn.Linear)}
-    return sorted({name.rpartition(".")[2] for name, layer in layers.items() if layer is not head})

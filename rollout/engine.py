@@ -21,8 +21,9 @@ import numpy as np
 
 from hindsight.configs.environ import actor_environment
 from hindsight.configs.schema import Config
-from hindsight.rollout.adapter import layer_names, write
+from hindsight.rollout.adapter import write
 from hindsight.rollout.device import find_device
+from hindsight.rollout.outline import layer_names
 from hindsight.rollout.types import EngineError, Generation, Sampling
 from hindsight.rollout.weights import WeightSet, digest, unpack
 
@@ -60,6 +61,7 @@ def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
     rollout = config.rollout
     memory: dict[str, Any] = {
         "gpu_memory_utilization": rollout.gpu_memory_utilization,
+        "enable_sleep_mode": config.cluster.sharing == "in_turn",
         "max_num_batched_tokens": max(GPU_BATCH, rollout.max_num_seqs),
         # One actor has all GPUs of its engine. By default, vLLM would look for them in the placement group.
         "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else None,
@@ -128,7 +130,7 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         started = time.monotonic()
-        find_device()  # raises if the GPU is unusable; vLLM would silently use the CPU
+        self.device = find_device()  # raises if the GPU is unusable; vLLM would silently use the CPU
         self.config = config
         self.index = index
         self.version = 0
@@ -266,6 +268,18 @@ class Engine:
                 raise RuntimeError("vLLM did not reset its prefix cache")
             self.version = version
             await self.llm.resume_generation()
+
+    async def sleep(self) -> None:
+        """Leave the GPU: weights go to the host, the KV cache is dropped. Nothing may be running."""
+        if self.device == "cuda":
+            async with self._guard("going to sleep"):
+                await self.llm.sleep(level=1)
+
+    async def wake(self) -> None:
+        """Come back to the GPU."""
+        if self.device == "cuda":
+            async with self._guard("waking up"):
+                await self.llm.wake_up()
 
     async def fingerprint(self) -> tuple[int, set[str]]:
         """Return the weight version and the digests of the buffers that the engine's processes received."""

@@ -142,7 +142,7 @@ class SpanScorer:
         probe = torch.arange(4, device=self.model.device)[None]
         hidden = self.model.base_model(input_ids=probe, use_cache=False).last_hidden_state
         logits = self.model(input_ids=probe, use_cache=False).logits
-        if not torch.equal(self.model.get_output_embeddings()(hidden), logits):
+        if not torch.equal(self.model.get_output_embeddings()(hidden).to(logits.device), logits):
             raise ScorerError(
                 f"{type(self.model).__name__} scales or caps its logits after the head: "
                 "set model.path to a model with a plain linear head"
@@ -215,14 +215,18 @@ class TeacherScorer:
         """
         from transformers import AutoModelForCausalLM
 
-        device = find_device()
+        self._device = find_device()
+        parts = self._device == "cuda" and torch.cuda.device_count() > 1  # each GPU takes some layers
         loaded = AutoModelForCausalLM.from_pretrained(
-            model, dtype=getattr(torch, config.model.dtype), attn_implementation="sdpa"
+            model,
+            dtype=getattr(torch, config.model.dtype),
+            attn_implementation="sdpa",
+            device_map="auto" if parts else None,
         )
         lora = config.learner.lora
         adapter = Adapter(loaded, lora, config.seed) if lora.rank else None
-        # `loaded.to` moves in place too, but its decorators confuse the type checker.
-        torch.nn.Module.to(loaded, device)
+        if not parts:  # `loaded.to` moves in place too, but its decorators confuse the type checker
+            torch.nn.Module.to(loaded, self._device)
         self._scorer = SpanScorer(loaded, config.teacher.batch_tokens, temperature)
         # The tensors that follow the student, by their names in a weight sync.
         self._held = named(adapter.pairs) if adapter else dict(loaded.named_parameters())
@@ -286,6 +290,21 @@ class TeacherScorer:
         with torch.no_grad():
             for name, tensor in given:
                 self._held[name].copy_(average[name].lerp_(tensor.to(average[name]), share))
+
+    def to_host(self) -> None:
+        """Leave the GPU; only `score` needs it."""
+        self._move("cpu")
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+
+    def to_device(self) -> None:
+        """Come back to the GPU."""
+        self._move(self._device)
+
+    def _move(self, device: str) -> None:
+        torch.nn.Module.to(self._scorer.model, device)  # in place: `_held` has the same parameters
+        if self._average is not None:
+            self._average = {name: value.to(device) for name, value in self._average.items()}
 
     def score(
         self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest]

@@ -16,6 +16,7 @@ from hindsight.configs.environ import actor_environment
 from hindsight.configs.paths import SOURCE
 
 os.environ.update(actor_environment(threads=2))  # before any test module imports torch
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests run on the CPU, whatever the machine has
 settings.register_profile("shared machine", deadline=None)  # wall time says nothing on busy cores
 settings.load_profile("shared machine")
 PROJECT = Path(__file__).resolve().parent.parent

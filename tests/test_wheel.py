@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-LEFT_OUT = (".git", ".venv", ".cache", "runs", "__pycache__", "*.egg-info", "build", "dist", ".*_cache")
+LEFT_OUT = (".git", ".venv*", ".cache", "runs", "__pycache__", "*.egg-info", "build", "dist", ".*_cache")
 # Set by this test process or by `make test`; an installed package has to work without them.
 UNSET = (
     *("HINDSIGHT_CACHE", "XDG_CACHE_HOME", "PYTHONPATH", "TORCH_EXTENSIONS_DIR", "RAY_ADDRESS"),

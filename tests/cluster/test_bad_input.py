@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,7 @@ from typer.testing import CliRunner
 import hindsight.cluster.commands
 from hindsight.cluster.cli import app
 from hindsight.cluster.failures import RunError
-from hindsight.cluster.start import connect
-from hindsight.configs.load import load
+from hindsight.cluster.machines import connect
 from hindsight.configs.schema import Config
 from hindsight.envs.runtime import remote
 from hindsight.rollout.episode import PromptTooLong
@@ -67,7 +65,7 @@ def test_what_an_actor_raised_is_said_without_its_traceback(monkeypatch: pytest.
     async def rollout() -> None:
         raise RayTaskError("rollout", "a long trace", PromptTooLong("no room")).as_instanceof_cause()
 
-    async def run(config: Config) -> None:
+    async def run(config: Config, address: str | None) -> None:
         await remote.answer(rollout(), timeout=60, setting="rollout.timeout", what="a rollout")
 
     monkeypatch.setattr(hindsight.cluster.commands, "train_run", run)
@@ -80,7 +78,7 @@ def test_an_evaluation_keeps_the_customer_of_the_training_run(
     """Served by the run and unnamed, it is the model that training began with: not the checkpoint."""
     seen = []
 
-    async def run(config: Config, user_model: str) -> None:
+    async def run(config: Config, user_model: str, address: str | None) -> None:
         seen.append((config, user_model))
 
     monkeypatch.setattr(hindsight.cluster.commands, "eval_run", run)
@@ -97,16 +95,10 @@ def test_a_warm_start_without_demonstrations_is_refused() -> None:
     assert "sft.demos = 0" in answer("sft", RECIPE, "sft.demos=0")
 
 
-def with_cluster(**settings: object) -> Config:
-    """The nano recipe with some cluster settings."""
-    config = load(Path(RECIPE), [])
-    return replace(config, cluster=replace(config.cluster, **settings))
-
-
 def test_a_port_in_use_is_named_before_ray_starts(listener: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(RunError, match=rf"port {listener} is in use.*cluster.dashboard_port"):
-        connect(with_cluster(dashboard_port=listener))
+        connect(None, listener)
 
 
 def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,4 +106,4 @@ def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyP
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(RunError, match=rf"no Ray cluster answers at '127.0.0.1:{port}'.*ray start --head"):
-        connect(with_cluster(address=f"127.0.0.1:{port}"))
+        connect(f"127.0.0.1:{port}", 0)

@@ -17,11 +17,10 @@ from hindsight.cluster.failures import BudgetSpent, FailureBudget, RunError
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.run import State
 from hindsight.cluster.sft import batches, collect, linear
-from hindsight.cluster.start import lacking, plan_bundles
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.watch import Stalled, Watchdog
 from hindsight.configs.load import load
-from hindsight.configs.schema import Config, Learner, Rollout, Sft
+from hindsight.configs.schema import Config, Rollout, Sft
 from hindsight.envs.base import Demonstration, EnvError, NoDemonstration, Observation
 from hindsight.envs.runtime.remote import answer
 from hindsight.envs.tasks import TaskSpec
@@ -165,39 +164,6 @@ def test_plays_count_between_their_tasks_and_themselves(played: list[tuple[str, 
 def test_evaluation_repeats_tasks_evenly() -> None:
     tasks = tuple(TaskSpec(str(i), "toy", "k", "eval") for i in range(3))
     assert [task.id for _, task in numbered(tasks, 7)] == ["0", "1", "2", "0", "1", "2", "0"]
-
-
-def test_resources_on_a_machine_without_gpus_fit_two_cores() -> None:
-    bundles = plan_bundles(Config(), gpus=0, learner=True, teacher=True)
-    assert [bundle.role for bundle in bundles] == ["engine", "learner", "teacher"]
-    assert lacking(bundles, {"CPU": 2.0}) is None
-
-
-def test_lacking_resources_are_named_with_the_fix() -> None:
-    config = Config(rollout=Rollout(engines=2), learner=Learner(ranks=4))
-    bundles = plan_bundles(config, gpus=4, learner=True, teacher=True)
-    problem = lacking(bundles, {"CPU": 64.0, "GPU": 4.0})
-    assert problem is not None
-    assert "7 GPU needed, 4 in the cluster" in problem
-    assert "learner.ranks" in problem
-
-
-def test_one_shared_gpu_holds_everything() -> None:
-    for more in ([], ["credit.advantage=gae", "loss.kl=0.01"]):
-        config = load(None, ["cluster.share_gpu=true", *more])
-        bundles = plan_bundles(config, gpus=1, learner=True, teacher=True)
-        assert len(bundles) == 3 + len(more)
-        assert lacking(bundles, {"CPU": 8.0, "GPU": 1.0}) is None
-
-
-def test_a_critic_has_as_many_ranks_as_the_learner_and_only_where_it_is_asked() -> None:
-    def critics(*overrides: str) -> int:
-        config = load(None, ["learner.ranks=2", *overrides])
-        bundles = plan_bundles(config, gpus=8, learner=True, teacher=False)
-        return [bundle.role for bundle in bundles].count("critic")
-
-    assert critics("credit.advantage=gae") == 2
-    assert critics() == critics("credit.advantage=gae", "steps=0") == 0
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 3))

@@ -11,6 +11,7 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
 from hindsight.cluster.metrics import step_metrics
 from hindsight.cluster.train import Trainer
+from hindsight.cluster.turns import Turns
 from hindsight.cluster.watch import Watchdog
 from hindsight.configs.load import load
 from hindsight.envs.base import Observation, StepResult
@@ -18,6 +19,7 @@ from hindsight.envs.runtime.remote import ActorLost
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, JudgeError
 from hindsight.rollout.types import Failure, Group, Span, TokenSequence, Trajectory, Turn
+from hindsight.teacher.pool import ScorerPool
 from hindsight.teacher.scorer import Scored
 
 TASK = TaskSpec("t", "toy", "open", "train")
@@ -72,7 +74,10 @@ class Produced:
             return [np.zeros(len(sample.positions), np.float32) for sample in samples]
 
         config = load(None, ["rollout.group_size=2", *overrides])
-        teacher = SimpleNamespace(score=remote(score or scored))
+        turns = Turns()
+        actor = SimpleNamespace(score=remote(score or scored))
+        teacher = ScorerPool("teacher", [actor], 60.0, turns.of)
+        teacher.context = 512
         reference = teacher if config.needs_reference else None
         renderer = {"encode": lambda text: np.full(len(text.split()), 9, np.int32)}
         renderer |= {"close_ids": CLOSE, "show": lambda seen: seen.text}
@@ -82,7 +87,8 @@ class Produced:
                 worker=SimpleNamespace(rollout=remote(lambda *args: rolled_out)),
                 reference=reference,
                 scorers=lambda: {"teacher": teacher, "reference": reference},
-                teacher_context=512,
+                teacher=teacher,
+                turns=turns,
                 learner=SimpleNamespace(candidates=likeliest),
                 critic=SimpleNamespace(values=values) if config.needs_critic else None,
             ),

@@ -11,6 +11,7 @@ import pytest
 
 from hindsight.cluster import train
 from hindsight.cluster.train import Trainer
+from hindsight.cluster.turns import Turns
 from hindsight.cluster.watch import Watchdog
 from hindsight.configs.schema import Cluster, Config, Learner, Lora, Teacher, WeightSync
 from hindsight.envs.runtime.remote import RemoteTimeout
@@ -49,9 +50,8 @@ def trainer(asked: list[str], config: Config, *, scorers: tuple[str, ...], criti
     actors = SimpleNamespace(
         engines=[],
         learner=SimpleNamespace(score=method("score", np.zeros(3, np.float32)), **exports),
-        scorers=lambda: {
-            name: SimpleNamespace(load_weights=SimpleNamespace(remote=method(name))) for name in scorers
-        },
+        scorers=lambda: {name: SimpleNamespace(load_weights=method(name)) for name in scorers},
+        turns=Turns(),
         critic=SimpleNamespace(load_weights=method("critic")) if critic else None,
     )
     run: Any = SimpleNamespace(

@@ -19,6 +19,7 @@ import numpy as np
 from figure_losses import by_turn, learn, whose
 
 from hindsight.cluster.method import Method
+from hindsight.cluster.turns import Turns
 from hindsight.configs.schema import Config
 from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
@@ -92,7 +93,8 @@ class Recorder:
         self.opening = np.array(fakes.SECOND_MESSAGE, np.int32) if second else None
         self.watchdog = SimpleNamespace(waiting=lambda seconds: nullcontext(), beat=lambda doing: None)
         self.judge = self._judge if config.feedback.judged else None
-        self.teacher_context = fakes.TEACHER_CONTEXT
+        self.teacher = SimpleNamespace(context=fakes.TEACHER_CONTEXT)
+        self.turns = Turns()
         self.reference = self if config.loss.kl > 0 else None
         self.learner = self
         self.critic = self if config.credit.critic else None
@@ -104,11 +106,11 @@ class Recorder:
         """Teacher and reference policy."""
 
         def scorer(role: str) -> Any:
-            async def score(sequences: Any, requests: Any) -> list[Scored]:
+            async def score(sequences: Any, requests: Any, what: str) -> tuple[list[Scored], float]:
                 self.requests[role] = list(requests)
-                return [_scored(role, sequences[r.trajectory][r.sequence], r) for r in requests]
+                return [_scored(role, sequences[r.trajectory][r.sequence], r) for r in requests], 0.0
 
-            return SimpleNamespace(score=SimpleNamespace(remote=score))
+            return SimpleNamespace(score=score)
 
         return {role: scorer(role) for role in ("teacher", "reference")}
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from figure_steps import compute_step
+from settled import on_cpus
 
 from hindsight.configs.load import load
 from hindsight.learner.signals import make_signal
@@ -88,7 +89,7 @@ def test_every_recording_is_compared() -> None:
 def test_figures_are_those_recorded(name: str) -> None:
     method, overrides = RECORDINGS[name]
     candidates = ["signal.top_k=4"] * (load(None, [f"method={method}"]).signal.loss_weight > 0)
-    config = load(None, [f"method={method}", "feedback.max_tokens=160", *candidates, *overrides])
+    config = on_cpus(load(None, [f"method={method}", "feedback.max_tokens=160", *candidates, *overrides]))
     signal = make_signal(config.signal)
     reworded = config.feedback.source in CHANGED_PROMPTS
     strengths = RECORDED[name]["strengths"]

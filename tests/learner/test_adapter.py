@@ -10,7 +10,8 @@ from learner_toys import tiny_llama
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from hindsight.configs.schema import Lora
-from hindsight.rollout.adapter import FOLDER, Adapter, AdapterError, layer_names, named, read, write
+from hindsight.rollout.adapter import FOLDER, Adapter, AdapterError, named, read, write
+from hindsight.rollout.outline import layer_names
 
 LORA = Lora(rank=4, alpha=6, dropout=0.2)
 IDS = torch.arange(1, 30)[None]

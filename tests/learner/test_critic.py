@@ -12,6 +12,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from learner_toys import random_samples, tiny_llama
+from settled import on_cpus
 
 from hindsight.configs.schema import Cluster, Config, Learner, Model
 from hindsight.learner.batching import collate
@@ -70,11 +71,13 @@ def test_values_are_read_before_each_sampled_token(dtype):
     assert not any("lm_head" in name for name, _ in critic.named_parameters())
 
 
-CONFIG = Config(
-    model=Model(dtype="float32"),
-    learner=Learner(micro_batch_tokens=24, timeout=120.0),
-    cluster=Cluster(threads=1, start_timeout=240.0),
-    credit=GaeSettings(advantage="gae", value_clip=0.0),
+CONFIG = on_cpus(
+    Config(
+        model=Model(dtype="float32"),
+        learner=Learner(micro_batch_tokens=24, timeout=120.0),
+        cluster=Cluster(threads=1, start_timeout=240.0),
+        credit=GaeSettings(advantage="gae", value_clip=0.0),
+    )
 )
 LR = 3e-3
 

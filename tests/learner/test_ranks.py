@@ -11,6 +11,7 @@ import ray
 import torch
 from learner_toys import VOCABULARY, random_samples, tiny_llama, token_mean
 from peft import PeftModel
+from settled import on_cpus
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -29,11 +30,13 @@ from hindsight.rollout.adapter import Adapter
 from hindsight.rollout.weights import unpack
 
 LR = 1e-3
-CONFIG = Config(
-    model=Model(dtype="float32"),
-    learner=Learner(micro_batch_tokens=64, weight_decay=0.01, timeout=120.0),
-    cluster=Cluster(threads=1, start_timeout=240.0),
-    signal=Reweight.Settings(name="reweight"),
+CONFIG = on_cpus(
+    Config(
+        model=Model(dtype="float32"),
+        learner=Learner(micro_batch_tokens=64, weight_decay=0.01, timeout=120.0),
+        cluster=Cluster(threads=1, start_timeout=240.0),
+        signal=Reweight.Settings(name="reweight"),
+    )
 )
 
 

@@ -29,7 +29,7 @@ from hindsight.rollout.weights import pack
 CANARY = np.arange(4, dtype=np.int32)
 LEARNER = np.array([-1.0, -2.0, -3.0], dtype=np.float32)
 CONFIG = Config(
-    learner=Learner(ranks=2, timeout=60.0),
+    learner=Learner(ranks=2, zero_stage=1, timeout=60.0),
     rollout=Rollout(engines=2, tensor_parallel=2),
     weight_sync=WeightSync(transport="nccl"),
 )

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from settled import on_cpus
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -29,10 +30,12 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot
 
 VOCABULARY, EOS, CONTEXT = 64, 1, 512
 CLOSE = 1e-3  # nats, float32 against float32
-CONFIG = Config(
-    model=Model(dtype="float32", max_length=CONTEXT),
-    rollout=Rollout(max_num_seqs=16, kv_cache_gib=0.25, request_timeout=60.0),
-    cluster=Cluster(threads=1),
+CONFIG = on_cpus(
+    Config(
+        model=Model(dtype="float32", max_length=CONTEXT),
+        rollout=Rollout(max_num_seqs=16, kv_cache_gib=0.25, request_timeout=60.0),
+        cluster=Cluster(threads=1),
+    )
 )
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 import openai
 import pytest
 import ray
+from settled import on_cpus
 
 from hindsight.cluster.start import USER_KEY, variables
 from hindsight.configs.schema import Config, Model, Rollout
 from hindsight.envs.taubench.settings import TauSettings
 from hindsight.rollout.serve import Address, ModelServer, endpoint_env, server_command
 
-CONFIG = Config(model=Model(path="nano", max_length=512), rollout=Rollout(max_num_seqs=2, kv_cache_gib=0.25))
+CONFIG = on_cpus(
+    Config(model=Model(path="nano", max_length=512), rollout=Rollout(max_num_seqs=2, kv_cache_gib=0.25))
+)
 
 
 def running(pid: int) -> bool:
@@ -28,7 +31,7 @@ def children(pid: int) -> list[int]:
 
 
 def test_a_model_answers_behind_a_key_and_ends_with_its_actor(ray_local: None, nano: Path) -> None:
-    endpoint = ray.remote(ModelServer).options(num_cpus=0.5, **variables(endpoint_env(CONFIG)))
+    endpoint = ray.remote(ModelServer).options(num_cpus=0.5, **variables(endpoint_env(CONFIG), gpus=0))
     actor = endpoint.remote(str(nano), CONFIG)
     address = ray.get(actor.ready.remote(), timeout=300)
     [server] = ray.get(actor.__ray_call__.remote(lambda held: [held._server.pid]))

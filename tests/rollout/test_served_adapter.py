@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from settled import on_cpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model, Rollout
@@ -24,11 +25,13 @@ from hindsight.rollout.weights import WeightSet, digest, pack
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
 
 CLOSE = 1e-4  # nats, float32 against float32
-CONFIG = Config(
-    model=Model(dtype="float32", max_length=512),
-    rollout=Rollout(max_num_seqs=8, kv_cache_gib=0.25, request_timeout=60.0),
-    learner=Learner(lora=Lora(rank=4, alpha=8)),
-    cluster=Cluster(threads=1),
+CONFIG = on_cpus(
+    Config(
+        model=Model(dtype="float32", max_length=512),
+        rollout=Rollout(max_num_seqs=8, kv_cache_gib=0.25, request_timeout=60.0),
+        learner=Learner(lora=Lora(rank=4, alpha=8)),
+        cluster=Cluster(threads=1),
+    )
 )
 
 

@@ -13,9 +13,13 @@ import pytest
 import ray
 
 import hindsight.cluster.run
+from hindsight.cluster.machines import cluster_nodes
+from hindsight.cluster.plan import Plan
+from hindsight.cluster.planning import plan_run
 from hindsight.cluster.run import Run, open_run
 from hindsight.cluster.start import Actors, start_actors, variables
 from hindsight.cluster.train import Trainer
+from hindsight.cluster.turns import Turns
 from hindsight.cluster.view import View
 from hindsight.configs.load import load
 from hindsight.configs.schema import Config, Lora
@@ -25,6 +29,7 @@ from hindsight.envs.runtime.pool import start_pool
 from hindsight.learner.signals import make_signal
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.worker import Worker
+from hindsight.teacher.pool import ScorerPool
 from hindsight.teacher.scorer import TeacherScorer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -34,6 +39,7 @@ WIDE = [  # budgets that hold the longest of them
     f"learner.micro_batch_tokens={max(CONTEXTS.values())}",
     f"teacher.batch_tokens={max(CONTEXTS.values())}",
     "learner.gradient_checkpointing=false",
+    "model.dtype=float32",  # the same on every machine
 ]
 
 
@@ -72,8 +78,10 @@ class Shared:
     """Actors that runs borrow, one run at a time. Environments change where a run asks for others."""
 
     def __init__(self, config: Config, model: str) -> None:
-        self.config, self.model = config, model
-        self.actors = asyncio.run(start_actors(config, model, make_family(config.env)))
+        self.model = model
+        self.plan = plan_run(config, cluster_nodes(), model)
+        self.config = config = self.plan.config
+        self.actors = asyncio.run(start_actors(self.plan, model, make_family(config.env)))
         self.plain, self.adapted = self.actors.engines, list[Any]()
         self.folder = tempfile.TemporaryDirectory(prefix="hindsight-shared-")
         self.env = config.env
@@ -86,7 +94,6 @@ class Shared:
 
     def train(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         """A whole run with these actors and environments of its own."""
-        self._configure(config)
         monkeypatch.setattr(hindsight.cluster.run, "start_actors", self._lend)
 
         async def run() -> None:
@@ -123,8 +130,8 @@ class Shared:
         ray.get(calls, timeout=300)
         if before != config.learner.lora:
             self._begin_again(learner.ranks, before, config.learner.lora)
-        teachers = self.actors.scorers().values()
-        ray.get([one.__ray_call__.remote(set_teacher, config) for one in teachers], timeout=300)
+        scorers = [one for pool in self.actors.scorers().values() for one in pool.replicas]
+        ray.get([one.__ray_call__.remote(set_teacher, config) for one in scorers], timeout=300)
 
     def _begin_again(self, ranks: list[Any], before: Lora, lora: Lora) -> None:
         """Learner, teacher and engine with an adapter, on the weights of the first such time; or without.
@@ -144,23 +151,22 @@ class Shared:
         ray.get([rank.__ray_call__.remote(begin_with, folder) for rank in ranks], timeout=300)
         ray.get([rank.start.remote("127.0.0.1", 0) for rank in ranks], timeout=300)  # they have met
         ray.get([rank.__ray_call__.remote(begin_with, self.model) for rank in ranks], timeout=300)
-        for role, scorer in self.actors.scorers().items():
-            anew = scorer.__ray_call__.remote(
-                TeacherScorer.__init__, folder, config, config.temperatures[role]
-            )
-            ray.get(anew, timeout=300)
+        for role, pool in self.actors.scorers().items():
+            own = (TeacherScorer.__init__, folder, config, config.temperatures[role])
+            ray.get([one.__ray_call__.remote(*own) for one in pool.replicas], timeout=300)
         if not lora.rank:
             self.actors.engines = self.plain
             return
         if not self.adapted:
-            place = {"num_cpus": 0, **variables(engine_env(config)), "max_concurrency": 64}
+            place = {"num_cpus": 0, **variables(engine_env(config), gpus=0), "max_concurrency": 64}
             self.adapted = [ray.remote(Engine).options(**place).remote(folder, config, 0)]
             ray.get(self.adapted[0].ready.remote(), timeout=300)
         ray.get([engine.__ray_call__.remote(set_lora, lora) for engine in self.adapted], timeout=300)
         self.actors.engines = self.adapted
 
-    async def _lend(self, config: Config, model: str, family: EnvFamily, *, teacher: bool, **_: Any) -> Lent:
-        actors = self.actors
+    async def _lend(self, plan: Plan, model: str, family: EnvFamily) -> Lent:
+        actors, config = self.actors, plan.config
+        self._configure(config)
         if config.env != self.env:
             for handle in actors.environments.shards:
                 ray.kill(handle)
@@ -168,9 +174,14 @@ class Shared:
             await actors.environments.ready(config.cluster.start_timeout)
         remake = (model, config, actors.engines, actors.environments.shards)
         ray.get(actors.worker.__ray_call__.remote(Worker.__init__, *remake))
-        own = {
-            "critic": actors.critic if config.needs_critic else None,
-            "teacher": actors.teacher if teacher else None,
-            "reference": actors.reference if config.needs_reference else None,
+        turns = Turns()  # and pools: they belong to one event loop
+        pools = {
+            role: ScorerPool(role, pool.replicas, config.teacher.timeout, turns.of)
+            for role, pool in actors.scorers().items()
+            if plan.of(role)
         }
+        for role, pool in pools.items():
+            pool.context = actors.scorers()[role].context
+        own = {"critic": actors.critic if plan.of("critic") else None, "turns": turns}
+        own |= {role: pools.get(role) for role in ("teacher", "reference")}
         return Lent(**vars(actors) | own)

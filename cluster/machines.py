@@ -1,0 +1,138 @@
+"""Ray and the machines it runs on: join or start a cluster, and see what its nodes have."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from hindsight.cluster.failures import RunError
+from hindsight.cluster.plan import Node
+from hindsight.configs.paths import SOURCE
+from hindsight.configs.registry import PLUGIN_FOLDERS
+
+LOOKING = 120.0  # seconds for a node to say what it has
+
+
+def gpu_memory() -> list[float]:
+    """Memory of each GPU of this machine in GiB, without creating a CUDA context; [] if there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    asked = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if asked.returncode:
+        return []
+    try:
+        return [float(line) / 1024 for line in asked.stdout.splitlines()]
+    except ValueError as error:
+        raise RunError(
+            f"nvidia-smi reports {asked.stdout.strip()!r} as the GPUs' memory, not numbers: set "
+            "cluster.gpus=none, or use GPUs with memory of their own"
+        ) from error
+
+
+def this_machine() -> Node:
+    """What this machine has."""
+    memory = gpu_memory()
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    native = bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    return Node(float(os.cpu_count() or 1), ram, len(memory), min(memory, default=0.0), native)
+
+
+def cluster_nodes() -> list[Node]:
+    """What each node of the cluster has: CPUs and GPUs as Ray counts them, memory as the node reports it.
+
+    Raises:
+        RunError: Ray counts GPUs on a node where nvidia-smi finds none.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    nodes = []
+    for node in (node for node in ray.nodes() if node["Alive"]):
+        if node["NodeID"] == here:
+            found = this_machine()
+        else:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            looking = ray.remote(this_machine).options(num_cpus=0, scheduling_strategy=there).remote()
+            try:
+                found = ray.get(looking, timeout=LOOKING)
+            except GetTimeoutError as error:
+                raise RunError(
+                    f"{node['NodeManagerAddress']} did not say within {LOOKING:g} s what it has: see its log"
+                ) from error
+        gpus = int(node["Resources"].get("GPU", 0))
+        if gpus and not found.gpus:
+            raise RunError(
+                f"Ray counts {gpus} GPUs on {node['NodeManagerAddress']}, but nvidia-smi finds none there: "
+                "install the driver, or start Ray with --num-gpus=0"
+            )
+        nodes.append(replace(found, cpus=node["Resources"].get("CPU", 0.0), gpus=gpus))
+    return nodes
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether something accepts connections there."""
+    try:
+        with socket.create_connection((host, port), timeout=5.0):
+            return True
+    except OSError:
+        return False
+
+
+def connect(address: str | None, dashboard_port: int) -> str | None:
+    """Join Ray at `address` (or at $RAY_ADDRESS, as a submitted job does), or start a local Ray.
+
+    Args:
+        address: `auto` or an address. dashboard_port: of a local Ray; 0 starts no dashboard.
+
+    Returns:
+        the dashboard's address, if there is one.
+
+    Raises:
+        RunError: no such cluster, or the dashboard's port is taken.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    path = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))
+    common: dict[str, Any] = {
+        "runtime_env": {
+            "env_vars": {"PYTHONPATH": path, "HINDSIGHT_PLUGINS": os.pathsep.join(PLUGIN_FOLDERS)}
+        },
+        "log_to_driver": False,  # the dashboard shows what actors print
+        "logging_level": logging.WARNING,
+    }
+    if address:
+        advice = (
+            "Start one with `ray start --head` (with RAY_AUTH_MODE=token in both shells), "
+            "or leave out --address to start a local Ray."
+        )
+        host, _, port = address.rpartition("://")[2].rpartition(":")
+        if port.isdigit() and not listens(host, int(port)):  # Ray itself would retry for minutes
+            raise RunError(f"no Ray cluster answers at {address!r}. {advice}")
+        try:
+            context = ray.init(address=address, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RunError(f"cannot join the Ray cluster at {address!r}: {error}. {advice}") from error
+    else:
+        if dashboard_port and listens("127.0.0.1", dashboard_port):
+            raise RunError(
+                f"port {dashboard_port} is in use. Set cluster.dashboard_port to a free one, "
+                "or to 0 for no dashboard, or join the running Ray with --address auto."
+            )
+        context = ray.init(
+            address="local",  # never join a cluster that happens to run on this machine
+            num_cpus=max(2, os.cpu_count() or 2),
+            include_dashboard=dashboard_port > 0,
+            dashboard_port=dashboard_port or None,
+            **common,
+        )
+    url = context.dashboard_url
+    return f"http://{url}" if url else None

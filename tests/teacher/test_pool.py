@@ -1,0 +1,133 @@
+"""Scoring by several replicas: the same answers as by one, side by side, and all of them in step."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hindsight.envs.runtime.remote import RemoteTimeout
+from hindsight.rollout.types import Span
+from hindsight.teacher.contexts import ScoreRequest
+from hindsight.teacher.pool import ScorerPool, spread
+from hindsight.teacher.scorer import Scored
+
+
+def request(trajectory: int, cut: int, tail: int) -> ScoreRequest:
+    return ScoreRequest(trajectory, 0, 0, cut, np.arange(tail, dtype=np.int32), Span(0, tail))
+
+
+class Replica:
+    """An actor's handle: answers with the request's own numbers, after a while."""
+
+    def __init__(self, seconds: float = 0.0, context: int = 100) -> None:
+        self.seconds, self.context, self.calls, self.busy = seconds, context, list[str](), False
+
+    def __getattr__(self, method: str) -> Any:
+        async def call(*args: Any) -> Any:
+            self.calls.append(method)
+            if method == "ready":
+                return {"context": self.context}
+            if method == "score":
+                assert not self.busy, "two calls at once"
+                self.busy = True
+                await asyncio.sleep(self.seconds)
+                self.busy = False
+                return [Scored(one.tail + 1000.0 * one.trajectory, np.zeros((0, 0))) for one in args[1]]
+            return None
+
+        return type("Method", (), {"remote": staticmethod(call)})
+
+
+def pool(*replicas: Replica, timeout: float = 10.0) -> ScorerPool:
+    return ScorerPool("teacher", replicas, timeout, lambda role: nullcontext())
+
+
+requests = st.lists(
+    st.builds(request, st.integers(0, 6), st.integers(0, 50), st.integers(1, 9)), min_size=1, max_size=25
+)
+
+
+@given(requests, st.integers(1, 5))
+def test_replicas_answer_as_one_would(asked: list[ScoreRequest], count: int) -> None:
+    async def run() -> list[Scored]:
+        return (await pool(*(Replica() for _ in range(count))).score([], asked, "scoring"))[0]
+
+    for one, found in zip(asked, asyncio.run(run()), strict=True):
+        np.testing.assert_equal(found.logprobs, one.tail + 1000.0 * one.trajectory)
+
+
+@given(requests, st.integers(1, 5))
+def test_a_trajectory_stays_together_and_no_part_is_empty(asked: list[ScoreRequest], parts: int) -> None:
+    made = spread(asked, parts)
+    assert sorted(index for part in made for index in part) == list(range(len(asked)))
+    owners = [{asked[index].trajectory for index in part} for part in made]
+    assert all(owners) and sum(map(len, owners)) == len(set().union(*owners))
+    assert len(made) == min(parts, len({one.trajectory for one in asked}))
+
+
+def test_parts_are_about_equal() -> None:
+    asked = [request(index, cut, 10) for index, cut in enumerate([90, 50, 40, 10, 10])]
+    loads = [sum(asked[i].cut + 10 for i in part) for part in spread(asked, 2)]
+    assert sorted(loads) == [120, 130]
+
+
+def test_groups_are_scored_side_by_side() -> None:
+    async def run() -> tuple[float, float]:
+        clock = asyncio.get_running_loop().time
+        one, two = Replica(0.2), Replica(0.2)
+        both = pool(one, two)
+        began = clock()
+        answers = await asyncio.gather(*(both.score([], [request(0, 5, 3)], "scoring") for _ in range(4)))
+        assert one.calls.count("score") == two.calls.count("score") == 2
+        return clock() - began, sum(seconds for _, seconds in answers)
+
+    passed, busy = asyncio.run(run())
+    assert busy >= 0.8 and passed < busy  # four calls, two at a time
+
+
+def test_all_replicas_follow_and_one_is_saved(tmp_path: Path) -> None:
+    async def run(replicas: list[Replica]) -> int:
+        both = pool(*replicas)
+        await both.ready(10.0, "cluster.start_timeout")
+        await both.load_weights(None, True)  # type: ignore[arg-type]
+        await both.save(tmp_path / "teacher.safetensors")
+        await both.load(tmp_path / "teacher.safetensors")
+        return both.context
+
+    replicas = [Replica(context=70), Replica(context=60)]
+    assert asyncio.run(run(replicas)) == 60
+    assert replicas[0].calls == ["ready", "load_weights", "save", "load"]
+    assert replicas[1].calls == ["ready", "load_weights", "load"]
+
+
+def test_new_weights_wait_for_a_group_that_is_being_scored() -> None:
+    async def run() -> list[str]:
+        own = Replica(seconds=0.1)
+        one = pool(own)
+        scoring = asyncio.create_task(one.score([], [request(0, 1, 1)], "scoring"))
+        await asyncio.sleep(0.02)
+        await one.load_weights(None, True)  # type: ignore[arg-type]
+        assert scoring.done() or not own.busy
+        await scoring
+        return own.calls
+
+    assert asyncio.run(run()) == ["score", "load_weights"]
+
+
+def test_a_replica_that_missed_its_deadline_is_used_again() -> None:
+    async def run() -> None:
+        slow = Replica(seconds=0.3)
+        own = pool(slow, timeout=0.05)
+        with pytest.raises(RemoteTimeout, match=r"scoring group 3 took longer.*teacher.timeout"):
+            await own.score([], [request(0, 1, 1)], "scoring group 3")
+        slow.seconds, slow.busy = 0.0, False
+        await own.score([], [request(0, 1, 1)], "scoring group 4")
+
+    asyncio.run(run())
