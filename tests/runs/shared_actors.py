@@ -19,7 +19,7 @@ from hindsight.cluster.planning import plan_run
 from hindsight.cluster.run import Run, open_run
 from hindsight.cluster.start import Actors, start_actors, variables
 from hindsight.cluster.train import Trainer
-from hindsight.cluster.turns import Turns
+from hindsight.cluster.turns import Switch, Turns
 from hindsight.cluster.view import View
 from hindsight.configs.load import load
 from hindsight.configs.schema import Config, Lora
@@ -164,6 +164,14 @@ class Shared:
         ray.get([engine.__ray_call__.remote(set_lora, lora) for engine in self.adapted], timeout=300)
         self.actors.engines = self.adapted
 
+    def _note(self, event: str) -> Switch:
+        """Without a GPU nothing has to move."""
+
+        async def move() -> None:
+            self.switches.append(event)
+
+        return move
+
     async def _lend(self, plan: Plan, model: str, family: EnvFamily) -> Lent:
         actors, config = self.actors, plan.config
         self._configure(config)
@@ -175,6 +183,11 @@ class Shared:
         remake = (model, config, actors.engines, actors.environments.shards)
         ray.get(actors.worker.__ray_call__.remote(Worker.__init__, *remake))
         turns = Turns()  # and pools: they belong to one event loop
+        self.switches = list[str]()
+        for role in ("engine", "teacher", "reference", "learner") if plan.in_turn else ():
+            await turns.add(role, self._note(f"{role} sleeps"), self._note(f"{role} wakes"))
+        for trained in filter(None, (actors.learner, actors.critic)):
+            trained.turn = lambda: turns.of("learner")
         pools = {
             role: ScorerPool(role, pool.replicas, config.teacher.timeout, turns.of)
             for role, pool in actors.scorers().items()

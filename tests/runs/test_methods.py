@@ -125,6 +125,21 @@ def test_two_steps(
         assert "learner/kl" in steps[0] or "learner/kl" in steps[1]
 
 
+def test_roles_that_take_turns(warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge on the engines, a critic, a reference policy: one at a time, and all get on."""
+    more = ["cluster.sharing=in_turn", "credit.advantage=gae", "loss.kl=0.01", "rollout.num_groups=2"]
+    steps = train(warmed, settings("serl_judge", tmp_path / "run", *more), monkeypatch)
+    assert total(steps, "failures/total") == 0 < total(steps, "teacher/spans")
+    awake: list[str] = []
+    for event in warmed.switches[4:]:  # at the start each role leaves once
+        role, what = event.split()
+        awake = [*awake, role] if what == "wakes" else awake[: awake.index(role)]
+        assert len(awake) <= 1
+    phases = [event.split()[0] for event in warmed.switches[4:] if event.endswith("wakes")]
+    assert set(phases) == {"engine", "teacher", "reference", "learner"}
+    assert len(phases) <= 40  # two steps, three evaluations and a checkpoint
+
+
 @pytest.mark.parametrize("name", methods())
 def test_another_environment(
     name: str, warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
