@@ -1,4 +1,4 @@
-"""The command line: `hindsight train | sft | eval | plan | config | methods | new | envs`."""
+"""The command line: `hindsight train | sft | eval | plan | doctor | config | methods | new | envs`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,6 +128,27 @@ def show_plan(
     Console().print(plan_table(made))
     for note in plan_notes(made):
         typer.echo(note)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str, typer.Argument(help="recipe whose plan is checked")] = "alfworld",
+    overrides: Overrides = None,
+    run: Annotated[bool, typer.Option(help="also train nano for one step on the CPU")] = False,
+    gpu: Annotated[bool, typer.Option(help="also train nano for one step on the GPUs")] = False,
+) -> None:
+    """Check what a run needs of this machine, and say what to do about what is missing."""
+    from hindsight.cluster.doctor import examine, miniature
+
+    config, console, wrong = _read(recipe, overrides), Console(), 0
+    for finding in chain(examine(config), miniature(gpu) if run or gpu else ()):
+        mark = "[red]✗[/red]" if finding.fix else "[green]✓[/green]"
+        console.print(f"{mark} {escape(finding.what)}: {escape(finding.found)}", highlight=False)
+        if finding.fix:
+            wrong += 1
+            console.print(f"  {escape(finding.fix)}", highlight=False, soft_wrap=True)
+    if wrong:
+        _fail(f"{wrong} to mend")
 
 
 @app.command("config")

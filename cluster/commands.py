@@ -32,7 +32,7 @@ from hindsight.rollout.models import ModelMissing, ModelUnfit, resolve
 from hindsight.rollout.render import load_renderer
 from hindsight.rollout.template import TemplateError
 from hindsight.rollout.types import EngineError
-from hindsight.rollout.weights import WeightSet, digest, pack
+from hindsight.rollout.weights import WeightSet, checksum, pack
 
 
 def expected_errors() -> tuple[type[Exception], ...]:
@@ -112,7 +112,7 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             actors = await start_actors(plan, base, family, user_model=user_model)
             if adapter:
                 flat, layout = pack(adapter.tensors.items())
-                weights = WeightSet(1, layout, digest(flat), ray.put(flat))
+                weights = WeightSet(1, layout, checksum(flat, layout), ray.put(flat))
                 limit: dict[str, Any] = {"timeout": config.cluster.start_timeout, "setting": STARTING}
                 loading = [
                     call(engine, "load_weights", weights, what="loading the adapter", **limit)

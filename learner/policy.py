@@ -20,7 +20,7 @@ from hindsight.learner.rank import LearnerError, Rank
 from hindsight.learner.samples import TrainingSample
 from hindsight.learner.signals import make_signal
 from hindsight.rollout.adapter import FOLDER, Adapter, Pair, named, write
-from hindsight.rollout.weights import Layout, WeightSet, describe, digest, pack
+from hindsight.rollout.weights import Layout, WeightSet, checksum, describe, pack
 
 if TYPE_CHECKING:
     from hindsight.learner.weight_sync_nccl import Sender
@@ -163,7 +163,7 @@ class PolicyRank(Rank):
                 pass
             return None
         flat, layout = pack(tensors, layout)
-        return WeightSet(version=version, layout=layout, digest=digest(flat), data=ray.put(flat))
+        return WeightSet(version=version, layout=layout, checksum=checksum(flat, layout), data=ray.put(flat))
 
     def _parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield every full parameter on the CPU, under the model's name; each rank must exhaust it.

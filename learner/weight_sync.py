@@ -25,7 +25,7 @@ class SyncReport:
 
     seconds: float
     logprob_gap: float  # largest over the engines of the mean |log-prob gap| to the learner, nats
-    digest: str  # of the bytes that every engine loaded; empty after a broadcast
+    checksum: str  # of the bytes that every engine loaded; empty after a broadcast
 
 
 async def sync_weights(
@@ -54,9 +54,9 @@ async def sync_weights(
     what = f"loading weights {weights.version}"
     await _ask_all(engines, "load_weights", weights, what=what, timeout=timeout)
     gap = await verify(
-        engines, weights.version, weights.digest, canary_ids, learner_logprobs, tolerance, timeout
+        engines, weights.version, weights.checksum, canary_ids, learner_logprobs, tolerance, timeout
     )
-    return SyncReport(time.monotonic() - started, gap, weights.digest)
+    return SyncReport(time.monotonic() - started, gap, weights.checksum)
 
 
 async def broadcast(
@@ -81,13 +81,13 @@ async def broadcast(
 async def verify(
     engines: Sequence[Any],
     version: int,
-    digest: str,
+    checksum: str,
     canary_ids: np.ndarray,
     learner_logprobs: np.ndarray,
     tolerance: float,
     timeout: float,
 ) -> float:
-    """Check every engine's digest and canary log-probs; return the largest mean gap.
+    """Check every engine's checksum and canary log-probs; return the largest mean gap.
 
     Raises: as `sync_weights`.
     """
@@ -97,19 +97,19 @@ async def verify(
         _ask_all(engines, "score", canary_ids, what=what, timeout=timeout),
     )
     for index, found in enumerate(held):
-        check_fingerprint(index, found, version, digest)
+        check_fingerprint(index, found, version, checksum)
     gaps = [check_canary(i, score, learner_logprobs, tolerance) for i, score in enumerate(scores)]
     return max(gaps, default=0.0)
 
 
-def check_fingerprint(index: int, held: tuple[int, set[str]], version: int, digest: str) -> None:
+def check_fingerprint(index: int, held: tuple[int, set[str]], version: int, checksum: str) -> None:
     """Raises WeightSyncError unless the engine loaded exactly the learner's bytes, as that version."""
-    if held == (version, {digest}):
+    if held == (version, {checksum}):
         return
     raise WeightSyncError(
-        f"engine {index} loaded weights {held[0]} with digest {_short(held[1])}, the learner published "
-        f"weights {version} with digest {_short({digest})}: other bytes arrived than were sent, so what this "
-        "engine samples is not the learner's policy. Resume from the last checkpoint."
+        f"engine {index} loaded weights {held[0]} with checksum {_short(held[1])}, the learner published "
+        f"weights {version} with checksum {_short({checksum})}: other bytes arrived than were sent, so what "
+        "this engine samples is not the learner's policy. Resume from the last checkpoint."
     )
 
 
@@ -137,5 +137,5 @@ async def _ask_all(engines: Sequence[Any], method: str, *args: Any, what: str, t
     )
 
 
-def _short(digests: set[str]) -> str:
-    return " and ".join(sorted(digest[:12] or "none" for digest in digests))
+def _short(checksums: set[str]) -> str:
+    return " and ".join(sorted(checksum[:12] or "none" for checksum in checksums))

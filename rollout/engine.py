@@ -25,7 +25,7 @@ from hindsight.rollout.adapter import write
 from hindsight.rollout.device import find_device
 from hindsight.rollout.outline import layer_names
 from hindsight.rollout.types import EngineError, Generation, Sampling
-from hindsight.rollout.weights import WeightSet, digest, unpack
+from hindsight.rollout.weights import WeightSet, checksum, unpack
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs, RequestOutput, SamplingParams
@@ -117,7 +117,7 @@ class Served:
     """An adapter that vLLM serves, and its number of running requests."""
 
     request: LoRARequest
-    digest: str
+    checksum: str
     folder: tempfile.TemporaryDirectory[str]  # vLLM reloads the adapter from it after an eviction
     running: int = 0
 
@@ -233,7 +233,7 @@ class Engine:
             await self.llm.update_weight_version(str(weights.version))
             unused = [served for served in self.adapters if not served.running]
             self.adapters = [served for served in self.adapters if served.running]
-            self.adapters.append(Served(request, digest(flat), folder))
+            self.adapters.append(Served(request, checksum(flat, weights.layout), folder))
             self.version = weights.version
             for served in unused:
                 await self.llm.remove_lora(served.request.lora_int_id)
@@ -282,10 +282,12 @@ class Engine:
                 await self.llm.wake_up()
 
     async def fingerprint(self) -> tuple[int, set[str]]:
-        """Return the weight version and the digests of the buffers that the engine's processes received."""
+        """Return the weight version and the checksums of the buffers that the engine's processes received."""
         newest = self.adapters[-1:]
-        digests = [served.digest for served in newest] or await self.llm.collective_rpc("received_digest")
-        return int(await self.llm.get_weight_version()), set(digests)
+        checksums = [served.checksum for served in newest] or await self.llm.collective_rpc(
+            "received_checksum"
+        )
+        return int(await self.llm.get_weight_version()), set(checksums)
 
     async def stats(self) -> dict[str, int]:
         """Return the number of running requests, the weight version, and totals since the start."""

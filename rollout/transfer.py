@@ -27,7 +27,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from hindsight.rollout.weights import Layout, TensorMeta, digest, unpack
+from hindsight.rollout.weights import Layout, TensorMeta, checksum, unpack
 
 BACKEND = "object_store"
 
@@ -80,21 +80,21 @@ class ObjectStoreTransfer(WeightTransferEngine[NoInit, BufferUpdate]):
     ) -> None:
         super().__init__(config, vllm_config, device, model)
         self.parameters = {name for name, _ in model.named_parameters()}
-        self.digest = ""
+        self.checksum = ""
 
     def init_transfer_engine(self, init_info: NoInit) -> None:
         """Do nothing: there is nothing to set up."""
 
     def start_weight_update(self) -> None:
         """Prepare the model to load checkpoint tensors again."""
-        self.digest = ""
+        self.checksum = ""
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: BufferUpdate) -> None:
         """Load all parameters. Raises ValueError if the buffer lacks any."""
         layout = tuple(TensorMeta(name, tuple(shape), dtype) for name, shape, dtype in update_info.layout)
         flat = np.memmap(update_info.path, dtype=np.uint8, mode="r")
-        self.digest = digest(flat)
+        self.checksum = checksum(flat, layout)
         loaded = cast("Any", self.model).load_weights(unpack(flat, layout))
         if missing := sorted(self.parameters - loaded):
             raise ValueError(f"synced weights lack {len(missing)} of the engine's parameters: {missing[:8]}")
@@ -126,10 +126,10 @@ class WeightsExtension:
 
     weight_transfer_engine: Any
 
-    def received_digest(self) -> str:
-        """Return the digest of the last buffer that this worker loaded, or "" if there is none."""
+    def received_checksum(self) -> str:
+        """Return the checksum of the last buffer that this worker loaded, or "" if there is none."""
         transfer = self.weight_transfer_engine
-        return transfer.digest if isinstance(transfer, ObjectStoreTransfer) else ""
+        return transfer.checksum if isinstance(transfer, ObjectStoreTransfer) else ""
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreTransfer)

@@ -17,7 +17,7 @@ from hindsight.configs.environ import actor_environment
 from hindsight.configs.schema import Config
 from hindsight.rollout.adapter import Adapter, named
 from hindsight.rollout.device import find_device
-from hindsight.rollout.weights import WeightSet, digest, unpack
+from hindsight.rollout.weights import WeightSet, checksum, unpack
 from hindsight.teacher.contexts import ScoreRequest
 from hindsight.teacher.plan import Tails, lay_out, plan_batches, plan_forwards
 
@@ -255,8 +255,10 @@ class TeacherScorer:
         import ray
 
         flat = ray.get(weights.data)
-        if (found := digest(flat)) != weights.digest:
-            raise WeightsError(f"weights {weights.version}: sent digest {weights.digest}, arrived as {found}")
+        if (found := checksum(flat, weights.layout)) != weights.checksum:
+            raise WeightsError(
+                f"weights {weights.version}: sent checksum {weights.checksum}, arrived as {found}"
+            )
         self._take(unpack(flat, weights.layout), 1.0 if whole else self._share)
         self._version = weights.version
 

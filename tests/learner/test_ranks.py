@@ -95,7 +95,7 @@ async def resumes_exactly(learner, samples, target):
     second = await learner.update({"policy": samples}, 0.5, LR), await learner.export(2)
     costs = {"seconds": 0.0}
     assert first[0] | costs == second[0] | costs
-    assert first[1].digest == second[1].digest
+    assert first[1].checksum == second[1].checksum
 
 
 class LargeRank(PolicyRank):
@@ -166,12 +166,12 @@ def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
         after = await tensors(learner)
         assert any(not torch.equal(after[name], before[name]) for name in before)
 
-        digests = []
+        checksums = []
         for held, strength in ((samples, 0.0), (random_samples(9, teacher=False), 0.5), (samples, 0.5)):
             await learner.load(tmp_path / "fresh")
             await learner.update({"policy": held}, strength, LR)
-            digests.append((await learner.export(1)).digest)
-        assert digests[0] == digests[1] != digests[2]  # λ = 0 is GRPO to the bit
+            checksums.append((await learner.export(1)).checksum)
+        assert checksums[0] == checksums[1] != checksums[2]  # λ = 0 is GRPO to the bit
 
         for resets in (False, True):
             await learner.load(tmp_path / "fresh")
@@ -179,7 +179,7 @@ def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
             if resets:
                 await learner.reset_optimizer()
             await learner.update({"policy": samples}, 0.5, LR)
-            assert ((await learner.export(1)).digest == digests[2]) == resets
+            assert ((await learner.export(1)).checksum == checksums[2]) == resets
 
         losses = [(await learner.update({"sft": samples}, 0.0, 1e-2))["loss"] for _ in range(8)]
         assert losses[-1] < losses[0]
@@ -232,7 +232,7 @@ def test_an_adapter_on_two_ranks_of_zero_3(ray_local, folder, tmp_path):
         sent = await tensors(learner, "export")
         assert len(sent) == 2 * 14 and all("lora_" in name for name in sent)  # A and B, and nothing else
         averaged = await learner.export_average(1, 0.1)
-        assert (await learner.export(1)).digest != averaged.digest
+        assert (await learner.export(1)).checksum != averaged.checksum
         await loads_elsewhere(learner, tmp_path / "model")
         peft = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "model/adapter")).merge_and_unload()
         for name, parameter in peft.named_parameters():
@@ -268,7 +268,7 @@ async def resumes_with_dropout(learner, samples, target):
 
     async def go_on():
         stats = await learner.update({"sft": samples}, 0.0, LR)
-        sent = (await learner.export(2)).digest, (await learner.export_average(2, 0.1)).digest
+        sent = (await learner.export(2)).checksum, (await learner.export_average(2, 0.1)).checksum
         return stats | {"seconds": 0.0}, sent
 
     first, other = await go_on(), await go_on()

@@ -15,7 +15,7 @@ from hindsight.rollout.weights import WeightSet
 
 CANARY = np.arange(4, dtype=np.int32)
 LEARNER = np.array([-1.0, -2.0, -3.0], dtype=np.float32)
-WEIGHTS = WeightSet(version=5, layout=(), digest="a" * 64, data=None)
+WEIGHTS = WeightSet(version=5, layout=(), checksum="a" * 64, data=None)
 
 
 class Method:
@@ -32,9 +32,9 @@ class Method:
 class FakeEngine:
     """Answers like the handle of an engine actor that loaded WEIGHTS."""
 
-    def __init__(self, load=None, version=5, digests=frozenset({"a" * 64}), score=LEARNER):
+    def __init__(self, load=None, version=5, checksums=frozenset({"a" * 64}), score=LEARNER):
         self.load_weights = Method(load)
-        self.fingerprint = Method((version, set(digests)))
+        self.fingerprint = Method((version, set(checksums)))
         self.score = Method(score)
 
 
@@ -45,16 +45,16 @@ def run(*engines, tolerance=0.25, timeout=5.0):
 def test_reports_the_largest_gap():
     report = run(FakeEngine(), FakeEngine(score=LEARNER + np.float32(0.1)))
     assert report.logprob_gap == pytest.approx(0.1, abs=1e-6)
-    assert report.digest == WEIGHTS.digest
+    assert report.checksum == WEIGHTS.checksum
     assert report.seconds >= 0
 
 
 @pytest.mark.parametrize(
     "held",
     [
-        {"digests": {"b" * 64}},
-        {"digests": {"a" * 64, "b" * 64}},  # one of two workers
-        {"digests": {""}},  # never loaded any
+        {"checksums": {"b" * 64}},
+        {"checksums": {"a" * 64, "b" * 64}},  # one of two workers
+        {"checksums": {""}},  # never loaded any
         {"version": 4},
     ],
 )

@@ -62,10 +62,10 @@ class Nccl:
 class FakeEngine:
     """`rollout.engine.Engine` without a model: in each worker is vLLM's own transfer engine."""
 
-    def __init__(self, digest="", receive=None):
+    def __init__(self, checksum="", receive=None):
         self.received = [{} for _ in range(CONFIG.rollout.tensor_parallel)]
         self.workers = [self.worker(rank, held) for rank, held in enumerate(self.received)]
-        self.version, self.digest = 0, digest
+        self.version, self.checksum = 0, checksum
         if receive:
             self.receive_update = receive
 
@@ -96,7 +96,7 @@ class FakeEngine:
         self.version = version
 
     def fingerprint(self):
-        return self.version, {self.digest}
+        return self.version, {self.checksum}
 
     def score(self, ids):
         return LEARNER
@@ -155,7 +155,7 @@ def test_every_worker_holds_what_rank_0_trained(nccl):
         return await send(trained, engines, version=6)
 
     report = asyncio.run(twice())
-    assert (report.logprob_gap, report.digest) == (0.0, "")
+    assert (report.logprob_gap, report.checksum) == (0.0, "")
     assert sorted(nccl.members) == list(range(WORLD))
     assert [handle.calls for handle in trained.ranks] == [
         ["address", "join", "broadcast", "broadcast"],
@@ -199,8 +199,8 @@ def test_an_engine_that_never_joins_is_a_missed_deadline(nccl):
 
 
 def test_an_engine_that_holds_anything_from_the_object_store_is_refused(nccl):
-    with pytest.raises(WeightSyncError, match="engine 1 loaded weights 5 with digest aaaa"):
-        asyncio.run(send(learner(), [Handle(FakeEngine()), Handle(FakeEngine(digest="a" * 64))]))
+    with pytest.raises(WeightSyncError, match="engine 1 loaded weights 5 with checksum aaaa"):
+        asyncio.run(send(learner(), [Handle(FakeEngine()), Handle(FakeEngine(checksum="a" * 64))]))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -24,7 +24,7 @@ from hindsight.configs.schema import Cluster, Config, Model, Rollout
 from hindsight.learner.weight_sync import WeightSyncError, sync_weights
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.types import EngineError, Sampling
-from hindsight.rollout.weights import WeightSet, digest, pack
+from hindsight.rollout.weights import WeightSet, checksum, pack
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
 
@@ -96,7 +96,7 @@ class Student:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
         self.version += 1
         flat, layout = pack(self.model.named_parameters())
-        return WeightSet(self.version, layout, digest(flat), ray.put(flat))
+        return WeightSet(self.version, layout, checksum(flat, layout), ray.put(flat))
 
     def sync(self, weights):
         canary = prompt(40, seed=99)
@@ -226,7 +226,7 @@ def test_synced_weights_are_used_and_old_keys_are_not(student):
     weights = student.change()
     assert gap(student.score(context), logprobs(student.model, context)) > 0.1
     report = student.sync(weights)
-    assert report.digest == weights.digest
+    assert report.checksum == weights.checksum
     assert report.logprob_gap < CLOSE
 
     generation = student.generate(context, sampling)

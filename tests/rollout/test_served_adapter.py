@@ -20,7 +20,7 @@ from hindsight.learner.weight_sync import WeightSyncError, sync_weights
 from hindsight.rollout.adapter import Adapter, named
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.types import EngineError, Sampling
-from hindsight.rollout.weights import WeightSet, digest, pack
+from hindsight.rollout.weights import WeightSet, checksum, pack
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
 
@@ -63,7 +63,7 @@ class Student:
                 b.normal_(std=std)
         self.version += 1
         flat, layout = pack(named(self.adapter.pairs).items())
-        return WeightSet(self.version, layout, digest(flat), ray.put(flat))
+        return WeightSet(self.version, layout, checksum(flat, layout), ray.put(flat))
 
     def sync(self, weights):
         canary = prompt(40, seed=99)

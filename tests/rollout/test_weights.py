@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hindsight.rollout.weights import ALIGNMENT, TensorMeta, describe, digest, offsets, pack, unpack
+from hindsight.rollout.weights import ALIGNMENT, TensorMeta, checksum, describe, offsets, pack, unpack
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -59,7 +59,7 @@ def test_with_a_layout_tensors_may_go_as_soon_as_the_next_is_taken():
             whole.fill_(float("nan"))
 
     flat, _ = pack(gathered(), layout)
-    assert digest(flat) == digest(pack(named)[0])
+    assert checksum(flat, layout) == checksum(*pack(named))
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(3, 2), torch.zeros(2, 3).double()])
@@ -78,12 +78,17 @@ def test_missing_tensors_and_short_buffers_are_refused():
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 11), st.integers(0, 7))
-def test_digest_sees_every_bit(position, bit):
-    flat, _ = pack([("a", torch.arange(3, dtype=torch.int32))])
-    before = digest(flat)
-    assert before == digest(flat.copy())
+def test_a_checksum_sees_every_bit(position, bit):
+    flat, layout = pack([("a", torch.arange(3, dtype=torch.int32)), ("empty", torch.zeros(0))])
+    before = checksum(flat, layout)
+    assert before == checksum(flat.copy(), layout)
     flat[position] ^= 1 << bit
-    assert digest(flat) != before
+    assert checksum(flat, layout) != before
+
+
+def test_a_checksum_sees_tensors_that_changed_places():
+    one, other = torch.arange(16.0), torch.arange(16.0) + 1
+    assert checksum(*pack([("a", one), ("b", other)])) != checksum(*pack([("a", other), ("b", one)]))
 
 
 def test_tied_weights_travel_once():

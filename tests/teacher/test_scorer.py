@@ -16,7 +16,7 @@ from hindsight.configs.schema import Cluster, Config, Feedback, Model
 from hindsight.configs.schema import Teacher as Settings
 from hindsight.feedback.hints import gather_hints
 from hindsight.rollout.types import Span
-from hindsight.rollout.weights import WeightSet, digest, pack, unpack
+from hindsight.rollout.weights import WeightSet, checksum, pack, unpack
 from hindsight.teacher import plan
 from hindsight.teacher.contexts import ContextLimits, ScoreRequest, build_requests
 from hindsight.teacher.scorer import (
@@ -174,8 +174,12 @@ def test_actor_takes_verified_weights(tmp_path, ray_local):
     flat, layout = pack(student.named_parameters())
     reference = ray.put(flat)
     with pytest.raises(WeightsError, match="arrived as"):
-        ray.get(teacher.load_weights.remote(WeightSet(3, layout, digest(flat[:-1].copy()), reference)))
-    ray.get(teacher.load_weights.remote(WeightSet(3, layout, digest(flat), reference)))
+        ray.get(
+            teacher.load_weights.remote(
+                WeightSet(3, layout, checksum(np.zeros_like(flat), layout), reference)
+            )
+        )
+    ray.get(teacher.load_weights.remote(WeightSet(3, layout, checksum(flat, layout), reference)))
 
     sequences, requests = random_case(0)
     found = ray.get(teacher.score.remote(sequences, requests))
