@@ -57,7 +57,15 @@ def main(
     made = plan_run(config, [this_machine()], config.model.path)
     found: dict[int, tuple[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="hindsight-bench-") as folder:
-        command = [f"{sys.prefix}/bin/hindsight", "train", recipe, *(overrides or []), f"out={folder}/run"]
+        command = [
+            sys.executable,
+            "-m",
+            "hindsight",
+            "train",
+            recipe,
+            *(overrides or []),
+            f"out={folder}/run",
+        ]
         command += ["cluster.gpus=none", "cluster.dashboard_port=0"]
         with open(f"{folder}/log", "w+") as log, subprocess.Popen(command, stdout=log, stderr=log) as run:
             began = int(Path(f"/proc/{run.pid}/stat").read_text().rpartition(")")[2].split()[19])

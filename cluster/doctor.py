@@ -125,7 +125,7 @@ def miniature(gpu: bool) -> Iterator[Finding]:
     """Train the nano model for one step in processes of their own, and report the seconds of each part."""
     with tempfile.TemporaryDirectory(prefix="hindsight-doctor-") as folder:
         own = [f"out={folder}/run", f"cluster.gpus={'required' if gpu else 'none'}"]
-        command = [f"{sys.prefix}/bin/hindsight", "train", "nano", *MINIATURE, *own]
+        command = [sys.executable, "-m", "hindsight", "train", "nano", *MINIATURE, *own]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
         if done.returncode:
             yield Finding("one step of nano", "failed", (done.stderr or done.stdout)[-2000:])

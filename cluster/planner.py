@@ -31,6 +31,9 @@ from hindsight.configs.schema import Config
 USABLE = 0.92  # of a GPU's memory: the rest is for fragmentation
 WEIGHTS = 0.75  # most of an engine's memory that weights should take: the rest is its cache
 EPISODES = 4  # per engine and per rank at least, for another one to be worth its GPU
+# The learner's share of the GPUs. With one message per turn it reads each prompt again that the engines have
+# in their cache, so it has more to do (benchmarks/scale.py).
+LEARNERS = {"history": 0.5, "window": 0.75}
 USERS = 4  # conversations that a simulated user's cache should hold
 CPUS = 0.5  # that Ray counts for an actor with a GPU
 ON_HOST = ("weights", "optimizer", "gradients", "average")  # what moves to RAM between turns
@@ -274,12 +277,13 @@ class _Planner:
         return (roomy or fitting[-1:])[0]
 
     def _ranks(self, parallel: int) -> list[int]:
-        """Numbers of ranks to try: half of the GPUs, then more, then fewer."""
+        """Numbers of ranks to try: the learner's share of the GPUs, then more, then fewer."""
         asked, engines = self.config.learner.ranks, self.config.rollout.engines
         if not self.learner or asked:
             return [asked * self.learner]
         most = max(1, self.gpus - parallel * max(1, engines))
-        wished = min(most, max(1, min(self.gpus // 2, self._episodes())))
+        share = LEARNERS[self.config.prompt.preset]
+        wished = min(most, max(1, min(int(share * self.gpus), self._episodes())))
         return [*range(wished, most + 1), *range(wished - 1, 0, -1)]
 
     def _stages(self, ranks: int = 1) -> list[tuple[int, bool]]:
