@@ -20,8 +20,10 @@ from hindsight.cluster.planning import (
     plan_table,
     with_adapter,
 )
+from hindsight.cluster.start import variables
 from hindsight.configs.load import load, recipes
 from hindsight.configs.schema import Config, Lora
+from hindsight.learner.rank import learner_env
 from hindsight.rollout.outline import KNOWN, outline, trained_parameters
 
 RECIPES = sorted(name for name in recipes() if not name.startswith("base"))
@@ -252,3 +254,11 @@ def test_the_table_names_every_role_and_the_refusal_what_would_fit() -> None:
     assert list(plan_table(large).columns[2].cells) == ["GPU 0-3, 4 each", "GPU 4-11", "GPU 12-15, 4 each"]
     with pytest.raises(RunError, match=r"It would fit with learner.lora.rank=32"):
         plan_run(load("webshop_7b_gpu"), machines(1, 1, 80), MODEL)
+
+
+def test_only_actors_with_a_gpu_see_one() -> None:
+    """Ray leaves CUDA_VISIBLE_DEVICES alone for actors that were given none."""
+    for env in (variables({}, gpus=0)["runtime_env"]["env_vars"], learner_env(Config(), gpu=False)):
+        assert env["CUDA_VISIBLE_DEVICES"] == ""
+    for env in (variables({}, gpus=0.5)["runtime_env"]["env_vars"], learner_env(Config(), gpu=True)):
+        assert "CUDA_VISIBLE_DEVICES" not in env

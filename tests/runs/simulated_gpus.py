@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 
@@ -58,8 +59,6 @@ async def main(nodes: int) -> dict[str, Any]:
     assert learner is not None and actors.teacher is not None
     roles = {"engine": actors.engines, "learner": learner.ranks, "teacher": actors.teacher.replicas}
     where = {name: ray.get([one.__ray_call__.remote(place) for one in own]) for name, own in roles.items()}
-    import numpy as np
-
     canary = np.arange(10, 40, dtype=np.int32)
     weights = await learner.export(1)
     await actors.teacher.load_weights(weights, True)
@@ -72,7 +71,7 @@ if __name__ == "__main__":
     count = int(sys.argv[1])
     cluster = Cluster()
     for _ in range(count):
-        cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=200 * 2**20)
+        cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=200 * 2**20, include_dashboard=False)
     path = os.pathsep.join([SOURCE, str(Path(__file__).parent)])
     ray.init(
         address=cluster.address,
