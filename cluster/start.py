@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -114,14 +115,14 @@ class _Starting:
         plan, config = self.plan, self.config
         learner = self.ranks("learner", LearnerGroup)
         critic = self.ranks("critic", CriticGroup)
-        steps = [self.start_engines(), self.start_environments()]
-        steps += [self.start_scorers(role) for role in ("teacher", "reference") if plan.of(role)]
-        steps.append(self.start_ranks([group for group in (critic, learner) if group]))
+        steps = [self.start_engines, self.start_environments]
+        steps += [partial(self.start_scorers, role) for role in ("teacher", "reference") if plan.of(role)]
+        steps.append(partial(self.start_ranks, [group for group in (critic, learner) if group]))
         if plan.crowded or plan.in_turn:
             for step in steps:
-                await step
+                await step()
         else:
-            await asyncio.gather(*steps)
+            await asyncio.gather(*(step() for step in steps))
         worker = ray.remote(Worker).options(
             num_cpus=0, max_concurrency=4096, **variables(actor_environment(threads=1), gpus=0)
         )

@@ -63,9 +63,12 @@ class ScorerPool:
                 replicas.append(self._free.get_nowait())
             parts = spread(requests, len(replicas))
             asking = [
-                self._ask(*pair, sequences, requests, what) for pair in zip(replicas, parts, strict=True)
+                asyncio.ensure_future(self._ask(*pair, sequences, requests, what))
+                for pair in zip(replicas, parts, strict=True)
             ]
-            answers = await asyncio.gather(*asking)
+            # Also if one fails: the turn must not end while another is at work.
+            await asyncio.gather(*asking, return_exceptions=True)
+        answers = [asked.result() for asked in asking]
         found: dict[int, Scored] = {}
         for part, (scored, _) in zip(parts, answers, strict=True):
             found.update(zip(part, scored, strict=True))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,28 @@ def test_new_weights_wait_for_a_group_that_is_being_scored() -> None:
         return own.calls
 
     assert asyncio.run(run()) == ["score", "load_weights"]
+
+
+def test_the_turn_lasts_until_every_replica_has_answered() -> None:
+    async def run() -> None:
+        fails, works = Replica(), Replica(seconds=0.1)
+        fails.calls = None  # type: ignore[assignment]
+        held = False
+
+        @asynccontextmanager
+        async def turn(role: str) -> AsyncIterator[None]:
+            nonlocal held
+            try:
+                yield
+            finally:
+                held = works.busy
+
+        both = ScorerPool("teacher", [fails, works], 10.0, turn)
+        with pytest.raises(AttributeError):
+            await both.score([], [request(0, 1, 1), request(1, 1, 1)], "scoring")
+        assert not held and works.calls == ["score"]
+
+    asyncio.run(run())
 
 
 def test_a_replica_that_missed_its_deadline_is_used_again() -> None:
