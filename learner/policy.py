@@ -110,6 +110,7 @@ class PolicyRank(Rank):
         """Wrap the LM; `self.weights` is what is exported, under the LM's names."""
         self.weights = dict(lm.named_parameters())  # an adapter would rename them
         self.layout = tuple(describe(name, weight) for name, weight in self.weights.items())
+        self.buffers: dict[Layout, np.ndarray] = {}  # of earlier exports
         self.signal = make_signal(self.config.signal)
         lora = self.config.learner.lora
         self.adapter = Adapter(lm, lora, self.config.seed) if lora.rank else None
@@ -162,7 +163,7 @@ class PolicyRank(Rank):
             for _ in tensors:  # all ranks may have to gather
                 pass
             return None
-        flat, layout = pack(tensors, layout)
+        flat, layout = pack(tensors, layout, self.buffers)
         return WeightSet(version=version, layout=layout, checksum=checksum(flat, layout), data=ray.put(flat))
 
     def _parameters(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from vllm.config.model import ModelDType
     from vllm.lora.request import LoRARequest
 
+    from hindsight.rollout.transfer import SharedCopy
+
 ADAPTERS = 2  # in one batch: the newest and the one that older requests started with
 GPU_BATCH = 8192  # tokens per step; vLLM's default of 2,048 is slow for long prompts
 CPU_BLOCK = 32  # tokens per KV block on CPU; vLLM's default of 128 would not cache shorter prefixes
@@ -139,6 +141,7 @@ class Engine:
         self.totals = dict.fromkeys(
             ("running", "requests", "prompt_tokens", "cached_tokens", "generated_tokens"), 0
         )
+        self.shared: SharedCopy | None = None  # of the weights, for vLLM's processes
         self.adapters: list[Served] = []  # oldest first; new requests use the last
         self.llm = AsyncLLM.from_engine_args(engine_args(model, config, index))
         self.start_seconds = time.monotonic() - started
@@ -208,15 +211,16 @@ class Engine:
         Raises:
             EngineError: the update failed. The engine is then disabled, since the update may be incomplete.
         """
-        from hindsight.rollout.transfer import lend, update_info
+        from hindsight.rollout.transfer import SharedCopy, update_info
 
         flat = await weights.data
         if self.config.learner.lora.rank:
             await self.add_adapter(weights, flat)
             return
-        with lend(flat) as path:
-            await self.start_update()
-            await self.receive_update(update_info(path, weights.layout))
+        self.shared = self.shared or SharedCopy()
+        path = self.shared.hold(flat)
+        await self.start_update()
+        await self.receive_update(update_info(path, weights.layout))
         await self.finish_update(weights.version)
 
     async def add_adapter(self, weights: WeightSet, flat: np.ndarray) -> None:

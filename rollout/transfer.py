@@ -1,15 +1,13 @@
 """The object-store transport in vLLM's worker processes, as a backend of vLLM's weight-transfer API.
 
 vLLM's worker processes are not Ray workers. The engine actor therefore copies the buffer from Ray's object
-store into anonymous shared memory (`lend`), and `ObjectStoreTransfer` loads it in the workers. vLLM imports
-this module there because it contains the worker extension. The import registers the backend.
+store into anonymous shared memory (`SharedCopy`), and `ObjectStoreTransfer` loads it in the workers. vLLM
+imports this module there because it contains the worker extension. The import registers the backend.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -32,19 +30,23 @@ from hindsight.rollout.weights import Layout, TensorMeta, checksum, unpack
 BACKEND = "object_store"
 
 
-@contextmanager
-def lend(flat: np.ndarray) -> Iterator[str]:
-    """Yield a path at which other processes of this user on this machine can map a copy of `flat`.
+class SharedCopy:
+    """A copy of weights that other processes of this user on this machine can map.
 
-    It is a memfd, so it disappears if this process is killed and does not depend on the size of /dev/shm.
+    It is a memfd, so it disappears if this process is killed and does not depend on the size of /dev/shm. Its
+    pages are written again by the next copy: new ones cost several times the copy itself.
     """
-    descriptor = os.memfd_create("weights")
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
+
+    def __init__(self) -> None:
+        self._descriptor = os.memfd_create("weights")
+
+    def hold(self, flat: np.ndarray) -> str:
+        """Replace what is held; return the path to map."""
+        with open(self._descriptor, "wb", closefd=False) as file:
+            file.seek(0)
             file.write(flat.data)
-        yield f"/proc/{os.getpid()}/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
+            file.truncate()
+        return f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
 
 @dataclass

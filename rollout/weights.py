@@ -61,13 +61,18 @@ def offsets(layout: Sequence[TensorMeta]) -> list[int]:
 
 
 def pack(
-    named_tensors: Iterable[tuple[str, torch.Tensor]], layout: Layout | None = None
+    named_tensors: Iterable[tuple[str, torch.Tensor]],
+    layout: Layout | None = None,
+    buffers: dict[Layout, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, Layout]:
     """Copy tensors into one buffer.
 
     Pass `named_parameters()`: it omits the second name of tied weights, as the engines expect. With a
     `layout` (shapes known in advance, as under ZeRO-3), tensors are read one at a time and may be freed in
     between. Without one, all tensors are in memory at once.
+
+    Args:
+        buffers: earlier buffers, to write into again: new memory costs several times the copy.
 
     Returns:
         The buffer, (bytes,) uint8, and its layout. The same tensors always give the same bytes.
@@ -79,7 +84,10 @@ def pack(
         named_tensors = list(named_tensors)
         layout = tuple(describe(name, tensor) for name, tensor in named_tensors)
     starts = offsets(layout)
-    flat = np.zeros(starts[-1], dtype=np.uint8)
+    held = {} if buffers is None else buffers
+    if layout not in held:
+        held[layout] = np.zeros(starts[-1], dtype=np.uint8)
+    flat = held[layout]
     for meta, start, (name, tensor) in zip(layout, starts[:-1], named_tensors, strict=True):
         if (found := describe(name, tensor)) != meta:
             raise ValueError(f"weights do not match their layout: expected {meta}, got {found}")
