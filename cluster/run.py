@@ -190,6 +190,29 @@ def continued(config: Config, newest: Path | None) -> Config:
     )
 
 
+async def require_storage(config: Config, actors: Actors) -> None:
+    """Check, before hours are spent, that every rank can write its part of a checkpoint, and that it fits.
+
+    Raises:
+        RunError: a rank's node does not share the run's folder.
+        CheckpointError: there is too little room.
+    """
+    folder = checkpoints(config)
+    folder.mkdir(exist_ok=True)
+    require_room(folder, actors.checkpoint_bytes)
+    marker = folder / ".seen"
+    marker.touch()
+    try:
+        blind = await actors.learner.blind(marker) if actors.learner else []
+    finally:
+        marker.unlink()
+    if blind:
+        raise RunError(
+            f"out = {config.out!r} is on this node alone: the learner ranks on {', '.join(blind)} do not see it, "
+            "and their part of each checkpoint would be lost. Set `out` to a folder that all nodes share"
+        )
+
+
 def announce(run: Run, newest: Path, asked: Config) -> None:
     """Say where a run resumes, and which settings have changed since."""
     left = "" if run.state.step < asked.steps else "; raise steps to train on"
@@ -233,8 +256,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         judge = start_judge(config, renderer, actors) if config.needs_teacher else None
         if judge is not None:
             stack.push_async_callback(judge.close)
-        checkpoints(config).mkdir(exist_ok=True)
-        require_room(checkpoints(config), actors.checkpoint_bytes)  # before hours are spent
+        await require_storage(config, actors)
         run = Run(
             config=config,
             out=Path(config.out),

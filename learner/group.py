@@ -136,6 +136,11 @@ class RankGroup:
         """Load what `save` wrote with the same number of ranks and ZeRO stage."""
         await self._same("load", str(folder))
 
+    async def blind(self, path: Path) -> list[str]:
+        """Addresses of the ranks whose node has no such file."""
+        seen = await answers(self._call(rank, "sees", str(path)) for rank in self.ranks)
+        return sorted({address for address, there in seen if not there})
+
     async def move(self, method: str) -> None:
         """Move the ranks off their GPUs or back: "to_host" or "to_device"."""
         await answers(self._call(rank, method) for rank in self.ranks)

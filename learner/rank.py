@@ -60,7 +60,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
 
 
 class Rank(ABC):
-    """One process. Every method except `address` is collective: all ranks must call it."""
+    """One process. Every method except `address` and `sees` is collective: all ranks must call it."""
 
     NAME: ClassVar[str]  # in messages, and of DeepSpeed's folder in a checkpoint
 
@@ -76,6 +76,10 @@ class Rank(ABC):
         with socket.socket() as free:
             free.bind(("", 0))
             return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def sees(self, path: str) -> tuple[str, bool]:
+        """This node's address, and whether the file is there."""
+        return ray.util.get_node_ip_address(), os.path.exists(path)
 
     def start(self, host: str, port: int) -> tuple[int, int]:
         """Join the process group and load the model; returns its parameters and how many numbers it trains.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hindsight.cluster.evaluate import effective_plays, numbered, wilson
 from hindsight.cluster.failures import BudgetSpent, FailureBudget, RunError
 from hindsight.cluster.metrics import Metrics
-from hindsight.cluster.run import State
+from hindsight.cluster.run import State, require_storage
 from hindsight.cluster.sft import batches, collect, linear
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.watch import Stalled, Watchdog
@@ -217,3 +217,18 @@ def test_each_scorer_divides_logits_as_the_loss_that_it_serves() -> None:
     for method, teacher in (("serl", 0.6), ("hero", 1.0)):
         config = load(None, [f"method={method}", "rollout.temperature=0.6"])
         assert config.temperatures == {"teacher": teacher, "reference": 0.6}
+
+
+def test_a_node_that_does_not_share_the_folder_is_named_before_training(tmp_path: Path) -> None:
+    def actors(*blind: str) -> Any:
+        async def answer(marker: Path) -> list[str]:
+            assert marker.exists()
+            return list(blind)
+
+        return SimpleNamespace(learner=SimpleNamespace(blind=answer), checkpoint_bytes=0)
+
+    config = Config(out=str(tmp_path))
+    asyncio.run(require_storage(config, actors()))
+    with pytest.raises(RunError, match=r"learner ranks on 10.0.0.2, 10.0.0.3 do not see it.*all nodes share"):
+        asyncio.run(require_storage(config, actors("10.0.0.2", "10.0.0.3")))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
