@@ -208,8 +208,8 @@ async def require_storage(config: Config, actors: Actors) -> None:
         marker.unlink()
     if blind:
         raise RunError(
-            f"out = {config.out!r} is on this node alone: the learner ranks on {', '.join(blind)} do not see it, "
-            "and their part of each checkpoint would be lost. Set `out` to a folder that all nodes share"
+            f"out = {config.out!r} is on this node alone: the learner ranks on {', '.join(blind)} do not see "
+            "it, and their part of each checkpoint would be lost. Set `out` to a folder that all nodes share"
         )
 
 
