@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hindsight.configs.schema import Config
+from hindsight.learner.logprobs import CHUNK
+from hindsight.rollout.engine import GPU_BATCH
+from hindsight.teacher.scorer import HEAD_ROWS
 
 GIB = 2**30
 ITEM = {"bfloat16": 2, "float32": 4}  # bytes
@@ -18,8 +21,6 @@ MASTER, MOMENTS, GRADIENT = 4, 8, 4  # bytes of float32 optimizer state per trai
 BUCKET = 500_000_000  # parameters that DeepSpeed gathers or reduces at once (its default)
 PROCESS = 1.0  # CUDA context, NCCL and libraries; without a GPU the libraries of a Python process
 ENGINE = 1.5  # CUDA graphs and workspaces of vLLM, beyond PROCESS
-ENGINE_TOKENS = 8192  # of one engine step: see rollout.engine.GPU_BATCH
-CHUNK = 1024  # positions whose logits are held at once: learner.logprobs.CHUNK, teacher.scorer.HEAD_ROWS
 KEPT = 0.5  # what a sleeping engine or an offloaded learner keeps on the GPU, beyond PROCESS
 
 
@@ -104,7 +105,7 @@ def scorer_need(shape: Shape, config: Config, averages: bool, gpus: int = 1) -> 
         "average": shape.parameters * 4 / gpus if averages else 0.0,
         "activations": tokens * item * (8 * shape.hidden + 3 * shape.intermediate),
         "keys": 2 * tokens * shape.layers * shape.kv * item / gpus,  # twice: a cache is copied as it grows
-        "logits": 3 * CHUNK * shape.vocabulary * 4,
+        "logits": 3 * HEAD_ROWS * shape.vocabulary * 4,
     }
     return Need({name: size / GIB for name, size in parts.items()} | {"process": PROCESS})
 
@@ -112,7 +113,7 @@ def scorer_need(shape: Shape, config: Config, averages: bool, gpus: int = 1) -> 
 def engine_need(shape: Shape, config: Config, parallel: int, sequences: int = 1) -> Need:
     """One GPU of an engine with a KV cache for that many of the longest sequences."""
     item, longest = ITEM[config.model.dtype], config.model.max_length
-    tokens = max(ENGINE_TOKENS, config.rollout.max_num_seqs)
+    tokens = max(GPU_BATCH, config.rollout.max_num_seqs)
     parts = {
         "weights": shape.parameters * item / parallel,
         "KV cache": sequences * longest * shape.layers * shape.kv * item / parallel,

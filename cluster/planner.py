@@ -206,7 +206,7 @@ class _Planner:
                 f"{self.machines}: {_list(beside)} exceed {room:.1f} GiB, even one after another", 1
             )
         moved = sum(need.parts.get(part, 0.0) for need in beside.values() for part in ON_HOST)
-        moved += self.shape.parameters * 2 / 2**30  # the engine's weights
+        moved += engine_need(self.shape, self.config, 1).parts["weights"]
         for node in self.nodes:
             if moved * node.gpus > node.ram_gib:
                 raise PlanError(

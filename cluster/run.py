@@ -180,7 +180,7 @@ def continued(config: Config, newest: Path | None) -> Config:
     if newest is None:
         return config
     saved, learner, model = json.loads((newest / "driver.json").read_text()), config.learner, config.model
-    before = saved.get("learner", {"ranks": 1, "zero_stage": 1})  # missing in version 0.1.0, whose defaults
+    before = saved.get("learner", {"ranks": 1, "zero_stage": 1})  # version 0.1.0 did not write these defaults
     stage = before["zero_stage"] if learner.zero_stage is None else learner.zero_stage
     dtype = saved.get("dtype", model.dtype) if model.dtype == "auto" else model.dtype
     return replace(

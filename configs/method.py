@@ -189,7 +189,7 @@ class Teacher:
         low=0.0,
         high=0.9999,
     )
-    replicas: int = setting(0, "teacher actors; 0: one per learner rank", low=0)
+    replicas: int = setting(0, "teacher actors; 0: the plan decides", low=0)
     batch_tokens: int = setting(8192, "token budget of one forward pass", low=64)
     timeout: float = setting(600.0, "timeout of one scoring call (s)", low=1.0)
 

@@ -218,12 +218,12 @@ class LearnerGroup(RankGroup):
         """
         if self.message is None:
             self.message = await self._join(engines)
-        await self._together(self._call(engine, "start_update") for engine in engines)
+        await answers(self._call(engine, "start_update") for engine in engines)
         # Neither finishes without the other.
         sending = [self._call(rank, "broadcast") for rank in self.ranks]
         receiving = [self._call(engine, "receive_update", self.message) for engine in engines]
-        await self._together(sending + receiving)
-        await self._together(self._call(engine, "finish_update", version) for engine in engines)
+        await answers(sending + receiving)
+        await answers(self._call(engine, "finish_update", version) for engine in engines)
 
     async def _join(self, engines: Sequence[Any]) -> dict[str, Any]:
         """Put rank 0 and all workers of the engines into one NCCL group, in this order.
@@ -232,7 +232,7 @@ class LearnerGroup(RankGroup):
             what an engine has to know to receive.
         """
         workers = self.config.rollout.tensor_parallel
-        [(host, port)] = await self._together([self._call(self.ranks[0], "address")])
+        [(host, port)] = await answers([self._call(self.ranks[0], "address")])
         meeting = {
             "master_address": host,
             "master_port": port,
@@ -245,7 +245,7 @@ class LearnerGroup(RankGroup):
             self._call(engine, "init_transfer", meeting | {"rank_offset": 1 + index * workers})
             for index, engine in enumerate(engines)
         ]
-        return (await self._together(ranks + joining))[0]
+        return (await answers(ranks + joining))[0]
 
     async def score(self, ids: np.ndarray) -> np.ndarray:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""
