@@ -60,7 +60,8 @@ async def train_run(config: Config, address: str | None = None) -> None:
         view.say(f"Ray dashboard: {dashboard}" if dashboard else "Ray has no dashboard")
         try:
             async with open_run(config, view) as run:
-                evaluations = await run.watchdog.guard(Trainer(run).train())
+                trainer = Trainer(run)
+                evaluations = await run.watchdog.guard(trainer.train(), trainer.keep())
                 print_summary(run, evaluations)
         finally:
             ray.shutdown()
@@ -87,6 +88,8 @@ def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
     failures = ", ".join(f"{kind} {count}" for kind, count in run.budget.counts.items())
     if failures:
         console.print(f"infrastructure failures (never counted as rewards): {failures}", highlight=False)
+    if replaced := ", ".join(f"{role} {count}" for role, count in run.actors.restarts.counts.items()):
+        console.print(f"processes that were lost and replaced: {replaced}", highlight=False)
 
 
 async def eval_run(config: Config, user_model: str, address: str | None = None) -> None:

@@ -134,8 +134,9 @@ class Method:
         if config.averages_adapter and "teacher" in sent:
             share = 1.0 if everywhere else 1.0 - config.teacher.ema_decay
             sent["teacher"] = await learner.export_average(version, share)
+        averages = config.teacher.ema_decay > 0 and not config.averages_adapter
         for name, own in sent.items():
-            await self.actors.scorers()[name].load_weights(own, everywhere)
+            await self.actors.scorers()[name].load_weights(own, everywhere or not averages)
         if everywhere and critic:
             adapted = config.learner.lora.rank > 0
             await critic.load_weights(await learner.export_merged(version) if adapted else weights)

@@ -92,6 +92,15 @@ class Run:
                 await scorer.save(folder / f"{name}.safetensors")
             (folder / "driver.json").write_text(self._driver_state())
 
+    async def rewind(self) -> None:
+        """Go back to the newest checkpoint, or else to the beginning."""
+        newest = latest(checkpoints(self.config))
+        if newest is not None:
+            await self.restore(newest)
+            return
+        self.state, self.sampler = State(), TaskSampler(self.manifest.train, self.config.seed)
+        self.metrics.truncate(0)
+
     async def restore(self, folder: Path) -> None:
         """Restore a checkpoint; the next batch is the one that would have followed it."""
         learner, critic = self.actors.learner, self.actors.critic
@@ -248,6 +257,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     async with AsyncExitStack() as stack:
         actors = await start_actors(plan, str(model), family)
         stack.push_async_callback(actors.stop)
+        actors.restarts.say = view.say
         if newest is None:  # left by a run without a checkpoint
             for stale in ("metrics.jsonl", "curve.png"):
                 Path(config.out, stale).unlink(missing_ok=True)

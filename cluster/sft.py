@@ -11,12 +11,12 @@ from hindsight.cluster.failures import RunError
 from hindsight.cluster.start import Actors
 from hindsight.configs.schema import Config
 from hindsight.envs.base import Demonstration, EnvError, NoDemonstration
-from hindsight.envs.runtime.remote import call
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.demos import demonstration_samples
 from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import Failure
+from hindsight.rollout.worker import ask_worker
 
 Report = Callable[[int, int, dict[str, float]], None]
 Now = Callable[[str, int, int], None]
@@ -46,15 +46,9 @@ async def collect(
         task = tasks[index % len(tasks)]
         try:
             async with free:
-                shown: Demonstration = await call(
-                    actors.worker,
-                    "demonstrate",
-                    task,
-                    config.seed + index,
-                    settings.noise,
-                    timeout=config.rollout.timeout,
-                    setting="rollout.timeout",
-                    what=f"demonstration {index}",
+                asked, what = (task, config.seed + index, settings.noise), f"demonstration {index}"
+                shown: Demonstration = await ask_worker(
+                    actors.worker, config, "demonstrate", *asked, what=what
                 )
                 return shown
         except NoDemonstration:

@@ -12,6 +12,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from hindsight.cluster.heal import RESTARTS, Restarts
 from hindsight.cluster.plan import Place, Plan
 from hindsight.cluster.turns import Turns
 from hindsight.configs.environ import actor_environment
@@ -47,6 +48,7 @@ class Actors:
     user: Any | None  # the endpoint of the simulated user, if the run serves one
     group: PlacementGroup
     turns: Turns = field(default_factory=Turns)  # of roles that do not fit on their GPU together
+    restarts: Restarts = field(default_factory=Restarts)  # of actors whose process was lost
 
     async def stop(self) -> None:
         """End every actor and release the reservation."""
@@ -102,7 +104,9 @@ class _Starting:
         self.plan, self.group, self.model, self.family, self.user_model = plan, group, model, family, user
         self.config = plan.config
         self.limit: dict[str, Any] = {"timeout": self.config.cluster.start_timeout, "setting": STARTING}
-        self.turns = Turns()
+        self.turns, self.restarts = Turns(), Restarts()
+        # A new process would meet the role that has the turn on its GPU.
+        self.replaced = {"max_restarts": 0 if plan.in_turn else RESTARTS}
         self.pools: dict[str, ScorerPool] = {}
         self.engines: list[Any] = []
         self.user: Any | None = None
@@ -124,7 +128,10 @@ class _Starting:
         else:
             await asyncio.gather(*(step() for step in steps))
         worker = ray.remote(Worker).options(
-            num_cpus=0, max_concurrency=4096, **variables(actor_environment(threads=1), gpus=0)
+            num_cpus=0,
+            max_concurrency=4096,
+            **self.replaced,
+            **variables(actor_environment(threads=1), gpus=0),
         )
         return Actors(
             engines=self.engines,
@@ -137,6 +144,7 @@ class _Starting:
             user=self.user,
             group=self.group,
             turns=self.turns,
+            restarts=self.restarts,
         )
 
     def options(self, role: str, env: dict[str, str]) -> list[dict[str, Any]]:
@@ -163,7 +171,9 @@ class _Starting:
         own = self.options("engine", engine_env(self.config))
         actor = ray.remote(Engine)
         self.engines = [
-            actor.options(max_concurrency=4096, **place).remote(self.model, self.config, index)
+            actor.options(max_concurrency=4096, **self.replaced, **place).remote(
+                self.model, self.config, index
+            )
             for index, place in enumerate(own)
         ]
         await self.ask_engines("ready", "starting an engine")
@@ -204,11 +214,15 @@ class _Starting:
         config, actor = self.config, ray.remote(TeacherScorer)
         share = 1.0 - config.teacher.ema_decay if role == "teacher" else 1.0
         replicas = [
-            actor.options(**place).remote(self.model, config, config.temperatures[role], share)
+            actor.options(**self.replaced, **place).remote(
+                self.model, config, config.temperatures[role], share
+            )
             for place in self.options(role, teacher_env(config))
         ]
-        self.pools[role] = pool = ScorerPool(role, replicas, config.teacher.timeout, self.turns.of)
-        await pool.ready(**self.limit)
+        self.pools[role] = pool = ScorerPool(
+            role, replicas, config.teacher.timeout, self.turns.of, self.restarts.note
+        )
+        await pool.ready(config.cluster.start_timeout)
         if self.plan.in_turn:
             await self.turns.add(role, pool.sleep, pool.wake)
 

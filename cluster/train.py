@@ -12,20 +12,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from hindsight.cluster.evaluate import Evaluation, Stage, evaluate, numbered
+from hindsight.cluster.heal import Watched, keep
 from hindsight.cluster.method import Method
 from hindsight.cluster.metrics import step_metrics, write_trajectories
 from hindsight.cluster.run import Run
 from hindsight.cluster.sft import fine_tune, linear
 from hindsight.envs.runtime.remote import AnswerLost, call
 from hindsight.envs.tasks import TaskSpec
+from hindsight.learner.group import DEADLINE
+from hindsight.learner.rank import RanksLost
 from hindsight.learner.samples import SampleGroup, to_samples
-from hindsight.learner.weight_sync import SyncReport, broadcast, sync_weights
+from hindsight.learner.weight_sync import Canary, SyncReport, broadcast, sync_weights
 from hindsight.rollout.types import Failure, Group
+from hindsight.rollout.weights import WeightSet
+from hindsight.rollout.worker import ask_worker
+
+LOSSES = 3  # of the ranks at one step, after which it is taken for a defect
 
 
 class Trainer:
@@ -35,12 +43,25 @@ class Trainer:
         self.run, self.config, self.actors = run, run.config, run.actors
         self.method = Method(run)
         self.in_flight: deque[asyncio.Task[SampleGroup]] = deque()
+        self.losses: Counter[int] = Counter()  # of the ranks, by finished steps
+        self.updating = asyncio.Lock()  # held while the learner's weights are not those of the engines
 
     async def train(self) -> list[Evaluation]:
-        """Run from the current state to `steps`; returns every evaluation."""
+        """Run from the current state to `steps`; returns every evaluation.
+
+        Lost ranks of learner or critic are replaced, and the run goes on from its last checkpoint.
+        """
+        while True:
+            try:
+                return await self.train_on()
+            except RanksLost as error:
+                await self.recover(error)
+
+    async def train_on(self) -> list[Evaluation]:
+        """`train`, as long as no rank is lost."""
         run, config = self.run, self.config
         if not run.state.warm_started:
-            if config.learner.lora.rank:
+            if config.learner.lora.rank or run.state.version:
                 await self.sync_weights()  # an engine serves all requests with an adapter, or none
             await self.warm_start()
         else:
@@ -53,8 +74,7 @@ class Trainer:
             while run.state.step < config.steps:
                 await self.step()
         finally:
-            for group in self.in_flight:
-                group.cancel()
+            await self.abandon_groups()
         step = run.state.step
         if step and not any(evaluation.step == step for evaluation in run.state.evaluations):
             await run.save()  # before the evaluation, as after the warm start
@@ -71,12 +91,12 @@ class Trainer:
         await self.method.finish(batch)
         finished = time.monotonic()
         self.run.now("updating")
-        learned = await self.method.update(batch, self.run.state.step, self.learning_rate)
-        updated = time.monotonic()
-
-        self.run.state.step += 1
-        self.run.state.turns += sum(len(t.turns) for group in batch for t in group.group.trajectories)
-        report = await self.sync_weights(self.run.state.step)
+        async with self.updating:
+            learned = await self.method.update(batch, self.run.state.step, self.learning_rate)
+            updated = time.monotonic()
+            self.run.state.step += 1
+            self.run.state.turns += sum(len(t.turns) for group in batch for t in group.group.trajectories)
+            report = await self.sync_weights(self.run.state.step)
         synced = time.monotonic()
         self.settle(batch)
 
@@ -114,18 +134,9 @@ class Trainer:
         config = self.config
         try:
             async with self.actors.turns.of("engine"):
-                group: Group = await call(
-                    self.actors.worker,
-                    "rollout",
-                    ordinal,
-                    task,
-                    config.rollout.group_size,
-                    config.rollout.temperature,
-                    config.seed,
-                    timeout=config.rollout.timeout,
-                    setting="rollout.timeout",
-                    what=f"rolling out group {ordinal}",
-                )
+                asked = (ordinal, task, config.rollout.group_size, config.rollout.temperature, config.seed)
+                what = f"rolling out group {ordinal}"
+                group: Group = await ask_worker(self.actors.worker, config, "rollout", *asked, what=what)
         except AnswerLost as error:
             return Group(ordinal, task, (), failures=(Failure("lost", str(error), task.id),))
         self.run.watchdog.beat("rolling out")
@@ -155,20 +166,73 @@ class Trainer:
             step: number of the training step that has just finished; 0: none has.
             everywhere: whether all copies start from these weights.
         """
-        run, config, engines = self.run, self.config, self.actors.engines
-        run.now("syncing weights")
-        run.state.version += 1
-        version, weights = run.state.version, None
-        expected, gap = await self.learner.score(run.canary), config.weight_sync.max_logprob_gap
-        canary = (run.canary, expected, gap, config.learner.timeout)
-        if config.broadcasts:
-            report = await broadcast(engines, self.learner, version, *canary)
-        else:
-            weights = await self.learner.export(version)
-            async with self.actors.turns.of("engine"):
-                report = await sync_weights(engines, weights, *canary)
-        await self.method.sync(step, version, weights, everywhere)
+        self.run.now("syncing weights")
+        self.run.state.version += 1
+        report, weights = await self.publish(self.actors.engines)
+        await self.method.sync(step, self.run.state.version, weights, everywhere)
         return report
+
+    async def publish(self, engines: Sequence[Any]) -> tuple[SyncReport, WeightSet | None]:
+        """Send the learner's weights to engines and verify them; also returns them, unless broadcast."""
+        run, config = self.run, self.config
+        expected, timeout = await self.learner.score(run.canary), config.learner.timeout
+        canary = Canary(run.canary, expected, config.weight_sync.max_logprob_gap)
+        if config.broadcasts:
+            return await broadcast(engines, self.learner, run.state.version, canary, timeout), None
+        weights = await self.learner.export(run.state.version)
+        async with self.actors.turns.of("engine"):
+            starting = config.cluster.start_timeout
+            return await sync_weights(engines, weights, canary, timeout, starting), weights
+
+    async def keep(self) -> None:
+        """Beside `train`: bring engines whose process was replaced the weights of the last sync."""
+        watched = [
+            Watched("engine", engine, partial(self.bring_weights, engine)) for engine in self.actors.engines
+        ]
+        watched.append(Watched("worker", self.actors.worker, partial(asyncio.sleep, 0)))
+        await keep(watched, self.actors.restarts, self.config.cluster.start_timeout)
+
+    async def bring_weights(self, engine: Any) -> None:
+        """Make an engine serve what the others serve."""
+        async with self.updating:
+            limit: dict[str, Any] = {"timeout": self.config.learner.timeout, "setting": DEADLINE}
+            if await call(engine, "serves", **limit):  # a sync came first
+                return
+            if self.run.state.version == 0:
+                await call(engine, "serve", **limit)
+            elif self.config.broadcasts:  # the engines' group of processes is broken: all meet again
+                self.learner.message = None
+                await self.publish(self.actors.engines)
+            else:
+                await self.publish([engine])
+
+    async def abandon_groups(self) -> None:
+        """Drop the groups in flight."""
+        for group in self.in_flight:
+            group.cancel()
+        await asyncio.gather(*self.in_flight, return_exceptions=True)
+        self.in_flight.clear()
+
+    async def recover(self, error: RanksLost) -> None:
+        """Start the ranks again and go back to the last checkpoint, or to the beginning.
+
+        Raises:
+            RanksLost: it happened LOSSES times at this step, or roles take turns on their GPUs.
+        """
+        run, began = self.run, time.monotonic()
+        self.losses[run.state.step] += 1
+        if self.actors.turns.wake or self.losses[run.state.step] == LOSSES:
+            raise error
+        run.view.say(f"learner: {error}")
+        groups = [group for group in (self.actors.learner, self.actors.critic) if group]
+        for group in groups:
+            group.stop()
+        run.now("starting the learner again")
+        await asyncio.gather(*(group.start() for group in groups))
+        version = run.state.version
+        await run.rewind()
+        run.state.version = version  # none comes twice
+        self.actors.restarts.note("learner", time.monotonic() - began, f"back at step {run.state.step}")
 
     async def warm_start(self) -> None:
         """Evaluate the untrained model, fine-tune it on demonstrations, and save step 0."""
@@ -241,6 +305,7 @@ class Trainer:
         failures = {"failures/total": float(run.budget.counts.total())}
         values = step_metrics(batch, figures, run.state.version - 1, self.config.rollout.max_staleness > 0)
         values |= {**figures, **failures, "rollout/turns_total": float(run.state.turns)}
+        values |= self.actors.restarts.metrics()
         run.metrics.write(run.state.step, "train", values)
         run.view.step(run.state.step, self.config.steps, values)
         run.watchdog.beat(f"step {run.state.step} done")

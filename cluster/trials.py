@@ -15,13 +15,12 @@ from hindsight.cluster.failures import RunError
 from hindsight.cluster.start import Actors
 from hindsight.configs.schema import Config
 from hindsight.envs.base import Demonstration, NoDemonstration
-from hindsight.envs.runtime.remote import call
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, EngineAsk, JudgeError
 from hindsight.feedback.preamble import preamble, question, remember, worked_example
 from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import Failure, Group, Trajectory
-from hindsight.rollout.worker import generate_on, tally
+from hindsight.rollout.worker import ask_worker, generate_on, tally
 
 EVAL_SEED = 1_000_003  # apart from training seeds, the same for every evaluation
 DEMONSTRATED = 4  # tasks whose shortest demonstration becomes the worked example
@@ -105,20 +104,9 @@ class Trials:
         return Attempts(tuple(played), tuple(answers), tuple(failures), broken)
 
     async def _roll_out(self, index: int, task: TaskSpec, trial: int, before: str) -> Group:
-        config = self.config
-        group: Group = await call(
-            self._worker,
-            "rollout",
-            index,
-            task,
-            1,
-            config.evaluate.temperature,
-            EVAL_SEED + trial,
-            before,
-            timeout=config.rollout.timeout,
-            setting="rollout.timeout",
-            what=f"evaluation episode {index}, trial {trial + 1}",
-        )
+        asked = (index, task, 1, self.config.evaluate.temperature, EVAL_SEED + trial, before)
+        what = f"evaluation episode {index}, trial {trial + 1}"
+        group: Group = await ask_worker(self._worker, self.config, "rollout", *asked, what=what)
         return group
 
 
@@ -167,18 +155,9 @@ async def _shortest(
     """Return the successful demonstration with the fewest steps; None if the tasks have none."""
 
     async def show(task: TaskSpec) -> Demonstration | None:
-        limit, what = config.rollout.timeout, f"demonstrating {task.id}"
+        asked, what = (task, config.seed, 0.0), f"demonstrating {task.id}"
         try:
-            shown: Demonstration = await call(
-                actors.worker,
-                "demonstrate",
-                task,
-                config.seed,
-                0.0,
-                timeout=limit,
-                setting="rollout.timeout",
-                what=what,
-            )
+            shown: Demonstration = await ask_worker(actors.worker, config, "demonstrate", *asked, what=what)
         except NoDemonstration:
             return None
         moved()

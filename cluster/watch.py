@@ -43,17 +43,21 @@ class Watchdog:
         """Report progress; `doing` is the current activity."""
         self.doing, self.last = doing, time.monotonic()
 
-    async def guard(self, main: Awaitable[T]) -> T:
-        """Return the result of `main`.
+    async def guard(self, main: Awaitable[T], *helpers: Awaitable[None]) -> T:
+        """Return the result of `main`; `helpers` run beside it, and what one of them raises ends it.
 
         Raises:
             Stalled: no progress; stacks of threads and tasks were written to stderr.
         """
         WATCHDOG.set(self)  # every remote call of `main` reports its deadline
         task: asyncio.Future[T] = asyncio.ensure_future(main)
+        running = {task, *map(asyncio.ensure_future, helpers)}
         try:
             while not task.done():
-                await asyncio.wait({task}, timeout=min(5.0, self.seconds / 4))
+                quarter = min(5.0, self.seconds / 4)
+                done, _ = await asyncio.wait(running, timeout=quarter, return_when=asyncio.FIRST_COMPLETED)
+                for helper in done - {task}:
+                    helper.result()
                 allowed = max(self.seconds, *self.waits, 0.0)
                 if not task.done() and time.monotonic() - self.last > allowed:
                     self._print_stacks()
@@ -63,9 +67,9 @@ class Watchdog:
                     )
             return task.result()
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task}, timeout=10)
+            for one in running:
+                one.cancel()
+            await asyncio.wait(running, timeout=10)
 
     @staticmethod
     def _print_stacks() -> None:

@@ -18,7 +18,7 @@ from hindsight.learner.batching import over_ranks
 from hindsight.learner.losses import OBJECTIVES, merge, report
 from hindsight.learner.plan import plan_updates, weigh
 from hindsight.learner.policy import PolicyRank
-from hindsight.learner.rank import LearnerError, Rank, learner_env
+from hindsight.learner.rank import LearnerError, Rank, RanksLost, learner_env
 from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.weights import WeightSet
 
@@ -260,9 +260,12 @@ async def answers(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
     """Await calls that run at the same time; the first failure ends the wait.
 
     Raises:
-        LearnerError: an actor died or timed out; it may be waiting in a collective for another one.
+        RanksLost: an actor died or timed out; it may be waiting in a collective for another one.
+        LearnerError: an actor failed.
     """
     try:
         return await asyncio.gather(*calls)
-    except (RemoteError, RemoteDefect) as error:
+    except RemoteError as error:
+        raise RanksLost(str(error)) from error
+    except RemoteDefect as error:
         raise LearnerError(str(error)) from error

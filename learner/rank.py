@@ -35,6 +35,10 @@ class LearnerError(RuntimeError):
     """The learner cannot continue; the message says why and what to change."""
 
 
+class RanksLost(LearnerError):
+    """A rank has ended or does not answer: all ranks must start again, from a checkpoint."""
+
+
 def learner_env(config: Config, gpu: bool) -> dict[str, str]:
     """Environment variables of a rank's process. `gpu`: whether it has one."""
     env = actor_environment(config.cluster.threads)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hindsight.envs.runtime.remote import call
+from hindsight.envs.runtime.remote import ActorUnavailable, back, call
 from hindsight.learner.group import DEADLINE, LearnerGroup
 from hindsight.rollout.weights import WeightSet
 
@@ -28,45 +28,47 @@ class SyncReport:
     checksum: str  # of the bytes that every engine loaded; empty after a broadcast
 
 
+@dataclass(frozen=True)
+class Canary:
+    """A prompt whose log-probs must be those of the learner on every engine."""
+
+    ids: np.ndarray  # (L,) int32
+    logprobs: np.ndarray  # (L − 1,) float32, the learner's of ids[1:] under the weights that are sent
+    tolerance: float  # largest mean |log-prob gap| that rounding may explain, nats
+
+
 async def sync_weights(
-    engines: Sequence[Any],
-    weights: WeightSet,
-    canary_ids: np.ndarray,
-    learner_logprobs: np.ndarray,
-    tolerance: float,
-    timeout: float,
+    engines: Sequence[Any], weights: WeightSet, canary: Canary, timeout: float, start_timeout: float
 ) -> SyncReport:
     """Load `weights` into all engines at once and verify each one.
 
     Args:
         engines: handles of `rollout.engine.Engine` actors.
-        canary_ids: (L,) int32; learner_logprobs: (L - 1,) float32, the learner's log-probs of canary_ids[1:]
-            under these weights.
-        tolerance: largest mean |log-prob gap| that rounding may explain, nats.
         timeout: seconds for each call of an engine.
+        start_timeout: seconds in which an engine whose process is replaced meanwhile must be back.
 
     Raises:
-        RemoteError: an engine has died or missed the deadline.
+        RemoteError: an engine is lost for good or missed a deadline.
         EngineError: an engine failed to load.
         WeightSyncError: an engine holds other weights, or computes with others.
     """
     started = time.monotonic()
-    what = f"loading weights {weights.version}"
-    await _ask_all(engines, "load_weights", weights, what=what, timeout=timeout)
-    gap = await verify(
-        engines, weights.version, weights.checksum, canary_ids, learner_logprobs, tolerance, timeout
-    )
-    return SyncReport(time.monotonic() - started, gap, weights.checksum)
+
+    async def install(index: int, engine: Any) -> float:
+        while True:
+            try:
+                what = f"loading weights {weights.version} on engine {index}"
+                await call(engine, "load_weights", weights, timeout=timeout, setting=DEADLINE, what=what)
+                return await verify(index, engine, weights.version, weights.checksum, canary, timeout)
+            except ActorUnavailable:
+                await back(engine, timeout=start_timeout)
+
+    gaps = await asyncio.gather(*(install(*one) for one in enumerate(engines)))
+    return SyncReport(time.monotonic() - started, max(gaps, default=0.0), weights.checksum)
 
 
 async def broadcast(
-    engines: Sequence[Any],
-    learner: LearnerGroup,
-    version: int,
-    canary_ids: np.ndarray,
-    learner_logprobs: np.ndarray,
-    tolerance: float,
-    timeout: float,
+    engines: Sequence[Any], learner: LearnerGroup, version: int, canary: Canary, timeout: float
 ) -> SyncReport:
     """As `sync_weights`, from GPU to GPU by NCCL. No bytes are hashed, so the canary alone is proof.
 
@@ -74,32 +76,27 @@ async def broadcast(
     """
     started = time.monotonic()
     await learner.broadcast(version, engines)
-    gap = await verify(engines, version, "", canary_ids, learner_logprobs, tolerance, timeout)
-    return SyncReport(time.monotonic() - started, gap, "")
+    gaps = await asyncio.gather(*(verify(*one, version, "", canary, timeout) for one in enumerate(engines)))
+    return SyncReport(time.monotonic() - started, max(gaps, default=0.0), "")
 
 
 async def verify(
-    engines: Sequence[Any],
-    version: int,
-    checksum: str,
-    canary_ids: np.ndarray,
-    learner_logprobs: np.ndarray,
-    tolerance: float,
-    timeout: float,
+    index: int, engine: Any, version: int, checksum: str, canary: Canary, timeout: float
 ) -> float:
-    """Check every engine's checksum and canary log-probs; return the largest mean gap.
+    """Check an engine's checksum and canary log-probs; return their mean gap.
 
     Raises: as `sync_weights`.
     """
-    what = f"verifying weights {version}"
+    limit: dict[str, Any] = {
+        "timeout": timeout,
+        "setting": DEADLINE,
+        "what": f"verifying weights {version} on engine {index}",
+    }
     held, scores = await asyncio.gather(
-        _ask_all(engines, "fingerprint", what=what, timeout=timeout),
-        _ask_all(engines, "score", canary_ids, what=what, timeout=timeout),
+        call(engine, "fingerprint", **limit), call(engine, "score", canary.ids, **limit)
     )
-    for index, found in enumerate(held):
-        check_fingerprint(index, found, version, checksum)
-    gaps = [check_canary(i, score, learner_logprobs, tolerance) for i, score in enumerate(scores)]
-    return max(gaps, default=0.0)
+    check_fingerprint(index, held, version, checksum)
+    return check_canary(index, scores, canary.logprobs, canary.tolerance)
 
 
 def check_fingerprint(index: int, held: tuple[int, set[str]], version: int, checksum: str) -> None:
@@ -124,16 +121,6 @@ def check_canary(index: int, engine: np.ndarray, learner: np.ndarray, tolerance:
         f"on average (weight_sync.max_logprob_gap={tolerance}; {means}): a part of its model still computes "
         "with other weights, or engine and learner run the model differently. If only rounding can explain "
         "it (a larger model in bfloat16), raise weight_sync.max_logprob_gap."
-    )
-
-
-async def _ask_all(engines: Sequence[Any], method: str, *args: Any, what: str, timeout: float) -> list[Any]:
-    """Call a method of all engines at the same time."""
-    return await asyncio.gather(
-        *(
-            call(engine, method, *args, timeout=timeout, setting=DEADLINE, what=f"{what} on engine {index}")
-            for index, engine in enumerate(engines)
-        )
     )
 
 

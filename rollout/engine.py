@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -18,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
+import ray
 
 from hindsight.configs.environ import actor_environment
 from hindsight.configs.schema import Config
 from hindsight.rollout.adapter import write
 from hindsight.rollout.device import find_device
 from hindsight.rollout.outline import layer_names
-from hindsight.rollout.types import EngineError, Generation, Sampling
+from hindsight.rollout.types import EngineError, EngineLost, Generation, Sampling
 from hindsight.rollout.weights import WeightSet, checksum, unpack
 
 if TYPE_CHECKING:
@@ -137,6 +140,8 @@ class Engine:
         self.index = index
         self.version = 0
         self.failure = ""  # why the weights can no longer be trusted
+        # Ray may have replaced a process that had newer weights than those it is made from.
+        self.outdated = ray.get_runtime_context().was_current_actor_reconstructed
         self.requests = count()
         self.totals = dict.fromkeys(
             ("running", "requests", "prompt_tokens", "cached_tokens", "generated_tokens"), 0
@@ -150,6 +155,21 @@ class Engine:
         """Wait until the engine accepts requests; return its start time in seconds."""
         await self.llm.update_weight_version(str(self.version))
         return {"engine": self.index, "version": self.version, "seconds": self.start_seconds}
+
+    async def watch(self) -> None:
+        """Never return; end this process if vLLM's engine core ends, so that Ray replaces both."""
+        while self.failure or not self.llm.errored:
+            await asyncio.sleep(1.0)
+        print(f"engine {self.index}: vLLM's engine core has ended; its own log says why", file=sys.stderr)
+        os._exit(1)
+
+    async def serves(self) -> bool:
+        """Whether requests are accepted: not by the successor of a lost process until it has new weights."""
+        return not self.outdated
+
+    async def serve(self) -> None:
+        """Accept requests with the weights that the process started with: no others have been published."""
+        self.outdated = False
 
     async def generate(
         self, prompt_ids: np.ndarray, sampling: Sampling, seconds: float | None = None
@@ -238,7 +258,7 @@ class Engine:
             unused = [served for served in self.adapters if not served.running]
             self.adapters = [served for served in self.adapters if served.running]
             self.adapters.append(Served(request, checksum(flat, weights.layout), folder))
-            self.version = weights.version
+            self.version, self.outdated = weights.version, False
             for served in unused:
                 await self.llm.remove_lora(served.request.lora_int_id)
                 served.folder.cleanup()
@@ -270,7 +290,7 @@ class Engine:
             # Includes requests in flight: they use keys of the old weights, and block the reset until freed.
             if not await self.llm.reset_prefix_cache(reset_running_requests=True):
                 raise RuntimeError("vLLM did not reset its prefix cache")
-            self.version = version
+            self.version, self.outdated = version, False
             await self.llm.resume_generation()
 
     async def sleep(self) -> None:
@@ -304,8 +324,11 @@ class Engine:
         from vllm import TokensPrompt
         from vllm.exceptions import VLLMError
         from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         self._check()
+        if self.outdated:
+            raise EngineLost(f"engine {self.index} was started again and waits for the newest weights")
         context = self.config.model.max_length
         if not 0 < len(ids) < context:
             raise EngineError(
@@ -330,8 +353,11 @@ class Engine:
                 [output] = [final async for final in generating]
         except TimeoutError as error:
             raise EngineError(f"engine {self.index}: no response within {deadline:g} s") from error
+        except EngineDeadError as error:
+            kind = EngineError if self.failure else EngineLost
+            raise kind(f"engine {self.index}: {self.failure or error}") from error
         except VLLMError as error:
-            raise EngineError(f"engine {self.index}: {self.failure or error}") from error
+            raise EngineError(f"engine {self.index}: {error}") from error
         finally:
             self.totals["running"] -= 1
             if served:

@@ -14,6 +14,7 @@ class Router:
 
     def __init__(self, engines: int, slack: int = 4) -> None:
         self.loads = [0] * engines
+        self.closed: set[int] = set()  # engines that get no episode
         self._slack = slack
         self._groups: dict[int, Counter[int]] = {}
 
@@ -23,8 +24,12 @@ class Router:
         Args:
             group: the group's ordinal.
             avoid: the engine that just failed this episode; used only if there is no other.
+
+        Raises:
+            ValueError: every engine is closed.
         """
-        others = [engine for engine in range(len(self.loads)) if engine != avoid] or [0]
+        opened = [engine for engine in range(len(self.loads)) if engine not in self.closed]
+        others = [engine for engine in opened if engine != avoid] or opened
         reach = min(self.loads[engine] for engine in others) + self._slack
         here = self._groups.setdefault(group, Counter())
         near = [engine for engine in others if self.loads[engine] <= reach]

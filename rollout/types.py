@@ -60,6 +60,10 @@ class EngineError(RuntimeError):
     """An infrastructure failure of an engine. It is retried or counted, never turned into a reward."""
 
 
+class EngineLost(EngineError):
+    """The engine's process has ended and is being replaced, or its successor has no weights yet."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """One infrastructure failure, counted against the run's budget."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -12,15 +13,25 @@ import numpy as np
 from hindsight.configs.schema import Config
 from hindsight.envs.base import DataMissing, Demonstration, EnvError, NoDemonstration, SlotDied, SlotTimeout
 from hindsight.envs.runtime.pool import SlotPool
-from hindsight.envs.runtime.remote import RemoteError, call
+from hindsight.envs.runtime.remote import ActorLost, ActorUnavailable, RemoteError, call, insist
 from hindsight.envs.runtime.shard import SlotLimits
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.episode import EpisodeLimits, Generate, derive_seed, run_episode
 from hindsight.rollout.render import load_renderer
 from hindsight.rollout.router import Router
-from hindsight.rollout.types import EngineError, Failure, FailureKind, Generation, Group, Sampling, Trajectory
+from hindsight.rollout.types import (
+    EngineError,
+    EngineLost,
+    Failure,
+    FailureKind,
+    Generation,
+    Group,
+    Sampling,
+    Trajectory,
+)
 
 T = TypeVar("T")
+SERVES_EVERY = 0.5  # seconds between two looks at an engine that was lost
 
 
 class Worker:
@@ -47,7 +58,16 @@ class Worker:
         limits, patience = SlotLimits.of(config.env), config.cluster.stall_timeout
         self._slots = SlotPool(shards, config.env.slots, limits, patience)
         self._router = Router(len(engines))
+        self._opened = asyncio.Condition()  # notified when an engine serves again
+        self._waiting: set[asyncio.Task[None]] = set()  # for lost engines
         self._limits = EpisodeLimits(config.env.max_turns, config.rollout.max_tokens)
+
+    async def ready(self) -> None:
+        """Answer; there is nothing to wait for."""
+
+    async def watch(self) -> None:
+        """Never return."""
+        await asyncio.Event().wait()
 
     async def rollout(
         self, ordinal: int, task: TaskSpec, size: int, temperature: float, seed: int, preamble: str = ""
@@ -105,15 +125,17 @@ class Worker:
             engine = None
             try:
                 async with self._slots.lease() as slot:
-                    engine = self._router.place(ordinal, avoid=failed)
+                    engine = await self._place(ordinal, failed)
                     generate = generate_on(
                         self._engines[engine], engine, self._config.rollout.request_timeout
                     )
                     return await run_episode(
                         task, slot, generate, self._renderer, self._limits, temperature, seed, preamble
                     )
-            except EngineError:
+            except EngineError as error:
                 failed = engine
+                if engine is not None and isinstance(error, EngineLost):
+                    self._close(engine)
                 raise
             finally:
                 if engine is not None:
@@ -125,6 +147,27 @@ class Worker:
             raise
         except (EnvError, EngineError) as error:
             return _failure(error, task)
+
+    async def _place(self, ordinal: int, avoid: int | None) -> int:
+        """`Router.place`, as soon as an engine serves."""
+        async with self._opened:
+            await self._opened.wait_for(lambda: len(self._router.closed) < len(self._engines))
+            return self._router.place(ordinal, avoid)
+
+    def _close(self, engine: int) -> None:
+        """Place no episode on a lost engine until it serves again."""
+        if engine in self._router.closed:
+            return
+        self._router.closed.add(engine)
+        waiting = asyncio.create_task(self._reopen(engine))
+        self._waiting.add(waiting)  # the event loop alone would not keep it
+        waiting.add_done_callback(self._waiting.discard)
+
+    async def _reopen(self, engine: int) -> None:
+        await serving(self._engines[engine])
+        async with self._opened:
+            self._router.closed.discard(engine)
+            self._opened.notify_all()
 
     async def _with_reference(self, group: Group) -> Group:
         """Add the task's reference solution to a group, or a failure if infrastructure failed."""
@@ -154,16 +197,19 @@ class Worker:
             EnvError, EngineError: the last attempt failed.
             DataMissing, NoDemonstration: not retried.
         """
-        for left in reversed(range(self._config.rollout.retries + 1)):
+        left = self._config.rollout.retries
+        while True:
             try:
                 return await attempt()
             except (DataMissing, NoDemonstration):
                 raise
+            except EngineLost as error:  # not the episode's fault, and Ray limits how often it happens
+                retried.append(_failure(error, task))
             except (EnvError, EngineError) as error:
                 if not left:
                     raise
+                left -= 1
                 retried.append(_failure(error, task))
-        raise AssertionError("unreachable")
 
 
 def generate_on(
@@ -185,10 +231,31 @@ def generate_on(
                 what=what,
             )
             return generation
+        except (ActorUnavailable, ActorLost) as error:
+            raise EngineLost(str(error)) from error
         except RemoteError as error:
             raise EngineError(str(error)) from error
 
     return generate
+
+
+async def ask_worker(worker: Any, config: Config, method: str, *args: Any, what: str) -> Any:
+    """Call a worker, and again if its process is replaced meanwhile: its episodes have their seeds.
+
+    Raises: as `envs.runtime.remote.call`.
+    """
+    limit = {"timeout": config.rollout.timeout, "setting": "rollout.timeout", "what": what}
+    return await insist(worker, method, *args, start_timeout=config.cluster.start_timeout, **limit)
+
+
+async def serving(engine: Any) -> None:
+    """Wait until an engine whose process is being replaced serves the newest weights."""
+    limit: dict[str, Any] = {"timeout": 60.0, "setting": "cluster.start_timeout"}
+    served = False
+    while not served:
+        await asyncio.sleep(SERVES_EVERY)
+        with suppress(RemoteError):  # it is not back yet
+            served = await call(engine, "serves", **limit)
 
 
 def failure_kind(error: EnvError | EngineError) -> FailureKind:

@@ -1,8 +1,12 @@
-"""Replicas of one scorer: groups are scored side by side, and a group by all replicas that are free."""
+"""Replicas of one scorer: groups are scored side by side, and a group by all replicas that are free.
+
+A replica whose process is lost is replaced by Ray; the pool gives it the weights of the last sync and asks again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -11,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from hindsight.envs.runtime.remote import call
+from hindsight.envs.runtime.remote import ActorUnavailable, answer, back, call
 from hindsight.rollout.weights import WeightSet
 from hindsight.teacher.contexts import ScoreRequest
-from hindsight.teacher.scorer import Scored
+from hindsight.teacher.scorer import Outdated, Scored
 
 
 class ScorerPool:
@@ -26,24 +30,31 @@ class ScorerPool:
         replicas: Sequence[Any],
         timeout: float,
         turn: Callable[[str], AbstractAsyncContextManager[None]],
+        note: Callable[[str, float, object], None] = lambda *_: None,
     ) -> None:
         """
         Args:
             timeout: of one call (s), which the setting `teacher.timeout` sets.
             turn: holds the role's turn on its GPU (`cluster.turns`).
+            note: told of each replaced replica: the role, seconds, and what happened.
         """
         self.role, self.replicas = role, list(replicas)
         self.context = 0  # longest request in tokens; known after `ready`
+        self.version = 0  # of the weights that every replica has
+        self._kept: WeightSet | None = None  # those weights, for a new process; None: it starts with them
+        self._note, self._start_timeout = note, math.inf
         self._limit: dict[str, Any] = {"timeout": timeout, "setting": "teacher.timeout"}
         self._turn = turn
         self._free: asyncio.Queue[Any] = asyncio.Queue()
         for replica in self.replicas:
             self._free.put_nowait(replica)
 
-    async def ready(self, timeout: float, setting: str) -> None:
-        """Wait until every replica has loaded its model."""
-        found = await self._all("ready", what=f"starting the {self.role}", timeout=timeout, setting=setting)
-        self.context = min(one["context"] for one in found)
+    async def ready(self, timeout: float) -> None:
+        """Wait until every replica has loaded its model, at most `timeout` s (`cluster.start_timeout`)."""
+        self._start_timeout = timeout
+        limit = {"timeout": timeout, "setting": "cluster.start_timeout"}
+        found = await self._all("ready", what=f"starting the {self.role}", **limit)
+        self.context, self.version = min(one["context"] for one in found), found[0]["version"]
 
     async def score(
         self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest], what: str
@@ -85,7 +96,7 @@ class ScorerPool:
         """One replica's part of the answers, and its seconds; it is free again afterwards."""
         own, began = [requests[index] for index in part], time.monotonic()
         try:
-            scored = await call(replica, "score", sequences, own, what=what, **self._limit)
+            scored = await self._call(replica, "score", sequences, own, self.version, what=what)
             return scored, time.monotonic() - began
         finally:
             self._free.put_nowait(replica)
@@ -96,20 +107,37 @@ class ScorerPool:
         Waits for calls under way: one group is scored by one version.
         """
         held = [await self._free.get() for _ in self.replicas]
+        move = (weights, whole, self.version)
         try:
-            await self._all("load_weights", weights, whole, what=f"syncing the {self.role}")
+            await self._all("load_weights", *move, what=f"syncing the {self.role}")
+            self._kept = weights if whole else await self._snapshot("load_weights", *move)
+            self.version = weights.version
         finally:
             for replica in held:
                 self._free.put_nowait(replica)
 
     async def save(self, path: Path) -> None:
         """Write the weights, which all replicas share, to a safetensors file."""
-        what = f"saving the {self.role}"
-        await call(self.replicas[0], "save", str(path), what=what, **self._limit)
+        await self._call(self.replicas[0], "save", str(path), self.version, what=f"saving the {self.role}")
 
     async def load(self, path: Path) -> None:
         """Load on every replica what `save` wrote."""
-        await self._all("load", str(path), what=f"restoring the {self.role}")
+        [self.version, *_] = await self._all("load", str(path), what=f"restoring the {self.role}")
+        self._kept = await self._snapshot("load", str(path))
+
+    async def _snapshot(self, *last: Any) -> WeightSet:
+        """A copy of the weights in the object store, which does not end with a replica.
+
+        Args:
+            last: method and arguments of the call that changed them, for a replica that is lost right after.
+        """
+        replica, what = self.replicas[0], f"keeping the weights of the {self.role}"
+        while True:
+            about, flat = replica.snapshot.options(num_returns=2).remote()
+            try:
+                return WeightSet(*await answer(about, what=what, **self._limit), data=flat)
+            except ActorUnavailable:
+                await self._call(replica, *last, what=what)
 
     async def sleep(self) -> None:
         """Move every replica's weights to the host."""
@@ -120,10 +148,22 @@ class ScorerPool:
         await self._all("to_device", what=f"moving the {self.role} to the GPU")
 
     async def _all(self, method: str, *args: Any, what: str, **limit: Any) -> list[Any]:
-        limit = limit or self._limit
         return await asyncio.gather(
-            *(call(replica, method, *args, what=what, **limit) for replica in self.replicas)
+            *(self._call(replica, method, *args, what=what, **limit) for replica in self.replicas)
         )
+
+    async def _call(self, replica: Any, method: str, *args: Any, what: str, **limit: Any) -> Any:
+        """Call a replica; if its process was replaced, give it its weights and call again."""
+        while True:
+            try:
+                return await call(replica, method, *args, what=what, **limit or self._limit)
+            except (ActorUnavailable, Outdated) as error:
+                began = time.monotonic()
+                await back(replica, timeout=self._start_timeout)
+                if self._kept is not None:
+                    restoring = f"restoring the {self.role}"
+                    await call(replica, "load_weights", self._kept, what=restoring, **self._limit)
+                self._note(self.role, time.monotonic() - began, error)
 
 
 def spread(requests: Sequence[ScoreRequest], parts: int) -> list[list[int]]:

@@ -17,7 +17,7 @@ from hindsight.configs.environ import actor_environment
 from hindsight.configs.schema import Config
 from hindsight.rollout.adapter import Adapter, named
 from hindsight.rollout.device import find_device
-from hindsight.rollout.weights import WeightSet, checksum, unpack
+from hindsight.rollout.weights import Layout, WeightSet, checksum, pack, unpack
 from hindsight.teacher.contexts import ScoreRequest
 from hindsight.teacher.plan import Tails, lay_out, plan_batches, plan_forwards
 
@@ -29,6 +29,10 @@ HEAD_ROWS = 1024  # positions per chunk of float32 logits over the vocabulary, t
 
 class ScorerError(ValueError):
     """The model is not supported as a teacher."""
+
+
+class Outdated(RuntimeError):
+    """The scorer's process was replaced and has not got the weights of the last sync yet."""
 
 
 class WeightsError(RuntimeError):
@@ -243,17 +247,21 @@ class TeacherScorer:
         positions = int(self._scorer.model.config.max_position_embeddings)
         return {"version": self._version, "context": min(positions, self._scorer.budget)}
 
-    def load_weights(self, weights: WeightSet, whole: bool = True) -> None:
+    def load_weights(self, weights: WeightSet, whole: bool = True, since: int | None = None) -> None:
         """Move toward the student's weights by `share`, or copy them.
 
         Args:
             whole: copy the weights, regardless of `share`.
+            since: version of the weights that the others move from as well.
 
         Raises:
+            Outdated: this process has other weights.
             WeightsError: the buffer is corrupt or does not match this model.
         """
         import ray
 
+        if not whole:
+            self._require(since)
         flat = ray.get(weights.data)
         if (found := checksum(flat, weights.layout)) != weights.checksum:
             raise WeightsError(
@@ -262,16 +270,26 @@ class TeacherScorer:
         self._take(unpack(flat, weights.layout), 1.0 if whole else self._share)
         self._version = weights.version
 
-    def save(self, path: str) -> None:
-        """Write the weights to a safetensors file. A resumed run needs the teacher of the last sync."""
+    def snapshot(self) -> tuple[tuple[int, Layout, str], np.ndarray]:
+        """Return version, layout and checksum of the weights, and all of them in one buffer (`pack`)."""
+        flat, layout = pack((self._average or self._held).items())
+        return (self._version, layout, checksum(flat, layout)), flat
+
+    def save(self, path: str, version: int | None = None) -> None:
+        """Write the weights of that version to a safetensors file, which a resumed run needs.
+
+        Raises:
+            Outdated: this process has other weights.
+        """
         from safetensors.torch import save_file
 
+        self._require(version)
         held = self._average or self._held
         tensors = {name: value.detach().cpu() for name, value in held.items()}
         save_file(tensors, path, metadata={"version": str(self._version)})
 
-    def load(self, path: str) -> None:
-        """Load weights that `save` wrote.
+    def load(self, path: str) -> int:
+        """Load weights that `save` wrote; returns their version.
 
         Raises:
             WeightsError: the file does not match this model.
@@ -281,6 +299,7 @@ class TeacherScorer:
         with safe_open(path, framework="pt") as file:
             self._take(((name, file.get_tensor(name)) for name in list(file.keys())), 1.0)
             self._version = int(file.metadata()["version"])
+        return self._version
 
     def _take(self, tensors: Iterable[tuple[str, torch.Tensor]], share: float) -> None:
         """Move toward these weights by `share`. Raises WeightsError before anything changes."""
@@ -309,7 +328,19 @@ class TeacherScorer:
             self._average = {name: value.to(device) for name, value in self._average.items()}
 
     def score(
-        self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest]
+        self,
+        sequences: Sequence[Sequence[np.ndarray]],
+        requests: Sequence[ScoreRequest],
+        version: int | None = None,
     ) -> list[Scored]:
-        """Return the scores; see `SpanScorer.score`."""
+        """Return the scores by the weights of that version; see `SpanScorer.score`.
+
+        Raises:
+            Outdated: this process has other weights.
+        """
+        self._require(version)
         return self._scorer.score(sequences, requests)
+
+    def _require(self, version: int | None) -> None:
+        if version not in (None, self._version):
+            raise Outdated(f"the scorer has weights {self._version}, and {version} are asked for")

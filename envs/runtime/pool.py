@@ -28,7 +28,7 @@ from hindsight.envs.base import (
     Verdict,
 )
 from hindsight.envs.registry import make_family
-from hindsight.envs.runtime.remote import ActorUnavailable, RemoteError, RemoteTimeout, call
+from hindsight.envs.runtime.remote import ActorUnavailable, RemoteError, RemoteTimeout, back, call
 from hindsight.envs.runtime.shard import Lease, Shard, SlotLimits
 from hindsight.envs.tasks import TaskSpec
 
@@ -190,11 +190,5 @@ async def _answer(actor: Any, method: str, *args: Any, timeout: float, setting: 
 
 async def _restarted(actor: Any) -> None:
     """Wait for a dead actor to come back, at most RESTART seconds: its absence must not cost a retry."""
-    with suppress(RemoteError, TimeoutError):
-        async with asyncio.timeout(RESTART):
-            while True:
-                try:
-                    await call(actor, "stats", timeout=RESTART, setting="")
-                    return
-                except ActorUnavailable:  # a restart has begun
-                    await asyncio.sleep(0.1)
+    with suppress(RemoteError):
+        await back(actor, "stats", timeout=RESTART)

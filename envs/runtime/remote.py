@@ -71,6 +71,56 @@ async def call(
     )
 
 
+async def insist(actor: Any, method: str, *args: Any, start_timeout: float, **limit: Any) -> Any:
+    """As `call`, and again if the actor's process is replaced meanwhile; for calls that may be repeated.
+
+    Args:
+        start_timeout: seconds in which the new process must be `ready` (`cluster.start_timeout`).
+        limit: `timeout`, `setting` and `what` of `call`.
+
+    Raises:
+        ActorLost: Ray does not start it again.
+    """
+    while True:
+        try:
+            return await call(actor, method, *args, **limit)
+        except ActorUnavailable:
+            await back(actor, timeout=start_timeout)
+
+
+async def back(actor: Any, method: str = "ready", *, timeout: float) -> Any:
+    """Wait until an actor whose process is being replaced answers this method; returns the answer.
+
+    Args:
+        timeout: seconds (`cluster.start_timeout`).
+
+    Raises:
+        ActorLost: Ray does not start it again.
+        RemoteTimeout: it was not ready in time.
+    """
+    limit: dict[str, Any] = {"setting": "cluster.start_timeout", "what": "starting an actor again"}
+    until = asyncio.get_running_loop().time() + timeout
+    while True:
+        try:
+            return await call(actor, method, timeout=timeout, **limit)
+        except ActorUnavailable as error:
+            if asyncio.get_running_loop().time() > until:
+                raise too_late(limit["what"], timeout, limit["setting"]) from error
+            await asyncio.sleep(0.2)
+
+
+async def end_of(actor: Any, method: str) -> RemoteError:
+    """Wait for a call that ends only with the actor's process; return how it ended.
+
+    ActorUnavailable: Ray is replacing the process. ActorLost: it is not.
+    """
+    try:
+        await getattr(actor, method).remote()
+    except RayError as error:
+        return no_answer(method, error)
+    return ActorLost(f"{method} has returned")
+
+
 async def answer(awaitable: Awaitable[T], *, timeout: float, setting: str, what: str) -> T:
     """Await an object reference, or anything else, as `call` does."""
     watchdog = WATCHDOG.get()

@@ -65,7 +65,7 @@ class Produced:
         rolled_out = Group(3, TASK, trajectories, (Failure("engine", "was slow", "t"),))
         self.asked = []  # of the teacher and of the reference policy
 
-        def scored(sequences, requests):
+        def scored(sequences, requests, version):
             self.asked.extend(requests)
             return [score_of(request) for request in requests]
 
@@ -75,7 +75,7 @@ class Produced:
 
         config = load(None, ["rollout.group_size=2", *overrides])
         turns = Turns()
-        actor = SimpleNamespace(score=remote(score or scored))
+        actor = SimpleNamespace(score=remote(score or scored), ready=remote(score or scored))
         teacher = ScorerPool("teacher", [actor], 60.0, turns.of)
         teacher.context = 512
         reference = teacher if config.needs_reference else None
@@ -174,7 +174,7 @@ def test_a_teacher_that_fails_keeps_the_judges_failures():
     assert one.losses["policy"] == one.group.samples  # plain GRPO
 
 
-def test_a_teacher_that_is_out_of_reach_for_once_is_counted():
+def test_a_teacher_that_does_not_come_back_in_time_is_counted():
     def away(*args):
         raise ActorUnavailableError("node 3 is away", None)
 

@@ -6,10 +6,10 @@ import asyncio
 
 import numpy as np
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 
 from hindsight.envs.runtime.remote import ActorLost, RemoteTimeout
-from hindsight.learner.weight_sync import WeightSyncError, sync_weights
+from hindsight.learner.weight_sync import Canary, WeightSyncError, sync_weights
 from hindsight.rollout.types import EngineError
 from hindsight.rollout.weights import WeightSet
 
@@ -39,7 +39,7 @@ class FakeEngine:
 
 
 def run(*engines, tolerance=0.25, timeout=5.0):
-    return asyncio.run(sync_weights(engines, WEIGHTS, CANARY, LEARNER, tolerance, timeout))
+    return asyncio.run(sync_weights(engines, WEIGHTS, Canary(CANARY, LEARNER, tolerance), timeout, 5.0))
 
 
 def test_reports_the_largest_gap():
@@ -93,10 +93,23 @@ def test_an_engine_that_does_not_answer_ends_in_an_error():
         run(FakeEngine(score=RayActorError()))
 
 
+def test_an_engine_that_is_replaced_meanwhile_gets_the_weights():
+    lost = [ActorUnavailableError("away", None)]
+    sound, broken = FakeEngine(), FakeEngine(load=lambda: lost.pop() if lost else None)
+    broken.ready = Method(None)
+    assert run(sound, broken).logprob_gap == 0.0 and not lost
+    lost = [ActorUnavailableError("away", None)]
+    between = FakeEngine(score=lambda: lost.pop() if lost else LEARNER)
+    loads = []
+    between.load_weights, between.ready = Method(lambda: loads.append(1)), Method(None)
+    run(between)
+    assert len(loads) == 2  # the process that was verified is the one that loaded
+
+
 def test_engines_load_at_the_same_time():
     async def both():
         barrier = asyncio.Barrier(2)
         engines = [FakeEngine(load=barrier.wait) for _ in range(2)]
-        return await sync_weights(engines, WEIGHTS, CANARY, LEARNER, 0.25, 5.0)
+        return await sync_weights(engines, WEIGHTS, Canary(CANARY, LEARNER, 0.25), 5.0, 5.0)
 
     assert asyncio.run(both()).logprob_gap == 0.0

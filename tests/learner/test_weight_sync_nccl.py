@@ -21,7 +21,7 @@ from hindsight.configs.schema import Config, Learner, Lora, Rollout, WeightSync
 from hindsight.learner.group import LearnerGroup
 from hindsight.learner.policy import PolicyRank
 from hindsight.learner.rank import LearnerError
-from hindsight.learner.weight_sync import WeightSyncError, broadcast
+from hindsight.learner.weight_sync import Canary, WeightSyncError, broadcast
 from hindsight.learner.weight_sync_nccl import GatheredSource
 from hindsight.rollout.types import EngineError
 from hindsight.rollout.weights import pack
@@ -141,7 +141,7 @@ def learner():
 
 
 def send(learner, engines, version=5):
-    return broadcast(engines, learner, version, CANARY, LEARNER, 0.25, 60.0)
+    return broadcast(engines, learner, version, Canary(CANARY, LEARNER, 0.25), 60.0)
 
 
 def test_every_worker_holds_what_rank_0_trained(nccl):

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from rollout_toys import CHATML, TASK, ToyEngine, ToyPool, make_tokenizer
 
 import hindsight.rollout.worker
@@ -13,9 +14,10 @@ from hindsight.configs.schema import Config, Env, Model, Rollout
 from hindsight.envs.base import DataMissing, EnvError, SlotDied, SlotTimeout
 from hindsight.feedback.sources import Reference
 from hindsight.rollout.episode import PromptTooLong
-from hindsight.rollout.types import EngineError
+from hindsight.rollout.types import EngineError, EngineLost
 from hindsight.rollout.worker import Worker, tally
 
+ConnectionLost = "the process is being replaced"
 TOKENIZER = make_tokenizer(CHATML)
 WIN = ["<action>take key</action>", "<action>open door</action>"]
 
@@ -144,6 +146,33 @@ def test_an_engine_failure_moves_the_episode_to_another_engine(model, error):
     (group,) = roll(worker, 0, size=2)
     assert len(group.trajectories) == 2 and len(broken.asked) == 2 and len(sound.asked) == 4
     assert [failure.kind for failure in group.retried] == ["engine"] * 2 and group.failures == ()
+
+
+@pytest.mark.parametrize("error", [EngineLost("waits for weights"), ActorUnavailableError("away", None)])
+def test_a_lost_engine_gets_no_episode_until_it_serves_again(model, error, monkeypatch):
+    """Its loss costs no retry; new episodes go elsewhere, or wait where it was the only engine."""
+    monkeypatch.setattr(hindsight.rollout.worker, "SERVES_EVERY", 0.01)
+    lost, sound, answers = toy_engine([error]), toy_engine(), [False, ConnectionLost, False, True]
+
+    async def serves():
+        if not (answer := answers.pop(0) if answers else True):
+            return False
+        if answer is ConnectionLost:
+            raise ActorUnavailableError("away", None)
+        lost.texts = WIN
+        return True
+
+    lost.serves = SimpleNamespace(remote=serves)
+    alone = Worker(model, config(retries=0), [lost], ToyPool())
+    (group,) = roll(alone, 0, size=2)
+    assert len(group.trajectories) == 2 and group.failures == () and not answers
+    assert len(lost.asked) == 2 + 4 and alone._router.closed == set()
+
+    lost.texts, lost.asked, answers[:] = [error], [], [False] * 10_000
+    both = Worker(model, config(retries=0), [lost, sound], ToyPool())
+    groups = roll(both, 0, 1, size=2)
+    assert all(len(group.trajectories) == 2 and group.failures == () for group in groups)
+    assert both._router.closed == {0} and len(sound.asked) == 8
 
 
 def test_a_silent_engine_runs_into_its_deadline(model):

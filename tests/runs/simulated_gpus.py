@@ -26,7 +26,7 @@ from hindsight.configs.environ import actor_environment
 from hindsight.configs.load import load
 from hindsight.configs.paths import SOURCE
 from hindsight.envs.registry import make_family
-from hindsight.learner.weight_sync import sync_weights
+from hindsight.learner.weight_sync import Canary, sync_weights
 from hindsight.rollout.models import resolve
 from hindsight.rollout.outline import outline
 
@@ -59,10 +59,11 @@ async def main(nodes: int) -> dict[str, Any]:
     assert learner is not None and actors.teacher is not None
     roles = {"engine": actors.engines, "learner": learner.ranks, "teacher": actors.teacher.replicas}
     where = {name: ray.get([one.__ray_call__.remote(place) for one in own]) for name, own in roles.items()}
-    canary = np.arange(10, 40, dtype=np.int32)
+    ids = np.arange(10, 40, dtype=np.int32)
+    canary = Canary(ids, await learner.score(ids), tolerance=0.01)
     weights = await learner.export(1)
     await actors.teacher.load_weights(weights, True)
-    report = await sync_weights(actors.engines, weights, canary, await learner.score(canary), 0.01, 300)
+    report = await sync_weights(actors.engines, weights, canary, 300, 300)
     await actors.stop()
     return {"where": where, "gap": report.logprob_gap, "crowded": made.crowded}
 

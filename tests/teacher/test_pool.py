@@ -6,18 +6,21 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import ActorUnavailableError
 
 from hindsight.envs.runtime.remote import RemoteTimeout
 from hindsight.rollout.types import Span
+from hindsight.rollout.weights import WeightSet
 from hindsight.teacher.contexts import ScoreRequest
 from hindsight.teacher.pool import ScorerPool, spread
-from hindsight.teacher.scorer import Scored
+from hindsight.teacher.scorer import Outdated, Scored
 
 
 def request(trajectory: int, cut: int, tail: int) -> ScoreRequest:
@@ -25,17 +28,47 @@ def request(trajectory: int, cut: int, tail: int) -> ScoreRequest:
 
 
 class Replica:
-    """An actor's handle: answers with the request's own numbers, after a while."""
+    """An actor's handle: answers with the request's own numbers, after a while.
+
+    Its weights are one number, half of it from the student in a sync; `lose` replaces its process.
+    """
 
     def __init__(self, seconds: float = 0.0, context: int = 100) -> None:
         self.seconds, self.context, self.calls, self.busy = seconds, context, list[str](), False
+        self.version, self.weights, self.away = 0, 0.0, 0
+
+    def lose(self) -> None:
+        """The process is replaced by one with the weights of the start; two calls do not reach it."""
+        self.version, self.weights, self.away = 0, 0.0, 2
+
+    def require(self, version: int | None) -> None:
+        if version not in (None, self.version):
+            raise Outdated(f"has {self.version}")
+
+    def _load(self, weights: WeightSet, whole: bool = True, since: int | None = None) -> None:
+        if not whole:
+            self.require(since)
+        given: Any = weights.data
+        self.weights = given if whole else (self.weights + given) / 2
+        self.version = weights.version
 
     def __getattr__(self, method: str) -> Any:
         async def call(*args: Any) -> Any:
             self.calls.append(method)
+            if self.away:
+                self.away -= 1
+                raise ActorUnavailableError("it is being replaced", None)
             if method == "ready":
-                return {"context": self.context}
+                return {"context": self.context, "version": self.version}
+            if method == "load_weights":
+                self._load(*args)
+            if method == "snapshot":
+                return self.version, (), "checksum"
+            if method == "load":
+                self.version, self.weights = 7, 0.75
+                return 7
             if method == "score":
+                self.require(args[2])
                 assert not self.busy, "two calls at once"
                 self.busy = True
                 await asyncio.sleep(self.seconds)
@@ -43,11 +76,20 @@ class Replica:
                 return [Scored(one.tail + 1000.0 * one.trajectory, np.zeros((0, 0))) for one in args[1]]
             return None
 
-        return type("Method", (), {"remote": staticmethod(call)})
+        def snapshot() -> tuple[Any, float]:
+            return call(), self.weights
+
+        if method == "snapshot":
+            return SimpleNamespace(options=lambda num_returns: SimpleNamespace(remote=snapshot))
+        return SimpleNamespace(remote=call)
 
 
 def pool(*replicas: Replica, timeout: float = 10.0) -> ScorerPool:
     return ScorerPool("teacher", replicas, timeout, lambda role: nullcontext())
+
+
+def sent(version: int, weights: Any) -> WeightSet:
+    return WeightSet(version, (), "checksum", weights)
 
 
 requests = st.lists(
@@ -96,15 +138,15 @@ def test_groups_are_scored_side_by_side() -> None:
 def test_all_replicas_follow_and_one_is_saved(tmp_path: Path) -> None:
     async def run(replicas: list[Replica]) -> int:
         both = pool(*replicas)
-        await both.ready(10.0, "cluster.start_timeout")
-        await both.load_weights(None, True)  # type: ignore[arg-type]
+        await both.ready(10.0)
+        await both.load_weights(sent(1, 1.0), True)
         await both.save(tmp_path / "teacher.safetensors")
         await both.load(tmp_path / "teacher.safetensors")
         return both.context
 
     replicas = [Replica(context=70), Replica(context=60)]
     assert asyncio.run(run(replicas)) == 60
-    assert replicas[0].calls == ["ready", "load_weights", "save", "load"]
+    assert replicas[0].calls == ["ready", "load_weights", "save", "load", "snapshot"]
     assert replicas[1].calls == ["ready", "load_weights", "load"]
 
 
@@ -114,12 +156,47 @@ def test_new_weights_wait_for_a_group_that_is_being_scored() -> None:
         one = pool(own)
         scoring = asyncio.create_task(one.score([], [request(0, 1, 1)], "scoring"))
         await asyncio.sleep(0.02)
-        await one.load_weights(None, True)  # type: ignore[arg-type]
+        await one.load_weights(sent(1, 1.0), True)
         assert scoring.done() or not own.busy
         await scoring
         return own.calls
 
     assert asyncio.run(run()) == ["score", "load_weights"]
+
+
+@pytest.mark.parametrize("moment", ["syncs", "is saved", "scores", "waits", "keeps"])
+def test_a_replaced_replica_gets_the_weights_of_the_last_sync(moment: str, tmp_path: Path) -> None:
+    """A moving average of the student's 1, 1 and 0, half of each: 0.5, 0.75, 0.375."""
+
+    async def run() -> None:
+        own, other, replaced = Replica(), Replica(), list[str]()
+
+        class LostOnce(Replica):
+            def _load(self, *args: Any) -> None:
+                super()._load(*args)
+                if moment == "keeps" and args[0].version == 3 and not replaced:
+                    self.lose()  # before it has told the result
+
+        own = LostOnce()
+        both = ScorerPool(
+            "teacher", [own, other], 10.0, lambda role: nullcontext(), lambda *note: replaced.append(note[0])
+        )
+        await both.ready(10.0)
+        await both.load_weights(sent(1, 1.0), False)
+        await both.load_weights(sent(2, 1.0), False)
+        if moment in ("syncs", "waits"):
+            own.lose()
+        own.away = 0 if moment == "waits" else own.away  # the new process is there before anybody asks
+        await both.load_weights(sent(3, 0.0), False)
+        if moment in ("is saved", "scores"):
+            own.lose()
+        if moment == "is saved":
+            await both.save(tmp_path / "teacher.safetensors")
+        await both.score([], [request(0, 1, 1), request(1, 1, 1)], "scoring")
+        assert (own.weights, own.version) == (other.weights, other.version) == (0.375, 3)
+        assert replaced == ["teacher"]
+
+    asyncio.run(run())
 
 
 def test_the_turn_lasts_until_every_replica_has_answered() -> None:

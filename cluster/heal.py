@@ -1,0 +1,77 @@
+"""Actors whose process ended are replaced, and get back what the new process lacks.
+
+Ray starts a lost process again, in its place and behind the same handle, at most RESTARTS times per actor.
+
+    environment shard, worker   lack nothing: their episodes are played again, with the same seeds
+    engine                      gets no episode until it has the published weights (`Trainer.keep`)
+    teacher, reference policy   get the weights of their last sync (`teacher.pool`)
+    learner and critic ranks    live and die together, and go back to the last checkpoint (`Trainer.recover`)
+
+Where roles take turns on a GPU, a new process would meet the role that has the turn: nothing is replaced there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hindsight.envs.runtime.remote import ActorUnavailable, back, end_of
+
+RESTARTS = 10  # of one actor's process; more look like a defect that every new process meets again
+
+
+@dataclass
+class Restarts:
+    """What has been replaced in this run so far, by role."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # until all was well
+    say: Callable[[str], None] = lambda text: None  # tells the user
+
+    def note(self, role: str, seconds: float, reason: object) -> None:
+        """Count a restart that took `seconds`."""
+        self.counts[role] += 1
+        self.seconds[role] += seconds
+        self.say(f"{role}: replaced after {seconds:.0f} s ({reason})")
+
+    def metrics(self) -> dict[str, float]:
+        """The figures as part of a metrics row."""
+        counts = {f"restarts/{role}": float(count) for role, count in self.counts.items()}
+        return counts | {f"restarts/{role}_seconds": spent for role, spent in self.seconds.items()}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """An actor to watch, by its method `watch`, which ends only with the process."""
+
+    role: str
+    actor: Any
+    bring: Callable[[], Awaitable[object]]  # gives a new process what it lacks
+
+
+async def keep(watched: Iterable[Watched], restarts: Restarts, start_timeout: float) -> None:
+    """Bring new processes what they lack, until cancelled.
+
+    Args:
+        start_timeout: seconds in which a new process must be ready (`cluster.start_timeout`).
+
+    Raises:
+        ActorLost: Ray does not replace a process: it was lost more than RESTARTS times, or never is.
+        RemoteError: a new process was not ready in time, or what it lacks could not be brought.
+    """
+
+    async def keep_one(one: Watched) -> None:
+        while True:
+            lost = await end_of(one.actor, "watch")
+            if not isinstance(lost, ActorUnavailable):
+                raise lost
+            began = time.monotonic()
+            await back(one.actor, timeout=start_timeout)
+            await one.bring()
+            restarts.note(one.role, time.monotonic() - began, lost)
+
+    await asyncio.gather(*map(keep_one, watched))

@@ -1,0 +1,121 @@
+"""Who notices a lost process, and what its successor gets."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from hindsight.cluster.heal import Restarts, Watched, keep
+from hindsight.cluster.train import LOSSES, Trainer
+from hindsight.cluster.turns import Turns
+from hindsight.cluster.watch import Watchdog
+from hindsight.configs.schema import Config
+from hindsight.envs.runtime.remote import ActorLost
+from hindsight.learner.rank import RanksLost
+
+
+class Mortal:
+    """An actor whose process ends `lives` times; the new one is there after two calls."""
+
+    def __init__(self, lives: int) -> None:
+        self.lives, self.away = lives, 0
+
+    def __getattr__(self, method: str) -> Any:
+        async def watch() -> None:
+            if self.lives < 0:
+                await asyncio.Event().wait()
+            self.lives -= 1
+            self.away = 2
+            raise ActorDiedError() if self.lives < 0 else ActorUnavailableError("away", None)
+
+        async def ready() -> None:
+            if self.away:
+                self.away -= 1
+                raise ActorUnavailableError("away", None)
+
+        return SimpleNamespace(remote={"watch": watch, "ready": ready}[method])
+
+
+def test_a_new_process_gets_what_it_lacks_and_the_last_loss_ends_the_run() -> None:
+    said, brought = list[str](), list[str]()
+    restarts = Restarts(say=said.append)
+
+    async def run() -> None:
+        engine, worker = Mortal(3), Mortal(1)
+
+        async def bring(name: str) -> None:
+            assert not engine.away
+            brought.append(name)
+
+        watched = [Watched("engine", engine, lambda: bring("engine"))]
+        await Watchdog(60).guard(asyncio.sleep(30), keep(watched, restarts, 60.0))
+        raise AssertionError(worker)
+
+    with pytest.raises(ActorLost):
+        asyncio.run(run())
+    assert brought == ["engine"] * 3 and len(said) == 3
+    assert restarts.metrics()["restarts/engine"] == 3.0
+
+
+def trainer(lives: int, steps: int) -> Any:
+    """A trainer whose steps only count, and whose ranks are lost at step 2 `lives` times."""
+    events = list[str]()
+
+    class Ranks:
+        async def start(self) -> None:
+            events.append("start")
+
+        def stop(self) -> None:
+            events.append("stop")
+
+    run = SimpleNamespace(
+        config=Config(),
+        actors=SimpleNamespace(learner=Ranks(), critic=None, turns=Turns(), restarts=Restarts()),
+        state=SimpleNamespace(step=0, version=5),
+        view=SimpleNamespace(say=events.append),
+        now=lambda *_: None,
+    )
+    made: Any = Trainer(run)  # type: ignore[arg-type]
+
+    async def train_on() -> str:
+        nonlocal lives
+        while run.state.step < steps:
+            if run.state.step == 2 and lives:
+                lives -= 1
+                run.state.version += 1
+                raise RanksLost("rank 0 has ended")
+            run.state.step += 1
+        return "trained"
+
+    async def rewind() -> None:
+        run.state.step, run.state.version = 1, 3
+
+    made.train_on, run.rewind = train_on, rewind
+    return made, events, run
+
+
+def test_lost_ranks_start_again_at_the_last_checkpoint() -> None:
+    made, events, run = trainer(lives=2, steps=4)
+    assert asyncio.run(made.train()) == "trained"
+    assert [event for event in events if event in ("start", "stop")] == ["stop", "start"] * 2
+    assert run.actors.restarts.counts == {"learner": 2}
+    assert run.state.version == 7  # an engine refuses a version that it had
+
+
+def test_ranks_that_are_lost_at_the_same_step_again_and_again_end_the_run() -> None:
+    made, events, _ = trainer(lives=99, steps=4)
+    with pytest.raises(RanksLost, match="rank 0 has ended"):
+        asyncio.run(made.train())
+    assert events.count("start") == LOSSES - 1
+
+
+def test_ranks_that_share_a_gpu_in_turn_are_not_replaced() -> None:
+    made, events, run = trainer(lives=1, steps=4)
+    run.actors.turns.wake["learner"] = lambda: None
+    with pytest.raises(RanksLost):
+        asyncio.run(made.train())
+    assert "start" not in events
