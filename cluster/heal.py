@@ -7,7 +7,7 @@ Ray starts a lost process again, in its place and behind the same handle, at mos
     teacher, reference policy   get the weights of their last sync (`teacher.pool`)
     learner and critic ranks    live and die together, and go back to the last checkpoint (`Trainer.recover`)
 
-Where roles take turns on a GPU, a new process would meet the role that has the turn: nothing is replaced there.
+Where roles take turns on a GPU, a new process would meet the role that has the turn, so none is replaced.
 """
 
 from __future__ import annotations

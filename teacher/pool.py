@@ -1,6 +1,6 @@
 """Replicas of one scorer: groups are scored side by side, and a group by all replicas that are free.
 
-A replica whose process is lost is replaced by Ray; the pool gives it the weights of the last sync and asks again.
+Ray replaces a lost replica; the pool gives the new process the weights of the last sync and asks it again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ScorerPool:
         self.context = 0  # longest request in tokens; known after `ready`
         self.version = 0  # of the weights that every replica has
         self._kept: WeightSet | None = None  # those weights, for a new process; None: it starts with them
-        self._note, self._start_timeout = note, math.inf
+        self._note, self.start_timeout = note, math.inf
         self._limit: dict[str, Any] = {"timeout": timeout, "setting": "teacher.timeout"}
         self._turn = turn
         self._free: asyncio.Queue[Any] = asyncio.Queue()
@@ -51,7 +51,7 @@ class ScorerPool:
 
     async def ready(self, timeout: float) -> None:
         """Wait until every replica has loaded its model, at most `timeout` s (`cluster.start_timeout`)."""
-        self._start_timeout = timeout
+        self.start_timeout = timeout
         limit = {"timeout": timeout, "setting": "cluster.start_timeout"}
         found = await self._all("ready", what=f"starting the {self.role}", **limit)
         self.context, self.version = min(one["context"] for one in found), found[0]["version"]
@@ -159,7 +159,7 @@ class ScorerPool:
                 return await call(replica, method, *args, what=what, **limit or self._limit)
             except (ActorUnavailable, Outdated) as error:
                 began = time.monotonic()
-                await back(replica, timeout=self._start_timeout)
+                await back(replica, timeout=self.start_timeout)
                 if self._kept is not None:
                     restoring = f"restoring the {self.role}"
                     await call(replica, "load_weights", self._kept, what=restoring, **self._limit)

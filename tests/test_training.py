@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killer import kill_at
 from safetensors.torch import load_file
 
 from hindsight.cluster.failures import RunError
@@ -42,13 +43,17 @@ TINY = [
 ]
 
 
-def train(out: Path, *overrides: str) -> Path:
-    """One run in the Ray that is already there."""
+def train(out: Path, *overrides: str, kills: dict[str, tuple[int, str]] | None = None) -> Path:
+    """One run in the Ray that is already there; `kills` as for `kill_at`."""
     config = load(PROJECT / "configs/nano.yaml", [*TINY, f"out={out}", *overrides])
 
     async def run() -> None:
         async with open_run(config, View()) as opened:
-            await opened.watchdog.guard(Trainer(opened).train())
+            trainer = Trainer(opened)
+            killing = asyncio.create_task(kill_at(opened, kills or {}))
+            await opened.watchdog.guard(trainer.train(), trainer.keep())
+            await killing
+            (out / "restarts.json").write_text(json.dumps(opened.actors.restarts.counts))
 
     asyncio.run(run())
     return out
@@ -117,6 +122,25 @@ def test_a_run_that_died_goes_on_with_the_same_batch(straight: Path, tmp_path: P
     assert [row["rollout/turns_total"] for row in rows(resumed, "train")] == list(accumulate(turns))
     ours, theirs = weights(resumed, 3), weights(straight, 3)
     assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
+
+
+def test_a_run_whose_processes_are_killed_is_the_same_run(straight: Path, tmp_path: Path) -> None:
+    """Each role is lost once, at work; the learner takes step 2 with it."""
+    kills = {
+        "engine": (0, "rolling out"),
+        "worker": (1, "rolling out"),
+        "shard": (1, "rolling out"),
+        "learner": (2, "updating"),
+        "teacher": (2, "scoring"),
+        "core": (3, "evaluating"),
+    }
+    killed = train(tmp_path / "run", "steps=3", kills=kills)
+    for step in (1, 2, 3):
+        assert responses(killed, step) == responses(straight, step)
+    ours, theirs = weights(killed, 3), weights(straight, 3)
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
+    restarts = json.loads((killed / "restarts.json").read_text())
+    assert restarts == {"engine": 2, "worker": 1, "learner": 1, "teacher": 1}
 
 
 def test_nothing_is_overwritten(straight: Path) -> None:

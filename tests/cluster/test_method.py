@@ -77,7 +77,7 @@ class Produced:
         turns = Turns()
         actor = SimpleNamespace(score=remote(score or scored), ready=remote(score or scored))
         teacher = ScorerPool("teacher", [actor], 60.0, turns.of)
-        teacher.context = 512
+        teacher.context, teacher.start_timeout = 512, 0.1
         reference = teacher if config.needs_reference else None
         renderer = {"encode": lambda text: np.full(len(text.split()), 9, np.int32)}
         renderer |= {"close_ids": CLOSE, "show": lambda seen: seen.text}
