@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from hindsight.cluster import signals
 from hindsight.cluster.evaluate import Evaluation, evaluate, numbered
 from hindsight.cluster.failures import FailureBudget, RunError
 from hindsight.cluster.machines import cluster_nodes, connect
@@ -56,14 +60,36 @@ def expected_errors() -> tuple[type[Exception], ...]:
 async def train_run(config: Config, address: str | None = None) -> None:
     """`hindsight train`: from a recipe to the closing table."""
     with View() as view:
-        dashboard = connect(address, config.cluster.dashboard_port)
-        view.say(f"Ray dashboard: {dashboard}" if dashboard else "Ray has no dashboard")
-        try:
+        async with connected(config, address) as dashboard:
+            view.say(f"Ray dashboard: {dashboard}" if dashboard else "Ray has no dashboard")
             async with open_run(config, view) as run:
-                evaluations = await run.watchdog.guard(Trainer(run).train())
-                print_summary(run, evaluations)
-        finally:
-            ray.shutdown()
+                try:
+                    training = asyncio.create_task(run.watchdog.guard(Trainer(run).train()))
+                    print_summary(run, await signals.train(run, training))
+                finally:
+                    signals.end_within(signals.CLOSING)
+
+
+@asynccontextmanager
+async def connected(config: Config, address: str | None) -> AsyncIterator[str | None]:
+    """Ray while the block runs; yields its dashboard's address. SIGTERM and SIGINT end the block in order.
+
+    Raises:
+        RunError: Ray cannot be joined or started. Interrupted: by a signal.
+    """
+    try:
+        try:
+            dashboard = connect(address, config.cluster.dashboard_port)
+            await asyncio.sleep(0)  # where asyncio raises for a SIGINT that came meanwhile
+        except SystemExit as stop:  # for a SIGTERM: ray.init has a handler of its own
+            raise signals.Interrupted(signal.SIGTERM) from stop
+        except asyncio.CancelledError as stop:
+            raise signals.Interrupted(signal.SIGINT) from stop
+        with signals.interruptible():
+            yield dashboard
+    finally:
+        signals.end_within(signals.CLOSING)
+        ray.shutdown()
 
 
 def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
@@ -95,8 +121,7 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
     Results go to `out`/eval/AGENT, apart from what a training run writes.
     """
     with View() as view:
-        connect(address, config.cluster.dashboard_port)
-        try:
+        async with connected(config, address):
             model = resolve(config.model.path)
             renderer = load_renderer(str(model), config)  # raises before any actor starts
             family = make_family(config.env)
@@ -139,8 +164,6 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             write_trajectories(folder / "trajectories.jsonl", trajectories)
             view.say(f"metrics and trajectories are in {folder}")
             await actors.stop()
-        finally:
-            ray.shutdown()
 
 
 def find_model(folder: Path) -> Path | None:

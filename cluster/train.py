@@ -70,15 +70,16 @@ class Trainer:
         taken = time.monotonic()
         await self.method.finish(batch)
         finished = time.monotonic()
-        self.run.now("updating")
-        learned = await self.method.update(batch, self.run.state.step, self.learning_rate)
-        updated = time.monotonic()
+        async with self.run.changing():
+            self.run.now("updating")
+            learned = await self.method.update(batch, self.run.state.step, self.learning_rate)
+            updated = time.monotonic()
 
-        self.run.state.step += 1
-        self.run.state.turns += sum(len(t.turns) for group in batch for t in group.group.trajectories)
-        report = await self.sync_weights(self.run.state.step)
-        synced = time.monotonic()
-        self.settle(batch)
+            self.run.state.step += 1
+            self.run.state.turns += sum(len(t.turns) for group in batch for t in group.group.trajectories)
+            report = await self.sync_weights(self.run.state.step)
+            synced = time.monotonic()
+            self.settle(batch)
 
         # Asynchronous rollouts may have ended before the step began.
         waited = max(0.0, max(group.rolled_out for group in batch) - started)
@@ -229,7 +230,7 @@ class Trainer:
         run.metrics.write(run.state.step, "eval", result.metrics() | turns)
         name = f"eval-{run.state.step:06d}-{stage.replace(' ', '-')}.jsonl"
         write_trajectories(run.out / "trajectories" / name, trajectories)
-        run.view.say(f"{stage}: success {result.success:.1%} ({result.low:.1%} to {result.high:.1%})")
+        run.view.say(str(result))
 
     def evaluated(self, stage: Stage) -> bool:
         """Whether this run, or the one it resumes, has made that evaluation."""

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import ray
 import torch
+from torch.distributed import TCPStore
 
 from hindsight.configs.environ import actor_environment
 from hindsight.configs.schema import Config
@@ -72,10 +73,18 @@ class Rank(ABC):
         self.kept: dict[str, dict[str, Any]] = {}  # saved in checkpoints in addition to the weights
 
     def address(self) -> tuple[str, int]:
-        """This node's address and a free port, for rank 0 to host the rendezvous."""
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return ray.util.get_node_ip_address(), free.getsockname()[1]
+        """This node's address and a port: where rank 0, whose method this is, hosts the rendezvous.
+
+        It listens on that address alone, which is the loopback interface's in a local run.
+        """
+        host = ray.util.get_node_ip_address()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, 0), family=family)
+        port = listener.getsockname()[1]
+        self.store = TCPStore(
+            host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+        return host, port
 
     def sees(self, path: str) -> tuple[str, bool]:
         """This node's address, and whether the file is there."""
@@ -93,6 +102,7 @@ class Rank(ABC):
             LOCAL_RANK="0",
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
+            TORCHELASTIC_USE_AGENT_STORE="True",  # rank 0 hosts the store already
         )
         import deepspeed
         from transformers import AutoModelForCausalLM
