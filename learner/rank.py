@@ -61,7 +61,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
 
 
 class Rank(ABC):
-    """One process. Every method except `address` and `sees` is collective: all ranks must call it."""
+    """One process. Every method except `address`, `host` and `sees` is collective: all ranks must call it."""
 
     NAME: ClassVar[str]  # in messages, and of DeepSpeed's folder in a checkpoint
 
@@ -73,18 +73,28 @@ class Rank(ABC):
         self.kept: dict[str, dict[str, Any]] = {}  # saved in checkpoints in addition to the weights
 
     def address(self) -> tuple[str, int]:
-        """This node's address and a port: where rank 0, whose method this is, hosts the rendezvous.
+        """This node's address and a free port."""
+        with self._listener() as free:
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
 
-        It listens on that address alone, which is the loopback interface's in a local run.
+    def host(self) -> tuple[str, int]:
+        """Host the rendezvous of all ranks, as rank 0; returns its address and port.
+
+        It listens on this node's address alone, which in a local run is the loopback interface's.
         """
-        host = ray.util.get_node_ip_address()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, 0), family=family)
-        port = listener.getsockname()[1]
+        listener = self._listener()
+        address, port = ray.util.get_node_ip_address(), listener.getsockname()[1]
         self.store = TCPStore(
-            host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+            address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
         )
-        return host, port
+        return address, port
+
+    @staticmethod
+    def _listener() -> socket.socket:
+        address = ray.util.get_node_ip_address()
+        return socket.create_server(
+            (address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+        )
 
     def sees(self, path: str) -> tuple[str, bool]:
         """This node's address, and whether the file is there."""
