@@ -226,16 +226,18 @@ def _problems(config: Config) -> list[str]:
 
 
 def _run(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run to the end; an expected error becomes a clear message and exit code 1."""
+    """Run to the end; an expected error becomes a message and exit status 1, a signal 130 or 143."""
     from hindsight.cluster.commands import expected_errors
+    from hindsight.cluster.signals import Interrupted
 
     try:
         asyncio.run(start())
     except expected_errors() as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; resume=auto continues from the last checkpoint", style="yellow")
-        raise typer.Exit(code=130) from None
+    except Interrupted as stop:
+        again = "the same command with resume=auto continues from the last checkpoint"
+        Console(stderr=True).print(f"{stop}; {again}", style="yellow", highlight=False, soft_wrap=True)
+        raise typer.Exit(stop.status) from None
 
 
 def _fail(message: str) -> Any:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from hindsight.cluster import signals
 from hindsight.cluster.evaluate import Evaluation, evaluate, numbered
 from hindsight.cluster.failures import FailureBudget, RunError
 from hindsight.cluster.machines import cluster_nodes, connect
 from hindsight.cluster.metrics import Metrics, write_trajectories
 from hindsight.cluster.planning import plan_run
-from hindsight.cluster.run import Run, checkpoints, open_run
+from hindsight.cluster.run import Run, checkpoints, newest_step, open_run
 from hindsight.cluster.start import STARTING, start_actors
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.view import View, cost_lines, draw_curve, evaluation_table
@@ -24,7 +28,7 @@ from hindsight.envs.base import EnvError
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.remote import RemoteError, call
 from hindsight.learner.checkpoint import CheckpointError, latest
-from hindsight.learner.rank import LearnerError
+from hindsight.learner.rank import LearnerError, RanksLost
 from hindsight.learner.weight_sync import WeightSyncError
 from hindsight.rollout.adapter import AdapterError, read
 from hindsight.rollout.episode import PromptTooLong
@@ -56,15 +60,56 @@ def expected_errors() -> tuple[type[Exception], ...]:
 async def train_run(config: Config, address: str | None = None) -> None:
     """`hindsight train`: from a recipe to the closing table."""
     with View() as view:
-        dashboard = connect(address, config.cluster.dashboard_port)
-        view.say(f"Ray dashboard: {dashboard}" if dashboard else "Ray has no dashboard")
+        async with connected(config, address) as dashboard:
+            view.say(f"Ray dashboard: {dashboard}" if dashboard else "Ray has no dashboard")
+            while True:
+                saved = newest_step(config)
+                try:
+                    await _train(config, view)
+                    return
+                except (RemoteError, RanksLost) as error:
+                    if newest_step(config) <= saved:  # it would end like this again
+                        raise
+                    view.say(f"{error} Everything starts again from the last checkpoint.")
+                    config = replace(config, resume="auto")
+                    signals.go_on()
+
+
+async def _train(config: Config, view: View) -> None:
+    """Train with actors of its own, to the closing table.
+
+    Raises:
+        RemoteError, RanksLost: something was lost that cannot be replaced alone.
+    """
+    async with open_run(config, view) as run:
+        trainer = Trainer(run)
+        guarded = run.watchdog.guard(trainer.train(), trainer.keep())
         try:
-            async with open_run(config, view) as run:
-                trainer = Trainer(run)
-                evaluations = await run.watchdog.guard(trainer.train(), trainer.keep())
-                print_summary(run, evaluations)
+            print_summary(run, await signals.train(run, asyncio.create_task(guarded)))
         finally:
-            ray.shutdown()
+            signals.end_within(signals.CLOSING)
+
+
+@asynccontextmanager
+async def connected(config: Config, address: str | None) -> AsyncIterator[str | None]:
+    """Ray while the block runs; yields its dashboard's address. SIGTERM and SIGINT end the block in order.
+
+    Raises:
+        RunError: Ray cannot be joined or started. Interrupted: by a signal.
+    """
+    try:
+        try:
+            dashboard = connect(address, config.cluster.dashboard_port)
+            await asyncio.sleep(0)  # where asyncio raises for a SIGINT that came meanwhile
+        except SystemExit as stop:  # for a SIGTERM: ray.init has a handler of its own
+            raise signals.Interrupted(signal.SIGTERM) from stop
+        except asyncio.CancelledError as stop:
+            raise signals.Interrupted(signal.SIGINT) from stop
+        with signals.interruptible():
+            yield dashboard
+    finally:
+        signals.end_within(signals.CLOSING)
+        ray.shutdown()
 
 
 def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
@@ -98,8 +143,7 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
     Results go to `out`/eval/AGENT, apart from what a training run writes.
     """
     with View() as view:
-        connect(address, config.cluster.dashboard_port)
-        try:
+        async with connected(config, address):
             model = resolve(config.model.path)
             renderer = load_renderer(str(model), config)  # raises before any actor starts
             family = make_family(config.env)
@@ -142,8 +186,6 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             write_trajectories(folder / "trajectories.jsonl", trajectories)
             view.say(f"metrics and trajectories are in {folder}")
             await actors.stop()
-        finally:
-            ray.shutdown()
 
 
 def find_model(folder: Path) -> Path | None:

@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
+from hindsight.cluster.failures import RunError
 from hindsight.cluster.start import Actors
 from hindsight.cluster.trials import Attempts, open_trials, solved_within
+from hindsight.cluster.watch import all_but_stragglers
 from hindsight.configs.schema import Config
+from hindsight.envs.runtime.remote import AnswerLost, RemoteTimeout
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.render import Renderer
-from hindsight.rollout.types import Failure, Trajectory
+from hindsight.rollout.types import Failure, FailureKind, Trajectory
 
 
 class Stage(StrEnum):
@@ -30,12 +33,13 @@ class Stage(StrEnum):
 class Evaluation:
     """Success after the last trial. `low` and `high` bound its 95 % Wilson interval.
 
-    Episodes of the same task are not independent: see `effective_plays`.
+    Episodes of the same task are not independent: see `effective_plays`. Rates and intervals are of the
+    episodes that finished; those that an infrastructure failure or a deadline ended are missing.
     """
 
     stage: str  # a `Stage`, or what `hindsight eval` evaluates
     step: int
-    episodes: int  # episodes run, each in one or several trials
+    episodes: int  # that finished, each in one or several trials
     success: float
     low: float
     high: float
@@ -45,6 +49,13 @@ class Evaluation:
     tokens_written: int = 0
     solved: list[int] = field(default_factory=list)  # tasks, after each trial
     intervals: list[tuple[float, float]] = field(default_factory=list)  # of success after each trial
+    missing: int = 0  # episodes that did not finish
+
+    def __str__(self) -> str:
+        missing = (
+            f", {self.missing} of {self.episodes + self.missing} episodes missing" if self.missing else ""
+        )
+        return f"{self.stage}: success {self.success:.1%} ({self.low:.1%} to {self.high:.1%}){missing}"
 
     def after_trials(self) -> list[tuple[float, float, float]]:
         """Success and its interval after trial 1, 2, …"""
@@ -109,11 +120,15 @@ async def evaluate(
 ) -> tuple[Evaluation, list[Trajectory], list[Failure]]:
     """Run the episodes with `evaluate.agent` and the engines' weights.
 
-    A task that failed for infrastructure reasons in any trial is left out of every rate.
+    A task that failed for infrastructure reasons in any trial is left out of every rate, and so is one with a
+    trial of more than `rollout.timeout`.
 
     Args:
         train: training tasks, which worked examples are taken from.
         played: called with the number of finished tasks whenever something moved.
+
+    Raises:
+        RunError: no episode finished.
     """
     clock = asyncio.get_running_loop().time
     started, done = clock(), 0
@@ -125,26 +140,51 @@ async def evaluate(
     # The timeout is for an episode, not for its wait in the queue.
     free = asyncio.Semaphore(config.env.at_once)
 
-    async def play(index: int, task: TaskSpec) -> Attempts:
+    async def play(index: int, task: TaskSpec) -> Attempts | None:
         nonlocal done
         async with free:
-            attempts = await trials.play(index, task, moved)
+            try:
+                attempts = await trials.play(index, task, moved)
+            except AnswerLost as error:
+                attempts = unfinished(task, "lost", str(error))
+            except RemoteTimeout:
+                return None
         done += 1
         moved()
         return attempts
 
-    attempts = await asyncio.gather(*(play(*episode) for episode in episodes))
+    limit = config.rollout.timeout
+    late = f"took longer than rollout.timeout = {limit:g} s"
+    played_out = await all_but_stragglers([play(*one) for one in episodes], limit * trials.most)
+    attempts = [
+        one or unfinished(task, "timeout", f"evaluation episode {index} {late}")
+        for one, (index, task) in zip(played_out, episodes, strict=True)
+    ]
     result = summarize(stage, step, [task.id for _, task in episodes], attempts, trials.most)
     trajectories = [trajectory for one in attempts for trajectory in one.trajectories]
     failures = [failure for one in attempts for failure in one.failures]
     return replace(result, seconds=clock() - started), trajectories, failures
 
 
+def unfinished(task: TaskSpec, kind: FailureKind, why: str) -> Attempts:
+    """The attempts of a task whose answer was lost or too late."""
+    return Attempts((), failures=(Failure(kind, why, task.id),), broken=True)
+
+
 def summarize(
     stage: str, step: int, tasks: Sequence[str], attempts: Sequence[Attempts], trials: int
 ) -> Evaluation:
-    """Summarize the attempts; `tasks` are their task ids."""
+    """Summarize the attempts; `tasks` are their task ids.
+
+    Raises:
+        RunError: none of them finished.
+    """
     kept = [(task, one) for task, one in zip(tasks, attempts, strict=True) if not one.broken]
+    if not kept:
+        why = "; ".join(
+            dict.fromkeys(f"{last.kind}: {last.message}" for one in attempts for last in one.failures[-1:])
+        )
+        raise RunError(f"{stage}: none of {len(attempts)} evaluation episodes finished ({why})")
     outcomes = solved_within((one for _, one in kept), trials)
     solved = [sum(after) for after in outcomes]
     rates = [number / max(1, len(kept)) for number in solved]
@@ -164,4 +204,5 @@ def summarize(
         tokens_written=sum(one.tokens_written for one in attempts),
         solved=solved,
         intervals=intervals,
+        missing=len(attempts) - len(kept),
     )

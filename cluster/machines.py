@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -21,6 +22,11 @@ from hindsight.configs.paths import SOURCE
 from hindsight.configs.registry import PLUGIN_FOLDERS
 
 LOOKING = 120.0  # seconds for a node to say what it has
+LOOPBACK = "127.0.0.1"
+START_ADVICE = (
+    "It gives its processes 30 s, which a busy machine may not suffice for: try again. In a container, "
+    "`hindsight doctor` says whether /dev/shm is large enough. Its logs are in /tmp/ray/session_latest/logs."
+)
 
 
 def gpu_memory() -> list[float]:
@@ -88,6 +94,12 @@ def listens(host: str, port: int) -> bool:
         return False
 
 
+def reason(error: Exception) -> str:
+    """The last line of what Ray says; what comes before is a log or a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__
+
+
 def connect(address: str | None, dashboard_port: int) -> str | None:
     """Join Ray at `address` (or at $RAY_ADDRESS, as a submitted job does), or start a local Ray.
 
@@ -98,7 +110,7 @@ def connect(address: str | None, dashboard_port: int) -> str | None:
         the dashboard's address, if there is one.
 
     Raises:
-        RunError: no such cluster, or the dashboard's port is taken.
+        RunError: no such cluster, Ray does not start, or the dashboard's port is taken.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     path = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))
@@ -119,20 +131,30 @@ def connect(address: str | None, dashboard_port: int) -> str | None:
             raise RunError(f"no Ray cluster answers at {address!r}. {advice}")
         try:
             context = ray.init(address=address, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RunError(f"cannot join the Ray cluster at {address!r}: {error}. {advice}") from error
+        except Exception as error:  # Ray raises that class itself, too
+            raise RunError(
+                f"cannot join the Ray cluster at {address!r}: {reason(error)}. {advice}"
+            ) from error
     else:
-        if dashboard_port and listens("127.0.0.1", dashboard_port):
+        if dashboard_port and listens(LOOPBACK, dashboard_port):
             raise RunError(
                 f"port {dashboard_port} is in use. Set cluster.dashboard_port to a free one, "
                 "or to 0 for no dashboard, or join the running Ray with --address auto."
             )
-        context = ray.init(
-            address="local",  # never join a cluster that happens to run on this machine
-            num_cpus=max(2, os.cpu_count() or 2),
-            include_dashboard=dashboard_port > 0,
-            dashboard_port=dashboard_port or None,
-            **common,
-        )
+        # Ray then listens on the loopback interface only, as it does on macOS. Its processes read the
+        # variable; this one did when it imported Ray.
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        try:
+            context = ray.init(
+                address="local",  # never join a cluster that happens to run on this machine
+                num_cpus=max(2, os.cpu_count() or 2),
+                include_dashboard=dashboard_port > 0,
+                dashboard_host=LOOPBACK,
+                dashboard_port=dashboard_port or None,
+                **common,
+            )
+        except Exception as error:  # Ray raises that class itself, too
+            raise RunError(f"Ray did not start: {reason(error)}. {START_ADVICE}") from error
     url = context.dashboard_url
     return f"http://{url}" if url else None

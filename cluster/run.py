@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -61,6 +62,16 @@ class Run:
     watchdog: Watchdog
     budget: FailureBudget
     state: State
+    changes: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by `changing` and `save`
+    intact: bool = True  # False in the middle of a change, and after one that failed
+
+    @asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """A block that changes weights and state together: no checkpoint is made of its middle."""
+        async with self.changes:
+            self.intact = False
+            yield
+            self.intact = True
 
     def now(self, doing: str, done: int = 0, total: int | None = None) -> None:
         """Report progress to the display and the watchdog."""
@@ -72,6 +83,24 @@ class Run:
 
         A step has one checkpoint; where it is there already, what has been measured since is added.
         """
+        async with self.changes:
+            await self._save()
+
+    async def save_rest(self) -> str:
+        """Save the last finished step if it has no checkpoint; say what was done. Hold `changes`."""
+        newest = latest(checkpoints(self.config))
+        saved = step_of(newest) if newest else None
+        if not self.intact:
+            return (
+                f"no checkpoint of a change that failed; the last one is {newest.name if newest else 'none'}"
+            )
+        if not self.state.warm_started:
+            return "no checkpoint: the warm start had not ended, and starts again"
+        if saved != self.state.step:
+            await self._save()
+        return f"step {self.state.step} is saved"
+
+    async def _save(self) -> None:
         learner, critic = self.actors.learner, self.actors.critic
         assert learner is not None
         newest = latest(checkpoints(self.config))
@@ -94,6 +123,7 @@ class Run:
 
     async def rewind(self) -> None:
         """Go back to the newest checkpoint, or else to the beginning."""
+        self.intact = True
         newest = latest(checkpoints(self.config))
         if newest is not None:
             await self.restore(newest)
@@ -163,6 +193,12 @@ def start_judge(config: Config, renderer: Renderer, actors: Actors) -> JudgeClie
 def checkpoints(config: Config) -> Path:
     """Folder of the run's checkpoints."""
     return Path(config.out) / "checkpoints"
+
+
+def newest_step(config: Config) -> int:
+    """Finished steps of the newest checkpoint; −1: there is none."""
+    newest = latest(checkpoints(config))
+    return step_of(newest) if newest else -1
 
 
 def open_folder(config: Config) -> Path | None:

@@ -9,8 +9,10 @@ import numpy as np
 
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.start import Actors
+from hindsight.cluster.watch import all_but_stragglers
 from hindsight.configs.schema import Config
 from hindsight.envs.base import Demonstration, EnvError, NoDemonstration
+from hindsight.envs.runtime.remote import AnswerLost, RemoteTimeout
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.demos import demonstration_samples
 from hindsight.learner.samples import TrainingSample
@@ -34,16 +36,17 @@ async def collect(
 ) -> tuple[list[Demonstration], list[Failure]]:
     """Collect `sft.demos` demonstrations on training tasks: the successful ones, and the failures.
 
+    One that takes longer than `rollout.timeout` is a failure, too.
+
     Raises:
         RunError: none succeeded.
     """
-    settings, done, failures = config.sft, 0, list[Failure]()
+    settings, done, limit = config.sft, 0, config.rollout.timeout
     # The timeout is for an episode, not for its wait in the queue.
     free = asyncio.Semaphore(config.env.at_once)
 
-    async def play(index: int) -> Demonstration | None:
+    async def play(index: int, task: TaskSpec) -> Demonstration | EnvError | AnswerLost | None:
         nonlocal done
-        task = tasks[index % len(tasks)]
         try:
             async with free:
                 asked, what = (task, config.seed + index, settings.noise), f"demonstration {index}"
@@ -51,28 +54,33 @@ async def collect(
                     actors.worker, config, "demonstrate", *asked, what=what
                 )
                 return shown
-        except NoDemonstration:
-            return None
-        except EnvError as error:  # already retried where it happened
-            failures.append(Failure("demonstration", str(error), task.id))
+        except (EnvError, AnswerLost) as error:  # already retried where it happened
+            return error
+        except RemoteTimeout:
             return None
         finally:
             done += 1
             now("collecting demonstrations", done, settings.demos)
 
-    played = await asyncio.gather(*(play(index) for index in range(settings.demos)))
-    kept = [demonstration for demonstration in played if demonstration and demonstration.success]
-    if not any(played) and not failures:
+    chosen = [tasks[index % len(tasks)] for index in range(settings.demos)]
+    played = await all_but_stragglers([play(*one) for one in enumerate(chosen)], limit)
+    if all(isinstance(shown, NoDemonstration) for shown in played):
         raise RunError(
             f"{tasks[0].env} has no demonstrations for the warm start, as its tasks have no reference "
             "solutions: set sft.demos=0"
         )
+    late = f"took longer than rollout.timeout = {limit:g} s"
+    failures = [
+        Failure("demonstration", str(shown or late), task.id)
+        for shown, task in zip(played, chosen, strict=True)
+        if not isinstance(shown, Demonstration | NoDemonstration)
+    ]
+    kept = [shown for shown in played if isinstance(shown, Demonstration) and shown.success]
     if not kept:
         raise RunError(
             f"none of {settings.demos} demonstrations succeeded ({len(failures)} infrastructure failures), "
-            "so there is "
-            f"nothing to learn from. Raise env.max_turns = {config.env.max_turns}, lower sft.noise = "
-            f"{settings.noise}, or set sft.demos=0."
+            f"so there is nothing to learn from. Raise env.max_turns = {config.env.max_turns}, lower "
+            f"sft.noise = {settings.noise}, or set sft.demos=0."
         )
     return kept, failures
 

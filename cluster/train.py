@@ -44,7 +44,6 @@ class Trainer:
         self.method = Method(run)
         self.in_flight: deque[asyncio.Task[SampleGroup]] = deque()
         self.losses: Counter[int] = Counter()  # of the ranks, by finished steps
-        self.updating = asyncio.Lock()  # held while the learner's weights are not those of the engines
 
     async def train(self) -> list[Evaluation]:
         """Run from the current state to `steps`; returns every evaluation.
@@ -90,15 +89,16 @@ class Trainer:
         taken = time.monotonic()
         await self.method.finish(batch)
         finished = time.monotonic()
-        self.run.now("updating")
-        async with self.updating:
+        async with self.run.changing():
+            self.run.now("updating")
             learned = await self.method.update(batch, self.run.state.step, self.learning_rate)
             updated = time.monotonic()
+
             self.run.state.step += 1
             self.run.state.turns += sum(len(t.turns) for group in batch for t in group.group.trajectories)
             report = await self.sync_weights(self.run.state.step)
-        synced = time.monotonic()
-        self.settle(batch)
+            synced = time.monotonic()
+            self.settle(batch)
 
         # Asynchronous rollouts may have ended before the step began.
         waited = max(0.0, max(group.rolled_out for group in batch) - started)
@@ -193,8 +193,12 @@ class Trainer:
         await keep(watched, self.actors.restarts, self.config.cluster.start_timeout)
 
     async def bring_weights(self, engine: Any) -> None:
-        """Make an engine serve what the others serve."""
-        async with self.updating:
+        """Make an engine serve what the others serve.
+
+        Raises:
+            RanksLost: the learner was lost as well.
+        """
+        async with self.run.changes:  # the learner's weights are those of the last sync
             limit: dict[str, Any] = {"timeout": self.config.learner.timeout, "setting": DEADLINE}
             if await call(engine, "serves", **limit):  # a sync came first
                 return
@@ -227,11 +231,12 @@ class Trainer:
         groups = [group for group in (self.actors.learner, self.actors.critic) if group]
         for group in groups:
             group.stop()
-        run.now("starting the learner again")
-        await asyncio.gather(*(group.start() for group in groups))
-        version = run.state.version
-        await run.rewind()
-        run.state.version = version  # none comes twice
+        async with run.changes:
+            run.now("starting the learner again")
+            await asyncio.gather(*(group.start() for group in groups))
+            version = run.state.version
+            await run.rewind()
+            run.state.version = version  # none comes twice
         self.actors.restarts.note("learner", time.monotonic() - began, f"back at step {run.state.step}")
 
     async def warm_start(self) -> None:
@@ -293,7 +298,7 @@ class Trainer:
         run.metrics.write(run.state.step, "eval", result.metrics() | turns)
         name = f"eval-{run.state.step:06d}-{stage.replace(' ', '-')}.jsonl"
         write_trajectories(run.out / "trajectories" / name, trajectories)
-        run.view.say(f"{stage}: success {result.success:.1%} ({result.low:.1%} to {result.high:.1%})")
+        run.view.say(str(result))
 
     def evaluated(self, stage: Stage) -> bool:
         """Whether this run, or the one it resumes, has made that evaluation."""

@@ -127,7 +127,8 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
             table.add_row(*first, str(e.episodes))
         stage = f"{e.stage}, trial {len(earlier) + 1}" if earlier else e.stage
         interval = f"{e.low:.1%} to {e.high:.1%}"
-        figures = (str(e.episodes), f"{e.turns:.1f}", f"{e.seconds:.0f}")
+        episodes = f"{e.episodes} of {e.episodes + e.missing}" if e.missing else str(e.episodes)
+        figures = (episodes, f"{e.turns:.1f}", f"{e.seconds:.0f}")
         table.add_row(stage, str(e.step), f"{e.success:.1%}", interval, *figures)
     return table
 

@@ -6,7 +6,7 @@ import asyncio
 import faulthandler
 import sys
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -77,3 +77,26 @@ class Watchdog:
         pending: set[asyncio.Task[Any]] = asyncio.all_tasks()
         for task in pending:
             task.print_stack(limit=8, file=sys.stderr)
+
+
+async def all_but_stragglers(works: Sequence[Coroutine[Any, Any, T | None]], quiet: float) -> list[T | None]:
+    """Run coroutines together; return their results, in order.
+
+    Once no result but None has come for `quiet` seconds, the rest is cancelled; its results are None.
+    Any exception cancels all and is raised.
+    """
+    clock = asyncio.get_running_loop().time
+    tasks = [asyncio.ensure_future(work) for work in works]
+    pending, last = set(tasks), clock()
+    try:
+        while pending and clock() < last + quiet:
+            done, pending = await asyncio.wait(
+                pending, timeout=last + quiet - clock(), return_when=asyncio.FIRST_COMPLETED
+            )
+            if any([task.result() is not None for task in done]):
+                last = clock()
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    return [None if task.cancelled() else task.result() for task in tasks]

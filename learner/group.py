@@ -63,7 +63,7 @@ class RankGroup:
             for rank, place in enumerate(self.places)
         ]
         limit = {"timeout": self.config.cluster.start_timeout, "setting": "cluster.start_timeout"}
-        [(host, port)] = await answers([self._call(self.ranks[0], "address", **limit)])
+        [(host, port)] = await answers([self._call(self.ranks[0], "host", **limit)])
         starts = [self._call(rank, "start", host, port, **limit) for rank in self.ranks]
         parameters, trained = (await answers(starts))[0]
         frozen = parameters if self.config.learner.lora.rank else 0

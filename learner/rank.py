@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import ray
 import torch
+from torch.distributed import TCPStore
 
 from hindsight.configs.environ import actor_environment
 from hindsight.configs.schema import Config
@@ -64,7 +65,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
 
 
 class Rank(ABC):
-    """One process. Every method except `address` and `sees` is collective: all ranks must call it."""
+    """One process. Every method except `address`, `host` and `sees` is collective: all ranks must call it."""
 
     NAME: ClassVar[str]  # in messages, and of DeepSpeed's folder in a checkpoint
 
@@ -76,10 +77,28 @@ class Rank(ABC):
         self.kept: dict[str, dict[str, Any]] = {}  # saved in checkpoints in addition to the weights
 
     def address(self) -> tuple[str, int]:
-        """This node's address and a free port, for rank 0 to host the rendezvous."""
-        with socket.socket() as free:
-            free.bind(("", 0))
+        """This node's address and a free port."""
+        with self._listener() as free:
             return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def host(self) -> tuple[str, int]:
+        """Host the rendezvous of all ranks, as rank 0; returns its address and port.
+
+        It listens on this node's address alone, which in a local run is the loopback interface's.
+        """
+        listener = self._listener()
+        address, port = ray.util.get_node_ip_address(), listener.getsockname()[1]
+        self.store = TCPStore(
+            address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+        return address, port
+
+    @staticmethod
+    def _listener() -> socket.socket:
+        address = ray.util.get_node_ip_address()
+        return socket.create_server(
+            (address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+        )
 
     def sees(self, path: str) -> tuple[str, bool]:
         """This node's address, and whether the file is there."""
@@ -97,6 +116,7 @@ class Rank(ABC):
             LOCAL_RANK="0",
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
+            TORCHELASTIC_USE_AGENT_STORE="True",  # rank 0 hosts the store already
         )
         import deepspeed
         from transformers import AutoModelForCausalLM

@@ -17,7 +17,7 @@ from hindsight.envs.tasks import TaskSpec
 
 Ended = Literal["terminated", "truncated", "context"]  # truncated: turn limit; context: no room for a turn
 FailureKind = Literal[
-    "env_died", "env_timeout", "env_error", "engine", "teacher", "judge", "demonstration", "lost"
+    "env_died", "env_timeout", "env_error", "engine", "teacher", "judge", "demonstration", "lost", "timeout"
 ]
 
 

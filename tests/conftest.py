@@ -33,7 +33,7 @@ def scope(nodeid: str) -> str:
     """
     file = nodeid.split("::")[0]
     text = (PROJECT / file).read_text()
-    if "ray_local" not in text and "shared_actors" not in text:
+    if not any(fixture in text for fixture in ("ray_local", "shared_actors", "own_ray")):
         return file
     small = Path(file).parts[1] in ("envs", "learner", "rollout", "teacher")
     return "ray, small" if small else "ray, whole runs"

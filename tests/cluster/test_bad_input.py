@@ -5,8 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
+from ray._private import ray_constants
 from ray.exceptions import RayTaskError
 from typer.testing import CliRunner
 
@@ -107,3 +110,31 @@ def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyP
         port = server.getsockname()[1]
     with pytest.raises(RunError, match=rf"no Ray cluster answers at '127.0.0.1:{port}'.*ray start --head"):
         connect(f"127.0.0.1:{port}", 0)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (
+            None,
+            r"^Ray did not start: The node timed out\. .*try again.*`hindsight doctor`.*session_latest/logs",
+        ),
+        (
+            "ray://10.0.0.9",
+            r"^cannot join the Ray cluster at 'ray://10.0.0.9': The node timed out\. Start one",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [Exception, ConnectionError, RuntimeError, ValueError])
+def test_what_ray_raises_at_its_start_is_a_message(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, message: str, kind: type[Exception]
+) -> None:
+    def init(**options: Any) -> None:
+        raise kind("Log of the raylet:\n  a line\nThe node timed out.\n")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RunError, match=message):
+        connect(address, 0)

@@ -62,14 +62,16 @@ def test_demonstrations_that_break_are_counted_and_none_is_an_error() -> None:
     async def call(outcome: Any) -> Demonstration:
         if isinstance(outcome, Exception):
             raise outcome
+        if outcome is None:
+            await asyncio.sleep(60)
         return outcome
 
-    def collected(*outcomes: Any) -> tuple[list[Demonstration], list[Failure]]:
+    def collected(*outcomes: Any, timeout: float = 60) -> tuple[list[Demonstration], list[Failure]]:
         left = iter(outcomes)
         worker = SimpleNamespace(
             demonstrate=SimpleNamespace(remote=lambda task, seed, noise: call(next(left)))
         )
-        config = Config(sft=Sft(demos=len(outcomes)))
+        config = Config(sft=Sft(demos=len(outcomes)), rollout=Rollout(timeout=timeout))
         tasks, actors = [TaskSpec("t", "toy", "open", "train")], SimpleNamespace(worker=worker)
         return asyncio.run(collect(config, actors, tasks, lambda doing, done, of: None))
 
@@ -80,6 +82,11 @@ def test_demonstrations_that_break_are_counted_and_none_is_an_error() -> None:
         collected(played(False), EnvError("it hangs"))
     kept, failures = collected(played(True), NoDemonstration("no reference solution"))
     assert len(kept) == 1 and failures == []
+    kept, failures = collected(played(True), None, timeout=0.2)
+    assert len(kept) == 1
+    assert [failure.message for failure in failures] == ["took longer than rollout.timeout = 0.2 s"]
+    with pytest.raises(RunError, match=r"none of 1 demonstrations succeeded \(1 infrastructure failures\)"):
+        collected(None, timeout=0.2)
     with pytest.raises(RunError, match=r"^toy has no demonstrations .*set sft\.demos=0$"):
         collected(NoDemonstration("no reference solution"))
 

@@ -78,6 +78,7 @@ def trainer(lives: int, steps: int) -> Any:
         state=SimpleNamespace(step=0, version=5),
         view=SimpleNamespace(say=events.append),
         now=lambda *_: None,
+        changes=asyncio.Lock(),
     )
     made: Any = Trainer(run)  # type: ignore[arg-type]
 

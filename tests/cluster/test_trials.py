@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ray.exceptions import ObjectLostError
 from rich.console import Console
 
 import hindsight.cluster.trials
@@ -17,7 +18,7 @@ from hindsight.cluster.evaluate import Evaluation, evaluate, summarize, wilson
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.trials import Attempts, example_tasks, solved_within
 from hindsight.cluster.view import cost_lines, evaluation_table
-from hindsight.configs.schema import Config, Evaluate
+from hindsight.configs.schema import Config, Env, Evaluate, Rollout
 from hindsight.envs.base import Demonstration, DemoStep, NoDemonstration, Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, JudgeError
@@ -139,6 +140,59 @@ def test_a_task_that_infrastructure_broke_is_left_out_of_every_rate(monkeypatch,
     assert [failure.kind for failure in failures] == ["env_died"]
 
 
+def hung(script, timeout, slots=8, trials=1):
+    """An evaluation where the outcome "hangs" never comes, and "lost" cannot be fetched."""
+    worker = ToyWorker(script)
+    started = []
+
+    async def rollout(ordinal, task, *args):
+        started.append(task.id)
+        match script[task.id][0]:
+            case "hangs":
+                await asyncio.sleep(60)
+            case "lost":
+                raise ObjectLostError("00" * 28, None, "")
+        return await worker._rollout(ordinal, task, *args)
+
+    worker.rollout = SimpleNamespace(remote=rollout)
+    config = Config(
+        evaluate=Evaluate(trials=trials), rollout=Rollout(timeout=timeout), env=Env(slots=slots, shards=1)
+    )
+    actors = SimpleNamespace(worker=worker, engines=[])
+    episodes = [(index, task) for index, task in enumerate(TASKS) if task.id in script]
+    found = asyncio.run(evaluate(config, actors, None, TASKS, episodes, "m", 0, lambda done: None))
+    return (*found, started)
+
+
+def test_a_straggler_is_missing_and_does_not_hold_the_evaluation():
+    script = {"a0": [True], "a1": ["hangs"], "b0": [False], "b1": ["lost"]}
+    result, played, failures, _ = hung(script, timeout=0.3)
+    assert (result.episodes, result.missing, result.success) == (2, 2, 0.5)
+    assert (result.low, result.high) == wilson(0.5, 2)  # wider than of four
+    assert result.metrics()["eval/missing"] == 2.0 and len(played) == 2
+    assert [(failure.kind, failure.task) for failure in failures] == [("timeout", "a1"), ("lost", "b1")]
+    assert "rollout.timeout = 0.3 s" in failures[0].message
+    assert str(result).endswith(", 2 of 4 episodes missing")
+
+
+def test_episodes_in_the_queue_do_not_each_wait_for_a_deadline():
+    """One slot: its first episode ends, the second hangs, and nobody waits for what comes after it."""
+    script = {"a0": [True], "a1": ["hangs"], "b0": ["hangs"], "b1": ["hangs"]}
+    result, _, failures, started = hung(script, timeout=0.4, slots=1)
+    assert (result.episodes, result.missing, len(failures)) == (1, 3, 3)
+    assert "b1" not in started
+
+
+def test_no_finished_episode_is_an_error_and_not_a_success_rate_of_zero():
+    with pytest.raises(
+        RunError, match=r"m: none of 2 evaluation episodes finished \(timeout: .*timeout = 0.2"
+    ):
+        hung({"a0": ["hangs"], "a1": ["hangs"]}, timeout=0.2)
+    broken = Attempts((), failures=(Failure("env_died", "killed", "a"),), broken=True)
+    with pytest.raises(RunError, match=r"none of 1 .*\(env_died: killed\)"):
+        summarize("m", 0, ["a"], [broken], 1)
+
+
 def test_a_lesson_that_nobody_wrote_is_a_failure_of_infrastructure(monkeypatch):
     script = {"a0": [True], "a1": [False, True]}
     result, _, failures, _, _ = run(monkeypatch, script, lesson=JudgeError("gone"))
@@ -181,8 +235,9 @@ def test_the_table_has_a_row_for_each_trial():
     bounds = [wilson(rate, 4) for rate in (0.25, 0.5, 0.75)]
     done = Evaluation("m", 0, 4, 0.75, *wilson(0.75, 4), 6.0, 9.0, 1200, 80, [1, 2, 3], bounds)
     old = Evaluation("after RL", 20, 4, 0.75, *wilson(0.75, 4), 6.0, 9.0)  # an older checkpoint's
+    late = replace(old, stage="late", missing=3)
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(evaluation_table([done, old]))
+    console.print(evaluation_table([done, old, late]))
     text = console.export_text()
     rows = [re.split("  +", line.strip()) for line in text.splitlines() if "%" in line][1:]
     assert [row[:3] for row in rows] == [
@@ -190,7 +245,9 @@ def test_the_table_has_a_row_for_each_trial():
         ["m, trial 2", "0", "50.0%"],
         ["m, trial 3", "0", "75.0%"],
         ["after RL", "20", "75.0%"],
+        ["late", "20", "75.0%"],
     ]
+    assert rows[4][4] == "4 of 7"
     assert rows[3][3:] == ["30.1% to 95.4%", "4", "6.0", "9"]
     assert "1,200 prompt tokens, 80 generated" in text
 
