@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
-import ray
 
 from hindsight.cluster.run import Run
 
