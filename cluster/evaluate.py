@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
+from hindsight.cluster.failures import RunError
 from hindsight.cluster.start import Actors
 from hindsight.cluster.trials import Attempts, open_trials, solved_within
 from hindsight.configs.schema import Config
@@ -109,11 +110,15 @@ async def evaluate(
 ) -> tuple[Evaluation, list[Trajectory], list[Failure]]:
     """Run the episodes with `evaluate.agent` and the engines' weights.
 
-    A task that failed for infrastructure reasons in any trial is left out of every rate.
+    A task that failed for infrastructure reasons in any trial is left out of every rate, as is one with a
+    prompt that is too long.
 
     Args:
         train: training tasks, which worked examples are taken from.
         played: called with the number of finished tasks whenever something moved.
+
+    Raises:
+        RunError: no task's prompt fits the model's context.
     """
     clock = asyncio.get_running_loop().time
     started, done = clock(), 0
@@ -121,7 +126,9 @@ async def evaluate(
     def moved() -> None:
         played(done)
 
-    trials = await open_trials(config, actors, renderer, train, (task.kind for _, task in episodes), moved)
+    failures: list[Failure] = []
+    kinds = (task.kind for _, task in episodes)
+    trials = await open_trials(config, actors, renderer, train, kinds, moved, failures)
     # The timeout is for an episode, not for its wait in the queue.
     free = asyncio.Semaphore(config.env.at_once)
 
@@ -136,7 +143,10 @@ async def evaluate(
     attempts = await asyncio.gather(*(play(*episode) for episode in episodes))
     result = summarize(stage, step, [task.id for _, task in episodes], attempts, trials.most)
     trajectories = [trajectory for one in attempts for trajectory in one.trajectories]
-    failures = [failure for one in attempts for failure in one.failures]
+    failures += [failure for one in attempts for failure in one.failures]
+    unread = [failure for failure in failures if failure.kind == "prompt"]
+    if not trajectories and len(unread) == len(episodes):
+        raise RunError(f"no evaluation task fits the model's context: {unread[-1].message}")
     return replace(result, seconds=clock() - started), trajectories, failures
 
 

@@ -17,7 +17,15 @@ from hindsight.envs.tasks import TaskSpec
 
 Ended = Literal["terminated", "truncated", "context"]  # truncated: turn limit; context: no room for a turn
 FailureKind = Literal[
-    "env_died", "env_timeout", "env_error", "engine", "teacher", "judge", "demonstration", "lost"
+    "env_died",  # the environment's process ended
+    "env_timeout",  # a step or reset took too long
+    "env_error",  # the environment raised
+    "prompt",  # the first prompt leaves no room for a response
+    "engine",
+    "lost",  # the answer of an actor, with the node that held it
+    "teacher",  # or the reference policy
+    "judge",
+    "demonstration",
 ]
 
 
@@ -62,7 +70,7 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True)
 class Failure:
-    """One infrastructure failure, counted against the run's budget."""
+    """What kept an episode from being played, or a group from its hints."""
 
     kind: FailureKind
     message: str
