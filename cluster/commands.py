@@ -14,7 +14,7 @@ import ray
 
 from hindsight.cluster import signals
 from hindsight.cluster.evaluate import Evaluation, evaluate, numbered
-from hindsight.cluster.failures import FailureBudget, RunError
+from hindsight.cluster.failures import FailureBudget, RunError, by_kind, in_words
 from hindsight.cluster.machines import cluster_nodes, connect
 from hindsight.cluster.metrics import Metrics, write_trajectories
 from hindsight.cluster.planning import plan_run
@@ -31,7 +31,6 @@ from hindsight.learner.checkpoint import CheckpointError, latest
 from hindsight.learner.rank import LearnerError, RanksLost
 from hindsight.learner.weight_sync import WeightSyncError
 from hindsight.rollout.adapter import AdapterError, read
-from hindsight.rollout.episode import PromptTooLong
 from hindsight.rollout.models import ModelMissing, ModelUnfit, resolve
 from hindsight.rollout.render import load_renderer
 from hindsight.rollout.template import TemplateError
@@ -52,7 +51,6 @@ def expected_errors() -> tuple[type[Exception], ...]:
         AdapterError,
         ModelMissing,
         ModelUnfit,
-        PromptTooLong,
         TemplateError,
     )
 
@@ -130,11 +128,13 @@ def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
         f"also in {run.out}: curve.png, metrics.jsonl, tensorboard/, trajectories/, config.yaml",
         highlight=False,
     )
-    failures = ", ".join(f"{kind} {count}" for kind, count in run.budget.counts.items())
-    if failures:
-        console.print(f"infrastructure failures (never counted as rewards): {failures}", highlight=False)
-    if replaced := ", ".join(f"{role} {count}" for role, count in run.actors.restarts.counts.items()):
+    if failures := in_words(run.budget.counts):
+        console.print(f"failures (never counted as rewards): {failures}", highlight=False)
+    if replaced := in_words(run.actors.restarts.counts):
         console.print(f"processes that were lost and replaced: {replaced}", highlight=False)
+    if aside := run.set_aside.entries:
+        lines = [f"tasks set aside (delete their lines in {run.set_aside.file} to lift them):", *aside]
+        console.print("\n  ".join(map(str, lines)), highlight=False, markup=False)
 
 
 async def eval_run(config: Config, user_model: str, address: str | None = None) -> None:
@@ -177,7 +177,6 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             playing = evaluate(plan.config, actors, renderer, manifest.train, episodes, stage, 0, played)
             with watchdog.waiting(config.rollout.timeout):
                 result, trajectories, failures = await watchdog.guard(playing)
-            FailureBudget(config.failure_budget).add(failures)
             view.console.print(evaluation_table([result]))
             folder = Path(config.out) / "eval" / config.evaluate.agent
             metrics = Metrics(folder)
@@ -185,6 +184,10 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             metrics.close()
             write_trajectories(folder / "trajectories.jsonl", trajectories)
             view.say(f"metrics and trajectories are in {folder}")
+            if failures:
+                counts = in_words(by_kind(failures))
+                view.say(f"failures: {counts}; {result.missing} of {len(episodes)} episodes are missing")
+            FailureBudget(config.failure_budget).add(0, len(episodes), failures)
             await actors.stop()
 
 

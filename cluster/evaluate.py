@@ -120,8 +120,8 @@ async def evaluate(
 ) -> tuple[Evaluation, list[Trajectory], list[Failure]]:
     """Run the episodes with `evaluate.agent` and the engines' weights.
 
-    A task that failed for infrastructure reasons in any trial is left out of every rate, and so is one with a
-    trial of more than `rollout.timeout`.
+    A task is left out of every rate if infrastructure failed in any trial, if a trial took longer than
+    `rollout.timeout`, or if its prompt is too long.
 
     Args:
         train: training tasks, which worked examples are taken from.
@@ -136,7 +136,9 @@ async def evaluate(
     def moved() -> None:
         played(done)
 
-    trials = await open_trials(config, actors, renderer, train, (task.kind for _, task in episodes), moved)
+    failures: list[Failure] = []
+    kinds = (task.kind for _, task in episodes)
+    trials = await open_trials(config, actors, renderer, train, kinds, moved, failures)
     # The timeout is for an episode, not for its wait in the queue.
     free = asyncio.Semaphore(config.env.at_once)
 
@@ -162,7 +164,7 @@ async def evaluate(
     ]
     result = summarize(stage, step, [task.id for _, task in episodes], attempts, trials.most)
     trajectories = [trajectory for one in attempts for trajectory in one.trajectories]
-    failures = [failure for one in attempts for failure in one.failures]
+    failures += [failure for one in attempts for failure in one.failures]
     return replace(result, seconds=clock() - started), trajectories, failures
 
 

@@ -149,7 +149,9 @@ class Method:
         needed = 1 if alone else min(2, config.rollout.group_size)
         if rollouts.failures and len(rollouts.trajectories) < needed:
             return True
-        if len(group.failures) == len(rollouts.failures) or any(map(self._taught, group.samples)):
+        unhinted = config.feedback.needs_reference and not rollouts.reference and bool(rollouts.failures)
+        failed = unhinted or len(group.failures) > len(rollouts.failures)
+        if not failed or any(map(self._taught, group.samples)):
             return False
         informative = config.credit.critic or group.informative
         complete = all(sample.has(self.required["policy"] - {"advantages"}) for sample in group.samples)

@@ -73,24 +73,29 @@ def _plain(value: float) -> float | None:
 
 
 def step_metrics(
-    batch: Sequence[SampleGroup], times: Mapping[str, float], version: int, asynchronous: bool
+    batch: Sequence[SampleGroup],
+    times: Mapping[str, float],
+    version: int,
+    asynchronous: bool,
+    lost: Sequence[SampleGroup] = (),
 ) -> dict[str, float]:
     """Metrics of a step's rollouts, hints and teacher.
 
     Args:
+        batch: the groups that it trains on; each has a trajectory.
         times: "time/rollout" and "time/step" in seconds; asynchronous rollouts go on during the whole step.
         version: of the learner's weights.
+        lost: groups that failures kept from training; only their cost counts.
     """
     groups = [one.group for one in batch]
-    summed = {name: sum(one.figures.get(name, 0.0) for one in batch) for name in ASKED}
-    summed["failures/retried"] = float(sum(len(group.retried) for group in groups))
+    summed = {name: sum(one.figures.get(name, 0.0) for one in (*batch, *lost)) for name in ASKED}
+    summed["failures/retried"] = float(sum(len(one.group.retried) for one in (*batch, *lost)))
+    summed["failures/groups_lost"] = float(len(lost))
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
-    if not turns:
-        return {"rollout/episodes": 0.0} | summed
     seconds = times["time/step" if asynchronous else "time/rollout"]
     tokens = sum(turn.end - turn.start for turn in turns)
-    oldest = min(group.oldest_version for group in groups if group.trajectories)
+    oldest = min(group.oldest_version for group in groups)
     mixed = [0 < sum(t.success for t in group.trajectories) < len(group.trajectories) for group in groups]
     return summed | {
         "rollout/episodes": float(len(trajectories)),

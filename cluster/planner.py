@@ -299,7 +299,7 @@ class _Planner:
     def _episodes(self) -> int:
         """Engines, or ranks, that the episodes of a step keep busy."""
         rollout = self.config.rollout
-        return max(1, rollout.num_groups * rollout.group_size // EPISODES)
+        return max(1, rollout.episodes // EPISODES)
 
     def _check_cpus(self) -> None:
         if self.config.cluster.gpus == "required":

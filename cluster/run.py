@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -12,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from hindsight.cluster.evaluate import Evaluation
-from hindsight.cluster.failures import FailureBudget, RunError
+from hindsight.cluster.failures import FailureBudget, RunError, own_fault, typical
 from hindsight.cluster.machines import cluster_nodes
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.planning import plan_run
+from hindsight.cluster.set_aside import FILE, SetAside, SetAsideTasks, now
 from hindsight.cluster.start import Actors, start_actors
 from hindsight.cluster.task_sampler import TaskSampler
 from hindsight.cluster.view import View
@@ -29,6 +31,7 @@ from hindsight.feedback.judge_client import JudgeClient, open_judge
 from hindsight.learner.checkpoint import latest, require_room, step_of, writing
 from hindsight.rollout.models import resolve
 from hindsight.rollout.render import Renderer, load_renderer
+from hindsight.rollout.types import Group
 from hindsight.rollout.worker import generate_on
 
 
@@ -61,6 +64,7 @@ class Run:
     view: View
     watchdog: Watchdog
     budget: FailureBudget
+    set_aside: SetAsideTasks
     state: State
     changes: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by `changing` and `save`
     intact: bool = True  # False in the middle of a change, and after one that failed
@@ -77,6 +81,22 @@ class Run:
         """Report progress to the display and the watchdog."""
         self.watchdog.beat(doing)
         self.view.now(doing, done, total)
+
+    def lose(self, group: Group) -> bool:
+        """Re-queue a group that failures kept from training, or set its task aside and return True.
+
+        Raises:
+            RunError: too many tasks are set aside.
+        """
+        most = own_fault(group)
+        if not self.sampler.requeue(group.ordinal, most):
+            return False
+        assert most is not None
+        last = typical(group.failures)
+        entry = SetAside(group.task.id, last.kind, last.message, most, self.state.step, now())
+        self.view.say(f"set aside: task {entry}. To lift it, delete its line in {self.set_aside.file}")
+        self.set_aside.add(entry)
+        return True
 
     async def save(self) -> None:
         """Write an atomic checkpoint: learner, critic, teacher, driver state, and a model for other tools.
@@ -128,7 +148,8 @@ class Run:
         if newest is not None:
             await self.restore(newest)
             return
-        self.state, self.sampler = State(), TaskSampler(self.manifest.train, self.config.seed)
+        fresh = TaskSampler(self.manifest.train, self.config.seed, self.set_aside.ids)
+        self.state, self.sampler = State(), fresh
         self.metrics.truncate(0)
 
     async def restore(self, folder: Path) -> None:
@@ -164,9 +185,10 @@ class Run:
             turns=saved.get("turns", 0),  # missing in old checkpoints
             evaluations=evaluations,
         )
-        self.budget.counts.update(saved["failures"])  # they count for the whole run, resumes included
+        self.budget.counts = Counter(saved["failures"])
         self.sampler.restore(saved.get("sampler") or saved["ledger"])  # its name in version 0.1.0
         self.metrics.truncate(self.state.step)
+        self.set_aside.write()
 
     def _driver_state(self) -> str:
         state = {
@@ -286,6 +308,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     view.say(
         f"{len(manifest.train)} training tasks, {len(manifest.evaluation)} held out, digest {manifest.digest}"
     )
+    set_aside = SetAsideTasks.load(Path(config.out, FILE), manifest.train, resumes=newest is not None)
     plan = plan_run(continued(config, newest), cluster_nodes(), str(model))
     config = plan.config
     view.plan(plan)
@@ -295,7 +318,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         stack.push_async_callback(actors.stop)
         actors.restarts.say = view.say
         if newest is None:  # left by a run without a checkpoint
-            for stale in ("metrics.jsonl", "curve.png"):
+            for stale in ("metrics.jsonl", FILE, "curve.png"):
                 Path(config.out, stale).unlink(missing_ok=True)
         metrics = Metrics(Path(config.out), config.tracker)
         stack.callback(metrics.close)
@@ -308,7 +331,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
             out=Path(config.out),
             model=model,
             manifest=manifest,
-            sampler=TaskSampler(manifest.train, config.seed),
+            sampler=TaskSampler(manifest.train, config.seed, set_aside.ids),
             renderer=renderer,
             opening=opening,
             judge=judge,
@@ -317,7 +340,8 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
             metrics=metrics,
             view=view,
             watchdog=Watchdog(config.cluster.stall_timeout),
-            budget=FailureBudget(config.failure_budget),
+            budget=FailureBudget(config.failure_budget, config.rollout.episodes, set_aside.ids),
+            set_aside=set_aside,
             state=State(),
         )
         if newest is not None:

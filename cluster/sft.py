@@ -105,15 +105,26 @@ async def fine_tune(
     now: Now,
     report: Report,
 ) -> list[Failure]:
-    """Run the supervised warm start; returns the failures on the way."""
+    """Run the supervised warm start; returns the failures on the way.
+
+    Raises:
+        RunError: there is no demonstration to learn from.
+    """
     assert actors.learner is not None
     settings = config.sft
     demonstrations, failures = await collect(config, actors, tasks, now)
-    samples = [
-        sample
-        for index, demonstration in enumerate(demonstrations)
-        for sample in demonstration_samples(demonstration, renderer, settings.hints, config.seed + index)
-    ]
+    samples: list[TrainingSample] = []
+    for index, demonstration in enumerate(demonstrations):
+        own = demonstration_samples(demonstration, renderer, settings.hints, config.seed + index)
+        if not own and any(step.action == step.expert for step in demonstration.steps):
+            message = f"no turn of its demonstration fits model.max_length = {renderer.context}"
+            failures.append(Failure("prompt", message, demonstration.task.id))
+        samples += own
+    if not samples:
+        raise RunError(
+            f"no turn of {len(demonstrations)} successful demonstrations fits the model's context: raise "
+            f"model.max_length = {renderer.context}, or set prompt.list_actions=false"
+        )
     plan = batches(samples, settings.batch_rows, settings.epochs, config.seed)
     for step, batch in enumerate(plan):
         lr = linear(step, len(plan), settings.lr, warmup=max(1, len(plan) // 20))

@@ -1,6 +1,7 @@
 """The task sampler decides which task each group trains on. No task is lost or trained twice, even on resume.
 
 A group's *ordinal* fixes its task and all its random seeds. Each epoch is a fresh permutation of the tasks.
+Ordinals of tasks that are set aside are skipped; the permutations stay as they are.
 """
 
 from __future__ import annotations
@@ -20,19 +21,26 @@ class TaskSampler:
 
     tasks: Sequence[TaskSpec]
     seed: int
+    aside: set[str] = field(default_factory=set)  # ids of tasks that are set aside; never all
     next: int = 0  # first ordinal never handed out
-    returned: list[int] = field(default_factory=list)  # re-queued: handed out, not trained
-    outstanding: set[int] = field(default_factory=set)  # handed out, neither trained nor returned
+    interrupted: list[int] = field(default_factory=list)  # in flight when the run ended: the first to come
+    lost: list[tuple[int, int]] = field(default_factory=list)  # (`next` from which it comes again, ordinal)
+    outstanding: list[int] = field(default_factory=list)  # handed out, neither trained nor returned
+    losses: dict[str, int] = field(default_factory=dict)  # task -> groups in a row lost by its own fault
     trained: int = 0
 
     def admit(self) -> int:
-        """Return the next ordinal to roll out; re-queued ones go first."""
-        if self.returned:
-            ordinal = self.returned.pop(0)
-        else:
-            ordinal, self.next = self.next, self.next + 1
-        self.outstanding.add(ordinal)
-        return ordinal
+        """Return the next ordinal to roll out; those that were lost come after the others of their epoch."""
+        while True:
+            if self.interrupted:
+                ordinal = self.interrupted.pop(0)
+            elif self.lost and self.lost[0][0] <= self.next:
+                ordinal = self.lost.pop(0)[1]
+            else:
+                ordinal, self.next = self.next, self.next + 1
+            if self.task(ordinal).id not in self.aside:
+                self.outstanding.append(ordinal)
+                return ordinal
 
     def task(self, ordinal: int) -> TaskSpec:
         """The task of an ordinal: a pure function of the seed."""
@@ -43,22 +51,48 @@ class TaskSampler:
     def mark_trained(self, ordinal: int) -> None:
         """Mark a group as trained: it took part in an update, or had no signal."""
         self.outstanding.remove(ordinal)
+        self.losses.pop(self.task(ordinal).id, None)
         self.trained += 1
 
-    def requeue(self, ordinal: int) -> None:
-        """Re-queue the task of a group that infrastructure failures kept from training."""
+    def requeue(self, ordinal: int, most: int | None = None) -> bool:
+        """Take back a group that failures kept from training, and re-queue or set aside its task.
+
+        Args:
+            most: groups in a row that the task may lose like this; None: it is not the task's fault.
+
+        Returns:
+            Whether the task is set aside now, and was not before. Its groups then never come again.
+        """
         self.outstanding.remove(ordinal)
-        self.returned.append(ordinal)
+        task = self.task(ordinal).id
+        if task in self.aside:
+            return False
+        if most is not None:
+            self.losses[task] = self.losses.get(task, 0) + 1
+            if self.losses[task] >= most:
+                del self.losses[task]
+                self.aside.add(task)
+                return True
+        epoch = self.next // len(self.tasks)
+        self.lost.append(((epoch + 1) * len(self.tasks), ordinal))
+        return False
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs. Groups in flight count as re-queued, as rollouts are not saved."""
+        """Return what a checkpoint needs. Groups in flight will be played again: rollouts are not saved.
+
+        The tasks that are set aside are not part of it.
+        """
         return {
             "next": self.next,
-            "returned": sorted([*self.returned, *self.outstanding]),
+            "returned": [*self.outstanding, *self.interrupted],
+            "lost": list(self.lost),
+            "losses": dict(self.losses),
             "trained": self.trained,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`. Old checkpoints know neither `lost` nor `losses`."""
         self.next, self.trained = state["next"], state["trained"]
-        self.returned, self.outstanding = list(state["returned"]), set()
+        self.interrupted, self.outstanding = list(state["returned"]), []
+        self.lost = [(due, ordinal) for due, ordinal in state.get("lost", ())]
+        self.losses = dict(state.get("losses", {}))

@@ -6,6 +6,7 @@
 
 `rollout.max_staleness = 0` trains synchronously. With S > 0 the loop keeps S more steps of groups in flight
 and takes them in the order in which they were started, so no group is more than S weight versions old.
+A group that failures kept from training is replaced by one that starts after all others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from hindsight.cluster.evaluate import Evaluation, Stage, evaluate, numbered
+from hindsight.cluster.failures import KINDS, Losses
 from hindsight.cluster.heal import Watched, keep
 from hindsight.cluster.method import Method
 from hindsight.cluster.metrics import step_metrics, write_trajectories
@@ -82,10 +84,9 @@ class Trainer:
         return run.state.evaluations
 
     async def step(self) -> None:
-        """One training step."""
+        """One training step. Without a whole batch there is none: see `take_batch`."""
         started = time.monotonic()
-        self.start_groups()
-        batch = await self.take_batch()
+        batch, lost = await self.take_batch()
         taken = time.monotonic()
         await self.method.finish(batch)
         finished = time.monotonic()
@@ -95,10 +96,12 @@ class Trainer:
             updated = time.monotonic()
 
             self.run.state.step += 1
-            self.run.state.turns += sum(len(t.turns) for group in batch for t in group.group.trajectories)
+            played = [trajectory for group in (*batch, *lost) for trajectory in group.group.trajectories]
+            self.run.state.turns += sum(len(trajectory.turns) for trajectory in played)
             report = await self.sync_weights(self.run.state.step)
             synced = time.monotonic()
-            self.settle(batch)
+            for group in batch:
+                self.run.sampler.mark_trained(group.group.ordinal)
 
         # Asynchronous rollouts may have ended before the step began.
         waited = max(0.0, max(group.rolled_out for group in batch) - started)
@@ -110,14 +113,18 @@ class Trainer:
             "time/weight_sync": synced - updated,
             "time/step": synced - started,
         }
-        self.record(batch, learned | seconds | {"weight_sync/logprob_gap": report.logprob_gap})
+        self.record(batch, lost, learned | seconds | {"weight_sync/logprob_gap": report.logprob_gap})
         if self.run.state.step < self.config.steps:
             await self.checkpoint_and_evaluate()
 
-    def start_groups(self) -> None:
-        """Start groups until as many are in flight as the staleness bound and the remaining steps allow."""
+    def start_groups(self, taken: int = 0) -> None:
+        """Start groups until as many are in flight as the staleness bound and the remaining steps allow.
+
+        Args:
+            taken: groups that this step has already taken.
+        """
         ahead = min(1 + self.config.rollout.max_staleness, self.config.steps - self.run.state.step)
-        while len(self.in_flight) < self.config.rollout.num_groups * ahead:
+        while taken + len(self.in_flight) < self.config.rollout.num_groups * ahead:
             ordinal = self.run.sampler.admit()
             producing = self.produce(ordinal, self.run.sampler.task(ordinal), self.run.state.step)
             self.in_flight.append(asyncio.create_task(producing))
@@ -142,22 +149,27 @@ class Trainer:
         self.run.watchdog.beat("rolling out")
         return group
 
-    async def take_batch(self) -> list[SampleGroup]:
-        """The groups of this step, in the order in which they were started."""
-        batch: list[SampleGroup] = []
-        for index in range(self.config.rollout.num_groups):
-            self.run.now("rolling out and scoring", index, self.config.rollout.num_groups)
-            batch.append(await self.in_flight.popleft())
-        self.run.budget.add(failure for group in batch for failure in group.failures)
-        return batch
+    async def take_batch(self) -> tuple[list[SampleGroup], list[SampleGroup]]:
+        """`rollout.num_groups` groups in the order in which they were started, and those lost on the way.
 
-    def settle(self, batch: Sequence[SampleGroup]) -> None:
-        """Mark each group's task as trained, or re-queue it if failures took what it would have taught."""
-        for group in batch:
+        Raises:
+            RunError: too many were lost, too many tasks are set aside, or the failure budget is spent.
+        """
+        run, wanted = self.run, self.config.rollout.num_groups
+        batch: list[SampleGroup] = []
+        lost: list[SampleGroup] = []
+        losses = Losses(wanted, first=run.sampler.trained == 0)
+        while len(batch) < wanted:
+            self.start_groups(taken=len(batch))
+            run.now("rolling out and scoring", len(batch), wanted)
+            group = await self.in_flight.popleft()
             if self.method.must_requeue(group):
-                self.run.sampler.requeue(group.group.ordinal)
+                lost.append(group)
+                losses.add(group.failures, set_aside=run.lose(group.group), taken=len(batch))
             else:
-                self.run.sampler.mark_trained(group.group.ordinal)
+                batch.append(group)
+            run.budget.add(run.state.step, self.config.rollout.group_size, group.failures)
+        return batch, lost
 
     async def sync_weights(self, step: int = 0, everywhere: bool = False) -> SyncReport:
         """Send the new weights to every engine, verify them there, and let the method sync its copies.
@@ -251,9 +263,8 @@ class Trainer:
                 run.view.sft(step, steps, stats)
                 run.metrics.write(step, "sft", stats)
 
-            run.budget.add(
-                await fine_tune(config, self.actors, run.renderer, run.manifest.train, run.now, report)
-            )
+            failures = await fine_tune(config, self.actors, run.renderer, run.manifest.train, run.now, report)
+            run.budget.add(run.state.step, config.sft.demos, failures)
             await self.sync_weights(everywhere=True)
         run.state.warm_started = True
         await run.save()  # before the evaluation, which must not lose it
@@ -292,7 +303,7 @@ class Trainer:
         async with self.actors.turns.of("engine"):
             with run.watchdog.waiting(self.config.rollout.timeout):
                 result, trajectories, failures = await playing
-        run.budget.add(failures)
+        run.budget.add(run.state.step, len(episodes), failures)
         run.state.evaluations.append(result)
         turns = {"rollout/turns_total": float(run.state.turns)}
         run.metrics.write(run.state.step, "eval", result.metrics() | turns)
@@ -304,11 +315,15 @@ class Trainer:
         """Whether this run, or the one it resumes, has made that evaluation."""
         return any(evaluation.stage == stage for evaluation in self.run.state.evaluations)
 
-    def record(self, batch: Sequence[SampleGroup], figures: dict[str, float]) -> None:
+    def record(
+        self, batch: Sequence[SampleGroup], lost: Sequence[SampleGroup], figures: dict[str, float]
+    ) -> None:
         """Write metrics, progress and trajectories of a finished step."""
-        run = self.run
-        failures = {"failures/total": float(run.budget.counts.total())}
-        values = step_metrics(batch, figures, run.state.version - 1, self.config.rollout.max_staleness > 0)
+        run, counts = self.run, self.run.budget.counts
+        failures = {"failures/total": counts.total(), "failures/tasks_set_aside": len(run.set_aside.ids)}
+        failures |= {f"failures/{kind}": counts[kind] for kind in KINDS}
+        off_policy = self.config.rollout.max_staleness > 0
+        values = step_metrics(batch, figures, run.state.version - 1, off_policy, lost)
         values |= {**figures, **failures, "rollout/turns_total": float(run.state.turns)}
         values |= self.actors.restarts.metrics()
         run.metrics.write(run.state.step, "train", values)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.start import Actors
 from hindsight.configs.schema import Config
-from hindsight.envs.base import Demonstration, NoDemonstration
+from hindsight.envs.base import DataMissing, Demonstration, EnvError, NoDemonstration
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, EngineAsk, JudgeError
 from hindsight.feedback.preamble import preamble, question, remember, worked_example
@@ -117,15 +117,17 @@ async def open_trials(
     train: Sequence[TaskSpec],
     kinds: Iterable[str],
     moved: Callable[[], None],
+    failures: list[Failure],
 ) -> Trials:
     """Open the configured agent, with a worked example for each task type if it shows one.
 
     Args:
         train: the training tasks, which the examples are taken from.
         kinds: of the tasks to be played.
+        failures: receives those of demonstrations.
 
     Raises:
-        EnvError: the environment failed.
+        DataMissing: the environment's data are missing.
         RunError: no demonstration was successful, or ReAct has none to show. Reflexion does without.
     """
     if config.evaluate.agent == "student":
@@ -133,7 +135,7 @@ async def open_trials(
     form = renderer.form
     wanted = sorted(set(kinds))
     found = await asyncio.gather(
-        *(_shortest(config, actors, example_tasks(train, kind), moved) for kind in wanted)
+        *(_shortest(config, actors, example_tasks(train, kind), moved, failures) for kind in wanted)
     )
     examples = {
         kind: worked_example(demonstration, form, config.evaluate.example_characters)
@@ -150,9 +152,14 @@ def example_tasks(train: Sequence[TaskSpec], kind: str) -> list[TaskSpec]:
 
 
 async def _shortest(
-    config: Config, actors: Actors, tasks: Sequence[TaskSpec], moved: Callable[[], None]
+    config: Config,
+    actors: Actors,
+    tasks: Sequence[TaskSpec],
+    moved: Callable[[], None],
+    failures: list[Failure],
 ) -> Demonstration | None:
     """Return the successful demonstration with the fewest steps; None if the tasks have none."""
+    failed: list[Failure] = []
 
     async def show(task: TaskSpec) -> Demonstration | None:
         asked, what = (task, config.seed, 0.0), f"demonstrating {task.id}"
@@ -160,10 +167,21 @@ async def _shortest(
             shown: Demonstration = await ask_worker(actors.worker, config, "demonstrate", *asked, what=what)
         except NoDemonstration:
             return None
+        except DataMissing:
+            raise
+        except EnvError as error:  # already retried where it happened
+            failed.append(Failure("demonstration", str(error), task.id))
+            return None
         moved()
         return shown
 
     shown = [one for one in await asyncio.gather(*map(show, tasks)) if one]
+    failures += failed
+    if failed and not shown:
+        raise RunError(
+            f"evaluate.agent = {config.evaluate.agent} shows a worked example, but the environment failed at "
+            f"each demonstration. The last, of task {failed[-1].task}: {failed[-1].message}"
+        )
     if not shown and config.evaluate.agent != "react":
         return None
     if not shown:

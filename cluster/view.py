@@ -10,6 +10,7 @@ from typing import Any
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -47,7 +48,8 @@ class View:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(f"[dim]{time.monotonic() - self.started:6.0f} s[/dim]  {text}", highlight=False)
+        seconds = time.monotonic() - self.started
+        self.console.print(f"[dim]{seconds:6.0f} s[/dim]  {escape(text)}", highlight=False)
 
     def plan(self, made: Plan) -> None:
         """Print who runs where."""

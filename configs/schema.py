@@ -100,6 +100,11 @@ class Rollout:
     retries: int = setting(2, "restarts of an episode after an infrastructure failure", low=0)
     request_timeout: float = setting(600.0, "timeout of one generation (s)", low=1.0)
 
+    @property
+    def episodes(self) -> int:
+        """Episodes per training step."""
+        return self.num_groups * self.group_size
+
 
 @dataclass(frozen=True)
 class Sft:
@@ -222,7 +227,12 @@ class Config:
     steps: int = setting(20, "training steps", low=0)
     seed: int = setting(0, "seed of task order, sampling and training", low=0)
     resume: Literal["never", "auto"] = setting("never", "auto resumes from the last checkpoint in `out`")
-    failure_budget: int = setting(64, "infrastructure failures after which the run stops", low=0)
+    failure_budget: float = setting(
+        0.2,
+        "share of the episodes of the last 20 steps that may fail before the run stops",
+        low=0.0,
+        high=1.0,
+    )
     model: Model = field(default_factory=Model)
     env: Env = field(default_factory=Env)
     prompt: Prompt = field(default_factory=Prompt)

@@ -20,7 +20,7 @@ Generate = Callable[[np.ndarray, Sampling], Awaitable[Generation]]
 
 
 class PromptTooLong(ValueError):
-    """The first prompt leaves no room for a response: the settings do not fit the environment."""
+    """The first prompt leaves no room for a response: the settings do not fit the task."""
 
 
 class EpisodeSlot(Protocol):

@@ -17,7 +17,16 @@ from hindsight.envs.tasks import TaskSpec
 
 Ended = Literal["terminated", "truncated", "context"]  # truncated: turn limit; context: no room for a turn
 FailureKind = Literal[
-    "env_died", "env_timeout", "env_error", "engine", "teacher", "judge", "demonstration", "lost", "timeout"
+    "env_died",  # the environment's process ended
+    "env_timeout",  # a step or reset took too long
+    "env_error",  # the environment raised
+    "prompt",  # the first prompt leaves no room for a response
+    "engine",
+    "timeout",  # an episode took too long
+    "lost",  # the answer of an actor, with the node that held it
+    "teacher",  # or the reference policy
+    "judge",
+    "demonstration",
 ]
 
 
@@ -66,7 +75,7 @@ class EngineLost(EngineError):
 
 @dataclass(frozen=True)
 class Failure:
-    """One infrastructure failure, counted against the run's budget."""
+    """What kept an episode from being played, or a group from its hints."""
 
     kind: FailureKind
     message: str

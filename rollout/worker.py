@@ -16,7 +16,7 @@ from hindsight.envs.runtime.pool import SlotPool
 from hindsight.envs.runtime.remote import ActorLost, ActorUnavailable, RemoteError, call, insist
 from hindsight.envs.runtime.shard import SlotLimits
 from hindsight.envs.tasks import TaskSpec
-from hindsight.rollout.episode import EpisodeLimits, Generate, derive_seed, run_episode
+from hindsight.rollout.episode import EpisodeLimits, Generate, PromptTooLong, derive_seed, run_episode
 from hindsight.rollout.render import load_renderer
 from hindsight.rollout.router import Router
 from hindsight.rollout.types import (
@@ -38,7 +38,8 @@ class Worker:
     """Runs episodes on engines and environment slots. `ray.remote(Worker)` makes it an async Ray actor.
 
     After an infrastructure failure, an episode is retried up to `rollout.retries` times with the same seed,
-    on a new slot and, if an engine failed, on another engine. Any other exception cancels the whole group.
+    on a new slot and, if an engine failed, on another engine. A prompt that is too long is a failure that no
+    retry helps. Any other exception cancels the whole group.
     """
 
     def __init__(self, model: str, config: Config, engines: Sequence[Any], shards: Sequence[Any]) -> None:
@@ -78,7 +79,6 @@ class Worker:
             preamble: text shown to the agent before the task.
 
         Raises:
-            PromptTooLong: the task's first prompt does not fit the model's context.
             DataMissing: the environment's data are missing.
         """
         seeds = [derive_seed(seed, ordinal, index) for index in range(size)]
@@ -145,6 +145,8 @@ class Worker:
             return await self._retry(task, attempt, retried)
         except DataMissing:
             raise
+        except PromptTooLong as error:
+            return Failure("prompt", str(error), task.id)
         except (EnvError, EngineError) as error:
             return _failure(error, task)
 

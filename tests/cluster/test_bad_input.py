@@ -19,7 +19,7 @@ from hindsight.cluster.failures import RunError
 from hindsight.cluster.machines import connect
 from hindsight.configs.schema import Config
 from hindsight.envs.runtime import remote
-from hindsight.rollout.episode import PromptTooLong
+from hindsight.rollout.types import EngineError
 
 RECIPE = str(Path(__file__).resolve().parents[2] / "configs/nano.yaml")
 
@@ -66,7 +66,7 @@ def test_a_missing_recipe_or_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_what_an_actor_raised_is_said_without_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     async def rollout() -> None:
-        raise RayTaskError("rollout", "a long trace", PromptTooLong("no room")).as_instanceof_cause()
+        raise RayTaskError("rollout", "a long trace", EngineError("no room")).as_instanceof_cause()
 
     async def run(config: Config, address: str | None) -> None:
         await remote.answer(rollout(), timeout=60, setting="rollout.timeout", what="a rollout")

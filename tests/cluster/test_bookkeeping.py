@@ -12,26 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hindsight.cluster.sft
 from hindsight.cluster.evaluate import effective_plays, numbered, wilson
-from hindsight.cluster.failures import BudgetSpent, FailureBudget, RunError
+from hindsight.cluster.failures import RunError
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.run import State, require_storage
-from hindsight.cluster.sft import batches, collect, linear
+from hindsight.cluster.sft import batches, collect, fine_tune, linear
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.watch import Stalled, Watchdog
 from hindsight.configs.load import load
 from hindsight.configs.schema import Config, Rollout, Sft
-from hindsight.envs.base import Demonstration, EnvError, NoDemonstration, Observation
+from hindsight.envs.base import Demonstration, DemoStep, EnvError, NoDemonstration, Observation, StepResult
 from hindsight.envs.runtime.remote import answer
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.types import Failure
-
-
-def test_budget_stops_the_run_past_its_limit_and_names_what_failed() -> None:
-    budget = FailureBudget(2)
-    budget.add([Failure("engine", "gone", "t1"), Failure("env_died", "killed", "t2")])
-    with pytest.raises(BudgetSpent, match=r"3 infrastructure failures.*env_died 2.*on task t3: again"):
-        budget.add([Failure("env_died", "again", "t3")])
 
 
 def test_watchdog_waits_as_long_as_a_deadline_allows(capfd: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +83,44 @@ def test_demonstrations_that_break_are_counted_and_none_is_an_error() -> None:
         collected(None, timeout=0.2)
     with pytest.raises(RunError, match=r"^toy has no demonstrations .*set sft\.demos=0$"):
         collected(NoDemonstration("no reference solution"))
+
+
+def test_a_warm_start_without_a_turn_that_fits_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two demonstrations, one does not fit; then neither does."""
+    step = DemoStep(
+        Observation("now"), "go", "go", StepResult(Observation("then"), "", 1.0, True, False, True)
+    )
+    shown = [
+        Demonstration(TaskSpec(name, "toy", "open", "train"), step.observation, (step,), True)
+        for name in "ab"
+    ]
+    updates: list[int] = []
+
+    async def collected(*_: Any) -> tuple[list[Demonstration], list[Failure]]:
+        return shown, []
+
+    async def update(losses: dict[str, list[Any]], **_: float) -> dict[str, float]:
+        updates.append(len(losses["sft"]))
+        return {}
+
+    async def reset_optimizer() -> None:
+        pass
+
+    def tune(*fit: str) -> list[Failure]:
+        samples = {name: ["a sample"] if name in fit else [] for name in "ab"}
+        monkeypatch.setattr(
+            hindsight.cluster.sft, "demonstration_samples", lambda demo, *_: samples[demo.task.id]
+        )
+        learner = SimpleNamespace(update=update, reset_optimizer=reset_optimizer)
+        actors, renderer = SimpleNamespace(learner=learner), SimpleNamespace(context=64)
+        return asyncio.run(fine_tune(Config(), actors, renderer, [], lambda *_: None, lambda *_: None))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hindsight.cluster.sft, "collect", collected)
+    assert [(one.kind, one.task) for one in tune("b")] == [("prompt", "a")] and updates == [1]
+    with pytest.raises(
+        RunError, match=r"no turn of 2 successful demonstrations .* raise model\.max_length = 64"
+    ):
+        tune()
 
 
 def test_watchdog_ends_a_run_that_stands_still(capfd: pytest.CaptureFixture[str]) -> None:

@@ -219,6 +219,13 @@ def test_a_task_comes_again_where_a_failure_took_all_that_it_would_have_taught()
     assert not Produced(*DISTILL).is_requeued  # the failure of a rollout left enough
 
 
+def test_a_reference_solution_that_failed_takes_what_distillation_would_have_taught():
+    """`Produced` has a failed rollout, and no reference solution."""
+    reference = (*DISTILL, "feedback.source=reference")
+    assert Produced(*reference).is_requeued
+    assert not Produced(*reference, "loss.policy=1").is_requeued
+
+
 @pytest.mark.parametrize(("overrides", "needed"), [((), 2), (SERL, 2), (DISTILL, 1), (PPO, 1)])
 def test_a_group_that_failures_left_too_small_comes_again(overrides, needed):
     """One trajectory teaches nothing where siblings are compared."""

@@ -19,7 +19,15 @@ from hindsight.cluster.failures import RunError
 from hindsight.cluster.trials import Attempts, example_tasks, solved_within
 from hindsight.cluster.view import cost_lines, evaluation_table
 from hindsight.configs.schema import Config, Env, Evaluate, Rollout
-from hindsight.envs.base import Demonstration, DemoStep, NoDemonstration, Observation, StepResult
+from hindsight.envs.base import (
+    DataMissing,
+    Demonstration,
+    DemoStep,
+    EnvError,
+    NoDemonstration,
+    Observation,
+    StepResult,
+)
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, JudgeError
 from hindsight.feedback.preamble import EXAMPLE_TITLE
@@ -44,7 +52,7 @@ def demonstration(task, steps, success=True):
 
 
 class ToyWorker:
-    """Plays by a script, task -> what comes of its trials: True, False, or None for broken infrastructure."""
+    """Plays by a script, task -> what comes of its trials: True, False, None if it breaks, or "long"."""
 
     def __init__(self, script, demonstrations=()):
         self.script = {task: list(trials) for task, trials in script.items()}
@@ -58,6 +66,8 @@ class ToyWorker:
         outcome = self.script[task.id].pop(0)
         if outcome is None:
             return Group(ordinal, task, (), (Failure("env_died", "killed", task.id),))
+        if outcome == "long":
+            return Group(ordinal, task, (), (Failure("prompt", "raise model.max_length", task.id),))
         return Group(ordinal, task, (trajectory(task, outcome, preamble),))
 
     async def _demonstrate(self, task, seed, noise):
@@ -193,6 +203,15 @@ def test_no_finished_episode_is_an_error_and_not_a_success_rate_of_zero():
         summarize("m", 0, ["a"], [broken], 1)
 
 
+def test_a_prompt_that_is_too_long_is_left_out_unless_all_are(monkeypatch):
+    result, _, failures, _, _ = run(monkeypatch, {"a0": [True], "a1": ["long"]}, policy="student")
+    assert (result.episodes, result.success) == (1, 1.0) and [one.kind for one in failures] == ["prompt"]
+    with pytest.raises(
+        RunError, match=r"none of 2 evaluation episodes finished \(prompt: raise model\.max_length"
+    ):
+        run(monkeypatch, {"a0": ["long"], "a1": ["long"]}, policy="student")
+
+
 def test_a_lesson_that_nobody_wrote_is_a_failure_of_infrastructure(monkeypatch):
     script = {"a0": [True], "a1": [False, True]}
     result, _, failures, _, _ = run(monkeypatch, script, lesson=JudgeError("gone"))
@@ -221,6 +240,21 @@ def test_the_example_is_the_shortest_successful_demonstration_of_the_kind(monkey
         run(monkeypatch, {"b0": [True]}, policy="react", demonstrations=lengths)
     assert [task.id for task in example_tasks(TASKS, "b")] == ["b0", "b1"]
     assert example_tasks(TASKS, "unknown") == TASKS
+
+
+def test_a_demonstration_that_breaks_costs_the_example_only_if_all_do(monkeypatch):
+    broken = {"train-a0": EnvError("no such file")}
+    _, [played], failures, *_ = run(monkeypatch, {"a0": [True]}, policy="react", demonstrations=broken)
+    assert played.preamble.startswith(EXAMPLE_TITLE)
+    assert [(one.kind, one.task, one.message) for one in failures] == [
+        ("demonstration", "train-a0", "no such file")
+    ]
+    broken["train-a1"] = EnvError("nor this")
+    for policy in ("react", "reflexion"):
+        with pytest.raises(RunError, match=r"environment failed at each .*train-a1: nor this"):
+            run(monkeypatch, {"a0": [True]}, policy=policy, demonstrations=broken)
+    with pytest.raises(DataMissing):
+        run(monkeypatch, {"a0": [True]}, demonstrations={"train-a0": DataMissing("set env.data")})
 
 
 def test_without_reference_solutions_only_react_has_nothing_to_show(monkeypatch):

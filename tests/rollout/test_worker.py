@@ -13,7 +13,6 @@ import hindsight.rollout.worker
 from hindsight.configs.schema import Config, Env, Model, Rollout
 from hindsight.envs.base import DataMissing, EnvError, SlotDied, SlotTimeout
 from hindsight.feedback.sources import Reference
-from hindsight.rollout.episode import PromptTooLong
 from hindsight.rollout.types import EngineError, EngineLost
 from hindsight.rollout.worker import Worker, tally
 
@@ -191,9 +190,12 @@ def test_other_errors_end_the_group_and_free_its_slots(model, error):
     assert pool.leased == 4 and pool.open == 0 and worker._router.loads == [0]
 
 
-def test_a_prompt_over_the_limit_is_raised_as_it_is(model):
-    with pytest.raises(PromptTooLong):
-        roll(Worker(model, config(context=64), [toy_engine()], ToyPool()), 0)
+def test_a_prompt_over_the_limit_is_a_failure_that_no_retry_helps(model):
+    engine, pool = toy_engine(), ToyPool()
+    (group,) = roll(Worker(model, config(context=64), [engine], pool), 0, size=2)
+    assert group.trajectories == group.retried == () and engine.asked == [] and pool.leased == 2
+    assert [failure.kind for failure in group.failures] == ["prompt"] * 2
+    assert "model.max_length is 64" in group.failures[0].message
 
 
 def test_demonstrations_are_retried_too(model):

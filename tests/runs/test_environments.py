@@ -64,3 +64,19 @@ def test_two_training_steps(
     episodes = (tmp_path / "run/trajectories/step-000002.jsonl").read_text().splitlines()
     assert len(episodes) == 2 and all(json.loads(episode)["turns"] for episode in episodes)
     assert (tmp_path / "run/checkpoints/step-00000002/model/config.json").is_file()
+
+
+def test_tasks_that_always_fail_are_set_aside(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of six: every step has its two groups nevertheless, and the run ends well."""
+    own = ["steps=3", "method=grpo", "sft.demos=0", "rollout.num_groups=2", f"out={tmp_path / 'run'}"]
+    own += [f"env.name={Path(__file__).with_name('faulty_env.py')}", "env.max_turns=2", "rollout.retries=1"]
+    shared.train(load(CONFIGS / "nano.yaml", [*TINY, *WIDE, *own]), monkeypatch)
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    steps = [row for row in map(json.loads, lines) if row["kind"] == "train"]
+    assert [row["rollout/episodes"] for row in steps] == [4, 4, 4]
+    assert steps[-1]["failures/tasks_set_aside"] == 2 and steps[-1]["failures/env_error"] == 8
+    aside = [json.loads(line) for line in (tmp_path / "run/failures.jsonl").read_text().splitlines()]
+    assert sorted(one["task"] for one in aside) == ["broken-1", "broken-4"]
+    assert all(one["kind"] == "env_error" and "no file for broken" in one["message"] for one in aside)
