@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hindsight.cluster.evaluate import Evaluation
 from hindsight.cluster.failures import FailureBudget, RunError
+from hindsight.cluster.folder import checkpoints, open_folder
 from hindsight.cluster.machines import cluster_nodes
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.planning import plan_run
@@ -22,10 +24,9 @@ from hindsight.cluster.watch import Watchdog
 from hindsight.configs.check import differences, render
 from hindsight.configs.schema import Config
 from hindsight.envs.registry import make_family
-from hindsight.envs.runtime.files import atomic_write
 from hindsight.envs.tasks import Manifest
 from hindsight.feedback.judge_client import JudgeClient, open_judge
-from hindsight.learner.checkpoint import latest, require_room, step_of, writing
+from hindsight.learner.checkpoint import latest, read_state, require_room, step_of, write_state, writing
 from hindsight.rollout.models import resolve
 from hindsight.rollout.render import Renderer, load_renderer
 from hindsight.rollout.worker import generate_on
@@ -61,6 +62,7 @@ class Run:
     watchdog: Watchdog
     budget: FailureBudget
     state: State
+    saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was, or the start
 
     def now(self, doing: str, done: int = 0, total: int | None = None) -> None:
         """Report progress to the display and the watchdog."""
@@ -71,32 +73,34 @@ class Run:
         """Write an atomic checkpoint: learner, critic, teacher, driver state, and a model for other tools.
 
         A step has one checkpoint; where it is there already, what has been measured since is added.
+
+        Raises:
+            CheckpointError: it cannot be written; the previous one is the latest.
         """
         learner, critic = self.actors.learner, self.actors.critic
         assert learner is not None
         newest = latest(checkpoints(self.config))
         if newest is not None and step_of(newest) == self.state.step:
-            atomic_write(newest / "driver.json", self._driver_state(), durable=True)
+            write_state(newest, self._driver_state())
             return
         self.now("saving a checkpoint")
         root, keep = checkpoints(self.config), self.config.checkpoint.keep
-        with (
-            self.watchdog.waiting(self.config.learner.timeout),
-            writing(root, self.state.step, keep, self.actors.checkpoint_bytes) as folder,
-        ):
-            await learner.save(folder)
-            if critic is not None:
-                await critic.save(folder)
-            await learner.save_model(folder / "model")
-            for name, scorer in self.actors.scorers().items():
-                await scorer.save(folder / f"{name}.safetensors")
-            (folder / "driver.json").write_text(self._driver_state())
+        with self.watchdog.waiting(self.config.learner.timeout):
+            async with writing(root, self.state.step, keep, self.actors.checkpoint_bytes) as folder:
+                await learner.save(folder)
+                if critic is not None:
+                    await critic.save(folder)
+                await learner.save_model(folder / "model")
+                for name, scorer in self.actors.scorers().items():
+                    await scorer.save(folder / f"{name}.safetensors")
+                write_state(folder, self._driver_state())
+        self.saved = time.monotonic()
 
     async def restore(self, folder: Path) -> None:
         """Restore a checkpoint; the next batch is the one that would have followed it."""
         learner, critic = self.actors.learner, self.actors.critic
         assert learner is not None
-        saved = json.loads((folder / "driver.json").read_text())
+        saved = read_state(folder)
         if saved["tasks"] != self.manifest.digest:
             raise RunError(
                 f"{folder} belongs to other tasks (digest {saved['tasks']}, now {self.manifest.digest}). "
@@ -129,8 +133,8 @@ class Run:
         self.sampler.restore(saved.get("sampler") or saved["ledger"])  # its name in version 0.1.0
         self.metrics.truncate(self.state.step)
 
-    def _driver_state(self) -> str:
-        state = {
+    def _driver_state(self) -> dict[str, Any]:
+        return {
             **{name: getattr(self.state, name) for name in ("step", "version", "warm_started", "turns")},
             "evaluations": [asdict(evaluation) for evaluation in self.state.evaluations],
             "sampler": self.sampler.state(),
@@ -139,7 +143,6 @@ class Run:
             "dtype": self.config.model.dtype,
             "learner": {name: getattr(self.config.learner, name) for name in ("ranks", "zero_stage")},
         }
-        return json.dumps(state, indent=1)
 
 
 def start_judge(config: Config, renderer: Renderer, actors: Actors) -> JudgeClient | None:
@@ -151,35 +154,13 @@ def start_judge(config: Config, renderer: Renderer, actors: Actors) -> JudgeClie
     return open_judge(config.judge, Path(config.out) / "judge", renderer, engines)
 
 
-def checkpoints(config: Config) -> Path:
-    """Folder of the run's checkpoints."""
-    return Path(config.out) / "checkpoints"
-
-
-def open_folder(config: Config) -> Path | None:
-    """Create the run's folder; return the checkpoint to resume from, if any.
-
-    Raises:
-        RunError: the folder holds another run and `resume` is not set: nothing is overwritten.
-    """
-    out = Path(config.out)
-    newest = latest(checkpoints(config))
-    if newest is not None and config.resume == "never":
-        raise RunError(
-            f"{out} already holds a run (newest checkpoint: {newest.name}). "
-            "Resume it with resume=auto, or choose another folder with out=…"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    return newest
-
-
 def continued(config: Config, newest: Path | None) -> Config:
     """`config` with what the checkpoint was planned with, as far as the plan may choose: DeepSpeed loads its
     state into as many ranks of the same ZeRO stage only.
     """
     if newest is None:
         return config
-    saved, learner, model = json.loads((newest / "driver.json").read_text()), config.learner, config.model
+    saved, learner, model = read_state(newest), config.learner, config.model
     before = saved.get("learner", {"ranks": 1, "zero_stage": 1})  # version 0.1.0 did not write these defaults
     stage = before["zero_stage"] if learner.zero_stage is None else learner.zero_stage
     dtype = saved.get("dtype", model.dtype) if model.dtype == "auto" else model.dtype
@@ -229,7 +210,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     Raises:
         RunError, CheckpointError: it cannot start; nothing that existed has been changed.
     """
-    newest = open_folder(config)
+    newest = open_folder(config, view.say)
     asked = config  # what the plan decides is not written to config.yaml: another machine decides anew
     view.say(f"output directory: {config.out}")
     view.say("preparing the model and the tasks")
