@@ -31,6 +31,8 @@ from hindsight.rollout.models import resolve
 from hindsight.rollout.render import Renderer, load_renderer
 from hindsight.rollout.worker import generate_on
 
+FORMAT = 2  # of checkpoints; 1 has DeepSpeed's files
+
 
 @dataclass
 class State:
@@ -141,7 +143,7 @@ class Run:
             "tasks": self.manifest.digest,
             "failures": dict(self.budget.counts),
             "dtype": self.config.model.dtype,
-            "learner": {name: getattr(self.config.learner, name) for name in ("ranks", "zero_stage")},
+            "format": FORMAT,
         }
 
 
@@ -155,20 +157,30 @@ def start_judge(config: Config, renderer: Renderer, actors: Actors) -> JudgeClie
 
 
 def continued(config: Config, newest: Path | None) -> Config:
-    """`config` with what the checkpoint was planned with, as far as the plan may choose: DeepSpeed loads its
-    state into as many ranks of the same ZeRO stage only.
+    """`config` with the type of weights that the checkpoint was planned with, where the plan may choose it.
+
+    DeepSpeed's own files, of format 1, also need as many ranks of the same ZeRO stage.
+
+    Raises:
+        RunError: the settings say otherwise.
     """
     if newest is None:
         return config
     saved, learner, model = read_state(newest), config.learner, config.model
-    before = saved.get("learner", {"ranks": 1, "zero_stage": 1})  # version 0.1.0 did not write these defaults
-    stage = before["zero_stage"] if learner.zero_stage is None else learner.zero_stage
+    if saved.get("format", 1) < FORMAT:
+        before = saved.get("learner", {"ranks": 1, "zero_stage": 1})  # the first did not write these defaults
+        asked = {"ranks": learner.ranks or before["ranks"], "zero_stage": learner.zero_stage}
+        if asked["zero_stage"] is None:
+            asked["zero_stage"] = before["zero_stage"]
+        if asked != before:
+            raise RunError(
+                f"{newest} is of an earlier version, whose checkpoints fit one number of ranks and one ZeRO "
+                f"stage: set learner.ranks={before['ranks']} and learner.zero_stage={before['zero_stage']} "
+                "until the next checkpoint, which fits any"
+            )
+        learner = replace(learner, **before)
     dtype = saved.get("dtype", model.dtype) if model.dtype == "auto" else model.dtype
-    return replace(
-        config,
-        model=replace(model, dtype=dtype),
-        learner=replace(learner, ranks=learner.ranks or before["ranks"], zero_stage=stage),
-    )
+    return replace(config, model=replace(model, dtype=dtype), learner=learner)
 
 
 async def require_storage(config: Config, actors: Actors) -> None:

@@ -1,8 +1,8 @@
 """Checkpoint folders that are whole or recognized as damaged.
 
-A checkpoint is written into a hidden sibling and synced to disk. A manifest then lists the size and CRC-32 of its
-files, and the folder is renamed. A crash, a full disk or an error at any moment therefore leaves the previous
-checkpoint as the latest one, and what happens to the files later is noticed before a run resumes from them.
+A checkpoint is written into a hidden sibling and synced to disk. A manifest then lists the size and CRC-32 of
+its files, and the folder is renamed. A crash, a full disk or an error at any moment therefore leaves the
+previous checkpoint as the latest one, and what happens to the files later is noticed before a run resumes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Damaged(CheckpointError):
 
 
 def complete(root: Path) -> list[Path]:
-    """Return the checkpoints in `root` that were finished, oldest first; `check` says if one still is whole."""
+    """Return the checkpoints in `root` that were finished, oldest first; `check` says if one is whole."""
     if not root.is_dir():
         return []
     return sorted(folder for folder in root.iterdir() if NAME.fullmatch(folder.name) and folder.is_dir())
@@ -152,10 +152,10 @@ async def writing(root: Path, step: int, keep: int, size: int = 0) -> AsyncItera
         sync(root)
     except (OSError, RemoteDefect) as error:
         before = latest(root)
+        kept = f"{before.name} is intact" if before else "There is no earlier one"
         raise CheckpointError(
             f"the checkpoint of step {step} cannot be written: {error}. "
-            f"{f'{before.name} is intact' if before else 'There is no earlier one'}. Free some space or repair "
-            f"the disk of {root}, and continue with resume=auto"
+            f"{kept}. Free some space or repair the disk of {root}, and continue with resume=auto"
         ) from error
     finally:
         await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)  # gone after the rename

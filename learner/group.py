@@ -23,8 +23,8 @@ from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.weights import WeightSet
 
 DEADLINE = "learner.timeout"  # the setting that limits every call after the start
-# Bytes per parameter in a checkpoint, at most: weight, float32 master copy, two Adam moments. Frozen weights
-# are in the model that is saved for other tools.
+# Bytes per parameter in a checkpoint, at most: float32 weight, two Adam moments, and the weight in the model
+# that is saved for other tools, which has the frozen ones too.
 STATE_BYTES, FROZEN_BYTES = 16, 4
 
 
@@ -137,7 +137,7 @@ class RankGroup:
         await self._write("save", str(folder))
 
     async def load(self, folder: Path | str) -> None:
-        """Load what `save` wrote with the same number of ranks and ZeRO stage."""
+        """Load what `save` wrote, with any number of ranks and ZeRO stage."""
         await self._same("load", str(folder))
 
     async def blind(self, path: Path) -> list[str]:

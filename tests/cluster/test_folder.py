@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from hindsight.cluster.commands import expected_errors
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import StorageError, open_folder, sole_writer, storing
-from hindsight.configs.schema import Config
+from hindsight.cluster.metrics import Metrics
+from hindsight.configs.schema import Config, Tracking
 from hindsight.learner.checkpoint import check, write_state, writing
 
 HOLDER = """
@@ -78,7 +80,9 @@ def test_without_a_whole_checkpoint_nothing_is_changed(tmp_path: Path) -> None:
     for step in (10, 20):
         (checkpoint(root, step) / "driver.json").unlink()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(RunError, match=r"step-00000020: driver.json is missing; step-00000010: .*another `out`"):
+    with pytest.raises(
+        RunError, match=r"step-00000020: driver.json is missing; step-00000010: .*another `out`"
+    ):
         open_folder(Config(out=str(tmp_path), resume="auto"), print)
     with pytest.raises(RunError, match=r"already holds a run .*step-00000020.*resume=auto"):
         open_folder(Config(out=str(tmp_path)), print)
@@ -86,8 +90,11 @@ def test_without_a_whole_checkpoint_nothing_is_changed(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_an_error_for_the_user_and_a_defect_is_not(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"No space left on device: 'metrics.jsonl'.*Free some space"):
-        with storing(tmp_path):
-            raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+    metrics = Metrics(tmp_path, Tracking(names=[]))
+    metrics.path = Path("/dev/full")
+    full = pytest.raises(StorageError, match=r"No space left on device.*Free some space.*resume=auto")
+    with full as caught, storing(tmp_path):
+        metrics.write(1, "train", {"x": 1.0})
+    assert isinstance(caught.value, expected_errors())
     with pytest.raises(FileNotFoundError), storing(tmp_path):
         (tmp_path / "nothing").read_text()

@@ -162,7 +162,10 @@ def rewrite(file, change):
         (lambda folder: shutil.rmtree(folder / "rank0"), "rank0/state.bin is missing"),
         (lambda folder: cut(folder / "driver.json"), "driver.json is cut off"),
         (lambda folder: (folder / "driver.json").write_text(""), "driver.json is cut off"),
-        (lambda folder: rewrite(folder / "driver.json", lambda s: s.update(rate=0.2)), "driver.json has changed"),
+        (
+            lambda folder: rewrite(folder / "driver.json", lambda s: s.update(rate=0.2)),
+            "driver.json has changed",
+        ),
         (lambda folder: rewrite(folder / "driver.json", lambda s: s.pop("crc32")), "lacks its checksum"),
         (lambda folder: rewrite(folder / "driver.json", lambda s: s.pop("step")), "names no step"),
         (lambda folder: (folder / "driver.json").write_text("[1]"), "driver.json is not an object"),
@@ -183,17 +186,15 @@ def test_damage_is_recognized_and_the_one_before_is_taken(tmp_path, damage, reas
     assert list(damaged) == [tmp_path / "step-00000020"] and reason in damaged[tmp_path / "step-00000020"]
 
 
-@pytest.mark.parametrize("part", range(0, 200, 7))
-def test_a_flipped_bit_of_the_state_or_the_manifest_is_noticed(tmp_path, part):
+@pytest.mark.parametrize("name", ["driver.json", "manifest.json"])
+def test_a_flipped_bit_of_the_state_or_the_manifest_is_noticed(tmp_path, name):
     folder = write(tmp_path, 1)
-    for name in ("driver.json", "manifest.json"):
-        content = (folder / name).read_bytes()
-        at = part * len(content) // 200
-        if not content[at : at + 1].isspace():
-            (folder / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    content = (folder / name).read_bytes()
+    for at, byte in enumerate(content):
+        if not bytes([byte]).isspace():
+            (folder / name).write_bytes(content[:at] + bytes([byte ^ 1]) + content[at + 1 :])
             with pytest.raises(Damaged):
                 check(folder)
-            (folder / name).write_bytes(content)
 
 
 def test_a_damaged_step_is_written_again(tmp_path):
