@@ -243,7 +243,7 @@ class Rank(ABC):
             rank_state.load(self.engine, path, self.rank, self.kept)
 
     def _load_old(self, folder: str) -> None:
-        """Load what versions before 0.2 wrote: DeepSpeed's files, for as many ranks of the same stage."""
+        """Load what earlier versions wrote: DeepSpeed's files, for as many ranks of the same stage."""
         self.engine.checkpoint_engine.load = load_safely
         path, own = self.engine.load_checkpoint(folder, tag=self.NAME, load_module_strict=not self.frozen)
         if path is None:

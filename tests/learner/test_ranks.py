@@ -107,7 +107,7 @@ async def resumes_exactly(learner, samples, target):
 
 
 class OldRank(PolicyRank):
-    """Can also write DeepSpeed's own files, as version 0.1 did."""
+    """Can also write DeepSpeed's own files, as earlier versions did."""
 
     def save_old(self, folder):
         kept = {"average": self.adapter.average} if self.adapter else {}
