@@ -15,10 +15,11 @@ import ray
 from hindsight.cluster import signals
 from hindsight.cluster.evaluate import Evaluation, evaluate, numbered
 from hindsight.cluster.failures import FailureBudget, RunError, by_kind, in_words
+from hindsight.cluster.folder import checkpoints, newest_step, sole_writer, storing
 from hindsight.cluster.machines import cluster_nodes, connect
 from hindsight.cluster.metrics import Metrics, write_trajectories
 from hindsight.cluster.planning import plan_run
-from hindsight.cluster.run import Run, checkpoints, newest_step, open_run
+from hindsight.cluster.run import Run, open_run
 from hindsight.cluster.start import STARTING, start_actors
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.view import View, cost_lines, draw_curve, evaluation_table
@@ -27,7 +28,7 @@ from hindsight.configs.schema import Config, Lora
 from hindsight.envs.base import EnvError
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.remote import RemoteError, call
-from hindsight.learner.checkpoint import CheckpointError, latest
+from hindsight.learner.checkpoint import CheckpointError, complete, latest
 from hindsight.learner.rank import LearnerError, RanksLost
 from hindsight.learner.weight_sync import WeightSyncError
 from hindsight.rollout.adapter import AdapterError, read
@@ -57,7 +58,8 @@ def expected_errors() -> tuple[type[Exception], ...]:
 
 async def train_run(config: Config, address: str | None = None) -> None:
     """`hindsight train`: from a recipe to the closing table."""
-    with View() as view:
+    out = Path(config.out)
+    with View() as view, storing(out), sole_writer(out, view.say):
         async with connected(config, address) as dashboard:
             view.say(f"Ray dashboard: {dashboard}" if dashboard else "Ray has no dashboard")
             while True:
@@ -142,7 +144,7 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
 
     Results go to `out`/eval/AGENT, apart from what a training run writes.
     """
-    with View() as view:
+    with View() as view, storing(Path(config.out)):
         async with connected(config, address):
             model = resolve(config.model.path)
             renderer = load_renderer(str(model), config)  # raises before any actor starts
@@ -193,7 +195,7 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
 
 def find_model(folder: Path) -> Path | None:
     """Find the model in a model folder, a checkpoint folder or a run's folder (its newest checkpoint)."""
-    newest = sorted(folder.glob("checkpoints/*/model/config.json"))[-1:]
+    newest = [one / "model" / "config.json" for one in reversed(complete(folder / "checkpoints"))]
     for candidate in (folder / "config.json", folder / "model" / "config.json", *newest):
         if candidate.is_file():
             return candidate.parent

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hindsight.cluster.evaluate import Evaluation
 from hindsight.cluster.failures import FailureBudget, RunError, own_fault, typical
+from hindsight.cluster.folder import checkpoints, open_folder
 from hindsight.cluster.machines import cluster_nodes
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.planning import plan_run
@@ -25,14 +27,15 @@ from hindsight.cluster.watch import Watchdog
 from hindsight.configs.check import differences, render
 from hindsight.configs.schema import Config
 from hindsight.envs.registry import make_family
-from hindsight.envs.runtime.files import atomic_write
 from hindsight.envs.tasks import Manifest
 from hindsight.feedback.judge_client import JudgeClient, open_judge
-from hindsight.learner.checkpoint import latest, require_room, step_of, writing
+from hindsight.learner.checkpoint import latest, read_state, require_room, step_of, write_state, writing
 from hindsight.rollout.models import resolve
 from hindsight.rollout.render import Renderer, load_renderer
 from hindsight.rollout.types import Group
 from hindsight.rollout.worker import generate_on
+
+FORMAT = 2  # of checkpoints; 1 has DeepSpeed's files
 
 
 @dataclass
@@ -76,6 +79,7 @@ class Run:
             self.intact = False
             yield
             self.intact = True
+    saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was, or the start
 
     def now(self, doing: str, done: int = 0, total: int | None = None) -> None:
         """Report progress to the display and the watchdog."""
@@ -102,6 +106,9 @@ class Run:
         """Write an atomic checkpoint: learner, critic, teacher, driver state, and a model for other tools.
 
         A step has one checkpoint; where it is there already, what has been measured since is added.
+
+        Raises:
+            CheckpointError: it cannot be written; the previous one is the latest.
         """
         async with self.changes:
             await self._save()
@@ -125,21 +132,20 @@ class Run:
         assert learner is not None
         newest = latest(checkpoints(self.config))
         if newest is not None and step_of(newest) == self.state.step:
-            atomic_write(newest / "driver.json", self._driver_state(), durable=True)
+            write_state(newest, self._driver_state())
             return
         self.now("saving a checkpoint")
         root, keep = checkpoints(self.config), self.config.checkpoint.keep
-        with (
-            self.watchdog.waiting(self.config.learner.timeout),
-            writing(root, self.state.step, keep, self.actors.checkpoint_bytes) as folder,
-        ):
-            await learner.save(folder)
-            if critic is not None:
-                await critic.save(folder)
-            await learner.save_model(folder / "model")
-            for name, scorer in self.actors.scorers().items():
-                await scorer.save(folder / f"{name}.safetensors")
-            (folder / "driver.json").write_text(self._driver_state())
+        with self.watchdog.waiting(self.config.learner.timeout):
+            async with writing(root, self.state.step, keep, self.actors.checkpoint_bytes) as folder:
+                await learner.save(folder)
+                if critic is not None:
+                    await critic.save(folder)
+                await learner.save_model(folder / "model")
+                for name, scorer in self.actors.scorers().items():
+                    await scorer.save(folder / f"{name}.safetensors")
+                write_state(folder, self._driver_state())
+        self.saved = time.monotonic()
 
     async def rewind(self) -> None:
         """Go back to the newest checkpoint, or else to the beginning."""
@@ -156,7 +162,7 @@ class Run:
         """Restore a checkpoint; the next batch is the one that would have followed it."""
         learner, critic = self.actors.learner, self.actors.critic
         assert learner is not None
-        saved = json.loads((folder / "driver.json").read_text())
+        saved = read_state(folder)
         if saved["tasks"] != self.manifest.digest:
             raise RunError(
                 f"{folder} belongs to other tasks (digest {saved['tasks']}, now {self.manifest.digest}). "
@@ -190,17 +196,16 @@ class Run:
         self.metrics.truncate(self.state.step)
         self.set_aside.write()
 
-    def _driver_state(self) -> str:
-        state = {
+    def _driver_state(self) -> dict[str, Any]:
+        return {
             **{name: getattr(self.state, name) for name in ("step", "version", "warm_started", "turns")},
             "evaluations": [asdict(evaluation) for evaluation in self.state.evaluations],
             "sampler": self.sampler.state(),
             "tasks": self.manifest.digest,
             "failures": dict(self.budget.counts),
             "dtype": self.config.model.dtype,
-            "learner": {name: getattr(self.config.learner, name) for name in ("ranks", "zero_stage")},
+            "format": FORMAT,
         }
-        return json.dumps(state, indent=1)
 
 
 def start_judge(config: Config, renderer: Renderer, actors: Actors) -> JudgeClient | None:
@@ -212,49 +217,31 @@ def start_judge(config: Config, renderer: Renderer, actors: Actors) -> JudgeClie
     return open_judge(config.judge, Path(config.out) / "judge", renderer, engines)
 
 
-def checkpoints(config: Config) -> Path:
-    """Folder of the run's checkpoints."""
-    return Path(config.out) / "checkpoints"
+def continued(config: Config, newest: Path | None) -> Config:
+    """`config` with the type of weights that the checkpoint was planned with, where the plan may choose it.
 
-
-def newest_step(config: Config) -> int:
-    """Finished steps of the newest checkpoint; −1: there is none."""
-    newest = latest(checkpoints(config))
-    return step_of(newest) if newest else -1
-
-
-def open_folder(config: Config) -> Path | None:
-    """Create the run's folder; return the checkpoint to resume from, if any.
+    DeepSpeed's own files, of format 1, also need as many ranks of the same ZeRO stage.
 
     Raises:
-        RunError: the folder holds another run and `resume` is not set: nothing is overwritten.
-    """
-    out = Path(config.out)
-    newest = latest(checkpoints(config))
-    if newest is not None and config.resume == "never":
-        raise RunError(
-            f"{out} already holds a run (newest checkpoint: {newest.name}). "
-            "Resume it with resume=auto, or choose another folder with out=…"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    return newest
-
-
-def continued(config: Config, newest: Path | None) -> Config:
-    """`config` with what the checkpoint was planned with, as far as the plan may choose: DeepSpeed loads its
-    state into as many ranks of the same ZeRO stage only.
+        RunError: the settings say otherwise.
     """
     if newest is None:
         return config
-    saved, learner, model = json.loads((newest / "driver.json").read_text()), config.learner, config.model
-    before = saved.get("learner", {"ranks": 1, "zero_stage": 1})  # version 0.1.0 did not write these defaults
-    stage = before["zero_stage"] if learner.zero_stage is None else learner.zero_stage
+    saved, learner, model = read_state(newest), config.learner, config.model
+    if saved.get("format", 1) < FORMAT:
+        before = saved.get("learner", {"ranks": 1, "zero_stage": 1})  # the first did not write these defaults
+        asked = {"ranks": learner.ranks or before["ranks"], "zero_stage": learner.zero_stage}
+        if asked["zero_stage"] is None:
+            asked["zero_stage"] = before["zero_stage"]
+        if asked != before:
+            raise RunError(
+                f"{newest} is of an earlier version, whose checkpoints fit one number of ranks and one ZeRO "
+                f"stage: set learner.ranks={before['ranks']} and learner.zero_stage={before['zero_stage']} "
+                "until the next checkpoint, which fits any"
+            )
+        learner = replace(learner, **before)
     dtype = saved.get("dtype", model.dtype) if model.dtype == "auto" else model.dtype
-    return replace(
-        config,
-        model=replace(model, dtype=dtype),
-        learner=replace(learner, ranks=learner.ranks or before["ranks"], zero_stage=stage),
-    )
+    return replace(config, model=replace(model, dtype=dtype), learner=learner)
 
 
 async def require_storage(config: Config, actors: Actors) -> None:
@@ -296,7 +283,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     Raises:
         RunError, CheckpointError: it cannot start; nothing that existed has been changed.
     """
-    newest = open_folder(config)
+    newest = open_folder(config, view.say)
     asked = config  # what the plan decides is not written to config.yaml: another machine decides anew
     view.say(f"output directory: {config.out}")
     view.say("preparing the model and the tasks")

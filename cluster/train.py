@@ -27,6 +27,7 @@ from hindsight.cluster.run import Run
 from hindsight.cluster.sft import fine_tune, linear
 from hindsight.envs.runtime.remote import AnswerLost, call
 from hindsight.envs.tasks import TaskSpec
+from hindsight.learner.checkpoint import due
 from hindsight.learner.group import DEADLINE
 from hindsight.learner.rank import RanksLost
 from hindsight.learner.samples import SampleGroup, to_samples
@@ -272,7 +273,7 @@ class Trainer:
     async def checkpoint_and_evaluate(self) -> None:
         """Save and evaluate, if it is time."""
         run, every = self.run, self.config.evaluate.every
-        saves = run.state.step % self.config.checkpoint.every == 0
+        saves = due(run.state.step, self.config.checkpoint.every, time.monotonic() - run.saved)
         if saves:
             await run.save()  # before the evaluation, as after the warm start
         if every and run.state.step % every == 0:

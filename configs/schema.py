@@ -172,7 +172,9 @@ class WeightSync:
 class Checkpoint:
     """Checkpoints, from which a run resumes."""
 
-    every: int = setting(10, "training steps between checkpoints; the last step always has one", low=1)
+    every: int = setting(
+        10, "training steps between checkpoints; one is also saved every half hour and last", low=1
+    )
     keep: int = setting(2, "checkpoints to keep", low=1)
 
 

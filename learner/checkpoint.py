@@ -1,28 +1,47 @@
-"""Atomic checkpoint folders.
+"""Checkpoint folders that are whole or recognized as damaged.
 
-A checkpoint is written into a hidden sibling, synced to disk and renamed. A crash, a full disk or an error at
-any moment therefore leaves the previous checkpoint as the latest one.
+A checkpoint is written into a hidden sibling and synced to disk. A manifest then lists the size and CRC-32 of
+its files, and the folder is renamed. A crash, a full disk or an error at any moment therefore leaves the
+previous checkpoint as the latest one, and what happens to the files later is noticed before a run resumes.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import AsyncIterator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
-from hindsight.envs.runtime.files import sync
+from hindsight.envs.runtime.files import atomic_write, sync
+from hindsight.envs.runtime.remote import RemoteDefect
 
 NAME = re.compile(r"step-(\d{8})")
+STATE = "driver.json"  # the run's state; written again when more is known, so it has a checksum of its own
+MANIFEST = "manifest.json"  # {path: [bytes, CRC-32]} of every other file
+CHECKSUM = "crc32"  # the state's
+CHUNK = 4 * 2**20  # bytes read at once
+READERS = min(8, os.cpu_count() or 1)  # threads; CRC-32 of one takes a second per 3 GB, without the GIL
+# A day of slow steps must not depend on `checkpoint.every`: at most this is lost, and one more step.
+LONGEST = 30 * 60.0  # seconds between checkpoints
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written; the previous one is intact."""
+    """A checkpoint cannot be written or read; the previous one is intact."""
+
+
+class Damaged(CheckpointError):
+    """A checkpoint is not as it was written; the message says what is wrong."""
 
 
 def complete(root: Path) -> list[Path]:
-    """Return the complete checkpoints in `root`, oldest first."""
+    """Return the checkpoints in `root` that were finished, oldest first; `check` says if one is whole."""
     if not root.is_dir():
         return []
     return sorted(folder for folder in root.iterdir() if NAME.fullmatch(folder.name) and folder.is_dir())
@@ -38,8 +57,75 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-@contextmanager
-def writing(root: Path, step: int, keep: int, size: int = 0) -> Iterator[Path]:
+def due(step: int, every: int, since: float) -> bool:
+    """Whether a checkpoint is saved after this step, `since` seconds after the last one."""
+    return step % every == 0 or since >= LONGEST
+
+
+def newest_whole(root: Path) -> tuple[Path | None, dict[Path, str]]:
+    """Return the newest checkpoint that is whole, if any, and what is wrong with each newer one."""
+    damaged = {}
+    for folder in reversed(complete(root)):
+        try:
+            check(folder)
+        except Damaged as error:
+            damaged[folder] = str(error)
+        else:
+            return folder, damaged
+    return None, damaged
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that its step can be written again; return the new name."""
+    names = (f"damaged-{folder.name}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    target = next(folder.with_name(name) for name in names if not folder.with_name(name).exists())
+    return folder.rename(target)
+
+
+def check(folder: Path) -> None:
+    """Read every file of a checkpoint.
+
+    A checkpoint of an earlier version has no manifest; of that only the run's state is read.
+
+    Raises:
+        Damaged: a file is missing, shorter or longer than it was, or has other bytes.
+    """
+    listed = _manifest(folder)
+    if (CHECKSUM in _state(folder)) != (listed is not None):
+        raise Damaged(f"it lacks {MANIFEST}" if listed is None else f"{STATE} lacks its checksum")
+    read_state(folder)
+    for name, (size, _) in (listed or {}).items():
+        if not (folder / name).is_file():
+            raise Damaged(f"{name} is missing")
+        if (found := (folder / name).stat().st_size) != size:
+            raise Damaged(f"{name} has {found} bytes instead of {size}")
+    for name, found in _sums(folder, listed or ()).items():
+        if listed and found != listed[name][1]:
+            raise Damaged(f"{name} has changed since it was written")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return what `write_state` wrote.
+
+    Raises:
+        Damaged: it is missing or not as it was written.
+    """
+    state = _state(folder)
+    written = state.pop(CHECKSUM, None)  # missing in old checkpoints
+    if written is not None and written != _state_sum(state):
+        raise Damaged(f"{STATE} has changed since it was written")
+    return state
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write the run's state into a checkpoint, or replace it there."""
+    plain = json.loads(json.dumps(state))  # as it will be read: names are strings
+    text = json.dumps({**plain, CHECKSUM: _state_sum(plain)}, indent=1)
+    atomic_write(folder / STATE, text, durable=True)
+
+
+@asynccontextmanager
+async def writing(root: Path, step: int, keep: int, size: int = 0) -> AsyncIterator[Path]:
     """Yield a folder to write a checkpoint into; on leaving the block it becomes the latest one.
 
     Args:
@@ -48,7 +134,7 @@ def writing(root: Path, step: int, keep: int, size: int = 0) -> Iterator[Path]:
         size: expected bytes; where the last checkpoint was larger, that counts.
 
     Raises:
-        CheckpointError: the disk lacks room, or the step has a checkpoint already.
+        CheckpointError: a write failed, the disk lacks room, or the step has a checkpoint already.
     """
     root.mkdir(parents=True, exist_ok=True)
     for stale in root.glob(".step-*"):
@@ -58,22 +144,28 @@ def writing(root: Path, step: int, keep: int, size: int = 0) -> Iterator[Path]:
         raise CheckpointError(f"{target} exists: resume from it with resume=auto, or set another `out`")
     require_room(root, size)
     partial = root / f".{target.name}"
-    partial.mkdir()
     try:
+        partial.mkdir()
         yield partial
-        _sync(partial)
+        await asyncio.to_thread(_seal, partial)
         partial.rename(target)
         sync(root)
+    except (OSError, RemoteDefect) as error:
+        before = latest(root)
+        kept = f"{before.name} is intact" if before else "There is no earlier one"
+        raise CheckpointError(
+            f"the checkpoint of step {step} cannot be written: {error}. "
+            f"{kept}. Free some space or repair the disk of {root}, and continue with resume=auto"
+        ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # nothing is left after the rename
-    for old in complete(root)[:-keep]:
-        shutil.rmtree(old)
+        await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)  # gone after the rename
+    await asyncio.to_thread(_rotate, root, keep)
 
 
 def require_room(root: Path, size: int) -> None:
     """Raise CheckpointError unless the disk has room for `size` bytes, or for another of the last size."""
     previous = latest(root)
-    needed = max(size, _bytes(previous) if previous else 0)
+    needed = max(size, sum(file.stat().st_size for file in _files(previous)) if previous else 0)
     free = shutil.disk_usage(root).free
     if free < needed:
         raise CheckpointError(
@@ -82,12 +174,71 @@ def require_room(root: Path, size: int) -> None:
         )
 
 
-def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _sync(folder: Path) -> None:
-    """Flush every file and directory below `folder` to disk, and `folder` itself."""
-    for path in folder.rglob("*"):
+def _seal(partial: Path) -> None:
+    """Sync a folder to disk and write its manifest."""
+    for path in partial.rglob("*"):
         sync(path)
-    sync(folder)
+    names = sorted(str(file.relative_to(partial)) for file in _files(partial) if file != partial / STATE)
+    sums = _sums(partial, names)
+    sizes = {name: (partial / name).stat().st_size for name in names}
+    listed = {name: [sizes[name], sums[name]] for name in names}
+    atomic_write(partial / MANIFEST, json.dumps(listed, indent=1), durable=True)
+
+
+def _rotate(root: Path, keep: int) -> None:
+    """Delete all but the newest. Under its own name a checkpoint is whole, so it loses that name first."""
+    for old in complete(root)[:-keep]:
+        shutil.rmtree(old.rename(old.with_name(f".{old.name}")))
+
+
+def _manifest(folder: Path) -> dict[str, tuple[int, int]] | None:
+    """The manifest; None if there is none."""
+    try:
+        return {name: (size, crc) for name, (size, crc) in _json(folder, MANIFEST).items()}
+    except FileNotFoundError:
+        return None
+    except (TypeError, ValueError) as error:
+        raise Damaged(f"{MANIFEST} is not as it was written") from error
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        state = _json(folder, STATE)
+    except FileNotFoundError:
+        raise Damaged(f"{STATE} is missing") from None
+    if "step" not in state:
+        raise Damaged(f"{STATE} names no step")
+    return state
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads((folder / name).read_bytes())
+    except ValueError as error:
+        raise Damaged(f"{name} is cut off or not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise Damaged(f"{name} is not an object")
+    return value
+
+
+def _state_sum(state: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
+
+
+def _sums(folder: Path, names: Iterable[str]) -> dict[str, int]:
+    """CRC-32 of files, several at a time."""
+    names = list(names)
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(names, pool.map(_crc, (folder / name for name in names)), strict=True))
+
+
+def _crc(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as opened:
+        while chunk := opened.read(CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]

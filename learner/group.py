@@ -23,8 +23,8 @@ from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.weights import WeightSet
 
 DEADLINE = "learner.timeout"  # the setting that limits every call after the start
-# Bytes per parameter in a checkpoint, at most: weight, float32 master copy, two Adam moments. Frozen weights
-# are in the model that is saved for other tools.
+# Bytes per parameter in a checkpoint, at most: float32 weight, two Adam moments, and the weight in the model
+# that is saved for other tools, which has the frozen ones too.
 STATE_BYTES, FROZEN_BYTES = 16, 4
 
 
@@ -129,11 +129,15 @@ class RankGroup:
         await self._same("reset_optimizer")
 
     async def save(self, folder: Path | str) -> None:
-        """Write weights and optimizer state into an existing folder that all ranks see."""
-        await self._same("save", str(folder))
+        """Write weights and optimizer state into an existing folder that all ranks see.
+
+        Raises:
+            RemoteDefect: a rank could not write its part.
+        """
+        await self._write("save", str(folder))
 
     async def load(self, folder: Path | str) -> None:
-        """Load what `save` wrote with the same number of ranks and ZeRO stage."""
+        """Load what `save` wrote, with any number of ranks and ZeRO stage."""
         await self._same("load", str(folder))
 
     async def blind(self, path: Path) -> list[str]:
@@ -173,6 +177,21 @@ class RankGroup:
         if not self.ranks:
             raise LearnerError(f"learner.{method}: the ranks are not running; call start first")
         return await self._together(self._call(rank, method, *args) for rank in self.ranks)
+
+    async def _write(self, method: str, folder: str) -> None:
+        """Call a method that writes on every rank. If one fails, the others first finish: the caller may then
+        remove what they have written.
+        """
+
+        async def attempt(rank: Any) -> RemoteDefect | None:
+            try:
+                await self._call(rank, method, folder)
+            except RemoteDefect as error:
+                return error
+            return None
+
+        for failed in filter(None, await self._together(attempt(rank) for rank in self.ranks)):
+            raise failed
 
     async def _together(self, calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
         """`answers`, in the learner's turn."""
@@ -252,8 +271,12 @@ class LearnerGroup(RankGroup):
         return (await self._same("score", ids))[0]
 
     async def save_model(self, folder: Path | str) -> None:
-        """Write a model folder that transformers and vLLM load."""
-        await self._same("save_model", str(folder))
+        """Write a model folder that transformers and vLLM load.
+
+        Raises:
+            RemoteDefect: it could not be written.
+        """
+        await self._write("save_model", str(folder))
 
 
 async def answers(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:

@@ -114,7 +114,7 @@ class PolicyRank(Rank):
         self.signal = make_signal(self.config.signal)
         lora = self.config.learner.lora
         self.adapter = Adapter(lm, lora, self.config.seed) if lora.rank else None
-        self.kept = {"average": self.adapter.average} if self.adapter else {}
+        self.kept = named(self.adapter.average) if self.adapter else {}
         return TokenLogprobs(lm)
 
     def _forward(self, batch: Batch, objective: str, likeliest: int = 0) -> TokenScores:

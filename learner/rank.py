@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import socket
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,10 +26,12 @@ from torch.distributed import TCPStore
 
 from hindsight.configs.environ import actor_environment
 from hindsight.configs.schema import Config
-from hindsight.learner import losses
+from hindsight.learner import losses, rank_state
 from hindsight.learner.batching import Batch, collate
+from hindsight.learner.checkpoint import CheckpointError
 from hindsight.learner.compiled import load_collectives
 from hindsight.learner.samples import TrainingSample
+from hindsight.rollout.adapter import named
 from hindsight.rollout.device import find_device
 
 Piece = tuple[str, Sequence[TrainingSample], float]  # loss, samples of a micro-batch, scale of their sum
@@ -64,6 +69,27 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     }
 
 
+def load_safely(path: str, map_location: Any = None) -> Any:
+    """As DeepSpeed loads one of its files, which may hold tensors and its own plain classes but no code.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))  # the message itself advises to load it unsafely
+        raise CheckpointError(
+            f"{path} has {found[1] if found else 'something'}, which is no part of a learner's state and may "
+            "be code: it is not loaded"
+        ) from None
+
+
 class Rank(ABC):
     """One process. Every method except `address`, `host` and `sees` is collective: all ranks must call it."""
 
@@ -74,7 +100,7 @@ class Rank(ABC):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.config, self.model, self.rank = config, model, rank
         self.device = torch.device(find_device())
-        self.kept: dict[str, dict[str, Any]] = {}  # saved in checkpoints in addition to the weights
+        self.kept: dict[str, torch.Tensor] = {}  # saved in checkpoints in addition to the weights
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port."""
@@ -225,22 +251,30 @@ class Rank(ABC):
                 parameter.data = parameter.data.to(device)
 
     def save(self, folder: str) -> None:
-        """Write what is trained, `kept` and optimizer state; every rank writes its part."""
-        self.engine.save_checkpoint(
-            folder, self.NAME, self.kept, save_latest=False, exclude_frozen_parameters=self.frozen
-        )
+        """Write this rank's part of what is trained and of the optimizer's state, and `kept`."""
+        rank_state.save(self.engine, Path(folder, self.NAME), self.rank, self.kept)
 
     def load(self, folder: str) -> None:
         """Load what `save` wrote.
 
         Raises:
-            LearnerError: the folder has no state of this rank.
+            CheckpointError, LearnerError: the folder has no state of this model.
         """
+        path = Path(folder, self.NAME)
+        if any(path.glob("*.pt")):
+            self._load_old(folder)
+        else:
+            rank_state.load(self.engine, path, self.rank, self.kept)
+
+    def _load_old(self, folder: str) -> None:
+        """Load what earlier versions wrote: DeepSpeed's files, for as many ranks of the same stage."""
+        self.engine.checkpoint_engine.load = load_safely
         path, own = self.engine.load_checkpoint(folder, tag=self.NAME, load_module_strict=not self.frozen)
         if path is None:
             raise LearnerError(f"no {self.NAME} state in {folder}: resume from a complete checkpoint")
-        for name, held in self.kept.items():
-            held.update(own[name])
+        if self.kept:
+            for name, tensor in named(own["average"]).items():
+                self.kept[name].copy_(tensor)
 
     def _by_sample(
         self, micros: Sequence[Sequence[TrainingSample]], ask: Callable[[Batch], torch.Tensor]

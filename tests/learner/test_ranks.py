@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import ray
 import torch
 from learner_toys import VOCABULARY, random_samples, tiny_llama, token_mean
 from peft import PeftModel
+from safetensors import safe_open
 from settled import on_cpus
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -19,12 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import hindsight.learner.logprobs
 import hindsight.learner.rank
 from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model
-from hindsight.envs.runtime.remote import answer
+from hindsight.envs.runtime.remote import RemoteDefect, answer
 from hindsight.learner.batching import collate
+from hindsight.learner.checkpoint import CheckpointError
 from hindsight.learner.group import DEADLINE, LearnerGroup, answers
 from hindsight.learner.logprobs import TokenLogprobs
 from hindsight.learner.policy import PolicyRank
-from hindsight.learner.rank import LearnerError, deepspeed_config, learner_env
+from hindsight.learner.rank import LearnerError, deepspeed_config, learner_env, load_safely
 from hindsight.learner.signals import Reweight
 from hindsight.rollout.adapter import Adapter
 from hindsight.rollout.weights import unpack
@@ -88,17 +91,39 @@ async def loads_elsewhere(learner, target):
 
 async def resumes_exactly(learner, samples, target):
     """After `load`, the same update gives the same numbers and the same weights as it did after `save`."""
+
+    async def go_on():
+        stats = await learner.update({"policy": samples}, 0.5, LR)
+        return stats | {"seconds": 0.0}, (await learner.export(2)).checksum
+
+    old = target.with_name("old")
     target.mkdir()
     await learner.save(target)
-    first = await learner.update({"policy": samples}, 0.5, LR), await learner.export(2)
-    await learner.load(target)
-    second = await learner.update({"policy": samples}, 0.5, LR), await learner.export(2)
-    costs = {"seconds": 0.0}
-    assert first[0] | costs == second[0] | costs
-    assert first[1].checksum == second[1].checksum
+    await learner.save_old(old)
+    first = await go_on()
+    for folder in (target, old):
+        await learner.load(folder)
+        assert await go_on() == first
 
 
-class LargeRank(PolicyRank):
+class OldRank(PolicyRank):
+    """Can also write DeepSpeed's own files, as earlier versions did."""
+
+    def save_old(self, folder):
+        kept = {"average": self.adapter.average} if self.adapter else {}
+        self.engine.save_checkpoint(
+            folder, self.NAME, kept, save_latest=False, exclude_frozen_parameters=self.frozen
+        )
+
+
+class OldGroup(LearnerGroup):
+    RANK = OldRank
+
+    async def save_old(self, folder):
+        await self._same("save_old", str(folder))
+
+
+class LargeRank(OldRank):
     """Shards and fetches the tiny model's parameters as DeepSpeed does a large one's."""
 
     def start(self, host, port):
@@ -117,7 +142,7 @@ class LargeRank(PolicyRank):
         return settings
 
 
-class LargeGroup(LearnerGroup):
+class LargeGroup(OldGroup):
     RANK = LargeRank
 
 
@@ -188,12 +213,12 @@ def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
         await loads_elsewhere(learner, tmp_path / "model")
         await fails_with_a_reason(learner, samples, tmp_path)
 
-    run(check, LearnerGroup(learner_config(dtype="bfloat16", mini_batches=1), str(folder)))
+    run(check, OldGroup(learner_config(dtype="bfloat16", mini_batches=1), str(folder)))
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (2, 3)])
-def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder, ranks, stage):
-    samples = random_samples(8)
+def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder, tmp_path):
+    """On one rank, and on two of another ZeRO stage, which then read the state of the first to the bit."""
+    samples, saved = random_samples(8), {}
 
     async def check(learner):
         await learner.start()
@@ -205,10 +230,31 @@ def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder,
         batch = collate(samples)
         old = lm(batch.ids, batch.rows, batch.cols, batch.targets)[0].detach()
         assert stats["mismatch_max"] == pytest.approx(float((old - batch.rollout).abs().max()), abs=0.2)
+        if saved:
+            await learner.load(tmp_path / "1")
+        target = tmp_path / f"{learner.config.learner.ranks}"
+        target.mkdir()
+        await learner.save(target)
+        saved[target] = gathered(target), (await learner.export(1)).checksum
 
     settings = {"dtype": "bfloat16", "mini_batches": 3, "gradient_checkpointing": True}
-    group = LargeGroup if stage == 3 else LearnerGroup
-    run(check, group(learner_config(ranks=ranks, zero_stage=stage, **settings), str(folder)))
+    for group, ranks, stage in ((LearnerGroup, 1, 2), (LargeGroup, 2, 3)):
+        run(check, group(learner_config(ranks=ranks, zero_stage=stage, **settings), str(folder)))
+    (one, exported), (two, exported_again) = saved.values()
+    assert exported == exported_again and one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def gathered(folder):
+    """The whole tensors of a checkpoint, and Adam's step."""
+    made, pieces = {}, {}
+    for file in sorted((folder / "learner").iterdir()):
+        with safe_open(file, "pt") as opened:
+            made["steps"] = torch.tensor([float(value) for value in opened.metadata().values()])
+            for key in list(opened.keys()):
+                name, _, start = key.partition("@")
+                pieces.setdefault(name, {})[int(start)] = opened.get_tensor(key)
+    return made | {name: torch.cat([own[start] for start in sorted(own)]) for name, own in pieces.items()}
 
 
 def test_an_adapter_on_two_ranks_of_zero_3(ray_local, folder, tmp_path):
@@ -243,7 +289,7 @@ def test_an_adapter_on_two_ranks_of_zero_3(ray_local, folder, tmp_path):
     settings = learner_config(
         ranks=2, zero_stage=3, micro_batch_tokens=24, lora=lora, gradient_checkpointing=True
     )
-    run(check, LearnerGroup(settings, str(folder)))
+    run(check, OldGroup(settings, str(folder)))
 
 
 def adapter_update(samples, lora):
@@ -263,18 +309,19 @@ async def resumes_with_dropout(learner, samples, target):
     """As `resumes_exactly`, for an update that drops some inputs, and for the average."""
     target.mkdir()
     await learner.save(target)
-    frozen = sum(p.numel() for p in tiny_llama().parameters()) * 4
-    models = (target / "learner").glob("*model_states.pt")
-    assert all(file.stat().st_size < frozen for file in models)
+    assert all("lora_" in name for name in gathered(target) if name != "steps")  # nothing frozen
 
     async def go_on():
         stats = await learner.update({"sft": samples}, 0.0, LR)
         sent = (await learner.export(2)).checksum, (await learner.export_average(2, 0.1)).checksum
         return stats | {"seconds": 0.0}, sent
 
+    old = target.with_name("old")
+    await learner.save_old(old)
     first, other = await go_on(), await go_on()
-    await learner.load(target)
-    assert await go_on() == first != other
+    for folder in (target, old):
+        await learner.load(folder)
+        assert await go_on() == first != other
 
 
 async def fails_with_a_reason(learner, samples, folder):
@@ -282,7 +329,7 @@ async def fails_with_a_reason(learner, samples, folder):
         await learner.update({"policy": []}, 0.0, LR)
     with pytest.raises(ValueError, match="policy, signal, sft"):
         await learner.update({"mystery": samples}, 0.0, LR)
-    with pytest.raises(LearnerError, match=r"learner\.load failed"):
+    with pytest.raises(CheckpointError, match=r"nowhere/learner has no training state"):
         await learner.load(folder / "nowhere")
     broken = replace(samples[0], advantages=np.full_like(samples[0].advantages, np.nan))
     with pytest.raises(LearnerError, match="not finite"):
@@ -290,6 +337,40 @@ async def fails_with_a_reason(learner, samples, folder):
     learner.stop()
     with pytest.raises(LearnerError, match="not running"):
         await learner.score(np.arange(4))
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("made",)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_code_in_an_old_checkpoint_is_not_run(tmp_path, monkeypatch, zipped):
+    monkeypatch.chdir(tmp_path)
+    torch.save(
+        {"step": torch.ones(1), "lr_scheduler": Code()}, "bad.pt", _use_new_zipfile_serialization=zipped
+    )
+    with pytest.raises(CheckpointError, match=r"^bad\.pt has posix\.mkdir, .* may be code: it is not loaded"):
+        load_safely("bad.pt")
+    assert not (tmp_path / "made").exists()
+
+
+def test_all_ranks_finish_before_a_failed_write_is_reported(monkeypatch):
+    """What they have written may then be removed."""
+    finished = []
+
+    async def call(rank, method, folder):
+        if rank == 0:
+            raise RemoteDefect("learner.save failed: SafetensorError: No space left on device")
+        await asyncio.sleep(0.05)
+        finished.append((rank, method, folder))
+
+    group = LearnerGroup(CONFIG, "model")
+    group.ranks = [0, 1]
+    monkeypatch.setattr(group, "_call", call)
+    with pytest.raises(RemoteDefect, match="No space left"):
+        asyncio.run(group.save("folder"))
+    assert finished == [(1, "save", "folder")]
 
 
 def test_a_missed_deadline_names_the_setting():

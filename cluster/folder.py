@@ -1,0 +1,111 @@
+"""The run's folder: one writer, what it resumes from, and what happens when it cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hindsight.cluster.failures import RunError
+from hindsight.configs.schema import Config
+from hindsight.learner.checkpoint import latest, newest_whole, set_aside, step_of
+
+LOCK = ".lock"  # held by the run that writes; the file itself stays
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # of a disk without locks
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.ESTALE}
+
+
+class StorageError(RunError):
+    """The run's folder cannot be written, so the run ends; its last checkpoint is intact."""
+
+
+def checkpoints(config: Config) -> Path:
+    """Folder of the run's checkpoints."""
+    return Path(config.out) / "checkpoints"
+
+
+@contextmanager
+def storing(out: Path) -> Iterator[None]:
+    """A block in which a full, read-only or failing disk is a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        raise StorageError(
+            f"cannot write: {error}. The run has ended, and the last checkpoint in {out} is intact. "
+            "Free some space or repair the disk, and continue with resume=auto, or set another `out`"
+        ) from error
+
+
+@contextmanager
+def sole_writer(out: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Create the run's folder and hold its lock, which ends with the block or this process.
+
+    Args:
+        say: is told if the disk has no locks; the run then goes on without.
+
+    Raises:
+        RunError: another run holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunError(
+                f"another run is writing to {out}: {file.read().strip() or 'one that has just started'}. "
+                "Wait for it or end it, or set another `out`"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            say(
+                f"warning: the disk of {out} has no file locks ({error.strerror}), so nothing stops a second "
+                "run from writing there: start only one"
+            )
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
+
+
+def newest_step(config: Config) -> int:
+    """Finished steps of the newest checkpoint; −1: there is none."""
+    newest = latest(checkpoints(config))
+    return step_of(newest) if newest else -1
+
+
+def open_folder(config: Config, say: Callable[[str], None]) -> Path | None:
+    """Return the newest whole checkpoint, if the run resumes; damaged newer ones are renamed.
+
+    Raises:
+        RunError: the folder holds another run and `resume` is not set, or none of its checkpoints is whole:
+            nothing has been changed.
+    """
+    root = checkpoints(config)
+    newest = latest(root)
+    if newest is None:
+        return None
+    if config.resume == "never":
+        raise RunError(
+            f"{config.out} already holds a run (newest checkpoint: {newest.name}). "
+            "Resume it with resume=auto, or choose another folder with out=…"
+        )
+    say("checking the checkpoint")
+    whole, damaged = newest_whole(root)
+    if whole is None:
+        wrong = "; ".join(f"{folder.name}: {reason}" for folder, reason in damaged.items())
+        raise RunError(
+            f"no checkpoint in {root} is whole ({wrong}). Nothing has been changed. "
+            "Restore one from a copy, or start a new run with another `out`"
+        )
+    for folder, reason in damaged.items():
+        say(f"warning: {folder.name} is damaged ({reason}); it is now {set_aside(folder).name}")
+    return whole

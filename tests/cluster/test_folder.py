@@ -1,0 +1,100 @@
+"""The run's folder: one writer, the checkpoint to resume from, a disk that is full."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hindsight.cluster.commands import expected_errors
+from hindsight.cluster.failures import RunError
+from hindsight.cluster.folder import StorageError, open_folder, sole_writer, storing
+from hindsight.cluster.metrics import Metrics
+from hindsight.configs.schema import Config, Tracking
+from hindsight.learner.checkpoint import check, write_state, writing
+
+HOLDER = """
+import sys
+from pathlib import Path
+from hindsight.cluster.folder import sole_writer
+with sole_writer(Path(sys.argv[1]), print):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def checkpoint(root: Path, step: int) -> Path:
+    async def write() -> None:
+        async with writing(root, step, keep=9) as folder:
+            write_state(folder, {"step": step})
+
+    asyncio.run(write())
+    return root / f"step-{step:08d}"
+
+
+def test_a_second_writer_is_refused_until_the_first_has_died(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout is not None and first.stdout.readline() == b"held\n"
+        where = rf"another run is writing to .*run: process {first.pid} on {socket.gethostname()}\. Wait"
+        with pytest.raises(RunError, match=where), sole_writer(tmp_path / "run", print):
+            pass
+        first.kill()
+    with sole_writer(tmp_path / "run", print):
+        assert f"process {os.getpid()} " in (tmp_path / "run/.lock").read_text()
+
+
+def test_a_disk_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    said: list[str] = []
+    with sole_writer(tmp_path, said.append):
+        assert len(said) == 1 and "has no file locks (No locks available)" in said[0]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_its_step_written_again(tmp_path: Path) -> None:
+    config, said = Config(out=str(tmp_path), resume="auto"), []
+    root = tmp_path / "checkpoints"
+    assert open_folder(config, said.append) is None
+    whole, damaged = checkpoint(root, 10), checkpoint(root, 20)
+    (damaged / "driver.json").write_text('{"step": 2')
+    assert open_folder(config, said.append) == whole
+    assert said[-1].startswith("warning: step-00000020 is damaged (driver.json is cut off or not JSON")
+    assert said[-1].endswith("it is now damaged-step-00000020")
+    check(checkpoint(root, 20))
+    assert open_folder(config, said.append) == damaged and len(said) == 3  # without a warning
+
+
+def test_without_a_whole_checkpoint_nothing_is_changed(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    for step in (10, 20):
+        (checkpoint(root, step) / "driver.json").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        RunError, match=r"step-00000020: driver.json is missing; step-00000010: .*another `out`"
+    ):
+        open_folder(Config(out=str(tmp_path), resume="auto"), print)
+    with pytest.raises(RunError, match=r"already holds a run .*step-00000020.*resume=auto"):
+        open_folder(Config(out=str(tmp_path)), print)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_is_an_error_for_the_user_and_a_defect_is_not(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, Tracking(names=[]))
+    metrics.path = Path("/dev/full")
+    full = pytest.raises(StorageError, match=r"No space left on device.*Free some space.*resume=auto")
+    with full as caught, storing(tmp_path):
+        metrics.write(1, "train", {"x": 1.0})
+    assert isinstance(caught.value, expected_errors())
+    with pytest.raises(FileNotFoundError), storing(tmp_path):
+        (tmp_path / "nothing").read_text()
