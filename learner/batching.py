@@ -77,6 +77,7 @@ class Batch:
     targets: torch.Tensor  # (P,) int64, the token
     advantages: torch.Tensor  # (P,) float32
     rollout: torch.Tensor  # (P,) float32
+    lags: torch.Tensor  # (P,) float32, whole numbers; NaN where not computed
     teacher: torch.Tensor  # (P,) float32, NaN where not scored
     reference: torch.Tensor  # (P,) float32, NaN where not computed
     candidates: torch.Tensor  # (P, k) int64, other tokens at the same positions; k may be 0
@@ -103,6 +104,7 @@ def collate(samples: Sequence[TrainingSample]) -> Batch:
         targets=torch.from_numpy(ids[rows, positions]),
         advantages=_column(samples, "advantages"),
         rollout=_column(samples, "rollout_logprobs"),
+        lags=_column(samples, "lags"),
         teacher=_column(samples, "teacher_logprobs"),
         reference=_column(samples, "reference_logprobs"),
         candidates=_wide(samples, "candidates", np.int64),
