@@ -64,8 +64,8 @@ def step(
 ) -> Step:
     """Time of a step in the steady state.
 
-    Synchronously the phases follow each other, but for the teacher, which scores groups as they end: half
-    of its time is hidden. With staleness S, S + 1 batches of episodes are in flight, so a long episode
+    Synchronously the phases follow each other, but for the teacher, which scores groups as they end: a
+    quarter of its time is hidden (`benchmarks.scoring`). With staleness S, S + 1 batches of episodes are in flight, so a long episode
     holds up a step only if it takes longer than S + 1 of them. On `shared` GPUs nothing overlaps.
     """
     turn = load.prompt / rates.prefill + load.response / rates.decode
@@ -74,7 +74,7 @@ def step(
     tokens = load.episodes * load.turns * load.context
     scoring, learning = tokens / (teachers * rates.score), load.passes * tokens / (ranks * rates.learn)
     if staleness == 0:
-        hidden = 0.0 if shared else scoring / 2
+        hidden = 0.0 if shared else scoring / 4
         parts = {"rollouts": max(busy, slowest), "learner": learning + scoring - hidden + rates.publish}
         seconds, bound = (
             sum(parts.values()),

@@ -77,7 +77,11 @@ class Method:
             group.failures.append(Failure("teacher", str(error), group.group.task.id))
 
     async def finish(self, batch: Sequence[SampleGroup]) -> None:
-        """Fill in what depends on the whole batch: a critic's values, and the advantages they give."""
+        """Fill in what is known when the batch is trained: how far each token's weights lag behind the
+        learner's; a critic's values, and the advantages they give.
+        """
+        for sample in (sample for group in batch for sample in group.samples):
+            sample.lags = self.run.state.version - sample.column("versions")
         critic, credit = self.actors.critic, self.config.credit
         if critic is None:
             return

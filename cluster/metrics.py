@@ -95,7 +95,7 @@ def step_metrics(
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
     seconds = times["time/step" if asynchronous else "time/rollout"]
     tokens = sum(turn.end - turn.start for turn in turns)
-    oldest = min(group.oldest_version for group in groups)
+    lags = version - np.concatenate([one.versions(turn) for one in trajectories for turn in one.turns])
     mixed = [0 < sum(t.success for t in group.trajectories) < len(group.trajectories) for group in groups]
     return summed | {
         "rollout/episodes": float(len(trajectories)),
@@ -108,7 +108,8 @@ def step_metrics(
         "rollout/tokens_per_second": tokens / seconds,
         "rollout/episodes_per_second": len(trajectories) / seconds,
         "rollout/turns_per_second": len(turns) / seconds,
-        "rollout/staleness": float(version - oldest),
+        "rollout/staleness": float(lags.max()),
+        "rollout/staleness_mean": float(lags.mean()),
         "rollout/mixed_groups": float(np.mean(mixed)),
     }
 
@@ -136,7 +137,7 @@ def readable(trajectory: Trajectory) -> dict[str, Any]:
                 "action": turn.action,
                 "valid": turn.valid,
                 "feedback": turn.result.feedback,
-                "weights": turn.weight_version,
+                "weights": np.unique(trajectory.versions(turn)).tolist(),
             }
             for turn in trajectory.turns
         ],

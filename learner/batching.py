@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,22 +35,36 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def over_ranks(lengths: Sequence[int], budget: int, ranks: int) -> list[list[list[int]]]:
     """Return indices by rank and micro-batch; every rank has equally many, so collectives stay aligned.
 
-    If the count is not divisible by `ranks`, the micro-batches with the most padded tokens are halved. Only
-    when there are fewer sequences than places does a rank get an empty micro-batch.
+    There are as few micro-batches as the budget allows, about equally heavy, heaviest first on each rank; a
+    heavy one is paired with light ones. A rank gets an empty one only if there are too few sequences.
     """
 
     def cost(batch: list[int]) -> int:
-        return len(batch) * max(lengths[i] for i in batch)
+        return len(batch) * max((lengths[i] for i in batch), default=0)
 
-    batches = micro_batches(lengths, budget)
-    while len(batches) % ranks and any(len(batch) > 1 for batch in batches):
+    each = -(-len(micro_batches(lengths, budget)) // ranks)
+    batches = _even(lengths, budget, each * ranks)
+    while len(batches) < each * ranks and any(len(batch) > 1 for batch in batches):
         heavy = max((batch for batch in batches if len(batch) > 1), key=cost)
         batches.remove(heavy)
         middle = len(heavy) // 2
         batches += [heavy[:middle], heavy[middle:]]
-    batches.sort(key=lambda batch: (-cost(batch), batch))
-    batches += [[] for _ in range(-len(batches) % ranks)]
-    return [batches[rank::ranks] for rank in range(ranks)]
+    batches += [[] for _ in range(each * ranks - len(batches))]
+    shares: list[list[list[int]]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    # Longest processing time first (Graham 1969), with a limit on how many each rank gets.
+    for batch in sorted(batches, key=lambda batch: (-cost(batch), batch)):
+        rank = min((rank for rank in range(ranks) if len(shares[rank]) < each), key=loads.__getitem__)
+        shares[rank].append(batch)
+        loads[rank] += cost(batch)
+    return shares
+
+
+def _even(lengths: Sequence[int], budget: int, count: int) -> list[list[int]]:
+    """At most `count` micro-batches under the smallest budget that needs no more; `budget` needs no more."""
+    budgets = range(min(budget, max(lengths, default=budget)), budget)
+    fits = bisect_left(budgets, True, key=lambda smaller: len(micro_batches(lengths, smaller)) <= count)
+    return micro_batches(lengths, budgets.start + fits)
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,7 @@ class Batch:
     targets: torch.Tensor  # (P,) int64, the token
     advantages: torch.Tensor  # (P,) float32
     rollout: torch.Tensor  # (P,) float32
+    lags: torch.Tensor  # (P,) float32, whole numbers; NaN where not computed
     teacher: torch.Tensor  # (P,) float32, NaN where not scored
     reference: torch.Tensor  # (P,) float32, NaN where not computed
     candidates: torch.Tensor  # (P, k) int64, other tokens at the same positions; k may be 0
@@ -88,6 +104,7 @@ def collate(samples: Sequence[TrainingSample]) -> Batch:
         targets=torch.from_numpy(ids[rows, positions]),
         advantages=_column(samples, "advantages"),
         rollout=_column(samples, "rollout_logprobs"),
+        lags=_column(samples, "lags"),
         teacher=_column(samples, "teacher_logprobs"),
         reference=_column(samples, "reference_logprobs"),
         candidates=_wide(samples, "candidates", np.int64),

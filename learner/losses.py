@@ -28,6 +28,7 @@ class Tokens:
     advantages: torch.Tensor
     old: torch.Tensor  # learner's log-probs before this batch's first optimizer step
     rollout: torch.Tensor  # engine's log-probs
+    lags: torch.Tensor  # weight versions between the token's sampling and this update; NaN if not known
     teacher: torch.Tensor  # log-probs under the teacher's context; NaN if not scored
     reference: torch.Tensor  # log-probs of the reference policy; NaN if not computed
     weights: torch.Tensor  # weight of the token in its sequence's loss, by `token_weights`
@@ -128,6 +129,7 @@ def policy(
     return total, {
         **{name: float(value.detach()) for name, value in sums.items()},
         **mismatch_sums(tokens.old, tokens.rollout),
+        **lag_sums(tokens, loss.tis_cap),
         **teacher_sums(tokens.advantages, gap, signal),
     }
 
@@ -187,6 +189,20 @@ def mismatch_sums(old: torch.Tensor, rollout: torch.Tensor) -> dict[str, float]:
     }
 
 
+def lag_sums(tokens: Tokens, cap: float) -> dict[str, float]:
+    """For each lag, its tokens and the sums of their importance weights and of what the cap has cut off."""
+    weights = importance(tokens.old, tokens.rollout, cap)
+    sums = {}
+    for lag in tokens.lags[~torch.isnan(tokens.lags)].unique().tolist():
+        own = weights[tokens.lags == lag]
+        sums |= {
+            f"tokens_lag_{lag:.0f}": float(len(own)),
+            f"importance_lag_{lag:.0f}": float(own.sum()),
+            f"truncated_lag_{lag:.0f}": float((own == cap).sum()),
+        }
+    return sums
+
+
 def teacher_sums(advantages: torch.Tensor, gap: torch.Tensor, signal: TeacherSignal) -> dict[str, float]:
     """Sums over the tokens that the teacher scored."""
     scored = ~torch.isnan(gap)
@@ -213,8 +229,9 @@ def report(objective: str, sums: dict[str, float], tokens: float, denominator: f
     """Return the statistics of one loss of an update from its merged sums over `tokens` tokens (or their
     weights); the loss is over `denominator`.
 
-    Teacher statistics appear only if the teacher scored a token; `ess` is the effective sample size of the
-    uncapped importance weights as a share of the tokens.
+    Importance weights are reported by the lag of the weights that sampled the tokens: their mean, and the
+    share that was capped. Teacher statistics appear only if the teacher scored a token; `ess` is the
+    effective sample size of the uncapped importance weights as a share of the tokens.
     """
     if objective == "value":
         return {"loss": sums["loss"] / denominator, "clip_fraction": sums["clipped"] / tokens}
@@ -230,6 +247,12 @@ def report(objective: str, sums: dict[str, float], tokens: float, denominator: f
             "ess": sums["ratio"] ** 2 / (tokens * sums["ratio_squared"]),
             "teacher_tokens": sums["scored"],
         }
+        for name in sums:
+            if name.startswith("tokens_lag_"):
+                lag = name.removeprefix("tokens_")
+                stats[f"token_share_{lag}"] = sums[name] / tokens
+                stats[f"importance_{lag}"] = sums[f"importance_{lag}"] / sums[name]
+                stats[f"truncated_{lag}"] = sums[f"truncated_{lag}"] / sums[name]
         if "kl" in sums:
             stats["kl"] = sums["kl"] / tokens
         if sums["scored"]:

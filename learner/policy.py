@@ -143,7 +143,9 @@ class PolicyRank(Rank):
             return losses.signal_loss(student, teacher, old, self.signal)
         loss = self.config.loss
         weights = losses.token_weights(batch.rows, loss.aggregation)
-        tokens = losses.Tokens(batch.advantages, old, batch.rollout, batch.teacher, batch.reference, weights)
+        tokens = losses.Tokens(
+            batch.advantages, old, batch.rollout, batch.lags, batch.teacher, batch.reference, weights
+        )
         return losses.policy(made.logprobs, made.entropy, tokens, loss, self.signal, strength)
 
     def _training(self, objective: str) -> AbstractContextManager[None]:

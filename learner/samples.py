@@ -15,6 +15,8 @@ COLUMNS = (
     "positions",
     "turns",
     "rollout_logprobs",
+    "versions",
+    "lags",
     "advantages",
     "teacher_logprobs",
     "reference_logprobs",
@@ -33,6 +35,8 @@ class TrainingSample:
     positions: np.ndarray  # (P,) int32, index in `ids` of each sampled token; never 0
     turns: np.ndarray | None = None  # (P,) int32, the turn of the trajectory that sampled it
     rollout_logprobs: np.ndarray | None = None  # (P,) float32, by the engine
+    versions: np.ndarray | None = None  # (P,) int32, the weight version that sampled the token
+    lags: np.ndarray | None = None  # (P,) int32, how many versions ahead of that the learner is
     advantages: np.ndarray | None = None  # (P,) float32, A before a teacher reweights it; in SFT the weight
     teacher_logprobs: np.ndarray | None = None  # (P,) float32, by the teacher, who saw a hint
     reference_logprobs: np.ndarray | None = None  # (P,) float32, by the reference policy
@@ -132,7 +136,7 @@ class SampleGroup:
 
 
 def to_samples(group: Group) -> SampleGroup:
-    """The samples of a group, with positions, turns and the engine's log-probs.
+    """The samples of a group, with positions, turns, the engine's log-probs and its weight versions.
 
     Raises:
         ValueError: a sampled token has no log-prob.
@@ -152,5 +156,6 @@ def _samples(trajectory: Trajectory) -> list[TrainingSample]:
         logprobs = sequence.logprobs[positions].astype(np.float32)
         if np.isnan(logprobs).any():
             raise ValueError(f"task {trajectory.task.id}: a sampled token has no rollout log-prob")
-        samples.append(TrainingSample(sequence.ids, positions, turns, logprobs))
+        versions = sequence.versions[positions]
+        samples.append(TrainingSample(sequence.ids, positions, turns, logprobs, versions))
     return samples

@@ -41,6 +41,7 @@ class Conversation:
         self._growing = renderer.prompt.preset == "history"
         self._ids: list[list[np.ndarray]] = []  # per sequence, chunks in order
         self._logprobs: list[list[np.ndarray]] = []
+        self._versions: list[list[np.ndarray]] = []
         self._first: Observation | None = None
         self._past: list[tuple[Observation, str | None]] = []
         self._asked: tuple[Observation, np.ndarray] | None = None  # observation and the ids it appends
@@ -67,44 +68,52 @@ class Conversation:
         self._asked = (observation, added)
         return 0, np.concatenate([*self._ids[0], added])
 
-    def append_sampled(self, ids: np.ndarray, logprobs: np.ndarray | None = None) -> Reply:
+    def append_sampled(
+        self, ids: np.ndarray, logprobs: np.ndarray | None = None, versions: np.ndarray | None = None
+    ) -> Reply:
         """Append the response to the last prompt.
 
         Args:
             ids: (n,) tokens sampled by the engine, n > 0 (for a demonstration, from `Renderer.respond`).
             logprobs: (n,) log-probs of `ids`; None for NaN.
+            versions: (n,) weight versions that sampled `ids`; None for -1.
 
         Raises:
-            ValueError: there is no prompt, no token, or not one log-prob per token.
+            ValueError: there is no prompt, no token, or not one log-prob and version per token.
         """
         if self._asked is None:
             raise ValueError("call prompt before append_sampled")
         ids = np.asarray(ids, dtype=np.int32)
         if logprobs is None:
             logprobs = np.full(len(ids), np.nan, dtype=np.float32)
-        if len(ids) == 0 or len(ids) != len(logprobs):
-            raise ValueError(f"a response needs tokens, one log-prob each: {len(ids)} and {len(logprobs)}")
+        if versions is None:
+            versions = np.full(len(ids), -1, dtype=np.int32)
+        if len(ids) == 0 or not len(ids) == len(logprobs) == len(versions):
+            counts = f"{len(ids)}, {len(logprobs)} and {len(versions)}"
+            raise ValueError(f"a response needs tokens, one log-prob and one version each: {counts}")
         (observation, added), self._asked = self._asked, None
         if not self._growing or not self._ids:
             self._ids.append([])
             self._logprobs.append([])
-        chunks, logprob_chunks = self._ids[-1], self._logprobs[-1]
-        start = sum(map(len, chunks)) + len(added)
-        chunks += [added, ids]
-        logprob_chunks += [
+            self._versions.append([])
+        start = sum(map(len, self._ids[-1])) + len(added)
+        self._ids[-1] += [added, ids]
+        self._logprobs[-1] += [
             np.full(len(added), np.nan, dtype=np.float32),
             np.asarray(logprobs, dtype=np.float32),
+        ]
+        self._versions[-1] += [
+            np.full(len(added), -1, dtype=np.int32),
+            np.asarray(versions, dtype=np.int32),
         ]
         reply = self._read(ids, start)
         self._past.append((observation, reply.action))
         return reply
 
     def sequences(self) -> tuple[TokenSequence, ...]:
-        """Return all sequences so far. Log-probs of tokens that were not sampled are NaN."""
-        return tuple(
-            TokenSequence(np.concatenate(ids), np.concatenate(logprobs))
-            for ids, logprobs in zip(self._ids, self._logprobs, strict=True)
-        )
+        """Return all sequences so far. Tokens that were not sampled have log-prob NaN and version -1."""
+        columns = zip(self._ids, self._logprobs, self._versions, strict=True)
+        return tuple(TokenSequence(*map(np.concatenate, chunks)) for chunks in columns)
 
     def _read(self, ids: np.ndarray, start: int) -> Reply:
         said = ids[:-1] if ids[-1] == self._renderer.end_id else ids

@@ -127,6 +127,16 @@ class Served:
     running: int = 0
 
 
+def token_versions(output: RequestOutput) -> np.ndarray:
+    """(n,) int32, the weight version that sampled each token of a finished request."""
+    sampled: Any = output.outputs[0]
+    if output.lora_request:
+        return np.full(len(sampled.token_ids), output.lora_request.lora_int_id, dtype=np.int32)
+    spans = sampled.weight_versions
+    versions = np.array([int(span.version) for span in spans], dtype=np.int32)
+    return versions.repeat([span.end - span.start for span in spans])
+
+
 class Engine:
     """Samples and scores with one copy of the student's weights. Methods are called through Ray."""
 
@@ -204,11 +214,7 @@ class Engine:
             ids=np.asarray(sampled.token_ids, dtype=np.int32),
             logprobs=np.asarray(sampled.logprobs.logprobs, dtype=np.float32),
             finish=sampled.finish_reason,
-            weight_version=(
-                output.lora_request.lora_int_id
-                if output.lora_request
-                else min(int(span.version) for span in sampled.weight_versions)
-            ),
+            versions=token_versions(output),
         )
 
     async def score(self, ids: np.ndarray) -> np.ndarray:

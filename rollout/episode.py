@@ -85,14 +85,14 @@ async def run_episode(
         generation = await generate(context, sampling)
         if len(generation.ids) == 0:
             raise EngineError("the engine returned no token")
-        reply = conversation.append_sampled(generation.ids, generation.logprobs)
+        reply = conversation.append_sampled(generation.ids, generation.logprobs, generation.versions)
         if reply.action is None:
             result = _correct(observation, renderer.form.correction, reward)
         else:
             result = await slot.step(reply.action)
         if len(turns) + 1 == limits.max_turns and not (result.terminated or result.truncated):
             result = result.cut(await slot.finish())
-        turns.append(_turn(reply, observation, result, generation.weight_version))
+        turns.append(_turn(reply, observation, result))
         observation, reward = result.observation, result.reward
         if result.terminated or result.truncated:
             ended = "terminated" if result.terminated else "truncated"
@@ -121,7 +121,7 @@ def _correct(observation: Observation, correction: str, reward: float) -> StepRe
     )
 
 
-def _turn(reply: Reply, observation: Observation, result: StepResult, version: int) -> Turn:
+def _turn(reply: Reply, observation: Observation, result: StepResult) -> Turn:
     return Turn(
         sequence=reply.sequence,
         start=reply.start,
@@ -132,5 +132,4 @@ def _turn(reply: Reply, observation: Observation, result: StepResult, version: i
         action=reply.action,
         valid=reply.action is not None and observation.admits(reply.action),
         result=result,
-        weight_version=version,
     )

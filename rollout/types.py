@@ -62,7 +62,7 @@ class Generation:
     ids: np.ndarray  # (n,) int32, including a sampled end-of-turn token
     logprobs: np.ndarray  # (n,) float32 at the sampling temperature
     finish: Literal["stop", "length"]
-    weight_version: int  # the oldest weights that sampled any of the tokens
+    versions: np.ndarray  # (n,) int32, the weight version that sampled each token
 
 
 class EngineError(RuntimeError):
@@ -88,6 +88,7 @@ class TokenSequence:
 
     ids: np.ndarray  # (L,) int32
     logprobs: np.ndarray  # (L,) float32, the engine's log-prob of each sampled token; NaN where not sampled
+    versions: np.ndarray  # (L,) int32, the weight version that sampled each token; -1 where not sampled
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,6 @@ class Turn:
     action: str | None  # the parsed action; None if malformed
     valid: bool  # well-formed, and admissible if the environment lists its actions
     result: StepResult  # after the action; for a malformed turn: the corrective observation
-    weight_version: int  # of the engine when it sampled the turn
 
     @property
     def malformed(self) -> bool:
@@ -131,6 +131,10 @@ class Trajectory:
     ended: Ended
     preamble: str = ""  # text shown before the task; not in the turns' observations
 
+    def versions(self, turn: Turn) -> np.ndarray:
+        """(n,) int32, the weight versions that sampled a turn's tokens, in order."""
+        return self.sequences[turn.sequence].versions[turn.start : turn.end]
+
 
 @dataclass(frozen=True)
 class Group:
@@ -142,8 +146,3 @@ class Group:
     failures: tuple[Failure, ...] = ()  # after all retries
     retried: tuple[Failure, ...] = ()  # failures that were retried
     reference: tuple[str, ...] = ()  # the task's reference solution, if feedback.source needs it
-
-    @property
-    def oldest_version(self) -> int:
-        """The oldest weight version that sampled any turn, used to measure staleness."""
-        return min(turn.weight_version for trajectory in self.trajectories for turn in trajectory.turns)

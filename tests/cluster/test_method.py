@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
-from hindsight.cluster.metrics import step_metrics
+from hindsight.cluster.metrics import readable, step_metrics
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.turns import Turns
 from hindsight.cluster.watch import Watchdog
@@ -18,6 +18,7 @@ from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.runtime.remote import ActorLost
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, JudgeError
+from hindsight.learner.batching import collate
 from hindsight.rollout.types import Failure, Group, Span, TokenSequence, Trajectory, Turn
 from hindsight.teacher.pool import ScorerPool
 from hindsight.teacher.scorer import Scored
@@ -29,12 +30,15 @@ DISTILL = ("signal.name=distill", "signal.top_k=2", "feedback.source=immediate",
 PPO = ("credit.advantage=gae",)
 
 
+VERSIONS = np.array([-1, -1, -1, -1, 4, 5, 5], dtype=np.int32)  # weights were synced within the turn
+
+
 def trajectory(success, parsed=True):
     ids = np.array([1, 2, 7, 8, 3, 4, 5], dtype=np.int32)
     result = StepResult(Observation("later"), "Dark.", float(success), success, False, success)
     span = Span(5, 6) if parsed else None
-    turn = Turn(0, 4, 7, span, Observation("now"), "<action>look</action>", "look", parsed, result, 0)
-    sequence = TokenSequence(ids, np.zeros(7, dtype=np.float32))
+    turn = Turn(0, 4, 7, span, Observation("now"), "<action>look</action>", "look", parsed, result)
+    sequence = TokenSequence(ids, np.zeros(7, np.float32), VERSIONS)
     return Trajectory(TASK, (sequence,), (turn,), success, float(success), "terminated")
 
 
@@ -97,6 +101,7 @@ class Produced:
             judge=judge,
             watchdog=Watchdog(60),
             now=lambda doing: None,
+            state=SimpleNamespace(version=6),
         )
         trainer = Trainer(run)
         self.method = trainer.method
@@ -119,7 +124,7 @@ class Produced:
 
     @property
     def metrics(self):
-        return step_metrics([self.group], {"time/rollout": 1.0, "time/step": 1.0}, 0, False)
+        return step_metrics([self.group], {"time/rollout": 1.0, "time/step": 1.0}, 6, False)
 
     @property
     def losses(self):
@@ -272,6 +277,17 @@ def test_a_reference_is_asked_for_all_that_was_sampled():
     one = Produced("loss.kl=0.01")
     assert [sample.reference_logprobs.tolist() for sample in one.group.samples] == [[-1.0] * 3] * 2
     assert one.scored == set() and one.metrics["feedback/texts"] == 0
+
+
+def test_each_token_has_the_version_that_sampled_it():
+    one = Produced()
+    asyncio.run(one.method.finish([one.group]))
+    for sample in one.group.samples:
+        assert sample.versions.tolist() == [4, 5, 5] and sample.lags.tolist() == [2, 1, 1]
+    assert collate(one.losses["policy"]).lags.tolist() == [2.0, 1.0, 1.0] * 2
+    assert one.metrics["rollout/staleness"] == 2
+    assert one.metrics["rollout/staleness_mean"] == pytest.approx(4 / 3)
+    assert readable(one.group.group.trajectories[0])["turns"][0]["weights"] == [4, 5]
 
 
 def test_a_critic_takes_the_place_of_siblings():

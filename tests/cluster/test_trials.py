@@ -41,8 +41,8 @@ ROOM = Observation("A room. Your task is to: rest.")
 def trajectory(task, success, preamble=""):
     """One turn that read 5 tokens and wrote 2."""
     result = StepResult(Observation("Done."), "Done.", float(success), success, False, success)
-    turn = Turn(0, 5, 7, None, ROOM, "rest", "rest", True, result, 0)
-    sequence = TokenSequence(np.zeros(7, np.int32), np.zeros(7, np.float32))
+    turn = Turn(0, 5, 7, None, ROOM, "rest", "rest", True, result)
+    sequence = TokenSequence(np.zeros(7, np.int32), np.zeros(7, np.float32), np.zeros(7, np.int32))
     return Trajectory(task, (sequence,), (turn,), success, float(success), "terminated", preamble)
 
 

@@ -44,11 +44,11 @@ def turn(before, action, feedback, after=None, reward=0.0, thought="", info=None
         seen(after or feedback), feedback, reward, reward == 1.0, False, reward == 1.0, info or {}
     )
     span = None if action is None else Span(4, 6)
-    return Turn(0, 3, 7, span, seen(before), response, action, action in ACTIONS, result, 0)
+    return Turn(0, 3, 7, span, seen(before), response, action, action in ACTIONS, result)
 
 
 def trajectory(*turns):
-    sequence = TokenSequence(np.arange(8, dtype=np.int32), np.zeros(8, dtype=np.float32))
+    sequence = TokenSequence(np.arange(8, dtype=np.int32), np.zeros(8, np.float32), np.zeros(8, np.int32))
     last = turns[-1].result
     return Trajectory(
         TASK, (sequence,), turns, last.success, last.reward, "terminated" if last.terminated else "truncated"

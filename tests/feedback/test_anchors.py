@@ -23,7 +23,7 @@ def group(*keys):
     made = []
     for row in keys:
         seen = [Observation("", state_key=key) for key in row]
-        turns = tuple(Turn(0, 1, 2, None, at, "", None, False, NOTHING, 0) for at in seen)
+        turns = tuple(Turn(0, 1, 2, None, at, "", None, False, NOTHING) for at in seen)
         made.append(Trajectory(TASK, (), turns, False, 0.0, "truncated"))
     return Group(0, TASK, tuple(made))
 

@@ -42,7 +42,9 @@ def engine(renderer, *script):
         if isinstance(step, Exception):
             raise step
         sampled = np.append(renderer.encode(step), np.int32(renderer.end_id))
-        return Generation(sampled, np.zeros(len(sampled), np.float32), "stop", 0)
+        return Generation(
+            sampled, np.zeros(len(sampled), np.float32), "stop", np.zeros(len(sampled), np.int32)
+        )
 
     generate.asked = asked
     return generate

@@ -56,7 +56,9 @@ def policy_loss(config: Config, batch: Batch, held: Models, strength: float) -> 
     """The sum of the loss, sums of its statistics, and its parts of each token."""
     loss, signal = config.loss, make_signal(config.signal)
     weights = losses.token_weights(batch.rows, loss.aggregation)
-    tokens = losses.Tokens(batch.advantages, held.old, batch.rollout, batch.teacher, batch.reference, weights)
+    tokens = losses.Tokens(
+        batch.advantages, held.old, batch.rollout, batch.lags, batch.teacher, batch.reference, weights
+    )
     total, sums = losses.policy(held.now, held.entropy, tokens, loss, signal, strength)
     now = held.now.detach()
     gap = batch.teacher - now
@@ -122,7 +124,9 @@ def learn(
         "denominator": plan.denominator,
         "tokens": plan.tokens,
         "loss": total * plan.scales[0],
-        "report": {key.replace("signal_", "distil_"): value for key, value in report.items()},
+        "report": {
+            key.replace("signal_", "distil_"): value for key, value in report.items() if "_lag_" not in key
+        },
         "turns": turns,
     }
 

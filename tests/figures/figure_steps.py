@@ -56,7 +56,9 @@ def rebuild(record: dict[str, Any]) -> Group:
 def _trajectory(task: TaskSpec, record: dict[str, Any]) -> Trajectory:
     sequences = tuple(
         TokenSequence(
-            np.array(one["ids"], np.int32), np.array(one["logprobs"], np.float64).astype(np.float32)
+            np.array(one["ids"], np.int32),
+            np.array(one["logprobs"], np.float64).astype(np.float32),
+            np.zeros(len(one["ids"]), np.int32),
         )
         for one in record["sequences"]
     )
@@ -69,7 +71,8 @@ def _turn(record: dict[str, Any]) -> Turn:
     result = record["result"] | {"observation": _observation(record["result"]["observation"])}
     span = record["action_span"] and Span(*record["action_span"])
     changed = {"action_span": span, "result": StepResult(**result)}
-    return Turn(**record | changed | {"observation": _observation(record["observation"])})
+    made = record | changed | {"observation": _observation(record["observation"])}
+    return Turn(**{name: value for name, value in made.items() if name != "weight_version"})
 
 
 def _observation(record: dict[str, Any]) -> Observation:
@@ -95,6 +98,7 @@ class Recorder:
         self.judge = self._judge if config.feedback.judged else None
         self.teacher = SimpleNamespace(context=fakes.TEACHER_CONTEXT)
         self.turns = Turns()
+        self.state = SimpleNamespace(version=0)
         self.reference = self if config.loss.kl > 0 else None
         self.learner = self
         self.critic = self if config.credit.critic else None

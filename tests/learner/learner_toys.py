@@ -23,15 +23,16 @@ REWEIGHT = Reweight(Reweight.Settings(name="reweight"))
 def turn(sequence, start, end, span=None, action="look", valid=True, state="a room"):
     seen = Observation("a room", state_key=state)
     result = StepResult(seen, "", 0.0, False, False, False)
-    return Turn(sequence, start, end, span and Span(*span), seen, "", action, valid, result, 0)
+    return Turn(sequence, start, end, span and Span(*span), seen, "", action, valid, result)
 
 
 def sequence(length, sampled, seed=0):
-    """A sequence whose token i is i + 1; `sampled` are (start, end) ranges, with log-prob -i / 10 at i."""
-    logprobs = np.full(length, np.nan, dtype=np.float32)
+    """A sequence whose token i is i + 1; `sampled` are (start, end) ranges: log-prob -i / 10, version i."""
+    logprobs, versions = np.full(length, np.nan, np.float32), np.full(length, -1, np.int32)
     for start, end in sampled:
         logprobs[start:end] = -np.arange(start, end) / 10
-    return TokenSequence(np.arange(1, length + 1, dtype=np.int32), logprobs)
+        versions[start:end] = np.arange(start, end)
+    return TokenSequence(np.arange(1, length + 1, dtype=np.int32), logprobs, versions)
 
 
 def trajectory(turns, success, length=20):
@@ -103,7 +104,7 @@ def tiny_llama(tied=True, seed=0, dtype=torch.float32):
 def held_tokens(batch, old, aggregation="token-mean"):
     """What the policy loss holds fixed of a micro-batch."""
     weights = token_weights(batch.rows, aggregation)
-    return Tokens(batch.advantages, old, batch.rollout, batch.teacher, batch.reference, weights)
+    return Tokens(batch.advantages, old, batch.rollout, batch.lags, batch.teacher, batch.reference, weights)
 
 
 def token_mean(model, samples, budget, loss=None, strength=0.5, order=None):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from learner_toys import random_samples
 
+from hindsight.configs.schema import Config, Learner
 from hindsight.learner.batching import collate, micro_batches, over_ranks, split
+from hindsight.learner.plan import plan_updates
 
 lengths_of = st.lists(st.integers(1, 100), min_size=1, max_size=40)
 
@@ -33,6 +36,71 @@ def test_ranks_get_equally_many_and_lose_nothing(lengths, budget, ranks):
         assert len(batch) <= 1 or len(batch) * max(lengths[i] for i in batch) <= budget
     if len(lengths) >= ranks * len(plan[0]):
         assert all(flat)  # an empty micro-batch only where there are not enough samples
+    assert len(plan[0]) == -(-len(micro_batches(lengths, budget)) // ranks)  # as few as the budget allows
+    assert plan == over_ranks(list(lengths), budget, ranks)
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(24, 100), st.integers(0, 50))
+def test_a_plan_trains_every_sample_once(count, ranks, mini_batches, budget, seed):
+    samples = random_samples(count, seed)
+    learner = Learner(ranks=ranks, mini_batches=mini_batches, micro_batch_tokens=budget)
+    plan = plan_updates("policy", samples, replace(Config(), learner=learner), 1.0)
+    trained = [sample for work in plan.work for micros in work for micro in micros for sample in micro]
+    assert sorted(map(id, trained)) == sorted(map(id, samples))
+    # How samples are spread over ranks changes neither the mini-batches nor the scales of their sums.
+    alone = replace(Config(), learner=replace(learner, ranks=1))
+    one = plan_updates("policy", samples, alone, 1.0)
+    assert plan.scales == one.scales and plan.tokens == one.tokens and plan.denominator == one.denominator
+    for step in range(mini_batches):
+        by_rank = [sample for work in plan.work for micro in work[step] for sample in micro]
+        together = [sample for micro in one.work[0][step] for sample in micro]
+        assert sorted(map(id, by_rank)) == sorted(map(id, together))
+
+
+def turns_of_a_step(seed):
+    """Lengths of 16 × 8 trajectories' turns: 5 to 50 turns, each a sample of 500 to 8,000 tokens."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(5, 51, 16 * 8)
+    return np.clip(rng.lognormal(np.log(1500), 0.6, counts.sum()), 500, 8000).astype(int).tolist()
+
+
+def idle(lengths, ranks, mini_batches, budget, together):
+    """Share of the ranks' time in which they wait for the slowest one, if time is padded tokens.
+
+    Args:
+        together: whether ranks wait for each other after each micro-batch, as in ZeRO 3.
+    """
+    busy = longest = 0.0
+    for start in range(mini_batches):
+        part = lengths[start::mini_batches]
+        costs = np.array(
+            [
+                [len(micro) * max((part[i] for i in micro), default=0) for micro in micros]
+                for micros in over_ranks(part, budget, ranks)
+            ]
+        )
+        busy += costs.sum() / ranks
+        longest += costs.max(axis=0).sum() if together else costs.sum(axis=1).max()
+    return 1 - busy / longest
+
+
+@pytest.mark.parametrize(
+    ("ranks", "mini_batches", "budget", "bound", "bound_together"),
+    [
+        (1, 1, 16384, 0.0, 0.0),
+        (2, 2, 16384, 0.01, 0.01),
+        (8, 4, 16384, 0.01, 0.02),
+        # Some 3,500 samples are 12 for each rank and mini-batch, in two micro-batches.
+        (24, 12, 8192, 0.03, 0.10),
+        (24, 12, 16384, 0.05, 0.09),
+        (24, 12, 24576, 0.05, 0.08),
+    ],
+)
+def test_ranks_hardly_wait_for_each_other(ranks, mini_batches, budget, bound, bound_together):
+    lengths = turns_of_a_step(seed=0)
+    assert len(lengths) > 3000
+    assert idle(lengths, ranks, mini_batches, budget, together=False) <= bound
+    assert idle(lengths, ranks, mini_batches, budget, together=True) <= bound_together
 
 
 def test_work_is_shared_rather_than_idled():

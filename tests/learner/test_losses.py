@@ -48,7 +48,7 @@ def reference(logprobs, entropies, tokens, loss, strength, clip):
     """The whole policy loss, token by token, written from the equations."""
     total = 0.0
     columns = (logprobs, entropies, *vars(tokens).values())
-    for logprob, entropy, advantage, old, rollout, teacher, anchor, share in zip(
+    for logprob, entropy, advantage, old, rollout, _, teacher, anchor, share in zip(
         *(column.tolist() for column in columns), strict=True
     ):
         if not math.isnan(teacher):
@@ -75,7 +75,8 @@ def tokens_of(count, seed, dtype=torch.float64):
         return low + (high - low) * torch.rand(count, generator=generator, dtype=dtype)
 
     teacher = torch.where(draw(0, 1) < 0.5, draw(-4, 0), math.nan)
-    made = Tokens(draw(-3, 3), draw(-3, 0), draw(-3, 0), teacher, draw(-3, 0), draw(0, 1))
+    lags = torch.arange(count, dtype=dtype) % 3
+    made = Tokens(draw(-3, 3), draw(-3, 0), draw(-3, 0), lags, teacher, draw(-3, 0), draw(0, 1))
     return draw(-3, 0), draw(0, 4), made
 
 
@@ -173,7 +174,8 @@ def test_statistics_by_hand():
     old = torch.tensor([math.log(2.0), 0.0])
     teacher, reference = old + torch.tensor([0.1, math.nan]), old - torch.tensor([0.2, 0.4])
     half = torch.full((2,), 0.5)
-    tokens = Tokens(torch.tensor([1.0, -1.0]), old, torch.zeros(2), teacher, reference, half)
+    lags = torch.tensor([1.0, 0.0])
+    tokens = Tokens(torch.tensor([1.0, -1.0]), old, torch.zeros(2), lags, teacher, reference, half)
     loss = Loss(entropy=0.0, kl=0.1)
     total, sums = policy(old.clone(), torch.tensor([1.0, 3.0]), tokens, loss, reweighting(), 0.5)
     stats = report("policy", merge([sums]), tokens=2, denominator=4)

@@ -43,6 +43,7 @@ def test_every_sampled_token_is_in_a_sample_and_has_its_turns_advantage():
     for sample, turns in zip(made.samples, advantages(made.group, Credit()), strict=True):
         np.testing.assert_array_equal(sample.advantages, np.concatenate(turns))
         np.testing.assert_allclose(sample.rollout_logprobs, -sample.positions / 10, rtol=1e-6)
+        np.testing.assert_array_equal(sample.versions, sample.positions)
         assert sample.ids.dtype == sample.positions.dtype == sample.turns.dtype == np.int32
         assert sample.advantages.dtype == sample.rollout_logprobs.dtype == np.float32
         assert sample.teacher_logprobs is None and sample.reference_logprobs is None

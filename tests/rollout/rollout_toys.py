@@ -152,4 +152,4 @@ class ToyEngine:
         cut = np.asarray(sampled[: sampling.max_tokens], dtype=np.int32)
         cut.flags.writeable = False  # as it comes out of the object store
         finish = "stop" if cut[-1] == self.end else "length"
-        return Generation(cut, np.full(len(cut), -0.5, np.float32), finish, weight_version=3)
+        return Generation(cut, np.full(len(cut), -0.5, np.float32), finish, np.full(len(cut), 3))

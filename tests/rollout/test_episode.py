@@ -38,8 +38,9 @@ def test_a_won_episode():
     assert (trajectory.success, trajectory.reward, trajectory.ended) == (True, 1.0, "terminated")
     assert slot.actions == ["take key", "open door"] and len(trajectory.sequences) == 1
     assert [turn.valid for turn in trajectory.turns] == [True, True]
-    assert [turn.weight_version for turn in trajectory.turns] == [3, 3]
     sequence = trajectory.sequences[0]
+    assert sequence.versions.dtype == np.int32
+    np.testing.assert_array_equal(sequence.versions, np.where(np.isnan(sequence.logprobs), -1, 3))
     for turn, (context, sampling), text in zip(trajectory.turns, engine.asked, WIN, strict=True):
         assert np.array_equal(sequence.ids[: turn.start], context)
         assert turn.response == text and sampling.max_tokens == 64 and sampling.temperature == 1.0
@@ -134,7 +135,7 @@ def test_a_preamble_stands_before_the_task_and_not_in_the_observation(preset):
 
 def test_an_empty_generation_is_an_engine_failure():
     async def nothing(ids, sampling):
-        return Generation(np.empty(0, np.int32), np.empty(0, np.float32), "stop", 0)
+        return Generation(np.empty(0, np.int32), np.empty(0, np.float32), "stop", np.empty(0, np.int32))
 
     with pytest.raises(EngineError, match="no token"):
         asyncio.run(

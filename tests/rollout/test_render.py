@@ -211,7 +211,7 @@ def test_ledger_keeps_the_order_of_calls():
     with pytest.raises(ValueError, match="prompt before"):
         conversation.append_sampled(np.asarray([5], np.int32))
     conversation.prompt(ROOM)
-    with pytest.raises(ValueError, match="one log-prob each"):
+    with pytest.raises(ValueError, match="one log-prob and one version each"):
         conversation.append_sampled(np.asarray([5], np.int32), np.zeros(2, np.float32))
     assert conversation.sequences() == ()
 

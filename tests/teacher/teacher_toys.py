@@ -68,7 +68,6 @@ def play(renderer: Renderer, episode) -> Trajectory:
                 reply.action,
                 reply.action in ACTIONS,
                 result,
-                0,
             )
         )
         observation = result.observation

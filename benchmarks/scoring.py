@@ -1,0 +1,115 @@
+"""What is gained if a trajectory is scored when it ends instead of when its group ends.
+
+    python -m benchmarks.scoring [--replicas 6] [--ranks 6] [--draws 20]
+
+Nothing runs: ends of trajectories are drawn, and replicas take them first come, first served. Rates and step
+are those of `benchmarks.scale`, trained synchronously. A group with equal rewards teaches nothing by sibling
+advantages, so scoring by them has to wait until two rewards differ; distillation scores everything.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import typer
+from benchmarks.scale import Load, Rates
+from rich.console import Console
+from rich.table import Table
+
+GROUPS, SIZE = 16, 8
+NOISE = 0.3  # standard deviation of the log of a turn's time
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trajectory."""
+
+    at: float  # seconds after the step's begin
+    turns: int
+    success: bool
+
+
+@dataclass(frozen=True)
+class Game:
+    """How episodes of an environment end."""
+
+    name: str
+    turns: tuple[int, int]  # of a success
+    failed: tuple[int, int]  # of a failure
+
+
+GAMES = (
+    Game("failures end at the limit of 50 turns", (6, 35), (50, 50)),
+    Game("failures end by themselves", (3, 15), (3, 15)),
+)
+
+
+def rollouts(game: Game, success: float, seed: int) -> list[list[Ended]]:
+    """Groups whose tasks differ in difficulty, each sorted by when its trajectories end."""
+    draw, rates, load = np.random.default_rng(seed), Rates(), Load(GROUPS * SIZE)
+    seconds = load.prompt / rates.prefill + load.response * rates.latency + rates.step
+
+    def play(chance: float) -> Ended:
+        won = bool(draw.random() < chance)
+        low, high = game.turns if won else game.failed
+        turns = int(draw.integers(low, high + 1))
+        return Ended(float(draw.lognormal(np.log(seconds), NOISE, turns).sum()), turns, won)
+
+    chances = draw.beta(2 * success, 2 * (1 - success), GROUPS)
+    return [sorted((play(chance) for _ in range(SIZE)), key=lambda one: one.at) for chance in chances]
+
+
+def work(groups: Sequence[Sequence[Ended]], distills: bool, early: bool) -> Iterator[tuple[float, int]]:
+    """When each trajectory can be scored, and its turns."""
+    for group in groups:
+        differ = [one.at for one in group if one.success != group[0].success]
+        if not (differ or distills):
+            continue
+        known = 0.0 if distills else differ[0]
+        yield from ((max(one.at, known) if early else group[-1].at, one.turns) for one in group)
+
+
+def after(jobs: Sequence[tuple[float, int]], replicas: int, ended: float) -> float:
+    """Seconds of scoring after the last rollout."""
+    free, last = [0.0] * replicas, ended
+    for at, turns in sorted(jobs):
+        done = max(heapq.heappop(free), at) + turns * Load(0).context / Rates().score
+        heapq.heappush(free, done)
+        last = max(last, done)
+    return last - ended
+
+
+def main(
+    replicas: Annotated[int, typer.Option(help="teachers")] = 6,
+    ranks: Annotated[int, typer.Option(help="ranks of the learner")] = 6,
+    draws: Annotated[int, typer.Option(help="steps that are averaged")] = 20,
+) -> None:
+    """Print seconds of scoring that rollouts do not hide."""
+    table = Table(title=f"{GROUPS} × {SIZE} trajectories, {replicas} teachers: a model, not a measurement")
+    for name in ("episodes", "success", "scored", "scoring", "left if by group", "by trajectory", "of step"):
+        table.add_column(name)
+    for game in GAMES:
+        for success in (0.2, 0.5, 0.8):
+            for distills in (False, True):
+                figures = []
+                for seed in range(draws):
+                    groups = rollouts(game, success, seed)
+                    ended = max(group[-1].at for group in groups)
+                    whole, each = (list(work(groups, distills, early)) for early in (False, True))
+                    tokens = Load(0).context * sum(turns for _, turns in whole)
+                    left = [after(jobs, replicas, ended) for jobs in (whole, each)]
+                    step = ended + left[0] + Load(0).passes * tokens / (ranks * Rates().learn)
+                    figures.append((tokens / Rates().score / replicas, *left, (left[0] - left[1]) / step))
+                busy, by_group, by_trajectory, share = np.mean(figures, axis=0)
+                scored = "everything" if distills else "unequal groups"
+                seconds = (f"{one:.0f} s" for one in (busy, by_group, by_trajectory))
+                table.add_row(game.name, f"{success:.0%}", scored, *seconds, f"{share:.1%}")
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
