@@ -128,6 +128,7 @@ def _incoming(completion: Any) -> UserMessage:
     if calls:
         return UserMessage(role="user", tool_calls=calls)
     words = (answer.content or "").rpartition("</think>")[2].strip()
+    words = words.encode(errors="replace").decode()  # JSON can hold half a surrogate pair
     if not words:
         raise Unusable("the answer is empty")
     return UserMessage(role="user", content=words)
