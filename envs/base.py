@@ -31,6 +31,10 @@ class InstanceLost(EnvError):
     """The instance cannot be used again: its process ends, and the next call gets a new one."""
 
 
+class BadAnswer(EnvError):
+    """The environment answered something that it must not; the message names the task and the field."""
+
+
 class DataMissing(EnvError):
     """The environment's data are not where the configuration says; the message explains how to get them."""
 
@@ -152,7 +156,8 @@ class TextEnv(ABC):
         self._end()
         self.turns += 1
         result = self._step(action)
-        if result.terminated or result.truncated:
+        # Anything but a StepResult is returned as it is, for `envs.boundary` to refuse.
+        if not isinstance(result, StepResult) or result.terminated or result.truncated:
             return result
         if self.turns >= self.max_turns:
             return result.cut(self._finish())

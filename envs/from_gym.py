@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,8 @@ import gymnasium
 from gymnasium.spaces import Text
 
 from hindsight.configs.schema import Env
-from hindsight.envs.base import EnvError, EnvFamily, Observation, SettingError, StepResult, TextEnv
+from hindsight.envs.base import EnvFamily, Observation, SettingError, StepResult, TextEnv
+from hindsight.envs.boundary import bad, number
 from hindsight.envs.tasks import Manifest, TaskSpec
 
 Make = Callable[..., gymnasium.Env[str, str]]
@@ -46,18 +46,20 @@ class FromGym(TextEnv):
         self._total = 0.0
 
     def _reset(self, task: TaskSpec) -> Observation:
-        text, info = self._env.reset(seed=task.data["seed"])
+        text, info = _parts(self._env.reset(seed=task.data["seed"]), "(observation, info)")
         self._total = 0.0
         return _observation(text, info)
 
     def _step(self, action: str) -> StepResult:
-        text, reward, terminated, truncated, info = self._env.step(action)
-        self._total += float(reward)
-        if math.isnan(self._total):
-            raise EnvError(f"the environment gave the reward {reward} to {action[:80]!r}")
-        success = bool(info.get("success", terminated and self._total >= 1.0))
+        answer = self._env.step(action)
+        text, reward, terminated, truncated, info = _parts(
+            answer, "(observation, reward, terminated, truncated, info)"
+        )
+        observation = _observation(text, info)
+        self._total += number(reward, f"the reward of {action[:80]!r}")
+        success = info.get("success", bool(terminated and self._total >= 1.0))
         total = min(1.0, max(0.0, self._total))
-        return StepResult(_observation(text, info), text, total, terminated, truncated, success)
+        return StepResult(observation, text, total, terminated, truncated, success)
 
     def close(self) -> None:
         self._env.close()
@@ -103,13 +105,22 @@ def _restore(config: Env, cache: Path) -> EnvFamily:
     return find_family(config.name)(config, cache)
 
 
-def _observation(text: str, info: Mapping[str, Any]) -> Observation:
-    if not isinstance(text, str):
-        raise EnvError(f"the observation {text!r} is not a string")
+def _parts(answer: Any, expected: str) -> tuple[Any, ...]:
+    """What `reset` or `step` returned, if it is a tuple of as many as expected."""
+    if not isinstance(answer, tuple) or len(answer) != expected.count(",") + 1:
+        raise bad("the answer", answer, expected)
+    return answer
+
+
+def _observation(text: Any, info: Any) -> Observation:
+    """The observation as it came: `envs.boundary` checks it."""
+    if not isinstance(info, Mapping):
+        raise bad("info", info, "a dict")
+    key, actions = info.get("state_key", text), info.get("actions", ())
     return Observation(
         text,
-        actions=tuple(map(str, info.get("actions", ()))),
-        state_key=str(info.get("state_key", text)),
-        rules=str(info.get("rules", "")),
-        goal=str(info.get("goal", "")),
+        actions=actions if isinstance(actions, str | bytes) else tuple(actions),
+        state_key=key if key is None else str(key),
+        rules=info.get("rules", ""),
+        goal=info.get("goal", ""),
     )

@@ -63,7 +63,7 @@ def read_json(text: str) -> Any:
     try:
         found = json.loads(text)
         json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
-        deep = _depth(found) > DEPTH
+        deep = depth(found) > DEPTH
     except ValueError as error:  # RecursionError is no ValueError
         raise MalformedCall(f"A tool call has to be one JSON object: {error}.") from None
     except RecursionError:
@@ -83,8 +83,8 @@ def _read(block: str) -> Call:
     return Call(found["name"], arguments)
 
 
-def _depth(value: Any) -> int:
+def depth(value: Any) -> int:
     """How many lists and objects lie in one another at most."""
     if not isinstance(value, dict | list):
         return 0
-    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
+    return 1 + max(map(depth, value.values() if isinstance(value, dict) else value), default=0)

@@ -66,7 +66,8 @@ class Ask(Protocol):
 class JudgeEndpoint:
     """Asks an OpenAI-compatible endpoint.
 
-    The client retries status codes 408, 409, 429 and 5xx, connection errors and timeouts.
+    The client retries status codes 408, 409, 429 and 5xx, connection errors and timeouts. It does not read an
+    answer of more than `envs.runtime.bounded.LONGEST` bytes to its end.
     """
 
     def __init__(self, settings: Judge) -> None:
@@ -75,7 +76,9 @@ class JudgeEndpoint:
         Raises:
             JudgeError: the environment variable with the API key is not set.
         """
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        from hindsight.envs.runtime.bounded import bound_async
 
         self._settings = settings
         self._key = os.environ.get(settings.api_key_env, "")
@@ -89,6 +92,7 @@ class JudgeEndpoint:
             api_key=self._key,
             timeout=settings.timeout,
             max_retries=RETRIES,
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [bound_async]}),
         )
 
     async def __call__(self, question: Question, schema: Schema | None = None) -> Answer:

@@ -27,6 +27,7 @@ from hindsight.configs.schema import Config
 from hindsight.rollout.adapter import write
 from hindsight.rollout.device import find_device
 from hindsight.rollout.outline import layer_names
+from hindsight.rollout.sampled import to_generation
 from hindsight.rollout.types import EngineError, EngineLost, Generation, Sampling
 from hindsight.rollout.weights import WeightSet, checksum, unpack
 
@@ -127,16 +128,6 @@ class Served:
     running: int = 0
 
 
-def token_versions(output: RequestOutput) -> np.ndarray:
-    """(n,) int32, the weight version that sampled each token of a finished request."""
-    sampled: Any = output.outputs[0]
-    if output.lora_request:
-        return np.full(len(sampled.token_ids), output.lora_request.lora_int_id, dtype=np.int32)
-    spans = sampled.weight_versions
-    versions = np.array([int(span.version) for span in spans], dtype=np.int32)
-    return versions.repeat([span.end - span.start for span in spans])
-
-
 class Engine:
     """Samples and scores with one copy of the student's weights. Methods are called through Ray."""
 
@@ -190,7 +181,7 @@ class Engine:
             seconds: time limit; at most `rollout.request_timeout`.
 
         Raises:
-            EngineError: the engine failed or the time limit was exceeded.
+            EngineError: the engine failed, its response is unusable, or the time limit was exceeded.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
@@ -205,17 +196,14 @@ class Engine:
             structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
         )
         output = await self._run(prompt_ids, params, seconds)
-        sampled: Any = output.outputs[0]
         self.totals["requests"] += 1
         self.totals["prompt_tokens"] += len(prompt_ids)
         self.totals["cached_tokens"] += output.num_cached_tokens or 0
-        self.totals["generated_tokens"] += len(sampled.token_ids)
-        return Generation(
-            ids=np.asarray(sampled.token_ids, dtype=np.int32),
-            logprobs=np.asarray(sampled.logprobs.logprobs, dtype=np.float32),
-            finish=sampled.finish_reason,
-            versions=token_versions(output),
-        )
+        self.totals["generated_tokens"] += len(output.outputs[0].token_ids)
+        try:
+            return to_generation(output, sampling.max_tokens, self.llm.model_config.get_vocab_size())
+        except EngineError as error:
+            raise EngineError(f"engine {self.index}: {error}") from error
 
     async def score(self, ids: np.ndarray) -> np.ndarray:
         """Return log-probs of ids[1:] at temperature 1, (L - 1,) float32, without the prefix cache.

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
 KINDS = ("difficulty_1", "difficulty_2", "difficulty_3")  # upstream's grades
 SPLITS = {"train": "train", "evaluation": "test_normal"}  # upstream's datasets that the tasks are drawn from
+LONGEST = 30_000  # characters of one output, which the server cuts to fewer unless the agent's code broke it
+LONGEST_NOTE = 4_000  # characters of one text of the verdict; it may quote what the agent's code stored
 BEFORE = 0.9  # of a deadline: the server's is over before the owner of this process loses patience with it
 RULES = """\
 You are an assistant that runs errands for {first_name} {last_name} (email {email}, phone {phone_number}), \
@@ -104,8 +106,8 @@ class AppWorldEnv(TextEnv):
         ran = self._call("execute", action, seconds=self._config.step_timeout)
         terminated = bool(ran["completed"] or "lost" in ran)
         verdict = self._judge(ran) if terminated else Verdict(0.0, False)
-        observation = Observation(ran["output"], state_key=_key(ran["output"]))
-        said = ran["output"]
+        said = _legible(ran["output"], LONGEST)
+        observation = Observation(said, state_key=_key(said))
         return StepResult(observation, said, verdict.reward, terminated, False, verdict.success, verdict.info)
 
     def _finish(self) -> Verdict:
@@ -120,8 +122,8 @@ class AppWorldEnv(TextEnv):
         # Lost: the agent's code has broken its own world. It loses the episode; the infrastructure is fine.
         found = ran if "lost" in ran else self._call("evaluate", seconds=self._config.step_timeout)
         if "lost" in found:
-            return Verdict(0.0, False, {"lost": found["lost"], "share": 0.0})
-        info = {"passes": found["passes"], "failures": found["failures"]}
+            return Verdict(0.0, False, {"lost": _legible(found["lost"], LONGEST_NOTE), "share": 0.0})
+        info = _legible({"passes": found["passes"], "failures": found["failures"]}, LONGEST_NOTE)
         share = len(found["passes"]) / found["num_tests"]
         return Verdict(float(found["success"]), found["success"], info | {"share": share})
 
@@ -283,6 +285,16 @@ def _task(root: Path, name: str, split: str) -> TaskSpec:
     ):
         digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return TaskSpec(name, "appworld", kind, split, {"sha256": digest.hexdigest()})
+
+
+def _legible(said: Any, longest: int) -> Any:
+    """JSON that an agent's code may have had a hand in, without lone surrogates and with texts of bounded
+    length: what an agent writes must not count as a failure of the infrastructure."""
+    if isinstance(said, dict):
+        return {key: _legible(value, longest) for key, value in said.items()}
+    if isinstance(said, list):
+        return [_legible(value, longest) for value in said]
+    return said[:longest].encode(errors="replace").decode() if isinstance(said, str) else said
 
 
 def _key(text: str) -> str:

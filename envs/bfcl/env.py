@@ -24,6 +24,7 @@ from hindsight.envs.base import EnvError, EnvFamily, Observation, StepResult, Te
 from hindsight.envs.bfcl.backends import Backends
 from hindsight.envs.bfcl.checker import Referee
 from hindsight.envs.bfcl.data import KINDS, Entry, backend, draw_splits, entries
+from hindsight.envs.boundary import LONGEST
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.envs.tool_calls import Call, MalformedCall, read_calls, write_calls
 
@@ -62,7 +63,8 @@ class BfclEnv(TextEnv):
                 text, role, over = self._end_turn(self._entry)
         verdict = self._judge() if over else Verdict(0.0, False)
         info = {"turn": turn, **verdict.info}
-        text = text.encode(errors="replace").decode()  # an argument may hold half a surrogate pair
+        # An agent may have written half a surrogate pair, or copied a file into itself again and again.
+        text = text[:LONGEST].encode(errors="replace").decode()
         observation = Observation(text, state_key=self._backends.digest(self._turn), role=role)
         return StepResult(observation, text, verdict.reward, over, False, verdict.success, info)
 

@@ -21,13 +21,14 @@ from collections.abc import Callable
 from io import BufferedIOBase
 from typing import Any, NoReturn
 
-from hindsight.envs.base import DataMissing, EnvError, EnvFamily, InstanceLost, NoDemonstration, TextEnv
+from hindsight.envs.base import BadAnswer, DataMissing, EnvError, EnvFamily, InstanceLost, NoDemonstration
+from hindsight.envs.boundary import Checked, described
 from hindsight.envs.runtime.json_lines import channels
 from hindsight.envs.runtime.linux import die_with_parent
 
 LENGTH = struct.Struct("!I")  # every message is its length in bytes, then its pickle
 # The kinds of EnvError that somebody acts on; any other reaches the owner as a plain one.
-TOLD = (DataMissing, InstanceLost, NoDemonstration)
+TOLD = (BadAnswer, DataMissing, InstanceLost, NoDemonstration)
 
 
 def pack(message: Any) -> bytes:
@@ -55,7 +56,7 @@ def _packed(function: Callable[..., Any], *args: Any) -> bytes:
         raise
     except Exception as error:
         traceback.print_exc()
-        raise InstanceLost(f"{type(error).__name__}: {error}") from error
+        raise InstanceLost(f"{type(error).__name__}: {described(error)}") from error
 
 
 def _answer(function: Callable[..., Any], *args: Any) -> tuple[bytes, bool]:
@@ -65,7 +66,7 @@ def _answer(function: Callable[..., Any], *args: Any) -> tuple[bytes, bool]:
         return _packed(function, *args), True
     except EnvError as error:
         kind = next((kind for kind in TOLD if isinstance(error, kind)), EnvError)
-        return pack((kind, str(error))), kind is not InstanceLost
+        return pack((kind, described(error))), kind is not InstanceLost
 
 
 def _serve(channel: socket.socket, family: EnvFamily | None, failure: bytes, server: int) -> NoReturn:
@@ -88,16 +89,24 @@ def _serve(channel: socket.socket, family: EnvFamily | None, failure: bytes, ser
 
         try:
             send(pack(os.getpid()))
-            hosted: list[TextEnv] = []  # the one instance, kept here: it cannot travel
-            message, useful = _answer(lambda: hosted.append(family.make())) if family else (failure, False)
+            hosted: list[Checked] = []  # the one instance, kept here: it cannot travel
+            message, useful = (
+                _answer(lambda: hosted.append(Checked(family.make(), family.name)))
+                if family
+                else (failure, False)
+            )
             send(message)
             while useful:
                 method, args = _read(stream)
-                message, useful = _answer(lambda name, given: getattr(hosted[0], name)(*given), method, args)
+                message, useful = _answer(hosted[0].call, method, *args)
                 send(message)
             os._exit(0)
+        # The server's state must not be torn down here.
         except (EOFError, ConnectionError):
-            os._exit(0)  # the owner gave up the slot; the server's state must not be torn down here
+            os._exit(0)  # the owner gave up the slot
+        except (SystemExit, KeyboardInterrupt):
+            traceback.print_exc()
+            os._exit(1)  # the environment ended its process
 
 
 def _load(family_fd: int) -> EnvFamily:

@@ -11,6 +11,7 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from hindsight.envs.base import EnvError
+from hindsight.envs.runtime.bounded import bound
 from hindsight.envs.taubench.settings import User
 from hindsight.envs.taubench.upstream import (
     AssistantMessage,
@@ -50,6 +51,7 @@ class UserEndpoint:
             api_key=self._key or "none",  # engines of one's own ask for none
             timeout=user.timeout,
             max_retries=0,  # tries are counted here
+            http_client=openai.DefaultHttpxClient(event_hooks={"response": [bound]}),
         )
 
     def say(self, messages: list[Message], tools: list[Tool]) -> UserMessage:
@@ -128,6 +130,7 @@ def _incoming(completion: Any) -> UserMessage:
     if calls:
         return UserMessage(role="user", tool_calls=calls)
     words = (answer.content or "").rpartition("</think>")[2].strip()
+    words = words.encode(errors="replace").decode()  # JSON can hold half a surrogate pair
     if not words:
         raise Unusable("the answer is empty")
     return UserMessage(role="user", content=words)

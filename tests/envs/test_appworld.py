@@ -206,6 +206,12 @@ def test_hard_code_is_answered_and_the_episode_goes_on(env, tasks, code):
     assert env.step("print(1 + 1)").feedback == "2\n"
 
 
+def test_half_a_character_in_an_output_is_replaced(env, tasks):
+    env.reset(tasks[0])
+    said = env.step("class A(BaseException): pass\nraise A('\\ud800!')").observation.text
+    assert said.endswith("A: ?!")
+
+
 @settings(max_examples=25)
 @given(st.text())
 def test_any_text_is_answered(env, tasks, code):

@@ -12,7 +12,8 @@ from slot_tools import run_async
 from hindsight.configs.check import check
 from hindsight.configs.load import load
 from hindsight.configs.schema import Env
-from hindsight.envs.base import EnvError, NoDemonstration, SettingError
+from hindsight.envs.base import BadAnswer, EnvError, NoDemonstration, Observation, SettingError, StepResult
+from hindsight.envs.boundary import Checked
 from hindsight.envs.reference import play_references
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.slot import Forkserver, Slot
@@ -21,10 +22,26 @@ SOURCE = '''
 from dataclasses import dataclass
 
 import gymnasium
+import numpy as np
 from gymnasium.spaces import Discrete, Text
 
 from hindsight.configs.schema import Env
 from hindsight.configs.setting import setting
+
+
+REWARDS = {"nan": float("nan"), "inf": float("inf"), "text": "1.0", "none": None}
+ANSWERS = {
+    "nothing": None,
+    "four": ("", 0.0, True, {}),
+    "bare": ("", 0.0, False, False, None),
+    "bytes": (b"A wall.", 0.0, False, False, {}),
+    "number": (7, 0.0, False, False, {}),
+    "word": ("", 0.0, False, False, {"actions": "left"}),
+    "ways": ("", 0.0, False, False, {"actions": [1, 2]}),
+    "key": ("", 0.0, False, False, {"state_key": None}),
+    "maybe": ("", 0.0, False, False, {"success": "no"}),
+    "numpy": (np.str_("A wall."), np.float32(0.5), np.True_, np.False_, {"actions": np.array(["up"])}),
+}
 
 
 class Door(gymnasium.Env):
@@ -40,8 +57,10 @@ class Door(gymnasium.Env):
     def step(self, action):
         if action == "bug":
             raise KeyError(action)
-        if action == "nan":
-            return "", float("nan"), False, False, {}
+        if action in REWARDS:
+            return "", REWARDS[action], False, False, {}
+        if action in ANSWERS:
+            return ANSWERS[action]
         if action in ("give up", "praise"):
             return "Over.", 0.0, True, False, {"success": action == "praise"}
         won = action == self.way
@@ -121,8 +140,32 @@ def test_success_is_what_info_says(module):
         result = env.step(action)
         assert (result.terminated, result.success, result.reward) == (True, success, 0.0)
     env.reset(task)
-    with pytest.raises(EnvError, match="reward nan to 'nan'"):
-        env.step("nan")
+    for action, reward in (("nan", "nan"), ("inf", "inf"), ("text", "'1.0'"), ("none", "None")):
+        env.reset(task)
+        with pytest.raises(BadAnswer, match=f"the reward of '{action}' = {reward} "):
+            env.step(action)
+
+
+def test_what_comes_is_checked_as_for_every_environment(module):
+    family = family_of()
+    env, task = Checked(family.make(), family.name), family.manifest().train[0]
+    for action, said in {
+        "nothing": r"the answer = None \(NoneType\); expected \(observation, reward, terminated, ",
+        "four": "the answer = ",
+        "bare": "info = None",
+        "bytes": r"the result\.observation\.text = b'A wall\.'",
+        "number": r"the result\.observation\.text = 7",
+        "word": r"the result\.observation\.actions = 'left'",
+        "ways": r"the result\.observation\.actions\[0\] = 1",
+        "key": r"the result\.observation\.state_key = None",
+        "maybe": r"the result\.success = 'no'",
+    }.items():
+        env.call("reset", task)
+        with pytest.raises(BadAnswer, match=f"^environment doors:Door, task {task.id}: {said}"):
+            env.call("step", action)
+    env.call("reset", task)
+    seen = Observation("A wall.", ("up",), "A wall.")
+    assert env.call("step", "numpy") == StepResult(seen, "A wall.", 0.5, True, False, False)
 
 
 def test_its_own_settings_reach_it(module):

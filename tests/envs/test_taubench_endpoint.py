@@ -114,7 +114,7 @@ def test_a_model_plays_the_customer_with_its_tools(server, play):
     server.answers = [
         "<think>who am I?</think>\nMy data is off.",
         [("toggle_data", "{}"), ("check_network_status", "{}")],
-        "I did so.",
+        "I did so\ud83d.",
         f"Thanks. {STOP}",
     ]
     env, first = play(temperature=0.5)
@@ -122,7 +122,7 @@ def test_a_model_plays_the_customer_with_its_tools(server, play):
     assert first.rules
     tool = env.step(write_calls([Call("get_customer_by_id", {"customer_id": "C1001"})]))
     assert tool.observation.role == "tool"
-    assert env.step("Please toggle your data.").feedback == "I did so."
+    assert env.step("Please toggle your data.").feedback == "I did so?."  # half a character is none
     last = env.step("Good.")
     assert (last.terminated, last.info["ended"]) == (True, "user_stop")
     assert server.keys == [f"Bearer {KEY}"] * 4

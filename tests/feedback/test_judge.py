@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 import time
@@ -200,6 +201,34 @@ def test_an_endpoint_that_drips_is_not_waited_for(serve, once, monkeypatch):
     started = time.monotonic()
     [error] = ask(JudgeEndpoint(settings(serve(drip), timeout=0.3)), "Why?")
     assert "did not answer within 0.6 s" in str(error) and time.monotonic() - started < 2.5
+
+
+def flood(status, sent, encoding=None):
+    """Send an answer without end; `sent` counts its bytes."""
+
+    def answer(handler):
+        part = b"x" * 65536 if encoding is None else gzip.compress(b"x" * (8 << 20))
+        handler.send_response(status)
+        handler.send_header("Content-Type", "application/json")
+        if encoding:
+            handler.send_header("Content-Encoding", encoding)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while sum(sent) < 256 << 20:
+                handler.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+                sent.append(len(part))
+
+    return answer
+
+
+@pytest.mark.parametrize(("status", "encoding"), [(200, None), (500, None), (200, "gzip")])
+def test_an_answer_without_end_is_not_read_to_its_end(serve, status, encoding):
+    sent: list[int] = []
+    server = serve(flood(status, sent, encoding))
+    [error] = ask(JudgeEndpoint(settings(server, timeout=20.0)), "Why?")
+    assert isinstance(error, JudgeError) and "more than 1024 KiB" in str(error)
+    assert sum(sent) < 64 << 20 and len(server.requests) == 1
 
 
 def test_an_endpoint_that_is_not_there(serve, once):
