@@ -83,7 +83,7 @@ async def _train(config: Config, view: View) -> None:
     """
     async with open_run(config, view) as run:
         trainer = Trainer(run)
-        guarded = run.watchdog.guard(trainer.train(), trainer.keep())
+        guarded = run.watchdog.guard(trainer.train(), trainer.publisher.keep())
         try:
             print_summary(run, await signals.train(run, asyncio.create_task(guarded)))
         finally:

@@ -30,7 +30,7 @@ class Restarts:
 
     counts: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # until all was well
-    say: Callable[[str], None] = lambda text: None  # tells the user
+    say: Callable[[str], None] = print  # tells the user
 
     def note(self, role: str, seconds: float, reason: object) -> None:
         """Count a restart that took `seconds`."""

@@ -79,6 +79,7 @@ class Run:
             self.intact = False
             yield
             self.intact = True
+
     saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was, or the start
 
     def now(self, doing: str, done: int = 0, total: int | None = None) -> None:

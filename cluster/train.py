@@ -15,25 +15,21 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from hindsight.cluster.evaluate import Evaluation, Stage, evaluate, numbered
 from hindsight.cluster.failures import KINDS, Losses
-from hindsight.cluster.heal import Watched, keep
 from hindsight.cluster.method import Method
 from hindsight.cluster.metrics import step_metrics, write_trajectories
+from hindsight.cluster.publish import Publisher
 from hindsight.cluster.run import Run
 from hindsight.cluster.sft import fine_tune, linear
-from hindsight.envs.runtime.remote import AnswerLost, call
+from hindsight.envs.runtime.remote import AnswerLost
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.checkpoint import due
-from hindsight.learner.group import DEADLINE
 from hindsight.learner.rank import RanksLost
 from hindsight.learner.samples import SampleGroup, to_samples
-from hindsight.learner.weight_sync import Canary, SyncReport, broadcast, sync_weights
 from hindsight.rollout.types import Failure, Group
-from hindsight.rollout.weights import WeightSet
 from hindsight.rollout.worker import ask_worker
 
 LOSSES = 3  # of the ranks at one step, after which it is taken for a defect
@@ -45,6 +41,7 @@ class Trainer:
     def __init__(self, run: Run) -> None:
         self.run, self.config, self.actors = run, run.config, run.actors
         self.method = Method(run)
+        self.publisher = Publisher(run, self.method)
         self.in_flight: deque[asyncio.Task[SampleGroup]] = deque()
         self.losses: Counter[int] = Counter()  # of the ranks, by finished steps
 
@@ -64,10 +61,10 @@ class Trainer:
         run, config = self.run, self.config
         if not run.state.warm_started:
             if config.learner.lora.rank or run.state.version:
-                await self.sync_weights()  # an engine serves all requests with an adapter, or none
+                await self.publisher.sync()  # an engine serves all requests with an adapter, or none
             await self.warm_start()
         else:
-            await self.sync_weights(everywhere=run.state.step == 0)
+            await self.publisher.sync(everywhere=run.state.step == 0)
         if config.sft.demos and not self.evaluated(Stage.AFTER_SFT):
             await self.evaluate(Stage.AFTER_SFT)
             await run.save()
@@ -99,7 +96,7 @@ class Trainer:
             self.run.state.step += 1
             played = [trajectory for group in (*batch, *lost) for trajectory in group.group.trajectories]
             self.run.state.turns += sum(len(trajectory.turns) for trajectory in played)
-            report = await self.sync_weights(self.run.state.step)
+            report = await self.publisher.sync(self.run.state.step)
             synced = time.monotonic()
             for group in batch:
                 self.run.sampler.mark_trained(group.group.ordinal)
@@ -172,57 +169,6 @@ class Trainer:
             run.budget.add(run.state.step, self.config.rollout.group_size, group.failures)
         return batch, lost
 
-    async def sync_weights(self, step: int = 0, everywhere: bool = False) -> SyncReport:
-        """Send the new weights to every engine, verify them there, and let the method sync its copies.
-
-        Args:
-            step: number of the training step that has just finished; 0: none has.
-            everywhere: whether all copies start from these weights.
-        """
-        self.run.now("syncing weights")
-        self.run.state.version += 1
-        report, weights = await self.publish(self.actors.engines)
-        await self.method.sync(step, self.run.state.version, weights, everywhere)
-        return report
-
-    async def publish(self, engines: Sequence[Any]) -> tuple[SyncReport, WeightSet | None]:
-        """Send the learner's weights to engines and verify them; also returns them, unless broadcast."""
-        run, config = self.run, self.config
-        expected, timeout = await self.learner.score(run.canary), config.learner.timeout
-        canary = Canary(run.canary, expected, config.weight_sync.max_logprob_gap)
-        if config.broadcasts:
-            return await broadcast(engines, self.learner, run.state.version, canary, timeout), None
-        weights = await self.learner.export(run.state.version)
-        async with self.actors.turns.of("engine"):
-            starting = config.cluster.start_timeout
-            return await sync_weights(engines, weights, canary, timeout, starting), weights
-
-    async def keep(self) -> None:
-        """Beside `train`: bring engines whose process was replaced the weights of the last sync."""
-        watched = [
-            Watched("engine", engine, partial(self.bring_weights, engine)) for engine in self.actors.engines
-        ]
-        watched.append(Watched("worker", self.actors.worker, partial(asyncio.sleep, 0)))
-        await keep(watched, self.actors.restarts, self.config.cluster.start_timeout)
-
-    async def bring_weights(self, engine: Any) -> None:
-        """Make an engine serve what the others serve.
-
-        Raises:
-            RanksLost: the learner was lost as well.
-        """
-        async with self.run.changes:  # the learner's weights are those of the last sync
-            limit: dict[str, Any] = {"timeout": self.config.learner.timeout, "setting": DEADLINE}
-            if await call(engine, "serves", **limit):  # a sync came first
-                return
-            if self.run.state.version == 0:
-                await call(engine, "serve", **limit)
-            elif self.config.broadcasts:  # the engines' group of processes is broken: all meet again
-                self.learner.message = None
-                await self.publish(self.actors.engines)
-            else:
-                await self.publish([engine])
-
     async def abandon_groups(self) -> None:
         """Drop the groups in flight."""
         for group in self.in_flight:
@@ -266,7 +212,7 @@ class Trainer:
 
             failures = await fine_tune(config, self.actors, run.renderer, run.manifest.train, run.now, report)
             run.budget.add(run.state.step, config.sft.demos, failures)
-            await self.sync_weights(everywhere=True)
+            await self.publisher.sync(everywhere=True)
         run.state.warm_started = True
         await run.save()  # before the evaluation, which must not lose it
 

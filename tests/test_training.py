@@ -51,7 +51,7 @@ def train(out: Path, *overrides: str, kills: dict[str, tuple[int, str]] | None =
         async with open_run(config, View()) as opened:
             trainer = Trainer(opened)
             killing = asyncio.create_task(kill_at(opened, kills or {}))
-            await opened.watchdog.guard(trainer.train(), trainer.keep())
+            await opened.watchdog.guard(trainer.train(), trainer.publisher.keep())
             await killing
             (out / "restarts.json").write_text(json.dumps(opened.actors.restarts.counts))
 

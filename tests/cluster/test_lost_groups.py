@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from hindsight.cluster.failures import FailureBudget, NothingTrained, RunError
+from hindsight.cluster.heal import Restarts
 from hindsight.cluster.run import Run, State
 from hindsight.cluster.set_aside import SetAsideTasks
 from hindsight.cluster.task_sampler import TaskSampler
@@ -33,10 +35,14 @@ Script = Callable[[int, str], FailureKind | None]  # (ordinal, task) -> why the 
 
 def won(task: TaskSpec) -> Trajectory:
     result = StepResult(Observation("later"), "", 1.0, True, False, True)
-    turn = Turn(0, 1, 2, None, Observation("now"), "", None, False, result, 0)
-    return Trajectory(
-        task, (TokenSequence(np.zeros(2, np.int32), np.zeros(2)),), (turn,), True, 1.0, "terminated"
-    )
+    turn = Turn(0, 1, 2, None, Observation("now"), "", None, False, result)
+    tokens = TokenSequence(np.zeros(2, np.int32), np.zeros(2), np.zeros(2, np.int32))
+    return Trajectory(task, (tokens,), (turn,), True, 1.0, "terminated")
+
+
+@asynccontextmanager
+async def changing() -> AsyncIterator[None]:
+    yield
 
 
 class Toy:
@@ -52,7 +58,7 @@ class Toy:
         self.run: Any = SimpleNamespace(
             config=config,
             out=out,
-            actors=None,
+            actors=SimpleNamespace(restarts=Restarts()),
             state=State(),
             sampler=TaskSampler(TASKS, 5, aside.ids),
             budget=FailureBudget(1.0, 10_000, aside.ids),
@@ -61,13 +67,16 @@ class Toy:
             watchdog=Watchdog(60),
             metrics=SimpleNamespace(write=lambda step, kind, values: self.rows.append(values)),
             now=lambda *_: None,
+            changing=changing,
         )
         self.run.lose = lambda group: Run.lose(self.run, group)
         self.trainer = trainer = Trainer(self.run)
         method: Any = SimpleNamespace(must_requeue=trainer.method.must_requeue)
         method.finish, method.update = self.finish, self.update
         trainer.method = method
-        for name in ("roll_out", "produce", "sync_weights", "checkpoint_and_evaluate"):
+        publisher: Any = SimpleNamespace(sync=self.sync)
+        trainer.publisher = publisher
+        for name in ("roll_out", "produce", "checkpoint_and_evaluate"):
             setattr(trainer, name, getattr(self, name))
 
     async def roll_out(self, ordinal: int, task: TaskSpec) -> Group:
@@ -91,7 +100,7 @@ class Toy:
         self.trained.append([group.group.ordinal for group in batch])
         return {}
 
-    async def sync_weights(self, step: int) -> SyncReport:
+    async def sync(self, step: int) -> SyncReport:
         self.run.state.version += 1
         return SyncReport(0.0, 0.0, "")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hindsight.cluster import train
+from hindsight.cluster import publish
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.turns import Turns
 from hindsight.cluster.watch import Watchdog
@@ -32,8 +32,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return go
 
-    monkeypatch.setattr(train, "sync_weights", way("sync_weights"))
-    monkeypatch.setattr(train, "broadcast", way("broadcast"))
+    monkeypatch.setattr(publish, "sync_weights", way("sync_weights"))
+    monkeypatch.setattr(publish, "broadcast", way("broadcast"))
     return calls
 
 
@@ -103,7 +103,7 @@ def test_weights_are_exported_only_for_those_who_need_them(
     expected: list[str],
 ) -> None:
     made = trainer(asked, config, scorers=scorers, critic=critic)
-    asyncio.run(made.sync_weights(**to))
+    asyncio.run(made.publisher.sync(**to))
     assert asked == ["score", *expected]
     assert made.run.state.version == 1
 
@@ -121,5 +121,5 @@ def test_a_slow_weight_sync_is_a_missed_deadline_that_names_its_setting(asked: l
     watchdog = Watchdog(config.cluster.stall_timeout)
     late = r"loading weights 1 on engine 0 took longer than 0\.8 s: raise learner\.timeout"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RemoteTimeout, match=late):
-        patch.setattr(train, "sync_weights", weight_sync.sync_weights)
-        asyncio.run(watchdog.guard(made.sync_weights()))
+        patch.setattr(publish, "sync_weights", weight_sync.sync_weights)
+        asyncio.run(watchdog.guard(made.publisher.sync()))

@@ -10,8 +10,10 @@ import pytest
 from hindsight.rollout.sampled import to_generation
 from hindsight.rollout.types import EngineError
 
+SPANS = (("3", 0, 1), ("4", 1, 3))
 
-def output(ids=(5, 9, 1), logprobs=(-0.5, -1.0, -0.1), finish="stop", versions=(("3", 0, 1), ("4", 1, 3)), adapter=None):
+
+def output(ids=(5, 9, 1), logprobs=(-0.5, -1.0, -0.1), finish="stop", versions=SPANS, adapter=None):
     """As vLLM's `RequestOutput`."""
     sampled = SimpleNamespace(
         token_ids=list(ids),
