@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
-from hindsight.cluster.failures import RunError
+from hindsight.cluster.failures import RunError, by_kind, in_words, typical
 from hindsight.cluster.start import Actors
 from hindsight.cluster.trials import Attempts, open_trials, solved_within
 from hindsight.configs.schema import Config
@@ -118,7 +118,7 @@ async def evaluate(
         played: called with the number of finished tasks whenever something moved.
 
     Raises:
-        RunError: no task's prompt fits the model's context.
+        RunError: no episode was played to its end.
     """
     clock = asyncio.get_running_loop().time
     started, done = clock(), 0
@@ -144,9 +144,12 @@ async def evaluate(
     result = summarize(stage, step, [task.id for _, task in episodes], attempts, trials.most)
     trajectories = [trajectory for one in attempts for trajectory in one.trajectories]
     failures += [failure for one in attempts for failure in one.failures]
-    unread = [failure for failure in failures if failure.kind == "prompt"]
-    if not trajectories and len(unread) == len(episodes):
-        raise RunError(f"no evaluation task fits the model's context: {unread[-1].message}")
+    if not result.episodes:
+        last = typical(failures)
+        raise RunError(
+            f"the evaluation {stage} has no result, as all {len(episodes)} episodes failed "
+            f"({in_words(by_kind(failures))}). The last {last.kind}, on task {last.task}: {last.message}"
+        )
     return replace(result, seconds=clock() - started), trajectories, failures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -12,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from hindsight.cluster.failures import FailureBudget, NothingTrained, RunError
 from hindsight.cluster.run import Run, State
 from hindsight.cluster.set_aside import SetAsideTasks
 from hindsight.cluster.task_sampler import TaskSampler
 from hindsight.cluster.train import Trainer
+from hindsight.cluster.view import View
 from hindsight.cluster.watch import Watchdog
 from hindsight.configs.schema import Config, Rollout
 from hindsight.envs.base import Observation, StepResult
@@ -183,6 +186,13 @@ def test_replacements_keep_the_bound_on_staleness(tmp_path: Path, staleness: int
 def test_a_prompt_that_is_too_long_sets_its_task_aside_at_once(tmp_path: Path) -> None:
     toy = Toy(tmp_path, bad("t3", kind="prompt"), num_groups=2).steps(6)
     assert toy.played.count("t3") == 1 and toy.run.set_aside.ids == {"t3"}
+
+
+def test_the_log_prints_what_an_environment_said() -> None:
+    """Not as markup of the console."""
+    console = Console(file=io.StringIO(), width=200)
+    View(console).say("KeyError: '[/red]' [bold]")
+    assert "KeyError: '[/red]' [bold]" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_settings_that_fit_no_task_stop_the_run_and_can_be_changed(tmp_path: Path) -> None:

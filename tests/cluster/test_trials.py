@@ -149,13 +149,15 @@ def test_a_task_that_infrastructure_broke_is_left_out_of_every_rate(monkeypatch,
     assert [failure.kind for failure in failures] == ["env_died"]
 
 
-def test_a_prompt_that_is_too_long_is_left_out_unless_all_are(monkeypatch):
+def test_a_prompt_that_is_too_long_is_left_out(monkeypatch):
     result, _, failures, _, _ = run(monkeypatch, {"a0": [True], "a1": ["long"]}, policy="student")
     assert (result.episodes, result.success) == (1, 1.0) and [one.kind for one in failures] == ["prompt"]
-    with pytest.raises(
-        RunError, match=r"no evaluation task fits the model's context: raise model\.max_length"
-    ):
-        run(monkeypatch, {"a0": ["long"], "a1": ["long"]}, policy="student")
+
+
+def test_an_evaluation_without_an_episode_is_no_result(monkeypatch):
+    match = r"all 3 episodes failed \(prompt 2, env_died 1\).*prompt, on task b0: raise model\.max_length"
+    with pytest.raises(RunError, match=match):
+        run(monkeypatch, {"a0": ["long"], "a1": [None], "b0": ["long"]}, policy="student")
 
 
 def test_a_lesson_that_nobody_wrote_is_a_failure_of_infrastructure(monkeypatch):
