@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
-from hindsight.cluster.failures import RunError
+from hindsight.cluster.failures import RunError, by_kind, in_words, typical
 from hindsight.cluster.start import Actors
 from hindsight.cluster.trials import Attempts, open_trials, solved_within
 from hindsight.cluster.watch import all_but_stragglers
@@ -183,10 +183,12 @@ def summarize(
     """
     kept = [(task, one) for task, one in zip(tasks, attempts, strict=True) if not one.broken]
     if not kept:
-        why = "; ".join(
-            dict.fromkeys(f"{last.kind}: {last.message}" for one in attempts for last in one.failures[-1:])
+        failures = [failure for one in attempts for failure in one.failures]
+        last = typical(failures)
+        raise RunError(
+            f"{stage}: none of {len(attempts)} evaluation episodes finished ({in_words(by_kind(failures))}). "
+            f"The last {last.kind}, on task {last.task}: {last.message}"
         )
-        raise RunError(f"{stage}: none of {len(attempts)} evaluation episodes finished ({why})")
     outcomes = solved_within((one for _, one in kept), trials)
     solved = [sum(after) for after in outcomes]
     rates = [number / max(1, len(kept)) for number in solved]

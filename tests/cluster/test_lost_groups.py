@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from hindsight.cluster.failures import FailureBudget, NothingTrained, RunError
 from hindsight.cluster.heal import Restarts
 from hindsight.cluster.run import Run, State
-from hindsight.cluster.set_aside import SetAsideTasks
+from hindsight.cluster.set_aside import SetAside, SetAsideTasks
 from hindsight.cluster.task_sampler import TaskSampler
 from hindsight.cluster.train import Trainer
+from hindsight.cluster.view import View
 from hindsight.cluster.watch import Watchdog
 from hindsight.configs.schema import Config, Rollout
 from hindsight.envs.base import Observation, StepResult
-from hindsight.envs.tasks import TaskSpec
+from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.learner.samples import SampleGroup, to_samples
 from hindsight.learner.weight_sync import SyncReport
 from hindsight.rollout.types import Failure, FailureKind, Group, TokenSequence, Trajectory, Turn
@@ -194,6 +198,13 @@ def test_a_prompt_that_is_too_long_sets_its_task_aside_at_once(tmp_path: Path) -
     assert toy.played.count("t3") == 1 and toy.run.set_aside.ids == {"t3"}
 
 
+def test_the_log_prints_what_an_environment_said() -> None:
+    """Not as markup of the console."""
+    console = Console(file=io.StringIO(), width=200)
+    View(console).say("KeyError: '[/red]' [bold]")
+    assert "KeyError: '[/red]' [bold]" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_settings_that_fit_no_task_stop_the_run_and_can_be_changed(tmp_path: Path) -> None:
     with pytest.raises(NothingTrained, match=r"no task of the first step fits .*: t\d broke"):
         Toy(tmp_path, lambda *_: "prompt", num_groups=2).steps(1)
@@ -207,3 +218,41 @@ def test_an_environment_that_fails_everywhere_is_not_blamed_on_its_tasks(tmp_pat
         toy.steps(6)
     with pytest.raises(RunError, match=r"3 of 8 training tasks"):
         Toy(tmp_path, bad(), resumes=True)
+
+
+def fresh(out: Path) -> Run:
+    """A run of the toy's tasks as `open_run` makes it, with nothing but what a checkpoint restores."""
+
+    async def load(folder: Path) -> None:
+        pass
+
+    manifest, aside = Manifest(tuple(TASKS), ()), SetAsideTasks.load(out / "failures.jsonl", TASKS, True)
+    parts: dict[str, Any] = dict.fromkeys(one.name for one in fields(Run))
+    parts |= {"config": Config(), "out": out, "manifest": manifest, "set_aside": aside, "state": State()}
+    parts["sampler"] = TaskSampler(TASKS, 5, aside.ids)
+    parts["budget"] = FailureBudget(0.2, 4, aside.ids)
+    parts["metrics"] = SimpleNamespace(truncate=lambda step: None)
+    learner = SimpleNamespace(load=load)
+    parts["actors"] = SimpleNamespace(learner=learner, critic=None, scorers=lambda: {})
+    return Run(**parts)
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "now"])
+def test_a_checkpoint_brings_back_totals_but_no_grudge(tmp_path: Path, version: str) -> None:
+    """A run that had many failures resumes, with what has been set aside; twice, as after a recovery."""
+    before = fresh(tmp_path)
+    before.budget.add(3, 9999, [Failure("engine", "gone", "t1")] * 64)
+    before.state.step = 3
+    before.set_aside.add(SetAside("t4", "env_died", "killed", 2, 2))
+    state = before._driver_state()
+    if version == "0.1.0":
+        state["ledger"] = {"next": 9, "returned": [3], "trained": 8}
+        del state["sampler"], state["turns"]
+    (tmp_path / "driver.json").write_text(json.dumps(state))
+    after = fresh(tmp_path)
+    for _ in range(2):
+        asyncio.run(after.restore(tmp_path))
+        assert after.state.step == 3 and after.budget.counts == {"engine": 64}
+        assert after.sampler.interrupted == ([3] if version == "0.1.0" else [])
+    after.budget.add(4, 4, [Failure("engine", "gone", "t1")])
+    assert after.sampler.aside == {"t4"} == fresh(tmp_path).set_aside.ids

@@ -195,21 +195,23 @@ def test_episodes_in_the_queue_do_not_each_wait_for_a_deadline():
 
 def test_no_finished_episode_is_an_error_and_not_a_success_rate_of_zero():
     with pytest.raises(
-        RunError, match=r"m: none of 2 evaluation episodes finished \(timeout: .*timeout = 0.2"
+        RunError, match=r"m: none of 2 evaluation episodes finished \(timeout 2\).*timeout = 0.2"
     ):
         hung({"a0": ["hangs"], "a1": ["hangs"]}, timeout=0.2)
     broken = Attempts((), failures=(Failure("env_died", "killed", "a"),), broken=True)
-    with pytest.raises(RunError, match=r"none of 1 .*\(env_died: killed\)"):
+    with pytest.raises(RunError, match=r"none of 1 .*\(env_died 1\).*task a: killed"):
         summarize("m", 0, ["a"], [broken], 1)
 
 
-def test_a_prompt_that_is_too_long_is_left_out_unless_all_are(monkeypatch):
+def test_a_prompt_that_is_too_long_is_left_out(monkeypatch):
     result, _, failures, _, _ = run(monkeypatch, {"a0": [True], "a1": ["long"]}, policy="student")
     assert (result.episodes, result.success) == (1, 1.0) and [one.kind for one in failures] == ["prompt"]
-    with pytest.raises(
-        RunError, match=r"none of 2 evaluation episodes finished \(prompt: raise model\.max_length"
-    ):
-        run(monkeypatch, {"a0": ["long"], "a1": ["long"]}, policy="student")
+
+
+def test_an_evaluation_without_an_episode_is_no_result(monkeypatch):
+    match = r"none of 3 .*\(prompt 2, env_died 1\).*prompt, on task b0: raise model\.max_length"
+    with pytest.raises(RunError, match=match):
+        run(monkeypatch, {"a0": ["long"], "a1": [None], "b0": ["long"]}, policy="student")
 
 
 def test_a_lesson_that_nobody_wrote_is_a_failure_of_infrastructure(monkeypatch):
