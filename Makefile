@@ -1,5 +1,5 @@
 # make train [ARGS="steps=200"] · make test [ARGS="-k loss"] · make lint · make format · make setup · make clean
-.PHONY: setup train test lint format lock clean
+.PHONY: setup train test chaos lint format lock clean
 .DEFAULT_GOAL := help
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,6 +13,7 @@ help:
 	@echo 'make setup    .venv with the pinned packages (cpu, or gpu where a GPU is found)'
 	@echo 'make train    set up, then train $(CONFIG) or resume it; ARGS="key=value ..." overrides settings'
 	@echo 'make test     set up, then run the tests; ARGS goes to pytest'
+	@echo 'make chaos    kill every kind of process of a small run, which must end as if nothing had happened'
 	@echo 'make lint     check style, formatting and types; make format fixes the first two'
 	@echo 'make lock     update all package versions; make clean removes .venv, .venv-cpu and caches, never runs/'
 
@@ -25,6 +26,10 @@ train: setup
 test:
 	@VARIANT=cpu VENV=$(TEST_VENV) scripts/setup
 	$(TEST_VENV)/bin/python -m pytest --numprocesses=2 --no-loadscope-reorder --durations=15 $(ARGS)
+
+chaos:
+	@VARIANT=cpu VENV=$(TEST_VENV) scripts/setup
+	CUDA_VISIBLE_DEVICES= $(TEST_VENV)/bin/python -m benchmarks.chaos $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

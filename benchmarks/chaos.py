@@ -1,0 +1,189 @@
+"""Kill every kind of process of a small run, again and again: it must end as the run that nobody disturbed.
+
+    python -m benchmarks.chaos [--kills 2] [--seed 0]
+
+Both runs are `hindsight train nano` without staleness. While the second one trains, a process of each role gets
+SIGKILL at a random moment of a random step, as often as `--kills` says. The driver gets SIGTERM and SIGKILL,
+and is started again with `resume=auto`. Then the two runs must have sampled the same responses in every step,
+trained each group once, counted no failure, and hold the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+
+SETTINGS = (
+    "env.max_turns=8 env.slots=4 sft.demos=8 sft.epochs=1 rollout.num_groups=2 rollout.group_size=2 "
+    "rollout.max_staleness=0 evaluate.episodes=2 evaluate.cold_episodes=0 checkpoint.every=2 "
+    "teacher.sync_every=1 teacher.ema_decay=0.5 cluster.dashboard_port=0 resume=auto"
+).split()
+ROLES = {  # how Ray and vLLM name the processes
+    "engine": "ray::Engine",
+    "engine core": "VLLM::EngineCore",
+    "worker": "ray::Worker",
+    "shard": "ray::Shard",
+    "teacher": "ray::TeacherScorer",
+    "learner": "ray::PolicyRank",
+}
+DRIVER = {"driver, SIGTERM": signal.SIGTERM, "driver, SIGKILL": signal.SIGKILL}
+PAUSE = 5.0  # seconds after a kill in which its victim is not found again
+Kill = tuple[int, float, str]  # finished steps, seconds later, what is killed
+
+
+class Training:
+    """`hindsight train` as a child process, and its folder."""
+
+    def __init__(self, out: Path, steps: int) -> None:
+        self.out = out
+        self.command = [sys.executable, "-m", "hindsight", "train", "nano", f"steps={steps}", f"out={out}"]
+        self.command += SETTINGS
+        self.log = (out.parent / f"{out.name}.log").open("w")
+        self.start()
+
+    def start(self) -> None:
+        """Start, or resume."""
+        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=subprocess.STDOUT)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics of the training steps so far."""
+        path = self.out / "metrics.jsonl"
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+        return [row for row in map(json.loads, whole.splitlines()) if row["kind"] == "train"]
+
+    def wait_for(self, step: int) -> bool:
+        """Wait until a step is recorded; False: the run has ended before."""
+        while self.process.poll() is None:
+            if any(row["step"] >= step for row in self.rows()):
+                return True
+            time.sleep(0.1)
+        return False
+
+    def kill(self, what: str) -> str:
+        """Kill a process; returns what happened."""
+        if what in DRIVER:
+            began = time.monotonic()
+            self.process.send_signal(DRIVER[what])
+            status = self.process.wait(timeout=150)
+            ended = time.monotonic() - began
+            self.start()
+            return f"ended with status {status} after {ended:.1f} s, started again"
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        victims = [one for one in family if (one.cmdline() or [""])[0].startswith(ROLES[what])]
+        if not victims:
+            return "was not there"
+        random.choice(victims).kill()
+        time.sleep(PAUSE)
+        return "killed"
+
+    def responses(self) -> dict[str, Any]:
+        """By step, the task of each episode and what the student said."""
+        files = sorted((self.out / "trajectories").glob("step-*.jsonl"))
+        episodes = {file.stem: [json.loads(line) for line in file.read_text().splitlines()] for file in files}
+        return {
+            step: [(one["task"], [turn["response"] for turn in one["turns"]]) for one in own]
+            for step, own in episodes.items()
+        }
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The trained model."""
+        newest = max((self.out / "checkpoints").glob("step-*"))
+        return load_file(newest / "model" / "model.safetensors")
+
+
+def schedule(steps: int, kills: int, seed: int) -> list[Kill]:
+    """When what is killed: everything at least once, in random order, spread over the steps."""
+    chosen = [*DRIVER, *list(ROLES) * kills]
+    random.Random(seed).shuffle(chosen)
+    moments = random.Random(seed + 1)
+    return [
+        (1 + index * (steps - 1) // len(chosen), moments.uniform(0.0, 6.0), what)
+        for index, what in enumerate(chosen)
+    ]
+
+
+def disturb(run: Training, plan: Sequence[Kill], console: Console) -> None:
+    """Carry the plan out."""
+    for step, later, what in plan:
+        if not run.wait_for(step):
+            break
+        time.sleep(later)
+        console.print(f"after step {step}: {what} {run.kill(what)}", highlight=False)
+
+
+def differences(calm: Training, wild: Training, steps: int) -> list[str]:
+    """What tells the two runs apart."""
+    found = []
+    rows = wild.rows()
+    if [row["step"] for row in rows] != list(range(1, steps + 1)):
+        found.append(f"steps {[row['step'] for row in rows]}")
+    if any(row["rollout/episodes"] != 4 or row["failures/total"] for row in rows):
+        found.append("a step without all its episodes, or a failure that was counted")
+    ours, theirs = wild.responses(), calm.responses()
+    found += [f"responses of {step}" for step in theirs if ours.get(step) != theirs[step]]
+    one, other = wild.weights(), calm.weights()
+    gap = max(float((one[name] - other[name]).abs().max()) for name in other)
+    return found + ([f"weights, by up to {gap:.2g}"] if gap else [])
+
+
+def recovery(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """By role, the mean seconds of a replacement in each step that had one."""
+    found = defaultdict(list)
+    before: dict[str, float] = {}
+    for row in rows:
+        for name in [name for name in row if name.startswith("restarts/") and f"{name}_seconds" in row]:
+            count = row[name] - before.get(name, 0.0)
+            spent = row[f"{name}_seconds"] - before.get(f"{name}_seconds", 0.0)
+            if count > 0:
+                found[name.removeprefix("restarts/")].append(spent / count)
+        before = row if any(name.startswith("restarts/") for name in row) else {}
+    return found
+
+
+def main(
+    steps: Annotated[int, typer.Option(help="of each run")] = 16,
+    kills: Annotated[int, typer.Option(help="of each role")] = 2,
+    seed: Annotated[int, typer.Option(help="of the moments")] = 0,
+) -> None:
+    """Run both, compare, and print how long each role took to come back."""
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="hindsight-chaos-") as folder:
+        calm = Training(Path(folder, "calm"), steps)
+        console.print(f"the run that nobody disturbs: {calm.log.name}", highlight=False)
+        calm.process.wait()
+        wild = Training(Path(folder, "wild"), steps)
+        console.print(f"the other one: {wild.log.name}", highlight=False)
+        disturb(wild, schedule(steps, kills, seed), console)
+        status = wild.process.wait()
+        if status:
+            console.print(Path(wild.log.name).read_text()[-4000:], markup=False, highlight=False)
+            raise typer.Exit(1)
+        table = Table("role", "steps with a replacement", "seconds", title="Recovery")
+        for role, seconds in recovery(wild.rows()).items():
+            table.add_row(role, str(len(seconds)), f"{min(seconds):.0f} to {max(seconds):.0f}")
+        console.print(table)
+        found = differences(calm, wild, steps)
+    if found:
+        console.print("not the same run: " + "; ".join(found), highlight=False)
+        raise typer.Exit(1)
+    console.print("the same run: responses, episodes and weights, to the bit", highlight=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)
