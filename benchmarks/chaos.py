@@ -2,7 +2,7 @@
 
     python -m benchmarks.chaos [--kills 2] [--seed 0]
 
-Both runs are `hindsight train nano` without staleness. While the second one trains, a process of each role gets
+Both runs are `hindsight train nano` without staleness. While the second trains, a process of each role gets
 SIGKILL at a random moment of a random step, as often as `--kills` says. The driver gets SIGTERM and SIGKILL,
 and is started again with `resume=auto`. Then the two runs must have sampled the same responses in every step,
 trained each group once, counted no failure, and hold the same weights.
@@ -29,11 +29,12 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
-SETTINGS = (
-    "env.max_turns=8 env.slots=4 sft.demos=8 sft.epochs=1 rollout.num_groups=2 rollout.group_size=2 "
-    "rollout.max_staleness=0 evaluate.episodes=2 evaluate.cold_episodes=0 checkpoint.every=2 "
-    "teacher.sync_every=1 teacher.ema_decay=0.5 cluster.dashboard_port=0 resume=auto"
-).split()
+SETTINGS = [
+    *("env.max_turns=8", "env.slots=4", "sft.demos=8", "sft.epochs=1"),
+    *("rollout.num_groups=2", "rollout.group_size=2", "rollout.max_staleness=0"),
+    *("evaluate.episodes=2", "evaluate.cold_episodes=0", "checkpoint.every=2"),
+    *("teacher.sync_every=1", "teacher.ema_decay=0.5", "cluster.dashboard_port=0", "resume=auto"),
+]
 ROLES = {  # how Ray and vLLM name the processes
     "engine": "ray::Engine",
     "engine core": "VLLM::EngineCore",
