@@ -144,6 +144,8 @@ class Rank(ABC):
             MASTER_PORT=str(port),
             TORCHELASTIC_USE_AGENT_STORE="True",  # rank 0 hosts the store already
         )
+        if host == "127.0.0.1":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         import deepspeed
         from transformers import AutoModelForCausalLM
 

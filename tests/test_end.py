@@ -15,9 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
+from hindsight.cluster.signals import CLOSING, GRACE
 from hindsight.configs.paths import SOURCE
+from hindsight.envs.runtime.linux import die_with_parent
 
 MARK = "HINDSIGHT_TEST_RUN"  # every process of a run inherits it
+START = 400.0  # seconds until a run trains, on a busy machine
 SMALL = (
     "method=grpo env.max_turns=4 env.slots=2 env.train_tasks=4 env.eval_tasks=2 sft.demos=0 "
     "rollout.num_groups=1 rollout.group_size=2 evaluate.episodes=1 evaluate.cold_episodes=1 "
@@ -42,7 +45,9 @@ class Process:
             *settings,
         ]
         env = os.environ | {MARK: self.mark, "PYTHONPATH": SOURCE}
-        self.main = subprocess.Popen(command, env=env, stdout=self.log, stderr=subprocess.STDOUT)
+        self.main = subprocess.Popen(
+            command, env=env, stdout=self.log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent
+        )
 
     def processes(self) -> list[psutil.Process]:
         """The living processes of the run."""
@@ -84,11 +89,11 @@ def own_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process,
     first = Process(out, "steps=500")
     second = None
     try:
-        first.until(lambda: first.steps()[-1:] >= [2], 200)
+        first.until(lambda: first.steps()[-1:] >= [2], START)
         first.main.send_signal(signal.SIGTERM)
-        first.main.wait(60)
+        first.main.wait(GRACE + CLOSING)
         second = Process(out, "steps=500", "resume=auto")
-        second.until(lambda: first.saved() < second.steps()[-1], 200)
+        second.until(lambda: first.saved() < second.steps()[-1], START)
         yield first, second
     finally:
         for one in filter(None, (first, second)):

@@ -6,6 +6,7 @@
 #SBATCH --exclusive
 #SBATCH --requeue
 #SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@150
 # A Ray cluster on the job's nodes and one run on it, which goes on after a requeue:
 #   sbatch examples/cluster/slurm.sh alfworld_7b_gpu method=serl out=/shared/runs/serl
 # Submit it from a clone whose disk all nodes share, with its .venv made by `make setup` on a GPU node.
@@ -23,4 +24,7 @@ for node in "${nodes[@]:1}"; do
 done
 until [ "$(ray list nodes --address "$address" --filter state=ALIVE | grep -c ALIVE)" -ge "${#nodes[@]}" ]; do sleep 2; done
 
-hindsight train "$@" resume=auto --address "$address"
+hindsight train "$@" resume=auto --address "$address" &
+run=$!
+trap 'kill -TERM "$run"' TERM # before the time limit: the run saves and ends
+wait "$run" || wait "$run"    # a signal ends the first
