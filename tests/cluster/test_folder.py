@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hindsight.cluster.commands import expected_errors
+import hindsight.cluster.commands
+from hindsight.cluster.commands import expected_errors, train_run
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import StorageError, open_folder, sole_writer, storing
 from hindsight.cluster.metrics import Metrics
@@ -113,3 +114,18 @@ def test_only_a_checkpoint_of_an_earlier_version_fixes_ranks_and_stage(tmp_path:
     assert continued(asked, tmp_path).learner == Learner(ranks=1, zero_stage=1)
     write_state(tmp_path, {"step": 1, "dtype": "float32", "format": FORMAT})
     assert continued(asked, tmp_path) == Config(model=Model(dtype="float32"))
+
+
+def test_training_holds_the_folder_and_a_full_disk_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*_: object) -> None:
+        with pytest.raises(RunError, match="another run is writing"), sole_writer(tmp_path, print):
+            pass
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr(hindsight.cluster.commands, "connect", connect)
+    with pytest.raises(StorageError, match=r"cannot write: .*metrics\.jsonl"):
+        asyncio.run(train_run(Config(out=str(tmp_path))))
+    with sole_writer(tmp_path, print):
+        pass
