@@ -83,7 +83,7 @@ def newest_step(config: Config) -> int:
 
 
 def open_folder(config: Config, say: Callable[[str], None]) -> Path | None:
-    """Return the newest whole checkpoint, if the run resumes; damaged newer ones are renamed.
+    """Create the run's folder; return the newest whole checkpoint, if any. Damaged newer ones are renamed.
 
     Raises:
         RunError: the folder holds another run and `resume` is not set, or none of its checkpoints is whole:
@@ -92,6 +92,7 @@ def open_folder(config: Config, say: Callable[[str], None]) -> Path | None:
     root = checkpoints(config)
     newest = latest(root)
     if newest is None:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
         return None
     if config.resume == "never":
         raise RunError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -111,11 +112,12 @@ def test_what_was_measured_of_a_checkpoint_is_in_it(straight: Path) -> None:
 
 
 def test_a_run_that_died_goes_on_with_the_same_batch(straight: Path, tmp_path: Path) -> None:
-    """Killed between the rows of step 3 and its checkpoint, then resumed by fresh actors."""
+    """Its last checkpoint is damaged, so fresh actors resume from the one before and write it again."""
     resumed = tmp_path / "run"
     shutil.copytree(straight, resumed)
-    shutil.rmtree(resumed / "checkpoints/step-00000003")
+    os.truncate(resumed / "checkpoints/step-00000003/learner/rank0-0.safetensors", 100)
     train(resumed, "steps=3", "resume=auto")
+    assert (resumed / "checkpoints/damaged-step-00000003").is_dir()
     assert [row["step"] for row in rows(resumed, "train")] == [1, 2, 3]
     assert responses(resumed, 3) == responses(straight, 3)
     turns = [sum(len(said) for _, said in responses(straight, step)) for step in (1, 2, 3)]

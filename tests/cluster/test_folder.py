@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from hindsight.cluster.commands import expected_errors
+import hindsight.cluster.commands
+from hindsight.cluster.commands import expected_errors, train_run
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import StorageError, open_folder, sole_writer, storing
 from hindsight.cluster.metrics import Metrics
-from hindsight.configs.schema import Config, Tracking
+from hindsight.cluster.run import FORMAT, continued
+from hindsight.configs.schema import Config, Learner, Model, Tracking
 from hindsight.learner.checkpoint import check, write_state, writing
 
 HOLDER = """
@@ -98,3 +100,32 @@ def test_a_full_disk_is_an_error_for_the_user_and_a_defect_is_not(tmp_path: Path
     assert isinstance(caught.value, expected_errors())
     with pytest.raises(FileNotFoundError), storing(tmp_path):
         (tmp_path / "nothing").read_text()
+
+
+def test_only_a_checkpoint_of_an_earlier_version_fixes_ranks_and_stage(tmp_path: Path) -> None:
+    old = {"step": 1, "dtype": "float32", "learner": {"ranks": 2, "zero_stage": 3}}
+    asked = Config(model=Model(dtype="auto"))
+    write_state(tmp_path, old)
+    planned = continued(asked, tmp_path)
+    assert (planned.learner.ranks, planned.learner.zero_stage, planned.model.dtype) == (2, 3, "float32")
+    with pytest.raises(RunError, match=r"set learner\.ranks=2 and learner\.zero_stage=3 until"):
+        continued(Config(learner=Learner(ranks=4)), tmp_path)
+    write_state(tmp_path, {"step": 1})  # the first did not write its defaults
+    assert continued(asked, tmp_path).learner == Learner(ranks=1, zero_stage=1)
+    write_state(tmp_path, {"step": 1, "dtype": "float32", "format": FORMAT})
+    assert continued(asked, tmp_path) == Config(model=Model(dtype="float32"))
+
+
+def test_training_holds_the_folder_and_a_full_disk_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*_: object) -> None:
+        with pytest.raises(RunError, match="another run is writing"), sole_writer(tmp_path, print):
+            pass
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr(hindsight.cluster.commands, "connect", connect)
+    with pytest.raises(StorageError, match=r"cannot write: .*metrics\.jsonl"):
+        asyncio.run(train_run(Config(out=str(tmp_path))))
+    with sole_writer(tmp_path, print):
+        pass

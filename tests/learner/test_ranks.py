@@ -253,7 +253,7 @@ def gathered(folder):
             made["steps"] = torch.tensor([float(value) for value in opened.metadata().values()])
             for key in list(opened.keys()):
                 name, _, start = key.partition("@")
-                pieces.setdefault(name, {})[int(start)] = opened.get_tensor(key)
+                pieces.setdefault(name, {})[int(start or 0)] = opened.get_tensor(key)
     return made | {name: torch.cat([own[start] for start in sorted(own)]) for name, own in pieces.items()}
 
 
