@@ -116,11 +116,8 @@ def _observation(text: Any, info: Any) -> Observation:
     """The observation as it came: `envs.boundary` checks it."""
     if not isinstance(info, Mapping):
         raise bad("info", info, "a dict")
-    key, actions = info.get("state_key", text), info.get("actions", ())
-    return Observation(
-        text,
-        actions=actions if isinstance(actions, str | bytes) else tuple(actions),
-        state_key=key if key is None else str(key),
-        rules=info.get("rules", ""),
-        goal=info.get("goal", ""),
-    )
+    key: Any = info.get("state_key", text)
+    actions: Any = info.get("actions", ())
+    listed: Any = actions if isinstance(actions, str | bytes) else tuple(actions)
+    named: Any = key if key is None else str(key)
+    return Observation(text, listed, named, rules=info.get("rules", ""), goal=info.get("goal", ""))

@@ -11,13 +11,11 @@ around them, or only words: a message to the user. No part of it is ever evaluat
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-BLOCK = re.compile(re.escape(OPEN) + "(.*?)" + re.escape(CLOSE), re.DOTALL)
 DEPTH = 32  # most nested lists and objects of a call; what copies or prints one recurses
 
 
@@ -39,10 +37,15 @@ def read_calls(answer: str) -> tuple[Call, ...]:
     Raises:
         MalformedCall: a block is not closed, is not JSON, or is no call.
     """
-    rest = BLOCK.sub("", answer)
-    if OPEN in rest or CLOSE in rest:
+    blocks, rest, at = [], [], 0
+    while (opened := answer.find(OPEN, at)) >= 0 and (closed := answer.find(CLOSE, opened + len(OPEN))) >= 0:
+        rest.append(answer[at:opened])
+        blocks.append(answer[opened + len(OPEN) : closed])
+        at = closed + len(CLOSE)
+    around = "".join([*rest, answer[at:]])
+    if OPEN in around or CLOSE in around:
         raise MalformedCall(f"A tool call opens with {OPEN} and ends with {CLOSE}.")
-    return tuple(_read(block) for block in BLOCK.findall(answer))
+    return tuple(map(_read, blocks))
 
 
 def write_calls(calls: Iterable[Call]) -> str:

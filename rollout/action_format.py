@@ -20,7 +20,8 @@ from hindsight.rollout.types import Span
 
 OPEN, CLOSE = "<action>", "</action>"
 THOUGHT, THOUGHT_END = "<think>", "</think>"
-FENCE = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```(?:python|py)?[ \t]*\n", re.MULTILINE)
+FENCE_END = re.compile(r"^```[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,12 @@ def find_calls(text: str) -> Span | None:
 
 def find_code(text: str) -> Span | None:
     """Return the contents of the code block after the thought; None if it is empty or not the only one."""
-    blocks = list(FENCE.finditer(text, _behind_thought(text)))
-    return _stripped(text, *blocks[0].span(1)) if len(blocks) == 1 else None
+    blocks: list[tuple[int, int]] = []
+    at = _behind_thought(text)
+    while (opened := FENCE.search(text, at)) and (closed := FENCE_END.search(text, opened.end())):
+        blocks.append((opened.end(), closed.start()))
+        at = closed.end()
+    return _stripped(text, *blocks[0]) if len(blocks) == 1 else None
 
 
 def describe_tools(tools: Sequence[Mapping[str, Any]]) -> str:

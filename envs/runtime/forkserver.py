@@ -101,12 +101,11 @@ def _serve(channel: socket.socket, family: EnvFamily | None, failure: bytes, ser
                 message, useful = _answer(hosted[0].call, method, *args)
                 send(message)
             os._exit(0)
-        # The server's state must not be torn down here.
         except (EOFError, ConnectionError):
-            os._exit(0)  # the owner gave up the slot
-        except (SystemExit, KeyboardInterrupt):
+            os._exit(0)  # the owner gave up the slot; the server's state must not be torn down here
+        finally:  # nor if the environment ends its process, as by sys.exit
             traceback.print_exc()
-            os._exit(1)  # the environment ended its process
+            os._exit(1)
 
 
 def _load(family_fd: int) -> EnvFamily:

@@ -51,7 +51,9 @@ class Lines:
             Abandoned: `watch` hung up.
         """
         until = None if seconds is None else time.monotonic() + seconds
-        while (end := self._read.find(b"\n")) < 0:
+        searched = 0
+        while (end := self._read.find(b"\n", searched)) < 0:
+            searched = len(self._read)
             ends = [self.socket] + ([watch.socket] if watch else [])
             ready, _, _ = select.select(ends, [], [], until and max(0.0, until - time.monotonic()))
             if not ready:
@@ -63,7 +65,7 @@ class Lines:
         line, self._read = bytes(self._read[:end]), self._read[end + 1 :]
         try:
             return json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Lost(f"its answer is not JSON: {error}") from error
 
     def close(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
 from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -240,6 +242,12 @@ class HollowFamily(ToyFamily):
         return None
 
 
+class TidyFamily(ToyFamily):
+    def preload(self):
+        server = os.getpid()
+        atexit.register(lambda: os.getpid() != server and os.write(2, b"torn down by a slot"))
+
+
 @run_async
 async def test_a_slot_tells_a_wrong_answer_and_lives_on(capfd):
     with closing(Forkserver(ToyFamily(env=Misbehaving))) as server:
@@ -261,7 +269,7 @@ async def test_a_slot_tells_a_wrong_answer_and_lives_on(capfd):
 
 @run_async
 async def test_an_environment_that_ends_its_process_is_a_death_and_takes_nothing_along(capfd):
-    with closing(Forkserver(ToyFamily(env=Misbehaving))) as server:
+    with closing(Forkserver(TidyFamily(env=Misbehaving))) as server:
         for method, given in (
             ("reset", task(leave=True)),
             ("step", "leave"),
@@ -273,6 +281,8 @@ async def test_an_environment_that_ends_its_process_is_a_death_and_takes_nothing
                 await slot.call(method, given, deadline=20)
             assert await gone(slot.pid)
         assert (await Slot.start(server, 20)).alive
+    err = capfd.readouterr().err
+    assert "SystemExit: 3" in err and "torn down" not in err
 
 
 @run_async

@@ -45,8 +45,34 @@ def test_a_message_larger_than_the_sockets_buffer_arrives(ends):
     sender.join()
 
 
+class Searched(bytearray):
+    """Counts the bytes that are searched."""
+
+    bytes = 0
+
+    def find(self, wanted, start=0):
+        self.bytes += len(self) - start
+        return super().find(wanted, start)
+
+
+def test_a_long_message_is_searched_once(ends):
+    ours, theirs = ends
+    ours._read = found = Searched()
+    sender = threading.Thread(target=theirs.send, args=["x" * 3_000_000])
+    sender.start()
+    ours.receive(30)
+    sender.join()
+    assert found.bytes < 3_100_000
+
+
 @pytest.mark.parametrize(
-    ("babble", "why"), [(b"hello\n", "not JSON"), (b"\xff\n", "not JSON"), (b"[1", "it ended")]
+    ("babble", "why"),
+    [
+        (b"hello\n", "not JSON"),
+        (b"\xff\n", "not JSON"),
+        (b"[1", "it ended"),
+        (b"[" * 100_000 + b"\n", "not JSON"),
+    ],
 )
 def test_garbage_and_ends_are_told(ends, babble, why):
     ours, theirs = ends
