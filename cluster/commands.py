@@ -84,6 +84,8 @@ def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
         f"also in {run.out}: curve.png, metrics.jsonl, tensorboard/, trajectories/, config.yaml",
         highlight=False,
     )
+    for caveat in run.config.env.caveats:
+        console.print(caveat, highlight=False)
     failures = ", ".join(f"{kind} {count}" for kind, count in run.budget.counts.items())
     if failures:
         console.print(f"infrastructure failures (never counted as rewards): {failures}", highlight=False)
@@ -102,6 +104,8 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             family = make_family(config.env)
             manifest = family.manifest()
             view.say(f"evaluation split of {len(manifest.evaluation)} tasks, digest {manifest.digest}")
+            for caveat in config.env.caveats:
+                view.say(caveat)
             # Merging would lose the adapter to rounding, so it is served on its base model.
             adapter = read(model)
             lora = adapter.settings if adapter else Lora()

@@ -241,6 +241,8 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     view.say(
         f"{len(manifest.train)} training tasks, {len(manifest.evaluation)} held out, digest {manifest.digest}"
     )
+    for caveat in config.env.caveats:
+        view.say(caveat)
     plan = plan_run(continued(config, newest), cluster_nodes(), str(model))
     config = plan.config
     view.plan(plan)
