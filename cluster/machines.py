@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.plan import Node
+from hindsight.configs.environ import without_secrets
 from hindsight.configs.paths import SOURCE
 from hindsight.configs.registry import PLUGIN_FOLDERS
 
@@ -127,12 +128,13 @@ def connect(address: str | None, dashboard_port: int) -> str | None:
                 f"port {dashboard_port} is in use. Set cluster.dashboard_port to a free one, "
                 "or to 0 for no dashboard, or join the running Ray with --address auto."
             )
-        context = ray.init(
-            address="local",  # never join a cluster that happens to run on this machine
-            num_cpus=max(2, os.cpu_count() or 2),
-            include_dashboard=dashboard_port > 0,
-            dashboard_port=dashboard_port or None,
-            **common,
-        )
+        with without_secrets():  # all of Ray's processes inherit from this one
+            context = ray.init(
+                address="local",  # never join a cluster that happens to run on this machine
+                num_cpus=max(2, os.cpu_count() or 2),
+                include_dashboard=dashboard_port > 0,
+                dashboard_port=dashboard_port or None,
+                **common,
+            )
     url = context.dashboard_url
     return f"http://{url}" if url else None
