@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 # Words of names such as OPENAI_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, SSH_AUTH_SOCK.
 SECRET_WORDS = re.compile(
-    r"(^|_)(API_?KEYS?|KEYS?|TOKENS?|SECRETS?|PASS|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|AUTH)(_|$)",
+    r"(^|_)(KEYS?|TOKENS?|PASS|PWD|PASSPHRASE|CREDENTIALS?|AUTH)(_|$)|API_?KEY|SECRET|PASSW(OR)?D",
     re.IGNORECASE,
 )
 PASSWORD_IN_ADDRESS = re.compile(r"://[^/@\s]*:[^/@\s]+@")
