@@ -130,6 +130,8 @@ def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
         f"also in {run.out}: curve.png, metrics.jsonl, tensorboard/, trajectories/, config.yaml",
         highlight=False,
     )
+    for caveat in run.config.env.caveats:
+        console.print(caveat, highlight=False)
     if failures := in_words(run.budget.counts):
         console.print(f"failures (never counted as rewards): {failures}", highlight=False)
     if replaced := in_words(run.actors.restarts.counts):
@@ -151,6 +153,8 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             family = make_family(config.env)
             manifest = family.manifest()
             view.say(f"evaluation split of {len(manifest.evaluation)} tasks, digest {manifest.digest}")
+            for caveat in config.env.caveats:
+                view.say(caveat)
             # Merging would lose the adapter to rounding, so it is served on its base model.
             adapter = read(model)
             lora = adapter.settings if adapter else Lora()

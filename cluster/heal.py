@@ -32,7 +32,7 @@ class Restarts:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # until all was well
     say: Callable[[str], None] = print  # tells the user
 
-    def note(self, role: str, seconds: float, reason: object) -> None:
+    def note(self, role: str, seconds: float, reason: object = "its process had ended") -> None:
         """Count a restart that took `seconds`."""
         self.counts[role] += 1
         self.seconds[role] += seconds
@@ -72,6 +72,6 @@ async def keep(watched: Iterable[Watched], restarts: Restarts, start_timeout: fl
             began = time.monotonic()
             await back(one.actor, timeout=start_timeout)
             await one.bring()
-            restarts.note(one.role, time.monotonic() - began, lost)
+            restarts.note(one.role, time.monotonic() - began)
 
     await asyncio.gather(*map(keep_one, watched))

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.plan import Node
+from hindsight.configs.environ import without_secrets
 from hindsight.configs.paths import SOURCE
 from hindsight.configs.registry import PLUGIN_FOLDERS
 
@@ -146,14 +147,15 @@ def connect(address: str | None, dashboard_port: int) -> str | None:
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False
         try:
-            context = ray.init(
-                address="local",  # never join a cluster that happens to run on this machine
-                num_cpus=max(2, os.cpu_count() or 2),
-                include_dashboard=dashboard_port > 0,
-                dashboard_host=LOOPBACK,
-                dashboard_port=dashboard_port or None,
-                **common,
-            )
+            with without_secrets():  # all of Ray's processes inherit from this one
+                context = ray.init(
+                    address="local",  # never join a cluster that happens to run on this machine
+                    num_cpus=max(2, os.cpu_count() or 2),
+                    include_dashboard=dashboard_port > 0,
+                    dashboard_host=LOOPBACK,
+                    dashboard_port=dashboard_port or None,
+                    **common,
+                )
         except Exception as error:  # Ray raises that class itself, too
             raise RunError(f"Ray did not start: {reason(error)}. {START_ADVICE}") from error
     url = context.dashboard_url

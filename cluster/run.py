@@ -149,15 +149,15 @@ class Run:
         self.saved = time.monotonic()
 
     async def rewind(self) -> None:
-        """Go back to the newest checkpoint, or else to the beginning."""
-        self.intact = True
+        """Go back to the newest checkpoint, or else to the beginning. Hold `changes`."""
         newest = latest(checkpoints(self.config))
         if newest is not None:
             await self.restore(newest)
-            return
-        fresh = TaskSampler(self.manifest.train, self.config.seed, self.set_aside.ids)
-        self.state, self.sampler = State(), fresh
-        self.metrics.truncate(0)
+        else:
+            fresh = TaskSampler(self.manifest.train, self.config.seed, self.set_aside.ids)
+            self.state, self.sampler = State(), fresh
+            self.metrics.truncate(0)
+        self.intact = True
 
     async def restore(self, folder: Path) -> None:
         """Restore a checkpoint; the next batch is the one that would have followed it."""
@@ -296,6 +296,8 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     view.say(
         f"{len(manifest.train)} training tasks, {len(manifest.evaluation)} held out, digest {manifest.digest}"
     )
+    for caveat in config.env.caveats:
+        view.say(caveat)
     set_aside = SetAsideTasks.load(Path(config.out, FILE), manifest.train, resumes=newest is not None)
     plan = plan_run(continued(config, newest), cluster_nodes(), str(model))
     config = plan.config

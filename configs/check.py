@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from hindsight.configs.environ import PASSWORD_IN_ADDRESS
 from hindsight.configs.paths import lasting
 from hindsight.configs.registry import REGISTRIES
 from hindsight.configs.schema import Config
@@ -78,6 +79,8 @@ def _judge(config: Config) -> Iterator[str]:
         return
     if not (judge.url and judge.model):
         yield "judge.source = endpoint needs judge.url (including /v1) and judge.model"
+    if PASSWORD_IN_ADDRESS.search(judge.url):
+        yield "judge.url holds a password, which logs would show: put it into the variable judge.api_key_env"
     if not os.environ.get(judge.api_key_env):
         yield (
             f"judge.api_key_env = {judge.api_key_env!r} is not in the environment: export it (any text, if "

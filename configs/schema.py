@@ -61,6 +61,11 @@ class Env(Section):
         """A model that the run must serve for the environment (a simulated user, say); "": the student's."""
         return None
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What these settings give up that a user has to know; said at the start and at the end of a run."""
+        return ()
+
     def with_endpoint(self, url: str, model: str, api_key_env: str) -> Env:
         """These settings with the address where `served_model` is served."""
         raise NotImplementedError(f"{self.name} asks for no served model")

@@ -252,6 +252,11 @@ class EnvFamily(ABC):
         self.settings, self.cache = settings, cache
         self.kinds = tuple(kind for kind in self.KINDS if kind in settings.kinds or not settings.kinds)
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Names of the environment variables with secrets that its processes need; they get no others."""
+        return ()
+
     @abstractmethod
     def manifest(self) -> Manifest:
         """The tasks, generated or found.

@@ -30,13 +30,13 @@ class ScorerPool:
         replicas: Sequence[Any],
         timeout: float,
         turn: Callable[[str], AbstractAsyncContextManager[None]],
-        note: Callable[[str, float, object], None] = lambda *_: None,
+        note: Callable[[str, float], None] = lambda *_: None,
     ) -> None:
         """
         Args:
             timeout: of one call (s), which the setting `teacher.timeout` sets.
             turn: holds the role's turn on its GPU (`cluster.turns`).
-            note: told of each replaced replica: the role, seconds, and what happened.
+            note: told of each replaced replica: the role, and the seconds until it worked again.
         """
         self.role, self.replicas = role, list(replicas)
         self.context = 0  # longest request in tokens; known after `ready`
@@ -157,13 +157,13 @@ class ScorerPool:
         while True:
             try:
                 return await call(replica, method, *args, what=what, **limit or self._limit)
-            except (ActorUnavailable, Outdated) as error:
+            except (ActorUnavailable, Outdated):
                 began = time.monotonic()
                 await back(replica, timeout=self.start_timeout)
                 if self._kept is not None:
                     restoring = f"restoring the {self.role}"
                     await call(replica, "load_weights", self._kept, what=restoring, **self._limit)
-                self._note(self.role, time.monotonic() - began, error)
+                self._note(self.role, time.monotonic() - began)
 
 
 def spread(requests: Sequence[ScoreRequest], parts: int) -> list[list[int]]:

@@ -7,11 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from hindsight.configs.paths import SOURCE
+from hindsight.envs.runtime.linux import descendants
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 FILES = sorted(path.name for path in EXAMPLES.glob("*.*") if path.suffix != ".pyc" and path.stem[0] != "_")
@@ -45,11 +49,36 @@ OWN = [
 ]
 
 
-def hindsight(folder: Path, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def hindsight(
+    folder: Path, *arguments: str, timeout: float = 300, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command line in `folder`, which is not in the clone."""
     command = [sys.executable, "-m", "hindsight", *arguments]
-    env = {**os.environ, "PYTHONPATH": SOURCE, "COLUMNS": "200"}
+    env = {**os.environ, "PYTHONPATH": SOURCE, "COLUMNS": "200", **variables}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+@contextmanager
+def watched(key: str) -> Iterator[dict[str, set[bool]]]:
+    """Meanwhile, look which of this process's descendants have `key` in their environment: by command."""
+    seen: dict[str, set[bool]] = {}
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            for pid in descendants(os.getpid()):
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    has = key.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+                    seen.setdefault(command, set()).add(has)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -74,8 +103,18 @@ def test_all_examples_train_together_outside_the_clone(tmp_path: Path, ray_local
     """`ray_local` keeps this from running beside other whole runs."""
     for name in FILES:
         shutil.copy(EXAMPLES / name, tmp_path)
-    done = hindsight(tmp_path, "train", "nano", *OWN, *TINY, timeout=600)
+    key = "sk-of-the-one-who-trains"
+    with watched(key) as seen:
+        done = hindsight(tmp_path, "train", "nano", *OWN, *TINY, timeout=600, EXAMPLES_API_KEY=key)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    processes = " ".join(seen)
+    assert all(part in processes for part in ("raylet", "ray::Engine", "runtime.forkserver"))
+    # A process that was just forked is still its parent.
+    assert {command for command, has in seen.items() if has == {True}} <= {
+        command for command in seen if "-m hindsight train" in command
+    }
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not [path for path in written if key.encode() in path.read_bytes()]
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     [row] = [row for row in rows if row["kind"] == "train"]
     assert row["learner/strength"] == 0.2

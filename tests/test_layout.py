@@ -24,7 +24,7 @@ LISTS = sorted([*PROJECT.glob("requirements/*.txt"), *PROJECT.glob("envs/*/requi
 # Functions that may catch everything, because they hand every error to another process as data.
 BROAD = frozenset(
     {
-        "envs/appworld/server.py:attempt",
+        "envs/appworld/world.py:attempt",
     }
 )
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PROJECT)))
@@ -80,7 +80,12 @@ def test_package_lists_hold_versions_only(file: Path) -> None:
 
 
 # Read by other interpreters, which this one cannot import.
-ELSEWHERE = ("hindsight.__main__", "hindsight.envs.appworld.mini", "hindsight.envs.appworld.server")
+ELSEWHERE = (
+    "hindsight.__main__",
+    "hindsight.envs.appworld.mini",
+    "hindsight.envs.appworld.server",
+    "hindsight.envs.appworld.world",
+)
 
 
 def undocumented(namespace: Mapping[str, object], module: str) -> list[str]:

@@ -2,7 +2,7 @@
 
     AppWorldFamily ──manifest──► tasks: our own small set made once into the cache, or the official data
                    ──make──────► AppWorldEnv ──► `envs.appworld.server` in AppWorld's own interpreter
-                                                   └─► the agent's code, isolated (`envs.runtime.sandbox`)
+                                                   └─► a world: apps and the agent's code, isolated
 
 An action is one piece of Python; what it defines stays for the next one. Success is upstream's: every test of
 the task passes on the final databases. Decrypted parts of AppWorld may not be published: what is unpacked or
@@ -16,11 +16,13 @@ import json
 import logging
 import os
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, Literal
 
 from hindsight.configs.schema import Env
+from hindsight.configs.setting import setting
 from hindsight.envs.appworld.host import VARIABLES, ServerHandle, Zygote, program, zygote
 from hindsight.envs.appworld.tasks import TURN
 from hindsight.envs.base import (
@@ -69,28 +71,40 @@ Do what you are asked and change nothing else. Nobody answers questions. When al
 `apis.supervisor.complete_task()` where you were not. That ends the task."""
 
 
+@dataclass(frozen=True)
+class AppWorldSettings(Env):
+    """The section `env` for AppWorld."""
+
+    sandbox: Literal["namespaces", "limits"] = setting(
+        "namespaces", "isolation of agents' code: Linux namespaces, or less where those cannot be had"
+    )
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        if self.sandbox == "namespaces":
+            return ()
+        return (
+            "env.sandbox=limits: agents' code runs without namespaces, in a weaker sandbox "
+            "(docs/reliability.md)",
+        )
+
+
 class AppWorldEnv(TextEnv):
-    """One server that runs episodes, one after the other.
+    """One server that runs episodes, one after the other; if it fails, the next reset replaces it."""
 
-    A server that fails is replaced at the next reset. `mode` says how the agent's code is isolated
-    (`envs.runtime.sandbox`).
-    """
-
-    def __init__(self, zygote: Zygote, config: Env, mode: str = "") -> None:
+    def __init__(self, zygote: Zygote, config: AppWorldSettings) -> None:
         """
         Args:
             zygote: starts the server.
-            config: the limits on turns and time.
-            mode: of isolation; the strongest that works here by default.
+            config: the limits on turns and time, and how the agent's code is isolated.
 
         Raises:
-            EnvError: the server does not become ready.
+            EnvError: the server does not become ready, or the isolation cannot be had here.
         """
         super().__init__(config.max_turns)
         self._root = zygote.root
         self._zygote = zygote
         self._config = config
-        self._wanted = mode
         self._server: ServerHandle | None = None
         self._start()
 
@@ -148,14 +162,13 @@ class AppWorldEnv(TextEnv):
             "seconds": self.code_seconds,
             "cpu": self.code_seconds * self._config.max_turns + 60,
             "patience": self._config.reset_timeout,
-            "mode": self._wanted,
+            "mode": self._config.sandbox,
         }
         try:
             self._server = ServerHandle(self._zygote, settings, BEFORE * self._config.reset_timeout)
         except Lost as error:
             kind = EnvError if self._zygote.alive else InstanceLost
             raise kind(f"AppWorld's server failed: {error}") from error
-        self.mode = self._server.mode
 
     @property
     def code_seconds(self) -> int:
@@ -185,8 +198,9 @@ class AppWorldFamily(EnvFamily):
     action_format = "code"
     turn_limit = 40
     KINDS = KINDS
+    Settings = AppWorldSettings
 
-    def __init__(self, config: Env, cache: Path) -> None:
+    def __init__(self, config: AppWorldSettings, cache: Path) -> None:
         """
         Raises:
             ValueError: the configuration names a difficulty that AppWorld lacks.

@@ -22,6 +22,7 @@ from typing import Any
 
 from hindsight.envs.base import EnvError
 from hindsight.envs.runtime.json_lines import Lines, Lost
+from hindsight.envs.runtime.sandbox import missing_for_namespaces
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +130,20 @@ def zygote(python: Path, root: Path) -> Zygote:
     return found
 
 
+def refused(mode: str, reason: str) -> str:
+    """What to tell a user whose machine cannot isolate agents' code as env.sandbox asks."""
+    advice = {
+        "namespaces": f"{missing_for_namespaces()}; or, for a weaker isolation (docs/reliability.md), set "
+        "env.sandbox=limits",
+        "limits": "run on a kernel with Landlock (5.13), or as root with HINDSIGHT_CACHE and Python where "
+        "everybody may read them",
+    }
+    where = socket.gethostname()
+    return f"env.sandbox = {mode} cannot be had on {where}: {reason}. To have it, {advice[mode]}"
+
+
 class ServerHandle:
-    """The server of one slot; `mode` tells how it isolates the agent's code (`envs.runtime.sandbox`)."""
+    """The server of one slot."""
 
     def __init__(self, zygote: Zygote, settings: dict[str, Any], seconds: float) -> None:
         """
@@ -139,7 +152,7 @@ class ServerHandle:
             seconds: that it may take to get ready.
 
         Raises:
-            Lost, EnvError: it does not get ready.
+            Lost, EnvError: it does not get ready, or the agent's code cannot be isolated as asked.
         """
         until = time.monotonic() + seconds
         self.lines, self.pid = zygote.fork(seconds)
@@ -148,13 +161,11 @@ class ServerHandle:
         try:
             self.lines.send({**settings, "folder": str(self.folder)})
             told = self.call("hello", seconds=until - time.monotonic())
+            if told["refused"]:
+                raise EnvError(refused(settings["mode"], told["refused"]))
         except (Lost, EnvError):
             self.end()
             raise
-        self.mode: str = told["mode"]
-        for mode, reason in told["weaker"].items():
-            text = "AppWorld: the agent's code cannot be isolated by %r here (%s); using %r"
-            log.warning(text, mode, reason, self.mode)
 
     def call(self, method: str, *args: Any, seconds: float) -> Any:
         """Its answer to a request.

@@ -6,10 +6,11 @@ import json
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 LONGEST = 64 << 20  # bytes of one message; a longer one is treated as garbage
+PULSE = 0.1  # seconds between two calls of what a receiver does meanwhile
 
 
 class Lost(ConnectionError):
@@ -18,6 +19,13 @@ class Lost(ConnectionError):
 
 class Abandoned(ConnectionError):
     """The watched side closed its socket: nobody waits for the answer."""
+
+
+def readable(*channels: Lines) -> Lines:
+    """Wait until one of the channels has something to read; return the first that has."""
+    ready = [channel.socket for channel in channels if channel.buffered]
+    ready = ready or select.select([channel.socket for channel in channels], [], [])[0]
+    return next(channel for channel in channels if channel.socket in ready)
 
 
 def channels(requests: socket.socket) -> Iterator[socket.socket]:
@@ -43,8 +51,23 @@ class Lines:
         except OSError as error:
             raise Lost(f"it cannot be written to: {error}") from error
 
-    def receive(self, seconds: float | None = None, watch: Lines | None = None) -> Any:
+    @property
+    def buffered(self) -> bool:
+        """Whether a whole message has been read but not received yet."""
+        return b"\n" in self._read
+
+    def receive(
+        self,
+        seconds: float | None = None,
+        watch: Lines | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Any:
         """The next message.
+
+        Args:
+            seconds: how long to wait at most.
+            watch: another channel, which is expected to stay open and silent.
+            meanwhile: called every PULSE seconds of a wait with a limit.
 
         Raises:
             Lost: it ended, said nothing readable, or nothing within `seconds`.
@@ -55,9 +78,13 @@ class Lines:
         while (end := self._read.find(b"\n", searched)) < 0:
             searched = len(self._read)
             ends = [self.socket] + ([watch.socket] if watch else [])
-            ready, _, _ = select.select(ends, [], [], until and max(0.0, until - time.monotonic()))
-            if not ready:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            pause = left if left is None or meanwhile is None else min(left, PULSE)
+            ready, _, _ = select.select(ends, [], [], pause)
+            if not ready and pause == left:
                 raise Lost(f"it did not answer within {seconds:g} s")
+            if meanwhile:
+                meanwhile()
             if watch and watch.socket in ready and not _recv(watch.socket, 1, socket.MSG_PEEK):
                 raise Abandoned
             if self.socket in ready:

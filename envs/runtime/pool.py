@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from hindsight.configs.environ import blanked, values
 from hindsight.configs.schema import Config
 from hindsight.envs.base import (
     Demonstration,
@@ -107,13 +108,13 @@ class PoolHandles:
 
 
 def start_pool(
-    config: Config, family: EnvFamily | None = None, variables: Mapping[str, str] | None = None
+    config: Config, family: EnvFamily | None = None, secrets: Mapping[str, str] | None = None
 ) -> PoolHandles:
     """Create the shards in the running Ray cluster, without waiting for their processes.
 
     Args:
         family: the environment; by default the one that `config.env` names.
-        variables: environment variables that its processes get besides those of the cluster.
+        secrets: environment variables for its slots alone, besides those that the family names.
     """
     env = config.env
     family = family or make_family(env)
@@ -123,9 +124,11 @@ def start_pool(
         max_restarts=-1,
         max_concurrency=1000 + 4 * env.slots,
         scheduling_strategy="SPREAD",
-        runtime_env={"env_vars": dict(variables or {})},
+        runtime_env={"env_vars": blanked()},  # secrets are arguments: Ray logs and shows its variables
     )
-    return PoolHandles(tuple(shard.remote(family, env.slots, limits) for _ in range(env.shards)))
+    known = {**values(family.secrets), **(secrets or {})}
+    handles = [shard.remote(family, env.slots, limits, secrets=known) for _ in range(env.shards)]
+    return PoolHandles(tuple(handles))
 
 
 class LeasedSlot:

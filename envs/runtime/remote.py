@@ -152,6 +152,7 @@ def no_answer(what: str, error: RayError) -> RemoteError:
     """The error of a call that Ray could not finish."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = " … ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip())))  # the last line has the cause
+    reason = reason.partition(" Some common causes include")[0]  # of which Ray knows no more than we do
     if isinstance(error, ActorUnavailableError):
         return ActorUnavailable(f"{what}: the actor cannot be reached now ({reason})")
     if isinstance(error, RayActorError):

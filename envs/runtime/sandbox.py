@@ -1,23 +1,25 @@
-"""Isolate a forked child before it runs an agent's code, as far as the platform allows.
+"""Isolate a forked child before it runs an agent's code.
 
-    strongest(permissions) ──► the first of MODES that works here     each is tried in a child of its own
+    refusal(mode, permissions) ──► why the mode cannot be had here, tried in a child of its own; "" if it can
     spawn(mode, permissions, work) ──► a Child that runs `work` in isolation, at the other end of a socket
 
     namespaces  An own root folder with nothing in it but the interpreter, the system's libraries and what the
                 permissions list, all read-only; no network; no process and no IPC of others; the user nobody.
                 As root or, where the kernel lets users make namespaces, as anyone.
-    user        The user nobody (needs root). The network and files that everybody may read can be reached.
-    limits      Our own user, without capabilities. The network, our files and processes can be reached.
+    limits      As root the user nobody if everybody may read the interpreter, otherwise our own user. Where
+                the kernel has Landlock, the same files as above and no TCP (by version, see `landlock`);
+                otherwise the network and all files of that user can be reached. Either way other processes
+                of the user may be signaled before Linux 6.12. Refused if what is shared could be written.
 
-In every mode: limits on CPU, memory, files and processes, no way to gain privileges, none of our descriptors,
-and the child dies with the process that spawned it. Linux and the standard library only, so that any
-interpreter can import it.
+In both: limits on CPU, memory, files and processes, no way to gain privileges, none of our descriptors, a
+folder of its own that goes with the child, and the child dies with the process that spawned it. Linux and
+the standard library only, so that any interpreter can import it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
+import errno
 import os
 import resource
 import shutil
@@ -25,14 +27,17 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hindsight.envs.runtime import landlock
 from hindsight.envs.runtime.json_lines import Lines, Lost
-from hindsight.envs.runtime.linux import die_with_parent
+from hindsight.envs.runtime.linux import descendants, die_with_parent, held, kill_descendants, resident
 
-MODES = ("namespaces", "user", "limits")
+MODES = ("namespaces", "limits")
 NOBODY = 65534
 SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache")  # besides the interpreter's own folders
 HOME = "home"  # the child's working folder, under that of its permissions
@@ -48,10 +53,10 @@ libc = ctypes.CDLL(None, use_errno=True)
 class Permissions:
     """What a child may see and use."""
 
-    folder: Path  # an empty folder of the caller's, which removes it afterwards
+    folder: Path  # of the caller's, for the children's own folders
     visible: dict[str, Path]  # path under the child's working folder: the file or folder to be seen there
-    cpu: int = 600  # seconds, of the whole child
-    memory: int = 2 << 30  # bytes of address space
+    cpu: int = 600  # seconds, of each of its processes
+    memory: int = 2 << 30  # bytes: of address space of each of its processes, and held by all together
     disk: int = 64 << 20  # bytes that it may write
 
 
@@ -61,34 +66,79 @@ class Child:
 
     pid: int
     lines: Lines
+    folder: Path
+    memory: int
+    staying: Collection[int] = ()  # of its processes, those that outlive an action
+
+    def settle(self) -> None:
+        """Take the processes that there are now as those that stay."""
+        self.staying = descendants(self.pid)
+
+    def freeze(self) -> None:
+        """Stop the processes that stay, and kill all others.
+
+        Raises:
+            Lost: they multiply faster than they can be killed.
+        """
+        self._signal(signal.SIGSTOP)
+        if not kill_descendants(self.pid, self.staying):
+            raise Lost("its processes could not be ended")
+
+    def thaw(self) -> None:
+        """Let the processes that stay run again."""
+        self._signal(signal.SIGCONT)
+
+    def bound(self) -> None:
+        """Raise Lost if all its processes together hold more memory than is permitted."""
+        pids = [self.pid, *descendants(self.pid)]
+        if sum(map(resident, pids)) > self.memory and held(pids) > self.memory:  # the first is cheap to ask
+            raise Lost(f"its processes held more than {self.memory >> 20} MiB together")
 
     def kill(self) -> None:
-        """Kill it and its children."""
+        """Kill it and its descendants, and remove its folder."""
         self.lines.close()
+        self._signal(signal.SIGSTOP)  # whoever is stopped starts no more of them
+        kill_descendants(self.pid)
         os.kill(self.pid, signal.SIGKILL)  # not reaped before the next line, so the pid is still its own
         os.waitpid(self.pid, 0)
+        _remove(self.folder)
+
+    def _signal(self, number: int) -> None:
+        for pid in {*self.staying} & {*descendants(self.pid)}:  # a pid of one that ended may be anyone's
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
-def strongest(permissions: Permissions) -> tuple[str, dict[str, str]]:
-    """The first mode that works here, and the reason why each stronger one does not.
+def refusal(mode: str, permissions: Permissions) -> str:
+    """Why this mode cannot be had here; empty if it can."""
+    shared = [Path(sys.prefix), Path(os.__file__).parent, *map(Path, permissions.visible)]
+    child = spawn(mode, permissions, lambda lines: _look_around(lines, shared))
+    try:
+        return str(child.lines.receive(30))
+    except Lost as error:
+        return str(error)
+    finally:
+        child.kill()
 
-    Raises:
-        OSError: none does.
-    """
-    reasons: dict[str, str] = {}
-    for mode in MODES:
-        child = spawn(mode, permissions, _look_around)
-        try:
-            reason = child.lines.receive(30)
-        except Lost as error:
-            reason = str(error)
-        finally:
-            child.kill()
-            clear(permissions.folder)
-        if not reason:
-            return mode, reasons
-        reasons[mode] = reason
-    raise OSError(f"no child can be isolated here: {json.dumps(reasons)}")
+
+def missing_for_namespaces(root: Path = Path("/")) -> str:
+    """What the kernel or the container would have to allow, for a user whom it lets make no namespaces."""
+
+    def reads(name: str, value: str) -> bool:
+        file = root / "proc/sys" / name
+        return file.is_file() and file.read_text().strip() == value
+
+    for name, bad, good in (
+        ("user/max_user_namespaces", "0", "15000"),
+        ("kernel/unprivileged_userns_clone", "0", "1"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+    ):
+        if reads(name, bad):
+            return f"set `sysctl {name.replace('/', '.')}={good}` on the host"
+    return (
+        "in a container, start it with `--cap-add SYS_ADMIN --security-opt apparmor=unconfined` or with "
+        "`--security-opt seccomp=unconfined`"
+    )
 
 
 def spawn(mode: str, permissions: Permissions, work: Callable[[Lines], None]) -> Child:
@@ -96,25 +146,34 @@ def spawn(mode: str, permissions: Permissions, work: Callable[[Lines], None]) ->
 
     If isolation fails, the child's first and only message is the reason, a text.
     """
+    folder = Path(tempfile.mkdtemp(dir=permissions.folder))
     ours, theirs = socket.socketpair()
     parent = os.getpid()
     if pid := os.fork():
         theirs.close()
-        return Child(pid, Lines(ours))
+        return Child(pid, Lines(ours), folder, permissions.memory)
     try:
-        _live_and_die(theirs, parent, mode, permissions, work)
+        _live_and_die(theirs, parent, mode, folder, permissions, work)
     finally:
         os._exit(1)
 
 
-def clear(folder: Path) -> None:
-    """Empty a folder."""
-    for path in folder.iterdir():
-        shutil.rmtree(path)
+def _remove(folder: Path) -> None:
+    """Remove a folder, whatever a child has left there."""
+    for path, folders, _ in os.walk(folder):
+        for name in folders:
+            if not os.path.islink(inner := os.path.join(path, name)):
+                os.chmod(inner, 0o700)  # before it is walked
+    shutil.rmtree(folder)
 
 
 def _live_and_die(
-    channel: socket.socket, parent: int, mode: str, permissions: Permissions, work: Callable[[Lines], None]
+    channel: socket.socket,
+    parent: int,
+    mode: str,
+    folder: Path,
+    permissions: Permissions,
+    work: Callable[[Lines], None],
 ) -> None:
     os.setsid()
     die_with_parent(parent)
@@ -123,11 +182,14 @@ def _live_and_die(
         _keep_only(channel.fileno())
         os.umask(0o022)
         if mode == "namespaces":
-            _namespaces(permissions)
+            _namespaces(folder, permissions)
         else:
-            _links(permissions, mode)
-        os.chdir(HOME if mode == "namespaces" else permissions.folder / HOME)
-        _unprivileged(mode)
+            _links(folder, permissions)
+        os.chdir(HOME if mode == "namespaces" else folder / HOME)
+        _unprivileged(nobody=_nobody(mode))
+        if mode == "limits" and landlock.version():
+            home = folder / HOME
+            landlock.confine([*_shown(), *permissions.visible.values()], [home, Path(os.devnull)])
         _limit(permissions)
     except OSError as error:
         lines.send(f"{type(error).__name__}: {error}")
@@ -144,20 +206,19 @@ def _keep_only(channel: int) -> None:
     os.closerange(channel + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-def _namespaces(permissions: Permissions) -> None:
+def _namespaces(root: Path, permissions: Permissions) -> None:
     uid, gid = os.geteuid(), os.getegid()
     flags = NEWNS | NEWIPC | NEWPID | NEWNET
-    _call("unshare", flags if uid == 0 else flags | NEWUSER)
-    if uid:
+    try:
+        _call("unshare", flags)
+    except PermissionError:  # not root, or without the capability
+        _call("unshare", flags | NEWUSER)
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{NOBODY} {uid} 1")
         Path("/proc/self/gid_map").write_text(f"{NOBODY} {gid} 1")
     _mount(None, Path("/"), None, REC | PRIVATE)
-    root = permissions.folder
     _mount("tmpfs", root, "tmpfs", NOSUID | NODEV, f"size={permissions.disk},mode=755")
-    shown = {Path(path) for path in (*SYSTEM, sys.base_prefix, sys.prefix)}
-    shown |= {path.resolve() for path in shown if str(path) not in SYSTEM}
-    for path in sorted(path for path in shown if not shown & set(path.parents)):
+    for path in _shown():
         _show(path, root / path.relative_to("/"))
     (root / "dev").mkdir()
     (root / "dev/null").touch()
@@ -173,6 +234,13 @@ def _namespaces(permissions: Permissions) -> None:
     die_with_parent()
     os.chroot(root)
     os.chdir("/")
+
+
+def _shown() -> list[Path]:
+    """Folders of the interpreter and the system that every child may read, none within another."""
+    shown = {Path(path) for path in (*SYSTEM, sys.base_prefix, sys.prefix)}
+    shown |= {path.resolve() for path in shown if str(path) not in SYSTEM}
+    return sorted(path for path in shown if not shown & set(path.parents))
 
 
 def _show(source: Path, target: Path) -> None:
@@ -192,20 +260,31 @@ def _show(source: Path, target: Path) -> None:
     _mount(None, target, None, BIND | REMOUNT | RDONLY | NOSUID | NODEV | kept)
 
 
-def _links(permissions: Permissions, mode: str) -> None:
-    """Show in the weaker modes what the permissions list."""
-    permissions.folder.chmod(0o711)
-    home = permissions.folder / HOME
+def _links(folder: Path, permissions: Permissions) -> None:
+    """Show without namespaces what the permissions list."""
+    for passed in (permissions.folder, folder):
+        passed.chmod(0o711)
+    home = folder / HOME
     home.mkdir()
     for name, source in permissions.visible.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).symlink_to(source.resolve())
-    if mode == "user":
+    if _nobody("limits"):
         os.chown(home, NOBODY, NOBODY)
 
 
-def _unprivileged(mode: str) -> None:
-    if mode == "user" or (mode == "namespaces" and os.geteuid() == 0):
+def _nobody(mode: str) -> bool:
+    """Whether this process can become the user nobody, who must be able to read the interpreter."""
+    if mode == "namespaces":
+        return os.geteuid() == 0
+    places = {Path(path).resolve() for path in (sys.base_prefix, sys.prefix)}
+    return os.geteuid() == 0 and all(
+        folder.stat().st_mode & 1 for place in places for folder in (place, *place.parents)
+    )
+
+
+def _unprivileged(nobody: bool) -> None:
+    if nobody:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
@@ -229,8 +308,8 @@ def _limit(permissions: Permissions) -> None:
         resource.setrlimit(limit, (most, most))
 
 
-def _look_around(lines: Lines) -> None:
-    """Send "" if the interpreter's files can be read from inside, otherwise the reason why not."""
+def _look_around(lines: Lines, shared: Collection[Path]) -> None:
+    """Send "" if what is shared can be read from inside and not be written, otherwise what is wrong."""
     try:
         for path in (os.__file__, sys.prefix):
             os.stat(path)
@@ -238,9 +317,24 @@ def _look_around(lines: Lines) -> None:
         Path("written").write_text("")
         Path("written").unlink()
     except OSError as error:
-        lines.send(str(error))
-    else:
-        lines.send("")
+        lines.send(f"the interpreter's files cannot be used from inside: {error}")
+        return
+    lines.send(next((f"{path} could be written" for path in shared if _writable(path)), ""))
+
+
+def _writable(path: Path) -> bool:
+    """Whether this process can make a file there. Tried: access(2) knows nothing of Landlock."""
+    if not path.is_dir():
+        return False
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return False
+        raise
+    os.close(descriptor)
+    os.unlink(name)
+    return True
 
 
 def _mount(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,9 +83,20 @@ class _Seat:
 class Shard:
     """K seats over one forkserver. A plain asyncio object; the pool makes it a Ray actor."""
 
-    def __init__(self, family: EnvFamily, slots: int, limits: SlotLimits, spares: int = 1) -> None:
+    def __init__(
+        self,
+        family: EnvFamily,
+        slots: int,
+        limits: SlotLimits,
+        spares: int = 1,
+        secrets: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            secrets: for the environment's processes alone (`Forkserver`).
+        """
         self._limits = limits
-        self._server = Forkserver(family)
+        self._server = Forkserver(family, secrets)
         self._seats = [_Seat() for _ in range(slots)]
         self._wanted_spares = spares
         self._spares: deque[asyncio.Task[Slot]] = deque()

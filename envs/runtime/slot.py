@@ -16,14 +16,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from hindsight.configs.environ import public, values
 from hindsight.envs.base import EnvError, EnvFamily, InstanceLost, SlotDied, SlotTimeout
 from hindsight.envs.runtime.forkserver import LENGTH, pack
+from hindsight.envs.runtime.linux import resident, rollup
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
 IMPORT = "import sys; sys.path[:] = {path!r}; from hindsight.envs.runtime.forkserver import main; "
 BOOT = IMPORT + "main({requests}, {family})"
 
@@ -31,7 +32,12 @@ BOOT = IMPORT + "main({requests}, {family})"
 class Forkserver:
     """The process that slots are forked from; started on first use, and again after it died."""
 
-    def __init__(self, family: EnvFamily) -> None:
+    def __init__(self, family: EnvFamily, secrets: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            secrets: values of `family.secrets` that this process lacks.
+        """
+        self._secrets = {**values(family.secrets), **(secrets or {})}
         # Not a pipe: a large family would fill one and block.
         self._family = tempfile.TemporaryFile()  # noqa: SIM115 - kept for servers to come
         pickle.dump(family, self._family)
@@ -67,7 +73,8 @@ class Forkserver:
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C is for the owner
-                env={**os.environ, "OMP_NUM_THREADS": "1"},  # many slots share the cores
+                # Many slots share the cores.
+                env={**public(os.environ), "OMP_NUM_THREADS": "1", **self._secrets},
             )
 
     def close(self) -> None:
@@ -122,19 +129,12 @@ class Slot:
     @property
     def rss(self) -> int:
         """Resident bytes, pages shared with the forkserver included; 0 if it is gone."""
-        try:
-            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE
-        except (FileNotFoundError, ProcessLookupError):
-            return 0
+        return resident(self.pid)
 
     @property
     def private(self) -> int:
         """Resident bytes that it shares with no other process; 0 if it is gone."""
-        try:
-            lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError):
-            return 0
-        return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+        return rollup(self.pid, "Private_")
 
     async def call(self, method: str, *args: Any, deadline: float) -> Any:
         """`env.method(*args)` in the process, within `deadline` seconds.

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hindsight.configs.environ import PASSWORD_IN_ADDRESS
 from hindsight.envs.base import EnvError, EnvFamily, Observation, StepResult, TextEnv, Verdict
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.envs.taubench.domains import DOMAINS, domain, environment, registered
@@ -46,6 +47,7 @@ from hindsight.envs.tool_calls import Call, MalformedCall, read_calls, write_cal
 
 ASK = "Of course. Could you tell me who you are, and everything I should know about your request?"
 TRANSFER = "YOU ARE BEING TRANSFERRED TO A HUMAN AGENT. PLEASE HOLD ON."  # as the policies demand
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")  # to endpoints
 EMPTY = "An answer is one or more tool calls, or a message to the customer: this one is neither."
 
 
@@ -168,6 +170,10 @@ class TauFamily(EnvFamily):
         if self._simulated:
             _check_user(config)
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return (self._config.user.api_key_env, *PROXIES) if self._simulated else ()
+
     def manifest(self) -> Manifest:
         return Manifest(
             train=self._draw("train", self._config.train_tasks),
@@ -204,6 +210,11 @@ def _check_user(config: TauSettings) -> None:
     user = config.user
     if user.source == "endpoint" and not user.url:
         raise ValueError("env.user.source=endpoint needs env.user.url, the address of the endpoint")
+    if PASSWORD_IN_ADDRESS.search(user.url):
+        raise ValueError(
+            "env.user.url holds a password, which logs would show: put it into the variable "
+            "env.user.api_key_env"
+        )
     longest = (user.retries + 1) * user.timeout
     for field in ("step_timeout", "reset_timeout"):
         if getattr(config, field) < longest:

@@ -12,15 +12,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isolation import sandbox
 
 from hindsight.configs.paths import cache_root
-from hindsight.configs.schema import Env
-from hindsight.envs.appworld.env import KINDS, AppWorldFamily
+from hindsight.envs.appworld.env import KINDS, AppWorldFamily, AppWorldSettings
 from hindsight.envs.base import DataMissing, EnvError
 from hindsight.envs.runtime.interpreters import install, interpreter
 from hindsight.envs.tasks import TaskSpec
 
-CONFIG = Env(name="appworld", max_turns=40, step_timeout=120, reset_timeout=300)  # a busy machine's patience
+# A busy machine's patience.
+CONFIG = AppWorldSettings(
+    name="appworld", max_turns=40, step_timeout=120, reset_timeout=300, sandbox=sandbox()
+)
 PROJECT = Path(__file__).resolve().parent.parent.parent
 DONE = "apis.supervisor.complete_task()"
 # Upstream's environment and its own verdict, in one process, without any of our parts.
@@ -240,18 +243,13 @@ def test_code_that_ends_its_own_interpreter_loses_the_episode(env, tasks):
     assert play(env, tasks[0], ["print(1)"])[0].feedback == "1\n"
 
 
-def test_code_that_breaks_its_own_verdict_loses_the_episode(env, tasks):
+def test_code_that_breaks_its_own_interpreter_does_not_reach_the_databases(env, tasks):
     for sabotage in (
         "__import__('pathlib').Path.iterdir = None",
         "__import__('pathlib').Path.read_text = lambda self: 'DROP TABLE; nonsense'",
+        "__import__('appworld').apps.api_lib.save_local_dbs = None",
     ):
-        result = play(env, tasks[0], [sabotage, DONE])[-1]
-        assert (result.terminated, result.success, result.reward) == (True, False, 0.0), sabotage
-    assert (
-        "not saved"
-        in play(env, tasks[0], ["__import__('pathlib').Path.iterdir = None", DONE])[-1].info["lost"]
-    )
-    assert play(env, tasks[0], ["print(1)"])[0].feedback == "1\n"
+        assert play(env, tasks[0], [sabotage, *env.reference(tasks[0])])[-1].success, sabotage
 
 
 def test_a_task_that_is_not_there_is_an_error_and_spares_the_next(env, tasks):

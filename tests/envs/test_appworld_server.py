@@ -16,15 +16,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from appworld_tools import ZygoteFamily, family_of, parent_of
+from isolation import need
 from slot_tools import run_async, running
 from test_appworld import CONFIG, PROJECT, family, play, python  # noqa: F401 - fixtures
 
 from hindsight.configs.paths import SOURCE, cache_root
-from hindsight.envs.appworld.env import AppWorldEnv, AppWorldFamily
+from hindsight.envs.appworld.env import AppWorldEnv
 from hindsight.envs.appworld.host import Zygote
 from hindsight.envs.appworld.host import zygote as zygote_of
 from hindsight.envs.base import EnvError, InstanceLost, SlotDied
+from hindsight.envs.runtime import landlock
 from hindsight.envs.runtime.interpreters import interpreter
+from hindsight.envs.runtime.json_lines import Lines
+from hindsight.envs.runtime.linux import descendants
 from hindsight.envs.runtime.sandbox import MODES, NOBODY
 from hindsight.envs.runtime.slot import Forkserver, Slot
 
@@ -59,30 +64,13 @@ def env(zygote):
 
 
 @pytest.fixture(params=MODES)
-def shut(request, zygote, task, env):
+def shut(request, zygote, task):
     """An environment in each mode that works here, with an episode under way."""
-    shut = AppWorldEnv(zygote, FAST, request.param)
-    try:
-        shut.reset(task)
-        yield shut
-    except EnvError as error:
-        assert env.mode != request.param
-        pytest.skip(f"this platform or account cannot shut code in by {request.param!r}: {error}")
-    finally:
-        shut.close()
-
-
-def family_of(pid: int) -> set[int]:
-    """The process and its descendants."""
-    found = {pid}
-    for path in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda path: int(path.parent.name)):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[1]) in found:
-            found.add(int(path.parent.name))
-    return found
+    need(request.param)
+    shut = AppWorldEnv(zygote, replace(FAST, sandbox=request.param))
+    shut.reset(task)
+    yield shut
+    shut.close()
 
 
 def sockets(pid: int) -> set[str]:
@@ -131,15 +119,77 @@ def test_what_the_agents_code_can_reach_and_that_it_can_win(shut, task):
         except TimeoutError:
             connected = False
     ours = str(PROJECT / "pyproject.toml")  # folders on the way to the cache are there, empty of all else
-    seen = tell(f"[{exists}({ours!r}), {exists}('/etc/passwd'), {exists}('/proc/1')]")
-    if shut.mode == "namespaces":
+    if shut._config.sandbox == "namespaces":
+        seen = tell(f"[{exists}({ours!r}), {exists}('/etc/passwd'), {exists}('/proc/1')]")
         assert (uid, connected, seen) == (NOBODY, False, "[false, false, false]")
-        assert tell("__import__('os').getpid()") == "1"
-    elif shut.mode == "user":
-        assert (uid, connected) == (NOBODY, True)
+        assert int(tell("__import__('os').getpid()")) < 10
     else:
-        assert (uid, connected) == (os.getuid(), True)
+        assert (uid in (NOBODY, os.getuid()), connected) == (True, landlock.version() < 4)
+        if landlock.version():
+            assert "PermissionError" in tell(f"__import__('pathlib').Path({ours!r}).read_text()")
+            assert "PermissionError" in tell("__import__('pathlib').Path('/proc/1/environ').read_text()")
     assert play(shut, task, shut.reference(task))[-1].success
+
+
+FORGE = """
+libc = __import__('ctypes').CDLL(None)
+def forge(message):
+    line = json.dumps(message).encode() + b'\\n'
+    return [fd for fd in range(256) if fd > 2 and libc.write(fd, line, len(line)) == len(line)]
+"""
+
+
+FORGED = [
+    {"value": {"output": "forged", "completed": True}},  # what the server hears when code has run
+    {"value": {"passes": [], "failures": [], "num_tests": 1, "success": True}},  # from its judge
+    "forged",  # what the apps hear when code has run
+    [0, 200, [], "{}"],  # and what code hears from them
+]
+
+
+def test_an_answer_cannot_be_forged(shut, task):
+    """Code that writes to every descriptor it has may lose its episode, but nobody believes it."""
+    for message in FORGED:
+        shut.reset(task)
+        forged = shut.step(f"{FORGE.strip()}\nforge({message!r})")
+        assert (forged.reward, forged.success) == (0.0, False)
+        assert forged.terminated == ("lost" in forged.info)
+        if not forged.terminated:
+            verdict = shut.finish()
+            assert not verdict.success and ("lost" in verdict.info or verdict.info["failures"])
+    assert play(shut, task, shut.reference(task))[-1].success  # the slot is as good as before
+
+
+def test_apis_that_are_not_for_agents_do_not_answer(shut, task):
+    for path in ("/dbs", "/seed", "/dbs/save", "/admin/balance", "//dbs", "/phone/../dbs", "/%2564bs"):
+        answer = shut.step(f"print(requester.post({path!r}, dict(seed=1)))").feedback
+        assert "is not for agents" in answer or "not found" in answer.lower(), path
+
+
+def test_what_code_leaves_behind_is_gone_with_its_action_or_its_episode(shut, task):
+    libc = "libc = __import__('ctypes').CDLL(None)\n"
+    before = descendants(shut._server.pid)
+    fork = "pid = libc.fork()\nif pid == 0: __import__('threading').Event().wait()\nprint(pid > 0)"
+    assert shut.step(libc + fork).feedback == "True\n"
+    assert descendants(shut._server.pid) == before
+    shut.step(libc + "libc.open(b'../x', 0o101, 0o644)")
+    assert play(shut, task, shut.reference(task))[-1].success
+    assert list(shut._server.folder.iterdir()) == []
+
+
+def test_a_sandbox_that_cannot_be_had_is_refused_with_what_to_do(zygote, monkeypatch):
+    ours, theirs = map(Lines, socket.socketpair())
+    theirs.send({"value": {"pid": 1, "refused": "unshare: Operation not permitted"}})
+    monkeypatch.setattr(zygote, "fork", lambda seconds: (ours, 2**22 + 1))  # no process has that number
+    with pytest.raises(EnvError, match=r"env.sandbox = namespaces cannot.*unshare.*set env.sandbox=limits"):
+        AppWorldEnv(zygote, replace(FAST, sandbox="namespaces"))
+    theirs.close()
+
+
+def test_limits_are_said_and_namespaces_need_no_word():
+    assert replace(CONFIG, sandbox="namespaces").caveats == ()
+    (caveat,) = replace(CONFIG, sandbox="limits").caveats
+    assert "env.sandbox=limits" in caveat
 
 
 def test_code_over_its_time_is_stopped_or_its_interpreter_is(env, task):
@@ -198,7 +248,7 @@ def test_instances_share_a_zygote_which_is_replaced_once_dead_or_hung(family, ta
         second.step("x = 2")
         assert "not defined" in first.step("print(x)").feedback
         old = zygote_of(*where)
-        assert {_parent(each._server.pid) for each in (first, second)} == {old._process.pid}
+        assert {parent_of(each._server.pid) for each in (first, second)} == {old._process.pid}
 
         os.kill(old._process.pid, signal.SIGKILL)
         assert second.step("print(x)").feedback == "2\n"  # whoever has a server keeps it
@@ -207,7 +257,7 @@ def test_instances_share_a_zygote_which_is_replaced_once_dead_or_hung(family, ta
             first.reset(task)
         third = family.make()
         new = zygote_of(*where)
-        assert _parent(third._server.pid) == new._process.pid != old._process.pid
+        assert parent_of(third._server.pid) == new._process.pid != old._process.pid
         third.close()
 
         os.kill(new._process.pid, signal.SIGSTOP)
@@ -238,20 +288,6 @@ async def test_slots_of_a_shard_share_a_zygote_and_get_another_when_it_has_died(
         assert new != old
         assert (await others[0].call("reset", task, deadline=60)).text
     assert gone({new})
-
-
-class ZygoteEnv(AppWorldEnv):
-    def _zygote_pid(self) -> int:
-        return _parent(self._server.pid)
-
-
-class ZygoteFamily(AppWorldFamily):
-    def make(self) -> ZygoteEnv:
-        return ZygoteEnv(self._zygote(), self._config)
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_server_and_world_die_with_a_killed_owner_and_listen_nowhere(family, tmp_path):  # noqa: F811

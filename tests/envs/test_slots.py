@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 from slot_tools import gone, run_async, running
-from toy_env import PreloadingFamily, ToyFamily, UnloadableFamily, UnpicklableEnv, task
+from toy_env import AskingFamily, PreloadingFamily, ToyFamily, UnloadableFamily, UnpicklableEnv, task
 
 from hindsight.envs.base import DataMissing, EnvError, InstanceLost, SlotDied, SlotTimeout
 from hindsight.envs.runtime.slot import Forkserver, Slot
@@ -46,6 +46,18 @@ async def test_an_episode_lives_in_another_process():
         assert int(await feedback(slot, "pid")) == slot.pid != os.getpid()
         assert await slot.call("reference", task(), deadline=20) == ["add"] * 100
         assert slot.alive and slot.rss > 1 << 20
+
+
+@run_async
+async def test_a_slot_has_the_secrets_that_its_family_names_and_no_others(monkeypatch):
+    monkeypatch.setenv("TOY_API_KEY", "sk-toy")
+    monkeypatch.setenv("OTHER_API_KEY", "sk-other")
+    monkeypatch.setenv("TOY_DATA", "/data")
+    for family, key in ((ToyFamily(), "absent"), (AskingFamily(), "sk-toy")):
+        async with started(family) as slot:
+            await slot.call("reset", task(), deadline=20)
+            names = ("TOY_API_KEY", "OTHER_API_KEY", "TOY_DATA")
+            assert [await feedback(slot, f"variable {name}") for name in names] == [key, "absent", "/data"]
 
 
 @run_async
@@ -237,7 +249,7 @@ import asyncio, sys
 sys.path[:] = {path!r}
 from hindsight.envs.runtime.slot import Forkserver, Slot
 from slot_tools import gone, run_async, running
-from toy_env import PreloadingFamily, ToyFamily, task
+from toy_env import AskingFamily, PreloadingFamily, ToyFamily, task
 
 async def main():
     server = Forkserver(ToyFamily())

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 from slot_tools import gone, run_async, running
-from toy_env import ToyFamily, task
+from toy_env import AskingFamily, ToyFamily, task
 
 from hindsight.configs.schema import Config, Env
 from hindsight.envs.base import EnvError, InstanceLost, SlotDied, SlotTimeout, Verdict
@@ -60,6 +60,18 @@ async def test_more_episodes_than_slots_over_two_shards(handles):
     async with handles.slots.lease() as slot:
         assert (await slot.demonstrate(task("shown"), 0, 0.0)).first.text == "shown 0"
         assert await slot.reference(task()) == ["add"] * 100
+
+
+@run_async
+async def test_the_drivers_key_reaches_the_slots_that_need_it(ray_local, monkeypatch):
+    monkeypatch.setenv("TOY_API_KEY", "sk-toy")
+    pool = start_pool(Config(env=ENV), AskingFamily())
+    slots = SlotPool(pool.shards, ENV.slots, SlotLimits.of(ENV), patience=60.0)
+    async with slots.lease() as slot:
+        await slot.reset(task())
+        assert (await slot.step("variable TOY_API_KEY")).feedback == "sk-toy"
+    for actor in pool.shards:
+        ray.kill(actor)
 
 
 @run_async

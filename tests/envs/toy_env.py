@@ -69,6 +69,9 @@ class ToyEnv(TextEnv):
     def _pid(self, _: str) -> int:
         return os.getpid()
 
+    def _variable(self, name: str) -> str:
+        return os.environ.get(name, "absent")
+
     def _origin(self, _: str) -> int:
         return IMPORTED_IN
 
@@ -128,6 +131,12 @@ class ToyFamily(EnvFamily):
         if self.fail:
             raise EnvError(self.fail)
         return self.env()
+
+
+class AskingFamily(ToyFamily):
+    """One whose environment calls an endpoint."""
+
+    secrets = ("TOY_API_KEY",)
 
 
 class UnloadableFamily(ToyFamily):

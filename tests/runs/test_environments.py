@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
+from isolation import sandbox
 from shared_actors import CONTEXTS, WIDE, Shared
 
 from hindsight.configs.load import load
@@ -44,8 +45,8 @@ TINY = [
 ]
 
 
-def settings(name: str, out: Path) -> Config:
-    own = [f"model.max_length={CONTEXTS[name]}", f"env.max_turns={TURNS[name]}", f"out={out}"]
+def settings(name: str, out: Path, overrides: list[str]) -> Config:
+    own = [f"model.max_length={CONTEXTS[name]}", f"env.max_turns={TURNS[name]}", f"out={out}", *overrides]
     return load(CONFIGS / f"{name}.yaml", [*TINY, *WIDE, *own])
 
 
@@ -54,7 +55,8 @@ def test_two_training_steps(
     name: str, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(name)
-    shared.train(settings(name, tmp_path / "run"), monkeypatch)
+    isolated = [f"env.sandbox={sandbox()}"] if name == "appworld" else []
+    shared.train(settings(name, tmp_path / "run", isolated), monkeypatch)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     warm = [row for row in rows if row["kind"] == "sft"]
     steps = [row for row in rows if row["kind"] == "train"]

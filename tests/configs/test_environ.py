@@ -1,0 +1,86 @@
+"""Which variables are secrets, and who has them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hindsight.configs.environ import (
+    actor_environment,
+    process_environment,
+    public,
+    secrets,
+    without_secrets,
+)
+from hindsight.configs.schema import Config
+from hindsight.rollout.engine import engine_env
+
+SECRET = (
+    "OPENAI_API_KEY",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "WANDB_API_KEY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "HINDSIGHT_USER_KEY",
+    "MY_APIKEY",
+    "db_password",
+    "PGPASSWORD",
+    "MYSQL_PWD",
+    "SSH_AUTH_SOCK",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "RAY_AUTH_TOKEN",
+)
+PUBLIC = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "TOKENIZERS_PARALLELISM",
+    "HINDSIGHT_CACHE",
+    "ALFWORLD_DATA",
+    "APPWORLD_ROOT",
+    "KEYBOARD",
+    "MONKEY",
+    "AUTHOR",
+    "CUDA_VISIBLE_DEVICES",
+    "NCCL_SOCKET_IFNAME",
+    "OMP_NUM_THREADS",
+    "AWS_REGION",
+)
+
+
+def test_secrets_are_known_by_their_name_or_by_a_password_in_an_address() -> None:
+    assert secrets(dict.fromkeys((*SECRET, *PUBLIC), "value")) == {*SECRET}
+    addresses = {
+        "PIP_INDEX_URL": "https://me:pw@packages.example/simple",
+        "HTTPS_PROXY": "http://:pw@proxy.example:3128",
+        "NO_PROXY": "localhost",
+        "HTTP_PROXY": "http://proxy.example:3128",
+        "MAIL": "me@example.com",
+    }
+    assert secrets(addresses) == {"PIP_INDEX_URL", "HTTPS_PROXY"}
+    assert public({"PATH": "/bin", "HF_TOKEN": "hf"}) == {"PATH": "/bin"}
+
+
+def test_no_variable_that_a_process_of_a_run_needs_is_taken_for_a_secret() -> None:
+    assert not secrets(process_environment())
+
+
+def test_actors_get_none_of_this_processs_secrets_but_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "ray")
+    for given in (actor_environment(), engine_env(Config())):
+        assert given["OPENAI_API_KEY"] == ""
+        assert "RAY_AUTH_TOKEN" not in given
+
+
+def test_ray_starts_without_secrets_and_this_process_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "ray")
+    before = dict(os.environ)
+    with pytest.raises(KeyError), without_secrets():
+        assert "OPENAI_API_KEY" not in os.environ and os.environ["RAY_AUTH_TOKEN"] == "ray"
+        raise KeyError("whatever happens meanwhile")
+    assert os.environ == before
