@@ -65,8 +65,9 @@ def step(
     """Time of a step in the steady state.
 
     Synchronously the phases follow each other, but for the teacher, which scores groups as they end: a
-    quarter of its time is hidden (`benchmarks.scoring`). With staleness S, S + 1 batches of episodes are in flight, so a long episode
-    holds up a step only if it takes longer than S + 1 of them. On `shared` GPUs nothing overlaps.
+    quarter of its time is hidden (`benchmarks.scoring`). With staleness S, S + 1 batches of episodes are in
+    flight, so a long episode holds up a step only if it takes longer than S + 1 of them. On `shared` GPUs
+    nothing overlaps.
     """
     turn = load.prompt / rates.prefill + load.response / rates.decode
     busy = load.episodes * load.turns * turn / engines
