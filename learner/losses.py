@@ -192,7 +192,7 @@ def mismatch_sums(old: torch.Tensor, rollout: torch.Tensor) -> dict[str, float]:
 def lag_sums(tokens: Tokens, cap: float) -> dict[str, float]:
     """For each lag, its tokens and the sums of their importance weights and of what the cap has cut off."""
     weights = importance(tokens.old, tokens.rollout, cap)
-    sums = {}
+    sums: dict[str, float] = {}
     for lag in tokens.lags[~torch.isnan(tokens.lags)].unique().tolist():
         own = weights[tokens.lags == lag]
         sums |= {
