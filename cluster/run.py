@@ -277,6 +277,12 @@ def announce(run: Run, newest: Path, asked: Config) -> None:
         run.view.say(f"  {difference}")
 
 
+def remove_leftovers(out: Path) -> None:
+    """Remove what a run without a checkpoint has left: this one begins anew."""
+    for name in ("metrics.jsonl", FILE, "curve.png"):
+        (out / name).unlink(missing_ok=True)
+
+
 @asynccontextmanager
 async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     """Open tasks and actors, restore the newest checkpoint if `resume=auto`, and close everything at the end.
@@ -307,9 +313,8 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         actors = await start_actors(plan, str(model), family)
         stack.push_async_callback(actors.stop)
         actors.restarts.say = view.say
-        if newest is None:  # left by a run without a checkpoint
-            for stale in ("metrics.jsonl", FILE, "curve.png"):
-                Path(config.out, stale).unlink(missing_ok=True)
+        if newest is None:
+            remove_leftovers(Path(config.out))
         metrics = Metrics(Path(config.out), config.tracker)
         stack.callback(metrics.close)
         judge = start_judge(config, renderer, actors) if config.needs_teacher else None

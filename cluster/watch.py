@@ -51,13 +51,14 @@ class Watchdog:
         """
         WATCHDOG.set(self)  # every remote call of `main` reports its deadline
         task: asyncio.Future[T] = asyncio.ensure_future(main)
-        running = {task, *map(asyncio.ensure_future, helpers)}
+        running: set[asyncio.Future[Any]] = {task, *map(asyncio.ensure_future, helpers)}
         try:
             while not task.done():
                 quarter = min(5.0, self.seconds / 4)
                 done, _ = await asyncio.wait(running, timeout=quarter, return_when=asyncio.FIRST_COMPLETED)
                 for helper in done - {task}:
                     helper.result()
+                    running.remove(helper)
                 allowed = max(self.seconds, *self.waits, 0.0)
                 if not task.done() and time.monotonic() - self.last > allowed:
                     self._print_stacks()

@@ -135,7 +135,8 @@ class ScorerPool:
         while True:
             about, flat = replica.snapshot.options(num_returns=2).remote()
             try:
-                return WeightSet(*await answer(about, what=what, **self._limit), data=flat)
+                version, layout, checksum = await answer(about, what=what, **self._limit)
+                return WeightSet(version, layout, checksum, flat)
             except ActorUnavailable:
                 await self._call(replica, *last, what=what)
 
