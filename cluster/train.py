@@ -231,6 +231,8 @@ class Trainer:
         """Run the evaluation episodes and record the result."""
         run, settings = self.run, self.config.evaluate
         count = settings.cold_episodes if stage == Stage.BEFORE_SFT else settings.episodes
+        if not count:
+            return
         episodes = numbered(run.manifest.evaluation, count)
         run.view.say(f"evaluating {len(episodes)} held-out episodes, {stage}")
 

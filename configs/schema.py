@@ -188,7 +188,7 @@ class Evaluate:
     """Evaluation on held-out tasks."""
 
     episodes: int = setting(120, "episodes per evaluation; tasks repeat if there are fewer", low=1)
-    cold_episodes: int = setting(120, "episodes of the evaluation before the warm start", low=1)
+    cold_episodes: int = setting(120, "episodes of the evaluation before the warm start; 0: none", low=0)
     every: int = setting(0, "training steps between evaluations; 0: only before and after", low=0)
     agent: Literal["student", "react", "reflexion"] = setting(
         "student", "the model alone; with a worked example (ReAct); with lessons from failures (Reflexion)"

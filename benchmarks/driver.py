@@ -1,0 +1,236 @@
+"""What the driver, a worker and environment shards cost, with engines and a learner that only wait.
+
+    python -m benchmarks.driver [--episodes 64,256,1024] [--steps 4] [--seconds 1.0]
+    python -m benchmarks.driver --episodes 16 --steps 1000 --seconds 0 --turns 4   # does anything grow?
+
+The run is real (GRPO, the loop of `hindsight train`, worker, shards and their processes, checkpoints),
+but an engine answers each turn after `--seconds` with the same tokens, and the learner does nothing. A table
+has the groups per second, and for each process its share of one core, and how its memory, open files and the
+machine's shared memory changed from the first tenth of the run to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import psutil
+import ray
+import typer
+from benchmarks.toy import ACTIONS
+from rich.console import Console
+from rich.table import Table
+
+import hindsight.cluster.run
+from hindsight.cluster.machines import connect
+from hindsight.cluster.plan import Plan
+from hindsight.cluster.run import open_run
+from hindsight.cluster.start import Actors, reserve, variables
+from hindsight.cluster.train import Trainer
+from hindsight.cluster.view import View
+from hindsight.configs.load import load
+from hindsight.configs.schema import Config
+from hindsight.envs.base import EnvFamily
+from hindsight.envs.runtime.pool import start_pool
+from hindsight.learner.samples import TrainingSample
+from hindsight.rollout.render import load_renderer
+from hindsight.rollout.types import Generation, Sampling
+from hindsight.rollout.weights import WeightSet
+from hindsight.rollout.worker import Worker
+
+TOY = Path(__file__).with_name("toy.py")
+GROUP = 8  # episodes
+
+
+class WaitingEngine:
+    """Answers every request with the same tokens, some time later."""
+
+    def __init__(self, ids: np.ndarray, seconds: float) -> None:
+        self.ids, self.seconds, self.version, self.checksum = ids, seconds, 0, ""
+
+    async def ready(self) -> None:
+        """Answer."""
+
+    async def watch(self) -> None:
+        """Never return."""
+        await asyncio.Event().wait()
+
+    async def generate(self, ids: np.ndarray, sampling: Sampling, seconds: float) -> Generation:
+        """As `Engine.generate`."""
+        await asyncio.sleep(self.seconds)
+        versions = np.full(len(self.ids), self.version, np.int32)
+        return Generation(self.ids, np.full(len(self.ids), -0.5, np.float32), "stop", versions)
+
+    async def load_weights(self, weights: WeightSet) -> None:
+        """As `Engine.load_weights`."""
+        self.version, self.checksum = weights.version, weights.checksum
+
+    async def fingerprint(self) -> tuple[int, set[str]]:
+        """As `Engine.fingerprint`."""
+        return self.version, {self.checksum}
+
+    async def score(self, ids: np.ndarray) -> np.ndarray:
+        """As `Engine.score`."""
+        return np.zeros(len(ids) - 1, np.float32)
+
+
+class NoLearner:
+    """A learner without a model."""
+
+    checkpoint_bytes = 0
+
+    async def blind(self, path: Path) -> list[str]:
+        """As `RankGroup.blind`."""
+        return []
+
+    async def update(self, samples: dict[str, Sequence[TrainingSample]], *_: float) -> dict[str, float]:
+        """As `RankGroup.update`."""
+        return {"samples": float(sum(map(len, samples.values())))}
+
+    async def score(self, ids: np.ndarray) -> np.ndarray:
+        """As `LearnerGroup.score`."""
+        return np.zeros(len(ids) - 1, np.float32)
+
+    async def export(self, version: int) -> WeightSet:
+        """As `LearnerGroup.export`."""
+        return WeightSet(version, (), "none", ray.put(np.zeros(0, np.uint8)))
+
+    async def save(self, folder: Path) -> None:
+        """As `RankGroup.save`."""
+        (folder / "learner").mkdir()
+
+    async def save_model(self, folder: Path) -> None:
+        """As `LearnerGroup.save_model`."""
+        folder.mkdir()
+
+    def stop(self) -> None:
+        """As `RankGroup.stop`."""
+
+
+def starter(seconds: float) -> Any:
+    """What takes the place of `start_actors`."""
+
+    async def start(plan: Plan, model: str, family: EnvFamily) -> Actors:
+        config, renderer = plan.config, load_renderer(model, plan.config)
+        place = {"num_cpus": 0, "max_concurrency": 4096, **variables({}, gpus=0)}
+        engine = ray.remote(WaitingEngine).options(**place).remote(renderer.respond(ACTIONS[0]), seconds)
+        environments = start_pool(config, family)
+        await environments.ready(config.cluster.start_timeout)
+        worker = ray.remote(Worker).options(**place).remote(model, config, [engine], environments.shards)
+        learner: Any = NoLearner()
+        return Actors([engine], worker, environments, learner, None, None, None, None, await reserve(plan))
+
+    return start
+
+
+def settings(out: Path, episodes: int, steps: int, turns: int) -> Config:
+    """A run of steps with that many episodes."""
+    return load(
+        "nano",
+        [
+            *(
+                "method=grpo",
+                f"env.name={TOY}",
+                "env.kinds=[]",
+                "sft.demos=0",
+                f"out={out}",
+                f"steps={steps}",
+            ),
+            *(f"rollout.num_groups={episodes // GROUP}", f"rollout.group_size={GROUP}", "env.slots=32"),
+            *(f"env.max_turns={turns}", "model.max_length=8192", "learner.micro_batch_tokens=8192"),
+            *("evaluate.episodes=1", "evaluate.cold_episodes=0", f"checkpoint.every={max(1, steps // 10)}"),
+        ],
+    )
+
+
+class Process:
+    """A process of the run: its use of cores, memory and files."""
+
+    def __init__(self, name: str, pid: int) -> None:
+        self.name, self.process = name, psutil.Process(pid)
+        self.cpu = list[float]()
+        self.memory, self.files = list[float](), list[int]()
+
+    def note(self) -> None:
+        """Note where it stands."""
+        used = self.process.cpu_times()
+        self.cpu.append(used.user + used.system)
+        self.memory.append(self.process.memory_info().rss / 2**20)
+        self.files.append(self.process.num_fds())
+
+
+class Watched(Trainer):
+    """The trainer, noting where every process stands after each step."""
+
+    async def begin(self) -> None:
+        """Find the processes."""
+        actors = self.actors
+        named = [("worker", actors.worker), ("engine", actors.engines[0])]
+        named += [("shard", shard) for shard in actors.environments.shards]
+        pids = [await one.__ray_call__.remote(lambda _: os.getpid()) for _, one in named]
+        self.processes = [Process("driver", os.getpid())]
+        self.processes += [Process(name, pid) for (name, _), pid in zip(named, pids, strict=True)]
+        self.times, self.shared = list[float](), list[float]()
+
+    async def checkpoint_and_evaluate(self) -> None:
+        """Between two steps."""
+        self.times.append(asyncio.get_running_loop().time())
+        self.shared.append(psutil.disk_usage("/dev/shm").used / 2**20)
+        for process in self.processes:
+            process.note()
+        await super().checkpoint_and_evaluate()
+
+
+async def measure(config: Config) -> Watched:
+    """Run and return what was noted."""
+    async with open_run(config, View()) as run:
+        trainer = Watched(run)
+        await trainer.begin()
+        await run.watchdog.guard(trainer.train(), trainer.publisher.keep())
+        return trainer
+
+
+def change(values: Sequence[float]) -> str:
+    """From the first tenth to the end."""
+    tenth = max(1, len(values) // 10)
+    return f"{statistics.median(values[:tenth]):.0f} → {statistics.median(values[-tenth:]):.0f}"
+
+
+def main(
+    episodes: Annotated[str, typer.Option(help="in flight, comma-separated")] = "64,256,1024",
+    steps: Annotated[int, typer.Option(help="of each run; the first is not timed")] = 4,
+    seconds: Annotated[float, typer.Option(help="that an engine takes for a turn")] = 1.0,
+    turns: Annotated[int, typer.Option(help="of an episode")] = 20,
+) -> None:
+    """Print a table for each number of episodes."""
+    hindsight.cluster.run.start_actors = starter(seconds)
+    console, counts = Console(), [int(count) for count in episodes.split(",")]
+    with tempfile.TemporaryDirectory(prefix="hindsight-driver-") as folder:
+        configs = [settings(Path(folder, str(count)), count, steps + 1, turns) for count in counts]
+        connect(None, dashboard_port=0)  # actors find the environment that the settings name
+        for count, config in zip(counts, configs, strict=True):
+            show(console, count, turns, asyncio.run(measure(config)))
+        ray.shutdown()
+
+
+def show(console: Console, episodes: int, turns: int, done: Watched) -> None:
+    """Print what was noted."""
+    wall = done.times[-1] - done.times[0]
+    each = wall / (len(done.times) - 1)
+    title = f"{episodes} episodes of {turns} turns: {episodes / GROUP / each:.2f} groups/s, step {each:.2f} s"
+    table = Table("process", "share of a core", "memory, MiB", "open files", title=title)
+    for one in done.processes:
+        share = f"{(one.cpu[-1] - one.cpu[0]) / wall:.0%}"
+        table.add_row(one.name, share, change(one.memory), change(one.files))
+    table.add_row("/dev/shm", "", change(done.shared), "")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
