@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 import yaml
+from jsonschema import ValidationError
 
 from hindsight.configs.check import check
 from hindsight.configs.load import load
@@ -31,6 +34,20 @@ def test_the_job_of_kubernetes() -> None:
         assert any(one["name"] == "HINDSIGHT_CACHE" for one in container["env"])
     for group in cluster["workerGroupSpecs"]:
         assert {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams"} <= set(group)
+
+
+def test_the_cluster_of_machines_with_ssh() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    cluster = yaml.safe_load((FOLDER / "ray.yaml").read_text())
+    validate_config(prepare_config(deepcopy(cluster)))
+    with pytest.raises(ValidationError, match="head_start_ray_command"):
+        validate_config(prepare_config(deepcopy(cluster) | {"head_start_ray_command": []}))
+    starts = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
+    assert all("ray stop" in command or "HINDSIGHT_CACHE=" in command for command in starts)
+    subprocess.run(["bash", "-n", FOLDER / "submit.sh"], check=True)
+    text = (FOLDER / "submit.sh").read_text()
+    assert "ray job submit" in text and 'hindsight train "$recipe" resume=auto "$@"' in text
 
 
 def test_the_batch_script() -> None:
