@@ -2,7 +2,8 @@
 
     python tests/runs/simulated_gpus.py NODES    (a Ray cluster of that many nodes with one GPU each)
 
-Prints one JSON object: by role the node and the GPUs of each actor, and the log-prob gap of a weight sync.
+Prints one JSON object: by role the node and the GPUs of each actor, and the log-prob gap of a weight sync. Of
+several nodes, one with an engine then leaves and another joins: where that engine is now, and its gap.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,16 @@ import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 
+from hindsight.cluster.heal import Watched, keep
 from hindsight.cluster.plan import Node
 from hindsight.cluster.planner import plan
 from hindsight.cluster.planning import model_shape
-from hindsight.cluster.start import start_actors
+from hindsight.cluster.start import Actors, start_actors
 from hindsight.configs.environ import actor_environment
 from hindsight.configs.load import load
 from hindsight.configs.paths import SOURCE
 from hindsight.envs.registry import make_family
-from hindsight.learner.weight_sync import Canary, sync_weights
+from hindsight.learner.weight_sync import Canary, SyncReport, sync_weights
 from hindsight.rollout.models import resolve
 from hindsight.rollout.outline import outline
 
@@ -49,7 +52,36 @@ def place(_: Any) -> tuple[str, list[int]]:
     return ray.get_runtime_context().get_node_id(), ray.get_gpu_ids()
 
 
-async def main(nodes: int) -> dict[str, Any]:
+def add_node(cluster: Cluster) -> None:
+    cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=200 * 2**20, include_dashboard=False)
+
+
+async def leave(
+    cluster: Cluster, actors: Actors, sync: Callable[[Any], Awaitable[SyncReport]]
+) -> dict[str, Any]:
+    """Replace the node of an engine."""
+    nodes = {node.node_id: node for node in cluster.worker_nodes}
+    where = [await engine.__ray_call__.remote(place) for engine in actors.engines]
+    [index, *_] = [index for index, (node, _) in enumerate(where) if node in nodes]
+    engine, reports = actors.engines[index], list[SyncReport]()
+
+    async def bring() -> None:
+        assert not await engine.serves.remote()
+        reports.append(await sync(engine))
+
+    keeping = asyncio.create_task(keep([Watched("engine", engine, bring)], actors.restarts, 300.0))
+    await asyncio.sleep(1.0)
+    cluster.remove_node(nodes[where[index][0]])
+    add_node(cluster)
+    while not actors.restarts.counts:
+        await asyncio.wait({keeping}, timeout=0.2)
+        assert not keeping.done(), keeping.exception()
+    keeping.cancel()
+    node, _ = await engine.__ray_call__.remote(place)
+    return {"before": where[index][0], "after": node, "gap after": reports[0].logprob_gap}
+
+
+async def main(nodes: int, cluster: Cluster) -> dict[str, Any]:
     config = load(CONFIGS / "nano.yaml", SETTINGS)
     model = str(resolve("nano"))
     there = [Node(cpus=4, ram_gib=64, gpus=1, gpu_gib=40)] * nodes
@@ -64,15 +96,20 @@ async def main(nodes: int) -> dict[str, Any]:
     weights = await learner.export(1)
     await actors.teacher.load_weights(weights, True)
     report = await sync_weights(actors.engines, weights, canary, 300, 300)
+    found = {"where": where, "gap": report.logprob_gap, "crowded": made.crowded}
+    if nodes > 1:
+        found |= await leave(
+            cluster, actors, lambda engine: sync_weights([engine], weights, canary, 300, 300)
+        )
     await actors.stop()
-    return {"where": where, "gap": report.logprob_gap, "crowded": made.crowded}
+    return found
 
 
 if __name__ == "__main__":
     count = int(sys.argv[1])
     cluster = Cluster()
     for _ in range(count):
-        cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=200 * 2**20, include_dashboard=False)
+        add_node(cluster)
     path = os.pathsep.join([SOURCE, str(Path(__file__).parent)])
     ray.init(
         address=cluster.address,
@@ -82,6 +119,6 @@ if __name__ == "__main__":
             "worker_process_setup_hook": compute_on_cpu,
         },
     )
-    print(json.dumps(asyncio.run(main(count))))
+    print(json.dumps(asyncio.run(main(count, cluster))))
     ray.shutdown()
     cluster.shutdown()

@@ -34,3 +34,5 @@ def test_actors_land_where_the_plan_says(nodes: int) -> None:
         assert engines == learner and found["crowded"]
     else:
         assert len({node for node, _ in (*engines, *learner)}) == 3 and not found["crowded"]
+        assert found["after"] not in {node for node, _ in (*engines, *learner)}  # the node that joined
+        assert found["gap after"] < 1e-3
