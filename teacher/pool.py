@@ -158,7 +158,9 @@ class ScorerPool:
         while True:
             try:
                 return await call(replica, method, *args, what=what, **limit or self._limit)
-            except (ActorUnavailable, Outdated):
+            except (ActorUnavailable, Outdated) as error:
+                if self._kept is None and isinstance(error, Outdated):
+                    raise  # a new process would have what the old one started with
                 began = time.monotonic()
                 await back(replica, timeout=self.start_timeout)
                 if self._kept is not None:

@@ -21,7 +21,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hindsight.configs.schema import Cluster, Config, Model, Rollout
-from hindsight.learner.weight_sync import WeightSyncError, sync_weights
+from hindsight.learner.weight_sync import Canary, WeightSyncError, sync_weights
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.types import EngineError, Sampling
 from hindsight.rollout.weights import WeightSet, checksum, pack
@@ -99,9 +99,9 @@ class Student:
         return WeightSet(self.version, layout, checksum(flat, layout), ray.put(flat))
 
     def sync(self, weights):
-        canary = prompt(40, seed=99)
-        own = logprobs(self.model, canary)
-        return asyncio.run(sync_weights([self.handle], weights, canary, own, CLOSE, CONFIG.learner.timeout))
+        ids = prompt(40, seed=99)
+        canary = Canary(ids, logprobs(self.model, ids), CLOSE)
+        return asyncio.run(sync_weights([self.handle], weights, canary, CONFIG.learner.timeout, 60.0))
 
 
 def prompt(length, seed):

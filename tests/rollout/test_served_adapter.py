@@ -16,7 +16,7 @@ from settled import on_cpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model, Rollout
-from hindsight.learner.weight_sync import WeightSyncError, sync_weights
+from hindsight.learner.weight_sync import Canary, WeightSyncError, sync_weights
 from hindsight.rollout.adapter import Adapter, named
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.types import EngineError, Sampling
@@ -66,9 +66,9 @@ class Student:
         return WeightSet(self.version, layout, checksum(flat, layout), ray.put(flat))
 
     def sync(self, weights):
-        canary = prompt(40, seed=99)
-        own = self.logprobs(canary)
-        return asyncio.run(sync_weights([self.handle], weights, canary, own, CLOSE, CONFIG.learner.timeout))
+        ids = prompt(40, seed=99)
+        canary = Canary(ids, self.logprobs(ids), CLOSE)
+        return asyncio.run(sync_weights([self.handle], weights, canary, CONFIG.learner.timeout, 60.0))
 
     def score(self, ids):
         return ray.get(self.handle.score.remote(ids))

@@ -193,8 +193,8 @@ class Shared:
             for role, pool in actors.scorers().items()
             if plan.of(role)
         }
-        for role, pool in pools.items():
-            pool.context = actors.scorers()[role].context
+        for pool in pools.values():
+            await pool.ready(config.cluster.start_timeout)
         own = {"critic": actors.critic if plan.of("critic") else None, "turns": turns}
         own |= {role: pools.get(role) for role in ("teacher", "reference")}
         return Lent(**vars(actors) | own)
