@@ -44,7 +44,9 @@ ROLES = {  # how Ray and vLLM name the processes
     "learner": "ray::PolicyRank",
 }
 DRIVER = {"driver, SIGTERM": signal.SIGTERM, "driver, SIGKILL": signal.SIGKILL}
+MISSED = "was not there"
 PAUSE = 5.0  # seconds after a kill in which its victim is not found again
+PATIENCE = 1200.0  # seconds for the rest of a run
 Kill = tuple[int, float, str]  # finished steps, seconds later, what is killed
 
 
@@ -68,6 +70,11 @@ class Training:
         whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
         return [row for row in map(json.loads, whole.splitlines()) if row["kind"] == "train"]
 
+    def end(self) -> None:
+        """End it at once, if it has not ended; Ray's processes end with it."""
+        self.process.kill()
+        self.process.wait()
+
     def wait_for(self, step: int) -> bool:
         """Wait until a step is recorded; False: the run has ended before."""
         while self.process.poll() is None:
@@ -88,7 +95,7 @@ class Training:
         family = psutil.Process(self.process.pid).children(recursive=True)
         victims = [one for one in family if (one.cmdline() or [""])[0].startswith(ROLES[what])]
         if not victims:
-            return "was not there"
+            return MISSED
         random.choice(victims).kill()
         time.sleep(PAUSE)
         return "killed"
@@ -119,13 +126,18 @@ def schedule(steps: int, kills: int, seed: int) -> list[Kill]:
     ]
 
 
-def disturb(run: Training, plan: Sequence[Kill], console: Console) -> None:
-    """Carry the plan out."""
+def disturb(run: Training, plan: Sequence[Kill], console: Console) -> set[str]:
+    """Carry the plan out; returns what was not killed once."""
+    spared = {what for *_, what in plan}
     for step, later, what in plan:
         if not run.wait_for(step):
             break
         time.sleep(later)
-        console.print(f"after step {step}: {what} {run.kill(what)}", highlight=False)
+        done = run.kill(what)
+        console.print(f"after step {step}: {what} {done}", highlight=False)
+        if done != MISSED:
+            spared.discard(what)
+    return spared
 
 
 def differences(calm: Training, wild: Training, steps: int) -> list[str]:
@@ -157,6 +169,17 @@ def recovery(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     return found
 
 
+def finish(run: Training, console: Console) -> None:
+    """Wait for the end of a run; end this program if it fails."""
+    try:
+        status = run.process.wait(timeout=PATIENCE)
+    finally:
+        run.end()
+    if status:
+        console.print(Path(run.log.name).read_text()[-4000:], markup=False, highlight=False)
+        raise typer.Exit(1)
+
+
 def main(
     steps: Annotated[int, typer.Option(help="of each run")] = 16,
     kills: Annotated[int, typer.Option(help="of each role")] = 2,
@@ -167,19 +190,20 @@ def main(
     with tempfile.TemporaryDirectory(prefix="hindsight-chaos-") as folder:
         calm = Training(Path(folder, "calm"), steps)
         console.print(f"the run that nobody disturbs: {calm.log.name}", highlight=False)
-        calm.process.wait()
+        finish(calm, console)
         wild = Training(Path(folder, "wild"), steps)
         console.print(f"the other one: {wild.log.name}", highlight=False)
-        disturb(wild, schedule(steps, kills, seed), console)
-        status = wild.process.wait()
-        if status:
-            console.print(Path(wild.log.name).read_text()[-4000:], markup=False, highlight=False)
-            raise typer.Exit(1)
+        try:
+            spared = disturb(wild, schedule(steps, kills, seed), console)
+        except BaseException:
+            wild.end()
+            raise
+        finish(wild, console)
         table = Table("role", "steps with a replacement", "seconds", title="Recovery")
         for role, seconds in recovery(wild.rows()).items():
             table.add_row(role, str(len(seconds)), f"{min(seconds):.0f} to {max(seconds):.0f}")
         console.print(table)
-        found = differences(calm, wild, steps)
+        found = differences(calm, wild, steps) + [f"{what} was never killed" for what in sorted(spared)]
     if found:
         console.print("not the same run: " + "; ".join(found), highlight=False)
         raise typer.Exit(1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hindsight.cluster import signals
 from hindsight.cluster.evaluate import Evaluation, evaluate, numbered
 from hindsight.cluster.failures import FailureBudget, RunError, by_kind, in_words
 from hindsight.cluster.folder import checkpoints, newest_step, sole_writer, storing
+from hindsight.cluster.heal import Watched, keep
 from hindsight.cluster.machines import cluster_nodes, connect
 from hindsight.cluster.metrics import Metrics, write_trajectories
 from hindsight.cluster.planning import plan_run
@@ -31,7 +33,7 @@ from hindsight.envs.runtime.remote import RemoteError, call
 from hindsight.learner.checkpoint import CheckpointError, complete, latest
 from hindsight.learner.rank import LearnerError, RanksLost
 from hindsight.learner.weight_sync import WeightSyncError
-from hindsight.rollout.adapter import AdapterError, read
+from hindsight.rollout.adapter import AdapterError, Saved, read
 from hindsight.rollout.models import ModelMissing, ModelUnfit, resolve
 from hindsight.rollout.render import load_renderer
 from hindsight.rollout.template import TemplateError
@@ -68,7 +70,9 @@ async def train_run(config: Config, address: str | None = None) -> None:
                     await _train(config, view)
                     return
                 except (RemoteError, RanksLost) as error:
-                    if newest_step(config) <= saved:  # it would end like this again
+                    current = asyncio.current_task()
+                    signaled = current is not None and current.cancelling()
+                    if signaled or newest_step(config) <= saved:  # or it would end like this again
                         raise
                     view.say(f"{error} Everything starts again from the last checkpoint.")
                     config = replace(config, resume="auto")
@@ -163,15 +167,11 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             plan = plan_run(served, cluster_nodes(), base, learner=False, teacher=False)
             view.plan(plan)
             actors = await start_actors(plan, base, family, user_model=user_model)
-            if adapter:
-                flat, layout = pack(adapter.tensors.items())
-                weights = WeightSet(1, layout, checksum(flat, layout), ray.put(flat))
-                limit: dict[str, Any] = {"timeout": config.cluster.start_timeout, "setting": STARTING}
-                loading = [
-                    call(engine, "load_weights", weights, what="loading the adapter", **limit)
-                    for engine in actors.engines
-                ]
-                await asyncio.gather(*loading)
+            actors.restarts.say = view.say
+            bring = serving(adapter, config)
+            await asyncio.gather(*map(bring, actors.engines))
+            watched = [Watched("engine", engine, partial(bring, engine)) for engine in actors.engines]
+            keeping = keep(watched, actors.restarts, config.cluster.start_timeout)
             watchdog = Watchdog(config.cluster.stall_timeout)
             episodes = numbered(manifest.evaluation, config.evaluate.episodes)
 
@@ -182,7 +182,7 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             stage = f"{config.model.path}, {config.evaluate.agent}"
             playing = evaluate(plan.config, actors, renderer, manifest.train, episodes, stage, 0, played)
             with watchdog.waiting(config.rollout.timeout):
-                result, trajectories, failures = await watchdog.guard(playing)
+                result, trajectories, failures = await watchdog.guard(playing, keeping)
             view.console.print(evaluation_table([result]))
             folder = Path(config.out) / "eval" / config.evaluate.agent
             metrics = Metrics(folder)
@@ -195,6 +195,20 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
                 view.say(f"failures: {counts}; {result.missing} of {len(episodes)} episodes are missing")
             FailureBudget(config.failure_budget).add(0, len(episodes), failures)
             await actors.stop()
+
+
+def serving(adapter: Saved | None, config: Config) -> Callable[[Any], Awaitable[None]]:
+    """What makes an engine serve the model that is evaluated: its base, or the adapter on it."""
+    limit: dict[str, Any] = {"timeout": config.cluster.start_timeout, "setting": STARTING}
+    if adapter is None:
+        return partial(call, method="serve", **limit)
+    flat, layout = pack(adapter.tensors.items())
+    weights = WeightSet(1, layout, checksum(flat, layout), ray.put(flat))
+
+    async def load(engine: Any) -> None:
+        await call(engine, "load_weights", weights, what="loading the adapter", **limit)
+
+    return load
 
 
 def find_model(folder: Path) -> Path | None:

@@ -6,7 +6,7 @@
    counted.
 4. A group that failures left with nothing to train on is lost: its step plays another one, and its task comes
    again after the other tasks of the epoch. A task that loses its groups by itself is set aside.
-5. A dead actor ends the run, except for environment shards, which restart; `resume=auto` continues the run.
+5. An actor whose process is lost is replaced, and the run goes on (`heal.py`).
 6. The run stops if a step loses too many groups (`Losses`), if too many episodes fail (`FailureBudget`), or
    if too many tasks are set aside (`set_aside.py`).
 """
@@ -83,6 +83,11 @@ class FailureBudget:
         self.share, self.least, self.excused = share, episodes * RECENT_STEPS, excused
         self.counts: Counter[str] = Counter()  # of the whole run, resumes included
         self._recent: deque[tuple[int, int, list[Failure]]] = deque()  # (step, episodes, their failures)
+
+    def restore(self, counts: Counter[str]) -> None:
+        """Begin again with these totals; what was recent is forgotten."""
+        self.counts = counts
+        self._recent.clear()
 
     def add(self, step: int, episodes: int, failures: Iterable[Failure]) -> None:
         """Count the failures of episodes that were asked for in a step.

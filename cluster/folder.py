@@ -16,7 +16,8 @@ from hindsight.learner.checkpoint import latest, newest_whole, set_aside, step_o
 
 LOCK = ".lock"  # held by the run that writes; the file itself stays
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # of a disk without locks
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.ESTALE}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+BROKEN = {errno.EROFS, errno.EIO, errno.EACCES, errno.ESTALE}  # which may concern any file
 
 
 class StorageError(RunError):
@@ -34,7 +35,8 @@ def storing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK:
+        ours = error.filename is not None and Path(str(error.filename)).is_relative_to(out)
+        if error.errno not in FULL and not (error.errno in BROKEN and ours):
             raise
         raise StorageError(
             f"cannot write: {error}. The run has ended, and the last checkpoint in {out} is intact. "

@@ -3,7 +3,7 @@
 Ray starts a lost process again, in its place and behind the same handle, at most RESTARTS times per actor.
 
     environment shard, worker   lack nothing: their episodes are played again, with the same seeds
-    engine                      gets no episode until it has the published weights (`Trainer.keep`)
+    engine                      gets no episode until it has the published weights (`Publisher.keep`)
     teacher, reference policy   get the weights of their last sync (`teacher.pool`)
     learner and critic ranks    live and die together, and go back to the last checkpoint (`Trainer.recover`)
 
@@ -16,6 +16,7 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,13 +66,24 @@ async def keep(watched: Iterable[Watched], restarts: Restarts, start_timeout: fl
     """
 
     async def keep_one(one: Watched) -> None:
-        while True:
-            lost = await end_of(one.actor, "watch")
-            if not isinstance(lost, ActorUnavailable):
-                raise lost
-            began = time.monotonic()
-            await back(one.actor, timeout=start_timeout)
-            await one.bring()
-            restarts.note(one.role, time.monotonic() - began)
+        ended = asyncio.ensure_future(end_of(one.actor, "watch"))
+        try:
+            while True:
+                lost = await ended
+                if not isinstance(lost, ActorUnavailable):
+                    raise lost
+                began = time.monotonic()
+                await back(one.actor, timeout=start_timeout)
+                ended = asyncio.ensure_future(end_of(one.actor, "watch"))
+                with suppress(ActorUnavailable):  # it is lost again
+                    await one.bring()
+                    restarts.note(one.role, time.monotonic() - began)
+        finally:
+            ended.cancel()
 
-    await asyncio.gather(*map(keep_one, watched))
+    keeping = [asyncio.ensure_future(keep_one(one)) for one in watched]
+    try:
+        await asyncio.gather(*keeping)
+    finally:
+        for task in keeping:
+            task.cancel()

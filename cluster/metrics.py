@@ -54,6 +54,10 @@ class Metrics:
             [row for row in self.rows() if row["kind"] in ("sft", "warm_start") or row["step"] <= step]
         )
 
+    def clear(self) -> None:
+        """Drop all rows: the run begins again."""
+        self._rewrite([])
+
     def rows(self) -> list[dict[str, Any]]:
         """Every complete row written so far, those before a resume included."""
         whole = self.path.read_text().rpartition("\n")[0] if self.path.exists() else ""
@@ -112,6 +116,13 @@ def step_metrics(
         "rollout/staleness_mean": float(lags.mean()),
         "rollout/mixed_groups": float(np.mean(mixed)),
     }
+
+
+def drop_trajectories(folder: Path, step: int) -> None:
+    """Remove the trajectories of training steps after `step`: a resumed run writes them again."""
+    for file in folder.glob("step-*.jsonl"):
+        if int(file.stem.removeprefix("step-")) > step:
+            file.unlink()
 
 
 def write_trajectories(file: Path, trajectories: Iterable[Trajectory]) -> None:

@@ -17,7 +17,7 @@ from hindsight.cluster.evaluate import Evaluation
 from hindsight.cluster.failures import FailureBudget, RunError, own_fault, typical
 from hindsight.cluster.folder import checkpoints, open_folder
 from hindsight.cluster.machines import cluster_nodes
-from hindsight.cluster.metrics import Metrics
+from hindsight.cluster.metrics import Metrics, drop_trajectories
 from hindsight.cluster.planning import plan_run
 from hindsight.cluster.set_aside import FILE, SetAside, SetAsideTasks, now
 from hindsight.cluster.start import Actors, start_actors
@@ -71,6 +71,7 @@ class Run:
     state: State
     changes: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by `changing` and `save`
     intact: bool = True  # False in the middle of a change, and after one that failed
+    saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was, or the start
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
@@ -80,28 +81,25 @@ class Run:
             yield
             self.intact = True
 
-    saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was, or the start
-
     def now(self, doing: str, done: int = 0, total: int | None = None) -> None:
         """Report progress to the display and the watchdog."""
         self.watchdog.beat(doing)
         self.view.now(doing, done, total)
 
-    def lose(self, group: Group) -> bool:
-        """Re-queue a group that failures kept from training, or set its task aside and return True.
+    def lose(self, group: Group) -> None:
+        """Re-queue a group that failures kept from training, or set its task aside.
 
         Raises:
             RunError: too many tasks are set aside.
         """
         most = own_fault(group)
         if not self.sampler.requeue(group.ordinal, most):
-            return False
+            return
         assert most is not None
         last = typical(group.failures)
         entry = SetAside(group.task.id, last.kind, last.message, most, self.state.step, now())
         self.view.say(f"set aside: task {entry}. To lift it, delete its line in {self.set_aside.file}")
         self.set_aside.add(entry)
-        return True
 
     async def save(self) -> None:
         """Write an atomic checkpoint: learner, critic, teacher, driver state, and a model for other tools.
@@ -149,15 +147,16 @@ class Run:
         self.saved = time.monotonic()
 
     async def rewind(self) -> None:
-        """Go back to the newest checkpoint, or else to the beginning. Hold `changes`."""
-        newest = latest(checkpoints(self.config))
+        """Go back to the newest checkpoint, or else to the beginning; in a block of `changing`."""
+        again = replace(self.config, resume="auto")
+        newest = await asyncio.to_thread(open_folder, again, self.view.say)
         if newest is not None:
             await self.restore(newest)
-        else:
-            fresh = TaskSampler(self.manifest.train, self.config.seed, self.set_aside.ids)
-            self.state, self.sampler = State(), fresh
-            self.metrics.truncate(0)
-        self.intact = True
+            return
+        fresh = TaskSampler(self.manifest.train, self.config.seed, self.set_aside.ids)
+        self.state, self.sampler = State(), fresh
+        self.budget.restore(Counter())
+        self.metrics.clear()
 
     async def restore(self, folder: Path) -> None:
         """Restore a checkpoint; the next batch is the one that would have followed it."""
@@ -192,9 +191,10 @@ class Run:
             turns=saved.get("turns", 0),  # missing in old checkpoints
             evaluations=evaluations,
         )
-        self.budget.counts = Counter(saved["failures"])
+        self.budget.restore(Counter(saved["failures"]))
         self.sampler.restore(saved.get("sampler") or saved["ledger"])  # its name in version 0.1.0
         self.metrics.truncate(self.state.step)
+        drop_trajectories(self.out / "trajectories", self.state.step)
         self.set_aside.write()
 
     def _driver_state(self) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from hindsight.cluster.run import Run
+from hindsight.envs.runtime.remote import RemoteDefect, RemoteError
+from hindsight.learner.checkpoint import CheckpointError
+from hindsight.learner.rank import LearnerError
 
 T = TypeVar("T")
 
@@ -77,6 +80,8 @@ async def train(run: Run, training: asyncio.Task[T]) -> T:
                 training.cancel()
                 await asyncio.wait({training})
                 run.view.say(await run.save_rest())
+        except (RemoteError, RemoteDefect, LearnerError, CheckpointError) as error:
+            run.view.say(f"no checkpoint: {error}")
         except TimeoutError:
             run.view.say(f"no checkpoint: {run.watchdog.doing} did not end within {GRACE:g} s")
         finally:

@@ -32,7 +32,7 @@ from hindsight.learner.samples import SampleGroup, to_samples
 from hindsight.rollout.types import Failure, Group
 from hindsight.rollout.worker import ask_worker
 
-LOSSES = 3  # of the ranks at one step, after which it is taken for a defect
+LOSSES = 3  # of the ranks at one step; more are taken for a defect
 
 
 class Trainer:
@@ -61,10 +61,10 @@ class Trainer:
         run, config = self.run, self.config
         if not run.state.warm_started:
             if config.learner.lora.rank or run.state.version:
-                await self.publisher.sync()  # an engine serves all requests with an adapter, or none
+                await self.sync_weights()  # an engine serves all requests with an adapter, or none
             await self.warm_start()
         else:
-            await self.publisher.sync(everywhere=run.state.step == 0)
+            await self.sync_weights(everywhere=run.state.step == 0)
         if config.sft.demos and not self.evaluated(Stage.AFTER_SFT):
             await self.evaluate(Stage.AFTER_SFT)
             await run.save()
@@ -163,11 +163,18 @@ class Trainer:
             group = await self.in_flight.popleft()
             if self.method.must_requeue(group):
                 lost.append(group)
-                losses.add(group.failures, set_aside=run.lose(group.group), taken=len(batch))
+                run.lose(group.group)
+                aside = group.group.task.id in run.set_aside.ids
+                losses.add(group.failures, set_aside=aside, taken=len(batch))
             else:
                 batch.append(group)
             run.budget.add(run.state.step, self.config.rollout.group_size, group.failures)
         return batch, lost
+
+    async def sync_weights(self, everywhere: bool = False) -> None:
+        """Sync weights outside a step; see `Publisher.sync`."""
+        async with self.run.changing():
+            await self.publisher.sync(everywhere=everywhere)
 
     async def abandon_groups(self) -> None:
         """Drop the groups in flight."""
@@ -180,18 +187,19 @@ class Trainer:
         """Start the ranks again and go back to the last checkpoint, or to the beginning.
 
         Raises:
-            RanksLost: it happened LOSSES times at this step, or roles take turns on their GPUs.
+            RanksLost: it happened more than LOSSES times at this step, or roles take turns on their GPUs.
         """
         run, began = self.run, time.monotonic()
         self.losses[run.state.step] += 1
-        if self.actors.turns.wake or self.losses[run.state.step] == LOSSES:
+        if self.actors.turns.wake or self.losses[run.state.step] > LOSSES:
             raise error
         run.view.say(f"learner: {error}")
         groups = [group for group in (self.actors.learner, self.actors.critic) if group]
-        for group in groups:
-            group.stop()
-        async with run.changes:
+        async with run.changing():
+            for group in groups:
+                group.stop()
             run.now("starting the learner again")
+            await ask_worker(self.actors.worker, self.config, "abandon", what="ending episodes")
             await asyncio.gather(*(group.start() for group in groups))
             version = run.state.version
             await run.rewind()
@@ -212,7 +220,7 @@ class Trainer:
 
             failures = await fine_tune(config, self.actors, run.renderer, run.manifest.train, run.now, report)
             run.budget.add(run.state.step, config.sft.demos, failures)
-            await self.publisher.sync(everywhere=True)
+            await self.sync_weights(everywhere=True)
         run.state.warm_started = True
         await run.save()  # before the evaluation, which must not lose it
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 # Words of names such as OPENAI_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, SSH_AUTH_SOCK.
 SECRET_WORDS = re.compile(
-    r"(^|_)(KEYS?|TOKENS?|PASS|PWD|PASSPHRASE|CREDENTIALS?|AUTH)(_|$)|API_?KEY|SECRET|PASSW(OR)?D",
+    r"(^|_)(KEYS?|TOKENS?|PASS|PASSPHRASE|CREDENTIALS?|AUTH)(_|$)|.PWD$|API_?KEY|SECRET|PASSW(OR)?D",
     re.IGNORECASE,
 )
-PASSWORD_IN_ADDRESS = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+PASSWORD_IN_ADDRESS = re.compile(r"://[^/@\s]*:[^/@\s]+@|https?://[^/@\s]+@")
 RAYS = "RAY_"  # with which Ray's processes find and trust each other
 
 

@@ -26,6 +26,7 @@ DEADLINE = "learner.timeout"  # the setting that limits every call after the sta
 # Bytes per parameter in a checkpoint, at most: float32 weight, two Adam moments, and the weight in the model
 # that is saved for other tools, which has the frozen ones too.
 STATE_BYTES, FROZEN_BYTES = 16, 4
+NEWS = 10.0  # seconds in which Ray tells that an actor is lost
 
 
 class RankGroup:
@@ -183,6 +184,9 @@ class RankGroup:
         remove what they have written.
         """
 
+        if not self.ranks:
+            raise LearnerError(f"learner.{method}: the ranks are not running")
+
         async def attempt(rank: Any) -> RemoteDefect | None:
             try:
                 await self._call(rank, method, folder)
@@ -212,6 +216,11 @@ class LearnerGroup(RankGroup):
     message: dict[str, Any] | None = (
         None  # what engines need to receive a broadcast; known once they have joined
     )
+
+    def stop(self) -> None:
+        """End the ranks; the engines join the next ones again."""
+        super().stop()
+        self.message = None
 
     async def candidates(self, samples: Sequence[TrainingSample], k: int) -> list[np.ndarray]:
         """Per sample, (P, k) int32: the student's k most likely tokens at each position, in order."""
@@ -286,9 +295,16 @@ async def answers(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
         RanksLost: an actor died or timed out; it may be waiting in a collective for another one.
         LearnerError: an actor failed.
     """
+    tasks = [asyncio.ensure_future(call) for call in calls]
     try:
-        return await asyncio.gather(*calls)
+        return await asyncio.gather(*tasks)
     except RemoteError as error:
         raise RanksLost(str(error)) from error
     except RemoteDefect as error:
-        raise LearnerError(str(error)) from error
+        # Ranks in a collective with a lost one may fail before Ray tells that it is lost.
+        done, _ = await asyncio.wait(tasks, timeout=NEWS)
+        lost = [task.exception() for task in done if isinstance(task.exception(), RemoteError)]
+        raise RanksLost(str(lost[0])) if lost else LearnerError(str(error)) from error
+    finally:
+        for task in tasks:
+            task.cancel()

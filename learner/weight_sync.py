@@ -12,6 +12,7 @@ import numpy as np
 
 from hindsight.envs.runtime.remote import ActorUnavailable, back, call
 from hindsight.learner.group import DEADLINE, LearnerGroup
+from hindsight.rollout.types import EngineLost
 from hindsight.rollout.weights import WeightSet
 
 
@@ -60,7 +61,7 @@ async def sync_weights(
                 what = f"loading weights {weights.version} on engine {index}"
                 await call(engine, "load_weights", weights, timeout=timeout, setting=DEADLINE, what=what)
                 return await verify(index, engine, weights.version, weights.checksum, canary, timeout)
-            except ActorUnavailable:
+            except (ActorUnavailable, EngineLost):
                 await back(engine, timeout=start_timeout)
 
     gaps = await asyncio.gather(*(install(*one) for one in enumerate(engines)))

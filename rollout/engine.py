@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, cast, get_args
 
 import numpy as np
 import ray
@@ -154,13 +154,18 @@ class Engine:
 
     async def ready(self) -> dict[str, Any]:
         """Wait until the engine accepts requests; return its start time in seconds."""
-        await self.llm.update_weight_version(str(self.version))
+        async with self._guard("starting"):
+            await self.llm.update_weight_version(str(self.version))
         return {"engine": self.index, "version": self.version, "seconds": self.start_seconds}
 
     async def watch(self) -> None:
         """Never return; end this process if vLLM's engine core ends, so that Ray replaces both."""
         while self.failure or not self.llm.errored:
             await asyncio.sleep(1.0)
+        self._end()
+
+    def _end(self) -> NoReturn:
+        """End this process after vLLM's engine core has ended."""
         print(f"engine {self.index}: vLLM's engine core has ended; its own log says why", file=sys.stderr)
         os._exit(1)
 
@@ -302,10 +307,11 @@ class Engine:
     async def fingerprint(self) -> tuple[int, set[str]]:
         """Return the weight version and the checksums of the buffers that the engine's processes received."""
         newest = self.adapters[-1:]
-        checksums = [served.checksum for served in newest] or await self.llm.collective_rpc(
-            "received_checksum"
-        )
-        return int(await self.llm.get_weight_version()), set(checksums)
+        async with self._guard("telling its weights"):
+            checksums = [served.checksum for served in newest] or await self.llm.collective_rpc(
+                "received_checksum"
+            )
+            return int(await self.llm.get_weight_version()), set(checksums)
 
     async def stats(self) -> dict[str, int]:
         """Return the number of running requests, the weight version, and totals since the start."""
@@ -366,6 +372,8 @@ class Engine:
         self._check()
         try:
             yield
+        except EngineDeadError:
+            self._end()
         except BaseException as error:  # vLLM raises plain Exceptions from its workers
             self.failure = f"{doing} failed: {str(error) or type(error).__name__}"
             # Requests in flight are paused and would otherwise wait for their deadline.

@@ -61,6 +61,7 @@ class Worker:
         self._router = Router(len(engines))
         self._opened = asyncio.Condition()  # notified when an engine serves again
         self._waiting: set[asyncio.Task[None]] = set()  # for lost engines
+        self._playing: set[asyncio.Task[Any]] = set()  # rollouts
         self._limits = EpisodeLimits(config.env.max_turns, config.rollout.max_tokens)
 
     async def ready(self) -> None:
@@ -81,6 +82,9 @@ class Worker:
         Raises:
             DataMissing: the environment's data are missing.
         """
+        if playing := asyncio.current_task():
+            self._playing.add(playing)
+            playing.add_done_callback(self._playing.discard)
         seeds = [derive_seed(seed, ordinal, index) for index in range(size)]
         retried: list[Failure] = []
         played = await _all(
@@ -94,6 +98,11 @@ class Worker:
             retried=tuple(retried),
         )
         return await self._with_reference(group) if self._config.feedback.needs_reference else group
+
+    async def abandon(self) -> None:
+        """End all rollouts: nobody waits for them."""
+        for playing in self._playing:
+            playing.cancel()
 
     async def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
         """Return an expert's demonstration of a task.

@@ -110,7 +110,7 @@ class ScorerPool:
         move = (weights, whole, self.version)
         try:
             await self._all("load_weights", *move, what=f"syncing the {self.role}")
-            self._kept = weights if whole else await self._snapshot("load_weights", *move)
+            self._kept = weights if whole else await self._snapshot(weights.version, "load_weights", *move)
             self.version = weights.version
         finally:
             for replica in held:
@@ -123,9 +123,9 @@ class ScorerPool:
     async def load(self, path: Path) -> None:
         """Load on every replica what `save` wrote."""
         [self.version, *_] = await self._all("load", str(path), what=f"restoring the {self.role}")
-        self._kept = await self._snapshot("load", str(path))
+        self._kept = await self._snapshot(self.version, "load", str(path))
 
-    async def _snapshot(self, *last: Any) -> WeightSet:
+    async def _snapshot(self, version: int, *last: Any) -> WeightSet:
         """A copy of the weights in the object store, which does not end with a replica.
 
         Args:
@@ -133,11 +133,11 @@ class ScorerPool:
         """
         replica, what = self.replicas[0], f"keeping the weights of the {self.role}"
         while True:
-            about, flat = replica.snapshot.options(num_returns=2).remote()
+            about, flat = replica.snapshot.options(num_returns=2).remote(version)
             try:
                 version, layout, checksum = await answer(about, what=what, **self._limit)
                 return WeightSet(version, layout, checksum, flat)
-            except ActorUnavailable:
+            except (ActorUnavailable, Outdated):
                 await self._call(replica, *last, what=what)
 
     async def sleep(self) -> None:

@@ -270,8 +270,13 @@ class TeacherScorer:
         self._take(unpack(flat, weights.layout), 1.0 if whole else self._share)
         self._version = weights.version
 
-    def snapshot(self) -> tuple[tuple[int, Layout, str], np.ndarray]:
-        """Return version, layout and checksum of the weights, and all of them in one buffer (`pack`)."""
+    def snapshot(self, version: int) -> tuple[tuple[int, Layout, str], np.ndarray]:
+        """Return version, layout and checksum of the weights, and all of them in one buffer (`pack`).
+
+        Raises:
+            Outdated: this process has not the weights of that version.
+        """
+        self._require(version)
         flat, layout = pack((self._average or self._held).items())
         return (self._version, layout, checksum(flat, layout)), flat
 

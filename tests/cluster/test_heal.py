@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,9 +63,17 @@ def test_a_new_process_gets_what_it_lacks_and_the_last_loss_ends_the_run() -> No
     assert restarts.metrics()["restarts/engine"] == 3.0
 
 
+@asynccontextmanager
+async def changing() -> AsyncIterator[None]:
+    yield
+
+
 def trainer(lives: int, steps: int) -> Any:
     """A trainer whose steps only count, and whose ranks are lost at step 2 `lives` times."""
     events = list[str]()
+
+    async def abandon() -> None:
+        events.append("abandon")
 
     class Ranks:
         async def start(self) -> None:
@@ -74,11 +84,17 @@ def trainer(lives: int, steps: int) -> Any:
 
     run = SimpleNamespace(
         config=Config(),
-        actors=SimpleNamespace(learner=Ranks(), critic=None, turns=Turns(), restarts=Restarts()),
+        actors=SimpleNamespace(
+            learner=Ranks(),
+            critic=None,
+            turns=Turns(),
+            restarts=Restarts(),
+            worker=SimpleNamespace(abandon=SimpleNamespace(remote=abandon)),
+        ),
         state=SimpleNamespace(step=0, version=5),
         view=SimpleNamespace(say=events.append),
         now=lambda *_: None,
-        changes=asyncio.Lock(),
+        changing=changing,
     )
     made: Any = Trainer(run)  # type: ignore[arg-type]
 
@@ -103,6 +119,7 @@ def test_lost_ranks_start_again_at_the_last_checkpoint() -> None:
     made, events, run = trainer(lives=2, steps=4)
     assert asyncio.run(made.train()) == "trained"
     assert [event for event in events if event in ("start", "stop")] == ["stop", "start"] * 2
+    assert events.count("abandon") == 2  # their episodes would take the places of those that come again
     assert run.actors.restarts.counts == {"learner": 2}
     assert run.state.version == 7  # an engine refuses a version that it had
 
@@ -111,7 +128,7 @@ def test_ranks_that_are_lost_at_the_same_step_again_and_again_end_the_run() -> N
     made, events, _ = trainer(lives=99, steps=4)
     with pytest.raises(RanksLost, match="rank 0 has ended"):
         asyncio.run(made.train())
-    assert events.count("start") == LOSSES - 1
+    assert events.count("start") == LOSSES
 
 
 def test_ranks_that_share_a_gpu_in_turn_are_not_replaced() -> None:

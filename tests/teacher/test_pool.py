@@ -63,6 +63,7 @@ class Replica:
             if method == "load_weights":
                 self._load(*args)
             if method == "snapshot":
+                self.require(args[0])
                 return self.version, (), "checksum"
             if method == "load":
                 self.version, self.weights = 7, 0.75
@@ -76,8 +77,8 @@ class Replica:
                 return [Scored(one.tail + 1000.0 * one.trajectory, np.zeros((0, 0))) for one in args[1]]
             return None
 
-        def snapshot() -> tuple[Any, float]:
-            return call(), self.weights
+        def snapshot(version: int) -> tuple[Any, float]:
+            return call(version), self.weights
 
         if method == "snapshot":
             return SimpleNamespace(options=lambda num_returns: SimpleNamespace(remote=snapshot))
@@ -164,7 +165,7 @@ def test_new_weights_wait_for_a_group_that_is_being_scored() -> None:
     assert asyncio.run(run()) == ["score", "load_weights"]
 
 
-@pytest.mark.parametrize("moment", ["syncs", "is saved", "scores", "waits", "keeps"])
+@pytest.mark.parametrize("moment", ["syncs", "is saved", "scores", "waits", "keeps", "keeps, later"])
 def test_a_replaced_replica_gets_the_weights_of_the_last_sync(moment: str, tmp_path: Path) -> None:
     """A moving average of the student's 1, 1 and 0, half of each: 0.5, 0.75, 0.375."""
 
@@ -174,8 +175,9 @@ def test_a_replaced_replica_gets_the_weights_of_the_last_sync(moment: str, tmp_p
         class LostOnce(Replica):
             def _load(self, *args: Any) -> None:
                 super()._load(*args)
-                if moment == "keeps" and args[0].version == 3 and not replaced:
+                if moment.startswith("keeps") and args[0].version == 3 and not replaced:
                     self.lose()  # before it has told the result
+                    self.away = 0 if moment == "keeps, later" else self.away
 
         own = LostOnce()
         both = ScorerPool(
