@@ -114,6 +114,7 @@ async def connected(config: Config, address: str | None) -> AsyncIterator[str | 
     finally:
         signals.end_within(signals.CLOSING)
         ray.shutdown()
+        signals.go_on()  # in a program that does more than this
 
 
 def print_summary(run: Run, evaluations: list[Evaluation]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import hindsight.cluster.commands
+from hindsight.cluster import signals
 from hindsight.cluster.commands import expected_errors, train_run
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import StorageError, open_folder, sole_writer, storing
@@ -125,7 +126,11 @@ def test_training_holds_the_folder_and_a_full_disk_ends_it(
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 
     monkeypatch.setattr(hindsight.cluster.commands, "connect", connect)
+    timers = list[str]()
+    monkeypatch.setattr(signals, "end_within", lambda seconds: timers.append("set"))
+    monkeypatch.setattr(signals, "go_on", lambda: timers.append("canceled"))
     with pytest.raises(StorageError, match=r"cannot write: .*metrics\.jsonl"):
         asyncio.run(train_run(Config(out=str(tmp_path))))
+    assert timers == ["set", "canceled"]  # or it would end this process, too
     with sole_writer(tmp_path, print):
         pass
