@@ -16,8 +16,9 @@ from hindsight.cluster.train import LOSSES, Trainer
 from hindsight.cluster.turns import Turns
 from hindsight.cluster.watch import Watchdog
 from hindsight.configs.schema import Config
-from hindsight.envs.runtime.remote import ActorLost
-from hindsight.learner.rank import RanksLost
+from hindsight.envs.runtime.remote import ActorLost, RemoteDefect
+from hindsight.learner.group import answers
+from hindsight.learner.rank import LearnerError, RanksLost
 
 
 class Mortal:
@@ -137,3 +138,18 @@ def test_ranks_that_share_a_gpu_in_turn_are_not_replaced() -> None:
     with pytest.raises(RanksLost):
         asyncio.run(made.train())
     assert "start" not in events
+
+
+def test_ranks_that_fail_because_another_one_is_lost_are_lost_as_well() -> None:
+    async def fails() -> None:
+        raise RemoteDefect("connection closed by peer")
+
+    async def is_lost() -> None:
+        await asyncio.sleep(0.05)
+        raise ActorLost("rank 1 has ended")
+
+    with pytest.raises(RanksLost, match="rank 1 has ended"):
+        asyncio.run(answers([fails(), is_lost()]))
+    with pytest.raises(LearnerError, match="closed by peer") as caught:
+        asyncio.run(answers([fails(), asyncio.sleep(0)]))
+    assert not isinstance(caught.value, RanksLost)

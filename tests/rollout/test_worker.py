@@ -174,6 +174,21 @@ def test_a_lost_engine_gets_no_episode_until_it_serves_again(model, error, monke
     assert both._router.closed == {0} and len(sound.asked) == 8
 
 
+def test_abandoned_rollouts_end_and_free_their_slots(model):
+    pool = ToyPool()
+    worker = Worker(model, config(), [toy_engine(delay=30)], pool)
+
+    async def abandon():
+        rollouts = [asyncio.create_task(worker.rollout(ordinal, TASK, 2, 1.0, 11)) for ordinal in (0, 1)]
+        await asyncio.sleep(0.1)
+        assert pool.open == 4
+        await worker.abandon()
+        return await asyncio.gather(*rollouts, return_exceptions=True)
+
+    assert all(isinstance(ended, asyncio.CancelledError) for ended in asyncio.run(abandon()))
+    assert pool.open == 0 and worker._router.loads == [0] and worker._playing == set()
+
+
 def test_a_silent_engine_runs_into_its_deadline(model):
     worker = Worker(model, config(request_timeout=0.05, retries=0), [toy_engine(delay=30)], ToyPool())
     (group,) = roll(worker, 0, size=2)

@@ -20,6 +20,7 @@ from hindsight.rollout.weights import WeightSet, checksum, pack, unpack
 from hindsight.teacher import plan
 from hindsight.teacher.contexts import ContextLimits, ScoreRequest, build_requests
 from hindsight.teacher.scorer import (
+    Outdated,
     ScorerError,
     SpanScorer,
     TeacherScorer,
@@ -221,6 +222,35 @@ def test_a_teacher_averages_in_float32_what_it_holds_in_bfloat16(tmp_path):
     assert all(
         torch.allclose(one._average[name].double(), value, rtol=1e-6) for name, value in expected.items()
     )
+
+
+def test_a_new_process_refuses_what_it_lacks_and_a_snapshot_brings_it(tmp_path, monkeypatch):
+    start = make_model(seed=2)
+    start.save_pretrained(tmp_path / "model")
+    config = Config(model=Model(dtype="float32"), teacher=Settings(batch_tokens=1024))
+
+    def process():
+        return TeacherScorer(str(tmp_path / "model"), config, 1.0, share=0.05)
+
+    monkeypatch.setattr(ray, "get", lambda held: held)
+    flat, layout = pack(make_model(seed=3).named_parameters())
+    weights = WeightSet(4, layout, checksum(flat, layout), flat)
+    old = process()
+    old.load_weights(weights, whole=False, since=0)
+    (version, layout, total), kept = old.snapshot(4)
+    new = process()
+    for refused in (
+        lambda: new.score([], [], 4),
+        lambda: new.load_weights(weights, whole=False, since=4),
+        lambda: new.save(str(tmp_path / "teacher.safetensors"), 4),
+        lambda: new.snapshot(4),
+    ):
+        with pytest.raises(Outdated, match="has weights 0, and 4 are asked for"):
+            refused()
+    new.load_weights(WeightSet(version, layout, total, kept))
+    assert new.score([], [], 4) == []
+    for name, value in old._average.items():
+        assert torch.equal(value, new._average[name])
 
 
 def test_process_environment_bounds_threads():
