@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,13 +93,22 @@ class Training:
             ended = time.monotonic() - began
             self.start()
             return f"ended with status {status} after {ended:.1f} s, started again"
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        victims = [one for one in family if (one.cmdline() or [""])[0].startswith(ROLES[what])]
-        if not victims:
-            return MISSED
-        random.choice(victims).kill()
-        time.sleep(PAUSE)
-        return "killed"
+        while self.process.poll() is None:
+            if victims := self.processes(ROLES[what]):
+                random.choice(victims).kill()
+                time.sleep(PAUSE)
+                return "killed"
+            time.sleep(0.5)  # the run is starting
+        return MISSED
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """The run's processes whose command begins so."""
+        found = []
+        for one in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if (one.cmdline() or [""])[0].startswith(name):
+                    found.append(one)
+        return found
 
     def responses(self) -> dict[str, Any]:
         """By step, the task of each episode and what the student said."""
