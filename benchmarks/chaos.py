@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,7 +71,7 @@ class Training:
         whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
         return [row for row in map(json.loads, whole.splitlines()) if row["kind"] == "train"]
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End it at once, if it has not ended; Ray's processes end with it."""
         self.process.kill()
         self.process.wait()
@@ -181,10 +181,7 @@ def recovery(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 def finish(run: Training, console: Console) -> None:
     """Wait for the end of a run; end this program if it fails."""
-    try:
-        status = run.process.wait(timeout=PATIENCE)
-    finally:
-        run.end()
+    status = run.process.wait(timeout=PATIENCE)
     if status:
         console.print(Path(run.log.name).read_text()[-4000:], markup=False, highlight=False)
         raise typer.Exit(1)
@@ -198,17 +195,13 @@ def main(
     """Run both, compare, and print how long each role took to come back."""
     console = Console()
     with tempfile.TemporaryDirectory(prefix="hindsight-chaos-") as folder:
-        calm = Training(Path(folder, "calm"), steps)
-        console.print(f"the run that nobody disturbs: {calm.log.name}", highlight=False)
-        finish(calm, console)
-        wild = Training(Path(folder, "wild"), steps)
-        console.print(f"the other one: {wild.log.name}", highlight=False)
-        try:
+        with closing(Training(Path(folder, "calm"), steps)) as calm:
+            console.print(f"the run that nobody disturbs: {calm.log.name}", highlight=False)
+            finish(calm, console)
+        with closing(Training(Path(folder, "wild"), steps)) as wild:
+            console.print(f"the other one: {wild.log.name}", highlight=False)
             spared = disturb(wild, schedule(steps, kills, seed), console)
-        except BaseException:
-            wild.end()
-            raise
-        finish(wild, console)
+            finish(wild, console)
         table = Table("role", "steps with a replacement", "seconds", title="Recovery")
         for role, seconds in recovery(wild.rows()).items():
             table.add_row(role, str(len(seconds)), f"{min(seconds):.0f} to {max(seconds):.0f}")
