@@ -24,7 +24,7 @@ class TaskSampler:
     aside: set[str] = field(default_factory=set)  # ids of tasks that are set aside; never all
     next: int = 0  # first ordinal never handed out
     interrupted: list[int] = field(default_factory=list)  # in flight when the run ended: the first to come
-    lost: list[tuple[int, int]] = field(default_factory=list)  # (`next` from which it comes again, ordinal)
+    lost: list[tuple[int, int]] = field(default_factory=list)  # (handed out again at this `next`, ordinal)
     outstanding: list[int] = field(default_factory=list)  # handed out, neither trained nor returned
     losses: dict[str, int] = field(default_factory=dict)  # task -> groups in a row lost by its own fault
     trained: int = 0

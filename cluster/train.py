@@ -15,7 +15,6 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Any
 
 from hindsight.cluster.evaluate import Evaluation, Stage, evaluate, numbered
 from hindsight.cluster.failures import KINDS, Losses
@@ -295,9 +294,3 @@ class Trainer:
         if settings.schedule == "linear":
             return linear(step, self.config.steps, peak, settings.warmup_steps)
         return peak * min(1.0, (step + 1) / max(1, settings.warmup_steps))
-
-    @property
-    def learner(self) -> Any:
-        """The learner; a training run always has one."""
-        assert self.actors.learner is not None
-        return self.actors.learner
