@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -93,21 +94,19 @@ def test_the_network_cannot_be_reached(mode, folder):
         assert told(spawn(mode, Permissions(folder, {}), lambda lines: lines.send(denied(attempt))))
 
 
-def hold(lines: Lines, count: int, size: int) -> None:
-    """Let `count` children hold `size` bytes each."""
-    for _ in range(count):
-        if os.fork() == 0:
-            held = bytearray(size)
-            for place in range(0, size, 4096):
-                held[place] = 1
-            time.sleep(PATIENCE)
-            os._exit(0)
-    time.sleep(PATIENCE)
+# Four processes hold 200 MiB each. They run in an interpreter of their own: address space is limited too, and
+# the tests' process has gigabytes of it once it has imported torch.
+HOLD = f"""
+import os, time
+os.fork(), os.fork()
+held = b"x" * {200 * MIB}
+time.sleep({PATIENCE})
+"""
 
 
 def test_memory_is_bounded_for_all_processes_together(mode, folder):
-    permissions = Permissions(folder, {}, memory=600 * MIB)  # of address space, which the interpreter has too
-    child = spawn(mode, permissions, lambda lines: hold(lines, count=4, size=200 * MIB))
+    permissions = Permissions(folder, {}, memory=600 * MIB)
+    child = spawn(mode, permissions, lambda lines: subprocess.run([sys.executable, "-c", HOLD]))
     try:
         with pytest.raises(Lost, match="held more than 600 MiB together"):
             child.lines.receive(PATIENCE, meanwhile=child.bound)

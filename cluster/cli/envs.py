@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from hindsight.cluster.cli.common import fail
 from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.configs.schema import Env
 from hindsight.envs.base import EnvError, EnvFamily, Observation
@@ -31,7 +32,7 @@ def install(name: Name = "all") -> None:
         try:
             install_environment(chosen, tell=console.print)
         except EnvError as error:
-            _fail(str(error))
+            fail(str(error))
 
 
 @app.command()
@@ -56,7 +57,7 @@ def check(
             problems += [f"{chosen}: {problem}" for problem in played.problems]
     console.print(table)
     if problems:
-        _fail("\n".join(problems[:20]))
+        fail("\n".join(problems[:20]))
 
 
 @app.command()
@@ -73,7 +74,7 @@ def play(
     try:
         _play(family, task)
     except EnvError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _play(family: EnvFamily, task: str) -> None:
@@ -82,7 +83,7 @@ def _play(family: EnvFamily, task: str) -> None:
         spec.id: spec for split in (family.manifest().train, family.manifest().evaluation) for spec in split
     }
     if task and task not in specs:
-        _fail(f"{family.name} has no task {task!r}; for example: {', '.join(list(specs)[:5])}")
+        fail(f"{family.name} has no task {task!r}; for example: {', '.join(list(specs)[:5])}")
     spec = specs[task] if task else next(iter(specs.values()))
     instance = family.make()
     try:
@@ -117,7 +118,7 @@ def _family(env: Env) -> EnvFamily:
     try:
         return make_family(env)
     except EnvError as error:
-        _fail(str(error))
+        fail(str(error))
         raise
 
 
@@ -169,8 +170,3 @@ def _ask(action_format: str, tools: set[str]) -> str:
     if action_format == "tools" and name in tools:
         return f'<tool_call>{{"name": "{name}", "arguments": {arguments or "{}"}}}</tool_call>'
     return typed
-
-
-def _fail(message: str) -> None:
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(code=1)

@@ -1,0 +1,121 @@
+"""The commands that explain: `hindsight plan | doctor | config | methods | new`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hindsight.cluster.cli.common import Overrides, Recipe, fail, problems_of, read
+from hindsight.cluster.scaffold import KINDS, ScaffoldError, scaffold
+from hindsight.configs.catalog import COLUMNS, catalog
+from hindsight.configs.check import render
+from hindsight.configs.load import ConfigError, load, methods
+from hindsight.configs.registry import unknown
+
+app = typer.Typer()
+
+
+@app.command("plan")
+def show_plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs per node; by default this machine's")] = None,
+    gpu_gib: Annotated[float, typer.Option(help="memory of each GPU (GiB), with --gpus")] = 80.0,
+    nodes: Annotated[int, typer.Option(help="machines", min=1)] = 1,
+) -> None:
+    """Print who would run where, with the memory that each needs. Starts nothing."""
+    from hindsight.cluster.commands import expected_errors
+    from hindsight.cluster.machines import this_machine
+    from hindsight.cluster.planning import plan_notes, plan_run, plan_table
+
+    config = read(recipe, overrides)
+    node = this_machine()
+    if gpus is not None:
+        node = replace(node, cpus=max(node.cpus, 8.0 * gpus), gpus=gpus, gpu_gib=gpu_gib)
+    try:
+        made = plan_run(config, [node] * nodes, config.model.path)
+    except expected_errors() as error:
+        fail(str(error))
+    Console().print(plan_table(made))
+    for note in plan_notes(made):
+        typer.echo(note)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str, typer.Argument(help="recipe whose plan is checked")] = "alfworld",
+    overrides: Overrides = None,
+    run: Annotated[bool, typer.Option(help="also train nano for one step on the CPU")] = False,
+    gpu: Annotated[bool, typer.Option(help="also train nano for one step on the GPUs")] = False,
+) -> None:
+    """Check what a run needs of this machine, and say what to do about what is missing."""
+    from hindsight.cluster.doctor import examine, miniature
+
+    config, console, wrong = read(recipe, overrides), Console(), 0
+    for finding in chain(examine(config), miniature(gpu) if run or gpu else ()):
+        mark = "[red]✗[/red]" if finding.fix else "[green]✓[/green]"
+        console.print(f"{mark} {escape(finding.what)}: {escape(finding.found)}", highlight=False)
+        if finding.fix:
+            wrong += 1
+            console.print(f"  {escape(finding.fix)}", highlight=False, soft_wrap=True)
+    if wrong:
+        fail(f"{wrong} to mend")
+
+
+@app.command("config")
+def show_config(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Print the resolved configuration and every problem in it."""
+    try:
+        config = load(recipe, overrides or [])
+    except ConfigError as error:
+        fail(str(error))
+    typer.echo(render(config))
+    problems = problems_of(config)
+    if problems:
+        fail("\n".join(problems))
+
+
+@app.command("methods")
+def show_methods(
+    name: Annotated[str, typer.Argument(help="method to show in detail; by default all are listed")] = "",
+) -> None:
+    """List the available methods, or show what one is made of."""
+    known = {method.name: method for method in catalog()}
+    if name and name not in known:
+        fail(unknown("method", name, list(known)))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=not name)
+    if name:
+        for column, cell in zip(COLUMNS, known[name].cells, strict=True):
+            table.add_row(column, escape(cell))
+    else:
+        table.add_column("method=…", no_wrap=True)
+        table.add_column("paper", no_wrap=True)
+        table.add_column("what it is")
+        for method in known.values():
+            table.add_row(method.name, method.paper, escape(method.about))
+    Console().print(table)
+    if name:
+        typer.echo(methods()[name].read_text(), nl=False)
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help=f"one of {', '.join(KINDS)}")],
+    name: Annotated[str, typer.Argument(help="name of the file to write, without its suffix")],
+) -> None:
+    """Write a file to start from: your own environment, feedback source, advantage, …"""
+    try:
+        path, command = scaffold(kind, name, Path.cwd())
+    except ScaffoldError as error:
+        fail(str(error))
+    Console().print(
+        f"Wrote {path.name}. Use it with:\n  {command}", markup=False, highlight=False, soft_wrap=True
+    )

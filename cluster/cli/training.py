@@ -1,0 +1,57 @@
+"""The commands that train and evaluate: `hindsight train | sft | eval`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hindsight.cluster.cli.common import Address, Overrides, Recipe, fail, read, run
+from hindsight.configs.paths import lasting
+
+app = typer.Typer()
+
+
+@app.command()
+def train(recipe: Recipe, overrides: Overrides = None, address: Address = None) -> None:
+    """Train an agent: optional supervised warm start, then RL, then held-out evaluation."""
+    from hindsight.cluster.commands import train_run
+
+    config = read(recipe, overrides)
+    run(lambda: train_run(config, address))
+
+
+@app.command()
+def sft(recipe: Recipe, overrides: Overrides = None, address: Address = None) -> None:
+    """Run only the supervised warm start. Continue with `train … resume=auto`."""
+    from hindsight.cluster.commands import train_run
+
+    config = read(recipe, [*(overrides or []), "steps=0"])
+    if config.sft.demos == 0:
+        fail("sft.demos = 0 leaves nothing to learn from: set sft.demos=150, for example")
+    run(lambda: train_run(config, address))
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="a model folder, a checkpoint folder, or a run's folder")
+    ],
+    recipe: Recipe,
+    overrides: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Evaluate a checkpoint on the held-out tasks."""
+    from hindsight.cluster.commands import eval_run, find_model
+
+    config = read(recipe, overrides)
+    model = find_model(lasting(checkpoint))
+    if model is None:
+        fail(
+            f"{checkpoint} holds no model: expected config.json in it, in model/ or in checkpoints/*/model/."
+        )
+    user_model = config.model.path  # the simulated user stays the model of the training run
+    config = replace(config, model=replace(config.model, path=str(model)))
+    run(lambda: eval_run(config, user_model, address))
