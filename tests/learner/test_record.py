@@ -28,6 +28,7 @@ from hindsight.feedback.reading import Note
 from hindsight.learner.batching import collate
 from hindsight.learner.losses import policy
 from hindsight.learner.samples import to_samples
+from hindsight.rollout.types import Served
 
 LETTERS = Pieces(lambda token: bytes([96 + token]))  # 1 is a, 2 is b, …
 ANY = Pieces(lambda token: b"x")
@@ -164,6 +165,8 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
     recorder = Recorder(tmp_path, LETTERS)
     made = step()
     made.times = {"rollout": (1.0, 2.0)}
+    first = replace(made.group.trajectories[0], served=Served(3, 1.0, 1.5))
+    made.group = replace(made.group, trajectories=(first, *made.group.trajectories[1:]))
     recorder.evaluation(0, "before warm start", [(made.group.trajectories[0],)])
     for number in (1, 2, 3):
         recorder.step(number, [made], [], loss_of(made))
@@ -177,7 +180,9 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
     recorder.truncate(1)
     assert [stage.key for stage in run.steps()] == ["eval-000000-before-warm-start", "step-000001"]
     assert run.tokens("step-000002") == {} and 0 in run.tokens("step-000001")
-    assert [len(run.timeline(number)) for number in (1, 2, 3)] == [1, 0, 0]
+    spans = [(span["role"], span["name"]) for span in run.timeline(1)]
+    assert spans == [("rollout", "group 7"), ("engine", "engine 3")]
+    assert run.timeline(2) == run.timeline(3) == []
     recorder.truncate(-1)
     assert run.steps() == [] and run.timeline(1) == [] and (tmp_path / "tokens/mine.jsonl.gz").exists()
 
