@@ -143,8 +143,8 @@ def test_the_record_has_a_timeline_and_says_where_the_run_comes_from(straight: P
     spans = {step: run.timeline(step) for step in range(4)}
     assert all(roles <= {span["role"] for span in spans[step]} for step in (1, 2, 3))
     assert {span["name"] for span in spans[0]} >= {"before warm start", "warm start", "after warm start"}
-    groups = [span["name"] for span in spans[2] if span["role"] == "rollout"]
-    assert groups == ["group 2", "group 3"]
+    groups = {span["name"] for span in spans[2] if span["role"] == "rollout"}
+    assert groups == {"group 2", "group 3"}
     assert all(span["start"] <= span["end"] for step in spans.values() for span in step)
     [start] = run.about()["starts"]
     assert (start["outcome"], start["resumed_from_step"]) == ("finished", None)
