@@ -5,8 +5,8 @@
 
 The run is real (GRPO, the loop of `hindsight train`, worker, shards and their processes, checkpoints),
 but an engine answers each turn after `--seconds` with the same tokens, and the learner does nothing. A table
-has the groups per second, and for each process its share of one core, and how its memory, open files and the
-machine's shared memory changed from the first tenth of the run to its end.
+has the groups per second, and for each process its share of one core, and how its memory, open files, the
+machine's shared memory and the entries of $TMPDIR changed from the first tenth of the run to its end.
 """
 
 from __future__ import annotations
@@ -176,12 +176,13 @@ class Watched(Trainer):
         pids = [await one.__ray_call__.remote(lambda _: os.getpid()) for _, one in named]
         self.processes = [Process("driver", os.getpid())]
         self.processes += [Process(name, pid) for (name, _), pid in zip(named, pids, strict=True)]
-        self.times, self.shared = list[float](), list[float]()
+        self.times, self.shared, self.temporary = list[float](), list[float](), list[int]()
 
     async def checkpoint_and_evaluate(self) -> None:
         """Between two steps."""
         self.times.append(asyncio.get_running_loop().time())
         self.shared.append(psutil.disk_usage("/dev/shm").used / 2**20)
+        self.temporary.append(len(os.listdir(tempfile.gettempdir())))
         for process in self.processes:
             process.note()
         await super().checkpoint_and_evaluate()
@@ -229,6 +230,7 @@ def show(console: Console, episodes: int, turns: int, done: Watched) -> None:
         share = f"{(one.cpu[-1] - one.cpu[0]) / wall:.0%}"
         table.add_row(one.name, share, change(one.memory), change(one.files))
     table.add_row("/dev/shm", "", change(done.shared), "")
+    table.add_row("temporary folder", "", "", change(done.temporary))
     console.print(table)
 
 

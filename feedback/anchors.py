@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from difflib import SequenceMatcher
+from os.path import commonprefix
 
 from hindsight.rollout.types import Group, TurnAt
+
+LONGEST = 1_000  # characters of a key up to which difflib, whose time grows with their square, compares it
 
 
 class AnchorError(ValueError):
@@ -19,6 +22,7 @@ def anchors(group: Group, similarity: float = 1.0) -> list[list[TurnAt]]:
 
     Args:
         similarity: 1 matches equal `state_key`s only; below 1, the minimum difflib ratio of matching keys.
+            Of keys longer than LONGEST, only what they begin and end with in common counts as equal.
 
     Raises:
         AnchorError: an observation has no `state_key`.
@@ -48,9 +52,18 @@ def anchors(group: Group, similarity: float = 1.0) -> list[list[TurnAt]]:
 def _first_fit(key: str, founders: list[SequenceMatcher[str]], similarity: float) -> int:
     """Return the index of the first anchor that `key` is similar to, or `len(founders)` if there is none."""
     for index, founder in enumerate(founders if similarity < 1 else []):
-        founder.set_seq1(key)
-        # Each is a cheaper upper bound on the next.
-        bounds = (founder.real_quick_ratio, founder.quick_ratio, founder.ratio)
-        if all(bound() >= similarity for bound in bounds):
+        if _similar(key, founder, similarity):
             return index
     return len(founders)
+
+
+def _similar(key: str, founder: SequenceMatcher[str], least: float) -> bool:
+    """Whether the share of equal characters is at least that."""
+    other = str(founder.b)
+    if max(len(key), len(other)) > LONGEST:
+        start = len(commonprefix([key, other]))
+        end = len(commonprefix([key[start:][::-1], other[start:][::-1]]))
+        return 2 * (start + end) >= least * (len(key) + len(other))
+    founder.set_seq1(key)
+    # Each is a cheaper upper bound on the next.
+    return all(bound() >= least for bound in (founder.real_quick_ratio, founder.quick_ratio, founder.ratio))
