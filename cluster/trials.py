@@ -190,8 +190,8 @@ async def _shortest(
     if failed and not shown:
         raise RunError(
             f"evaluate.agent = {config.evaluate.agent} shows a worked example, but all {len(failed)} "
-            f"demonstrations for it failed. The last, of task {failed[-1].task}: {failed[-1].message}. Repair this, or set "
-            "evaluate.agent=student"
+            f"demonstrations for it failed. The last, of task {failed[-1].task}: {failed[-1].message}. "
+            "Repair this, or set evaluate.agent=student"
         )
     if not shown and config.evaluate.agent != "react":
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import SequenceMatcher
-from os.path import commonprefix
+from itertools import takewhile
 
 from hindsight.rollout.types import Group, TurnAt
 
@@ -61,9 +61,14 @@ def _similar(key: str, founder: SequenceMatcher[str], least: float) -> bool:
     """Whether the share of equal characters is at least that."""
     other = str(founder.b)
     if max(len(key), len(other)) > LONGEST:
-        start = len(commonprefix([key, other]))
-        end = len(commonprefix([key[start:][::-1], other[start:][::-1]]))
+        start = _shared(key, other)
+        end = _shared(key[start:][::-1], other[start:][::-1])
         return 2 * (start + end) >= least * (len(key) + len(other))
     founder.set_seq1(key)
     # Each is a cheaper upper bound on the next.
     return all(bound() >= least for bound in (founder.real_quick_ratio, founder.quick_ratio, founder.ratio))
+
+
+def _shared(one: str, other: str) -> int:
+    """Characters that both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
