@@ -6,7 +6,7 @@
 The run is real (GRPO, the loop of `hindsight train`, worker, shards and their processes, checkpoints),
 but an engine answers each turn after `--seconds` with the same tokens, and the learner does nothing. A table
 has the groups per second, and for each process its share of one core, and how its memory, open files, the
-machine's shared memory and the entries of $TMPDIR changed from the first tenth of the run to its end.
+machine's shared memory and the entries of $TMPDIR changed over the run.
 """
 
 from __future__ import annotations
@@ -198,9 +198,10 @@ async def measure(config: Config) -> Watched:
 
 
 def change(values: Sequence[float]) -> str:
-    """From the first tenth to the end."""
-    tenth = max(1, len(values) // 10)
-    return f"{statistics.median(values[:tenth]):.0f} → {statistics.median(values[-tenth:]):.0f}"
+    """At the start, in the middle and at the end: what grows without end does so in both halves."""
+    tenth, middle = max(1, len(values) // 10), len(values) // 2
+    parts = values[:tenth], values[middle : middle + tenth], values[-tenth:]
+    return " → ".join(f"{statistics.median(part):.0f}" for part in parts)
 
 
 def main(
