@@ -1,6 +1,7 @@
 """ALFWorld with two training tasks that cannot be trained on: `env.name=FILE` of this file.
 
-A step of one always raises; the first prompt of the other leaves no room for a response.
+One always raises, at the first action or, after malformed responses alone, at the last turn; the first prompt of
+the other leaves no room for a response.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hindsight.envs.alfworld.env import AlfworldEnv, AlfworldFamily
-from hindsight.envs.base import Demonstration, Observation, StepResult
+from hindsight.envs.base import Demonstration, Observation, StepResult, Verdict
 from hindsight.envs.tasks import Manifest, TaskSpec
 
 RAISES, TOO_LONG = "raises", "too-long"  # ids of the tasks
@@ -27,9 +28,16 @@ class PoisonedEnv(AlfworldEnv):
         return observation
 
     def _step(self, action: str) -> StepResult:
-        if self.poison == RAISES:
-            raise RuntimeError("a step of this task always raises")
+        self._raise()
         return super()._step(action)
+
+    def finish(self) -> Verdict | None:
+        self._raise()
+        return super().finish()
+
+    def _raise(self) -> None:
+        if self.poison == RAISES:
+            raise RuntimeError("this task always raises")
 
     def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
         return super().demonstrate(replace(task, data=task.data | {"poison": None}), seed, noise)

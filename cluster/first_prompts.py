@@ -51,6 +51,8 @@ async def set_long_ones_aside(run: Run) -> None:
         RunError: too many are. DataMissing: the environment's data are missing.
     """
     config, tasks = run.config, run.manifest.train
+    if run.state.step >= config.steps:
+        return  # nothing is left to train
     key = fingerprint(config, run.manifest.digest)
     lengths, began = read(run.out / FILE, key), monotonic()
     measured = lengths is None

@@ -84,6 +84,13 @@ def test_prompts_that_leave_no_room_are_set_aside_and_remembered(tmp_path: Path)
     assert (tmp_path / "failures.jsonl").read_text().count("\n") == 2
 
 
+def test_nothing_is_measured_when_nothing_is_left_to_train(tmp_path: Path) -> None:
+    run = opened(tmp_path, {})
+    run.state.step = run.config.steps
+    asyncio.run(set_long_ones_aside(run))
+    assert not run.asked and not run.said
+
+
 def test_what_is_too_long_depends_on_the_settings_of_the_run_that_resumes(tmp_path: Path) -> None:
     script: Script = {"t4": 2000}
     asyncio.run(set_long_ones_aside(opened(tmp_path, script)))
