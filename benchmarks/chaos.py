@@ -51,6 +51,7 @@ ROLES = {  # how Ray and vLLM name the processes
     "learner": "ray::PolicyRank",
 }
 DRIVER = {"driver, SIGTERM": signal.SIGTERM, "driver, SIGKILL": signal.SIGKILL}
+KINDS_OF_ENV = ("env_died", "env_error", "env_timeout")
 MISSED = "was not there"
 PAUSE = 5.0  # seconds after a kill in which its victim is not found again
 PATIENCE = 1200.0  # seconds for the rest of a run
@@ -179,10 +180,10 @@ def faults(run: Training, steps: int) -> list[str]:
     aside = run.set_aside()
     if aside.keys() != {RAISES, TOO_LONG} or aside[TOO_LONG] != "prompt" or aside.keys() & set(trained):
         found.append(f"tasks set aside {aside}")
-    last, env = rows[-1], ("failures/env_error", "failures/env_died", "failures/env_timeout")
-    most = 2 * EPISODES  # of the two groups after which a task is set aside
-    if last["failures/total"] != sum(last[kind] for kind in env) or last["failures/total"] > most:
-        found.append(f"failures { ({name: last[name] for name in last if name.startswith('failures/')}) }")
+    failed = {name: rows[-1][f"failures/{name}"] for name in ("total", "prompt", *KINDS_OF_ENV)}
+    others = failed["total"] - failed["prompt"] - sum(failed[kind] for kind in KINDS_OF_ENV)
+    if others or failed["total"] > 2 * EPISODES:  # of the two groups after which a task is set aside
+        found.append(f"failures {failed}")
     return found
 
 

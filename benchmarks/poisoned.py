@@ -1,7 +1,7 @@
 """ALFWorld with two training tasks that cannot be trained on: `env.name=FILE` of this file.
 
-One always raises, at the first action or, after malformed responses alone, at the last turn; the first prompt of
-the other leaves no room for a response.
+One always raises, at the first action or, after malformed responses alone, at the last turn; the first prompt
+of the other leaves no room for a response.
 """
 
 from __future__ import annotations
