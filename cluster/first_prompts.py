@@ -1,8 +1,9 @@
-"""The first prompts of all training tasks are measured beside the warm start, and those too long set aside.
+"""First prompts are measured beside the warm start, and tasks whose prompt is too long are set aside.
 
-It costs a reset of each task, by half of the environment slots, and ends after `SECONDS`. What was not
-measured by then, or failed, is left to training, where a task whose prompt is too long is set aside when it
-comes. `OUT/first_prompts.json` keeps the lengths for a run that resumes.
+It costs a reset of each task that the run will train on, in the order in which they will come, by half of the
+environment slots, and ends after `SECONDS`. What was not measured by then, or failed, is left to training,
+where a task whose prompt is too long is set aside when it comes. `OUT/first_prompts.json` keeps the lengths:
+no task is measured twice.
 """
 
 from __future__ import annotations
@@ -31,50 +32,46 @@ SECONDS = 60.0  # that measuring may take; a warm start takes longer, so it cost
 
 
 @dataclass(frozen=True)
-class Lengths:
+class Measured:
     """Tokens of first prompts, by task id."""
 
     tokens: Mapping[str, int]
     failed: int = 0  # tasks whose environment failed
 
-    def too_long(self, tasks: Iterable[TaskSpec], config: Config) -> list[TaskSpec]:
-        """Those that leave no room for a response."""
-        context, most = config.model.max_length, config.rollout.max_tokens
-        known = [task for task in tasks if task.id in self.tokens]
-        return [task for task in known if not leaves_room(self.tokens[task.id], context, most)]
-
 
 async def set_long_ones_aside(run: Run) -> None:
-    """Measure the training tasks, unless this run has before, and set aside those whose prompt is too long.
+    """Measure the tasks to come, unless this run has before, and set aside those whose prompt is too long.
 
     Raises:
         RunError: too many are. DataMissing: the environment's data are missing.
     """
-    config, tasks = run.config, run.manifest.train
-    if run.state.step >= config.steps:
-        return  # nothing is left to train
+    config, began = run.config, monotonic()
     key = fingerprint(config, run.manifest.digest)
-    lengths, began = read(run.out / FILE, key), monotonic()
-    measured = lengths is None
-    if lengths is None:
+    known = read(run.out / FILE, key)
+    groups = max(0, config.steps - run.state.step) * config.rollout.num_groups
+    missing = [task for task in run.sampler.coming()[:groups] if task.id not in known]
 
-        async def ask(task: TaskSpec) -> int:
-            what = f"measuring the first prompt of {task.id}"
-            tokens: int = await ask_worker(run.actors.worker, config, "first_prompt", task, what=what)
-            return tokens
+    async def ask(task: TaskSpec) -> int:
+        what = f"measuring the first prompt of {task.id}"
+        tokens: int = await ask_worker(run.actors.worker, config, "first_prompt", task, what=what)
+        return tokens
 
-        lengths = await measure(tasks, ask, at_once=max(1, config.env.at_once // 2))
+    measured = await measure(missing, ask, at_once=max(1, config.env.at_once // 2))
+    lengths = known | measured.tokens
+    context, most, step, time = config.model.max_length, config.rollout.max_tokens, run.state.step, now()
+    long = [
+        SetAside(task.id, "prompt", too_long(task, lengths[task.id], context), 0, step, time)
+        for task in run.manifest.train
+        if task.id in lengths and task.id not in run.set_aside.ids
+        if not leaves_room(lengths[task.id], context, most)
+    ]
+    if missing:
         write(run.out / FILE, key, lengths)
-    long = [task for task in lengths.too_long(tasks, config) if task.id not in run.set_aside.ids]
-    if measured:
-        run.view.say(summary(lengths, len(tasks), len(long), monotonic() - began))
+        run.view.say(summary(measured, len(missing), len(long), monotonic() - began))
     elif long:
         run.view.say(f"{len(long)} first prompts are too long, as measured before: set aside")
     if long:
-        context, step, time = config.model.max_length, run.state.step, now()
-        why = [too_long(task, lengths.tokens[task.id], context) for task in long]
-        pairs = zip(long, why, strict=True)
-        run.set_aside.add(*(SetAside(task.id, "prompt", reason, 0, step, time) for task, reason in pairs))
+        run.set_aside.add(*long)
 
 
 async def measure(
@@ -82,7 +79,7 @@ async def measure(
     ask: Callable[[TaskSpec], Awaitable[int]],
     at_once: int,
     seconds: float = SECONDS,
-) -> Lengths:
+) -> Measured:
     """Ask for the length of each task's first prompt, so many at once, for so many seconds at most."""
     tokens, failed, waiting = dict[str, int](), list[str](), iter(tasks)
 
@@ -104,15 +101,15 @@ async def measure(
         for one in working:
             one.cancel()
         await asyncio.gather(*working, return_exceptions=True)
-    return Lengths(tokens, len(failed))
+    return Measured(tokens, len(failed))
 
 
-def summary(lengths: Lengths, tasks: int, long: int, seconds: float) -> str:
+def summary(measured: Measured, tasks: int, long: int, seconds: float) -> str:
     """What was measured, in a line."""
-    count = len(lengths.tokens)
+    count = len(measured.tokens)
     found = f"{long} too long, set aside" if long else "all leave room for a response"
-    late = tasks - count - lengths.failed
-    left = [f"{lengths.failed} failed"] * bool(lengths.failed) + [f"{late} were not reached"] * bool(late)
+    late = tasks - count - measured.failed
+    left = [f"{measured.failed} failed"] * bool(measured.failed) + [f"{late} were not reached"] * bool(late)
     rest = f" ({' and '.join(left)}: left to training)" if left else ""
     return f"measured {count} first prompts in {seconds:.0f} s: {found}{rest}"
 
@@ -123,15 +120,15 @@ def fingerprint(config: Config, digest: str) -> str:
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read(file: Path, key: str) -> Lengths | None:
-    """What `write` wrote; None: nothing, or about other tasks or prompts."""
+def read(file: Path, key: str) -> dict[str, int]:
+    """What `write` wrote; empty if it wrote nothing, or about other tasks or prompts."""
     try:
         held: dict[str, Any] = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
-        return None
-    return Lengths(held["tokens"]) if held.get("of") == key else None
+        return {}
+    return held["tokens"] if held.get("of") == key else {}
 
 
-def write(file: Path, key: str, lengths: Lengths) -> None:
+def write(file: Path, key: str, tokens: Mapping[str, int]) -> None:
     """Keep the lengths for a run that resumes."""
-    atomic_write(file, json.dumps({"of": key, "tokens": dict(lengths.tokens)}, indent=1))
+    atomic_write(file, json.dumps({"of": key, "tokens": tokens}, indent=1))

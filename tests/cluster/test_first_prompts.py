@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hindsight.cluster.failures import RunError
-from hindsight.cluster.first_prompts import FILE, Lengths, measure, set_long_ones_aside, summary
+from hindsight.cluster.first_prompts import FILE, Measured, measure, set_long_ones_aside, summary
 from hindsight.cluster.set_aside import SetAsideTasks
 from hindsight.cluster.task_sampler import TaskSampler
 from hindsight.cluster.train import Trainer
@@ -77,18 +77,26 @@ def test_prompts_that_leave_no_room_are_set_aside_and_remembered(tmp_path: Path)
         run.set_aside.entries[1]
     )
 
-    again = opened(tmp_path, script, resumes=True)
+    again = opened(tmp_path, script | {"t8": 100}, resumes=True)
     asyncio.run(set_long_ones_aside(again))
-    assert again.asked == Counter() and again.set_aside.ids == {"t4", "t7"}
-    assert again.said == ["2 first prompts are too long, as measured before: set aside"]
+    assert again.asked == Counter(["t8"]) and again.set_aside.ids == {"t4", "t7"}
+    assert again.said == ["measured 1 first prompts in 0 s: 2 too long, set aside"]
+    last = opened(tmp_path, script, resumes=True)
+    asyncio.run(set_long_ones_aside(last))
+    assert last.asked == Counter() and last.set_aside.ids == {"t4", "t7"}
+    assert last.said == ["2 first prompts are too long, as measured before: set aside"]
     assert (tmp_path / "failures.jsonl").read_text().count("\n") == 2
 
 
-def test_nothing_is_measured_when_nothing_is_left_to_train(tmp_path: Path) -> None:
-    run = opened(tmp_path, {})
-    run.state.step = run.config.steps
+@pytest.mark.parametrize(("steps", "count"), [(0, 0), (4, 0), (6, 4), (9, 10)])
+def test_only_tasks_that_will_be_trained_on_are_measured(tmp_path: Path, steps: int, count: int) -> None:
+    """Five steps are done."""
+    run = opened(tmp_path, {}, steps=steps, rollout=Rollout(num_groups=4))
+    run.state.step = 5
+    handed_out(run, 7)
     asyncio.run(set_long_ones_aside(run))
-    assert not run.asked and not run.said
+    assert run.asked.total() == len(run.asked) == count and len(run.said) == (count > 0)
+    assert count == 10 or set(run.asked) == handed_out(run, count)
 
 
 def test_what_is_too_long_depends_on_the_settings_of_the_run_that_resumes(tmp_path: Path) -> None:
@@ -152,7 +160,7 @@ def test_measuring_ends_in_time_and_takes_few_slots() -> None:
     lengths = asyncio.run(measure(TASKS, ask, at_once=3, seconds=0.5))
     assert set(lengths.tokens) == {"t0", "t1", "t2", "t3", "t4"} | ({"t8"} & set(lengths.tokens))
     assert (most, running) == (3, 0)
-    assert summary(Lengths({"t0": 1}, failed=2), 10, 0, 60.0) == (
+    assert summary(Measured({"t0": 1}, failed=2), 10, 0, 60.0) == (
         "measured 1 first prompts in 60 s: all leave room for a response "
         "(2 failed and 7 were not reached: left to training)"
     )
