@@ -29,7 +29,7 @@ def anchors(group: Group, similarity: float = 1.0) -> list[list[TurnAt]]:
     """
     found: list[list[TurnAt]] = []
     place: dict[str, int] = {}  # state_key -> index in `found`
-    founders: list[SequenceMatcher[str]] = []
+    founders: dict[str, SequenceMatcher[str]] = {}  # by their key
     for number, index in sorted(
         (number, index) for index, t in enumerate(group.trajectories) for number in range(len(t.turns))
     ):
@@ -44,22 +44,21 @@ def anchors(group: Group, similarity: float = 1.0) -> list[list[TurnAt]]:
         if place[key] == len(found):
             found.append([])
             # By default, difflib ignores frequent letters in texts of 200 or more characters.
-            founders.append(SequenceMatcher(None, b=key, autojunk=False))
+            founders[key] = SequenceMatcher(None, b=key, autojunk=False)
         found[place[key]].append((index, number))
     return found
 
 
-def _first_fit(key: str, founders: list[SequenceMatcher[str]], similarity: float) -> int:
+def _first_fit(key: str, founders: dict[str, SequenceMatcher[str]], similarity: float) -> int:
     """Return the index of the first anchor that `key` is similar to, or `len(founders)` if there is none."""
-    for index, founder in enumerate(founders if similarity < 1 else []):
-        if _similar(key, founder, similarity):
+    for index, (other, founder) in enumerate(founders.items() if similarity < 1 else ()):
+        if _similar(key, other, founder, similarity):
             return index
     return len(founders)
 
 
-def _similar(key: str, founder: SequenceMatcher[str], least: float) -> bool:
-    """Whether the share of equal characters is at least that."""
-    other = str(founder.b)
+def _similar(key: str, other: str, founder: SequenceMatcher[str], least: float) -> bool:
+    """Whether the share of equal characters is at least that. `founder` has seen `other`."""
     if max(len(key), len(other)) > LONGEST:
         start = _shared(key, other)
         end = _shared(key[start:][::-1], other[start:][::-1])
