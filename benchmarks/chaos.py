@@ -7,7 +7,7 @@ Both runs are `hindsight train nano` without staleness, with two tasks that cann
 a random step, as often as `--kills` says. The driver gets SIGTERM and SIGKILL, and is started again with
 `resume=auto`. Then the two runs must have sampled the same responses in every step and hold the same weights.
 In each, every epoch must have trained each sound task exactly once, the poisoned ones must be set aside, no
-episode of theirs may have been a reward, and no step may lack an episode.
+episode of theirs may have been a reward, and no step may lack an episode or train on nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from safetensors.torch import load_file
 POISONED = Path(__file__).with_name("poisoned.py")
 TASKS, GROUPS, EPISODES = 8, 2, 2  # training tasks; groups of a step; episodes of a group
 SETTINGS = [
+    # A method that learns from every group: the rewards of an untrained model are all alike.
+    *("method=dense", "learner.lr=1e-4"),
     *(f"env.name={POISONED}", f"env.train_tasks={TASKS}"),
     *("env.max_turns=8", "env.slots=4", "sft.demos=8", "sft.epochs=1"),
     *(f"rollout.num_groups={GROUPS}", f"rollout.group_size={EPISODES}", "rollout.max_staleness=0"),
@@ -170,6 +172,8 @@ def faults(run: Training, steps: int) -> list[str]:
         found.append(f"steps {[row['step'] for row in rows]}")
     if any(row["rollout/episodes"] != GROUPS * EPISODES for row in rows):
         found.append("a step without all its episodes")
+    if any(not row["learner/samples"] for row in rows):
+        found.append("a step that trained on nothing")
     if any(not said for step in responses.values() for _, said in step):
         found.append("an episode without a turn")
     trained = [task for step in sorted(responses) for task, _ in responses[step][::EPISODES]]

@@ -57,7 +57,7 @@ async def set_long_ones_aside(run: Run) -> None:
         return tokens
 
     measured = await measure(missing, ask, at_once=max(1, config.env.at_once // 2))
-    lengths = known | measured.tokens
+    lengths = {**known, **measured.tokens}
     context, most, step, time = config.model.max_length, config.rollout.max_tokens, run.state.step, now()
     long = [
         SetAside(task.id, "prompt", too_long(task, lengths[task.id], context), 0, step, time)
@@ -126,7 +126,8 @@ def read(file: Path, key: str) -> dict[str, int]:
         held: dict[str, Any] = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
         return {}
-    return held["tokens"] if held.get("of") == key else {}
+    tokens: dict[str, int] = held["tokens"] if held.get("of") == key else {}
+    return tokens
 
 
 def write(file: Path, key: str, tokens: Mapping[str, int]) -> None:
