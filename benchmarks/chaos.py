@@ -186,7 +186,8 @@ def faults(run: Training, steps: int) -> list[str]:
         found.append(f"tasks set aside {aside}")
     failed = {name: rows[-1][f"failures/{name}"] for name in ("total", "prompt", *KINDS_OF_ENV)}
     others = failed["total"] - failed["prompt"] - sum(failed[kind] for kind in KINDS_OF_ENV)
-    if others or failed["total"] > 2 * EPISODES:  # of the two groups after which a task is set aside
+    # A task is set aside after two groups, while a third of it may be under way.
+    if others or failed["total"] > 3 * EPISODES:
         found.append(f"failures {failed}")
     return found
 

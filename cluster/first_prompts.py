@@ -69,7 +69,7 @@ async def set_long_ones_aside(run: Run) -> None:
         write(run.out / FILE, key, lengths)
         run.view.say(summary(measured, len(missing), len(long), monotonic() - began))
     elif long:
-        run.view.say(f"{len(long)} first prompts are too long, as measured before: set aside")
+        run.view.say(f"first prompts as measured before: {len(long)} too long, set aside")
     if long:
         run.set_aside.add(*long)
 

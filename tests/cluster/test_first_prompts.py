@@ -84,7 +84,7 @@ def test_prompts_that_leave_no_room_are_set_aside_and_remembered(tmp_path: Path)
     last = opened(tmp_path, script, resumes=True)
     asyncio.run(set_long_ones_aside(last))
     assert last.asked == Counter() and last.set_aside.ids == {"t4", "t7"}
-    assert last.said == ["2 first prompts are too long, as measured before: set aside"]
+    assert last.said == ["first prompts as measured before: 2 too long, set aside"]
     assert (tmp_path / "failures.jsonl").read_text().count("\n") == 2
 
 
