@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hindsight.cluster.trackers import make_trackers
+from hindsight.cluster.trackers import Tracker, make_trackers
 from hindsight.configs.schema import Tracking
 from hindsight.envs.runtime.files import atomic_write
 from hindsight.learner.samples import SampleGroup
@@ -37,16 +37,25 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         self._rewrite(self.rows())  # a killed run may have left a partial line
-        self._trackers = make_trackers(tracker or Tracking(), folder)
+        self._tracking = tracker or Tracking()
+        self._trackers: list[Tracker] = []
 
-    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Append one row. `kind` is "train", "sft" or "eval"; names are like `rollout/success`."""
+    def start(self) -> None:
+        """Open the trackers, once config.yaml is in the folder."""
+        self._trackers = make_trackers(self._tracking, self.path.parent)
+
+    def write(self, step: int, kind: str, values: Mapping[str, float], stage: str | None = None) -> None:
+        """Append one row. `kind` is "train", "sft" or "eval"; names are like `rollout/success`.
+
+        Args:
+            stage: of an evaluation.
+        """
         row = {"step": step, "kind": kind, **{name: _plain(value) for name, value in values.items()}}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for tracker in self._trackers:
-            tracker.write(step, kind, finite)
+            tracker.write(step, kind, finite, stage)
 
     def truncate(self, step: int) -> None:
         """Drop training rows after `step`: a resumed run writes them again."""

@@ -343,4 +343,5 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
             await run.restore(newest)
             announce(run, newest, asked)
         (run.out / "config.yaml").write_text(render(asked))
+        metrics.start()
         yield run

@@ -262,7 +262,7 @@ class Trainer:
         run.budget.add(run.state.step, len(episodes), failures)
         run.state.evaluations.append(result)
         turns = {"rollout/turns_total": float(run.state.turns)}
-        run.metrics.write(run.state.step, "eval", result.metrics() | turns)
+        run.metrics.write(run.state.step, "eval", result.metrics() | turns, stage)
         name = f"eval-{run.state.step:06d}-{stage.replace(' ', '-')}.jsonl"
         write_trajectories(run.out / "trajectories" / name, trajectories)
         run.view.say(str(result))
