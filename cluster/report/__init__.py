@@ -1,1 +1,4 @@
-"""What a run's folder holds, read without Ray: definitions of its metrics, comparisons, pages."""
+"""The record of a run: what is written into its folder, and the one reader of it.
+
+The reader (`run_folder`) needs neither Ray nor torch. `docs/run-folder.md` describes the files.
+"""
