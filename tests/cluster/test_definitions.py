@@ -92,7 +92,7 @@ def test_the_dashboard_has_every_metric_once_by_topic() -> None:
     assert (
         grafana.query("rollout/success") == 'max by (run, stage) (ray_hindsight_rollout_success{run=~"$run"})'
     )
-    assert '"ray_hindsight_restarts_[a-z0-9_]+_seconds"' in grafana.query("restarts/{role}_seconds")
+    assert '"ray_hindsight_restarts_[a-z0-9]+_seconds"' in grafana.query("restarts/{role}_seconds")
 
 
 def test_panels_do_not_overlap() -> None:
