@@ -50,6 +50,8 @@ def test_differences_are_of_the_same_tasks() -> None:
         ([0.0], 0.0, 0.0),
         # Of two tasks, resampled means are 0, ½, 1 with chances of ¼, ½, ¼.
         ([0.0, 1.0], 0.0, 1.0),
+        # Of three, k of 3 Bernoulli trials at ⅓: P(k = 0) = 0.296, P(k ≤ 2) = 0.963; so from 0 to 3.
+        ([0.0, 0.0, 1.0], 0.0, 1.0),
         # Of ten, k of 10 Bernoulli trials at ½: P(k ≤ 1) = 0.011, P(k ≤ 2) = 0.055; so from 2 to 8.
         ([0.0] * 5 + [1.0] * 5, 0.2, 0.8),
         # One of ten at 1: P(k ≤ 2) = 0.930, P(k ≤ 3) = 0.987; so from 0 to 3.
