@@ -33,6 +33,8 @@ def compare_runs(
         console.print(compare.settings_table(found))
     console.print(compare.curve_table(found, x))
     console.print(compare.final_table(found))
+    for line in compare.differences(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if csv:
         compare.write_csv(found, csv)
     if png:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +69,8 @@ class Difference:
     mean: float
     low: float
     high: float
+    better: int  # tasks that the second run solves more often
+    worse: int
     left_out: int = 0  # tasks that one of the runs did not finish
 
 
@@ -77,15 +79,22 @@ class Unpaired(ValueError):
 
 
 def read_runs(paths: Sequence[Path]) -> list[Compared]:
-    """The runs in these folders, named as short as tells them apart.
+    """The runs in these folders.
 
     Raises:
         RunFolderError: a folder holds no run.
     """
-    names = [path.resolve().name for path in paths]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
-    return [read_run(path, name) for path, name in zip(paths, names, strict=True)]
+    return [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The paths without the parts that all of them begin or end with."""
+    parts = [list(path.resolve().parts) for path in paths]
+    for end in (0, -1):
+        while all(len(own) > 1 for own in parts) and len({own[end] for own in parts}) == 1:
+            for own in parts:
+                own.pop(end)
+    return ["/".join(own) for own in parts]
 
 
 def read_run(path: Path, name: str) -> Compared:
@@ -99,6 +108,9 @@ def read_run(path: Path, name: str) -> Compared:
             training.append(Point(TRAINING, row["step"], turns, seconds, row["rollout/success"]))
         elif row["kind"] == "eval":
             evaluations.append(_evaluation(row, seconds))
+    if len(stages) == len(evaluations):  # earlier versions named stages in the names of files only
+        named = zip(evaluations, stages, strict=True)
+        evaluations = [replace(one, stage=stage.name.removeprefix("eval, ")) for one, stage in named]
     outcomes: dict[str, list[bool]] = {}
     if evaluations and stages and stages[-1].step == evaluations[-1].step:
         outcomes = by_task(run.episodes(stages[-1].key))
@@ -164,7 +176,9 @@ def difference(first: Compared, second: Compared) -> Difference:
         raise Unpaired(f"{first.name} and {second.name} finished no task in common")
     gains = np.array([np.mean(theirs[task]) - np.mean(ours[task]) for task in both])
     low, high = bootstrap(gains)
-    return Difference(len(both), float(gains.mean()), low, high, len(ours | theirs) - len(both))
+    better, worse = int((gains > 0).sum()), int((gains < 0).sum())
+    left_out = len(ours.keys() | theirs.keys()) - len(both)
+    return Difference(len(both), float(gains.mean()), low, high, better, worse, left_out)
 
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:
@@ -194,27 +208,21 @@ def curve_table(runs: Sequence[Compared], axis: Axis) -> Table:
 
 
 def final_table(runs: Sequence[Compared]) -> Table:
-    """The last evaluation of each run, and its difference from the first run's."""
-    columns = (
-        "run",
-        "stage",
-        "step",
-        "success",
-        "episodes",
-        "turns so far",
-        f"difference from {runs[0].name}",
-    )
-    table = _table("Last evaluation", *columns)
+    """The last evaluation of each run."""
+    table = _table("Last evaluation", "run", "stage", "step", "success (95 % interval)", "episodes")
     for run in runs:
         if not run.evaluations:
             table.add_row(escape(run.name), "none yet")
             continue
         last = run.evaluations[-1]
         count = f"{last.episodes} of {last.episodes + last.missing}" if last.missing else f"{last.episodes}"
-        turns = "" if math.isnan(last.turns) else f"{last.turns:,.0f}"
-        apart = "" if run is runs[0] else escape(in_words(runs[0], run))
-        table.add_row(escape(run.name), escape(last.stage), f"{last.step}", _rate(last), count, turns, apart)
+        table.add_row(escape(run.name), escape(last.stage), f"{last.step}", _rate(last), count)
     return table
+
+
+def differences(runs: Sequence[Compared]) -> list[str]:
+    """How the last evaluation of each run differs from the first run's, paired by task; a line each."""
+    return [f"{run.name} − {runs[0].name}: {in_words(runs[0], run)}" for run in runs[1:]]
 
 
 def in_words(first: Compared, second: Compared) -> str:
@@ -225,8 +233,8 @@ def in_words(first: Compared, second: Compared) -> str:
         return f"not paired: {reason}"
     left_out = f", {found.left_out} left out" if found.left_out else ""
     return (
-        f"{100 * found.mean:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}), "
-        f"{found.tasks} tasks{left_out}"
+        f"{100 * found.mean:+.1f} points (95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}) "
+        f"on {found.tasks} tasks: {found.better} better, {found.worse} worse{left_out}"
     )
 
 

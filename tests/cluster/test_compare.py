@@ -25,6 +25,7 @@ from hindsight.cluster.report.compare import (
     differing,
     in_words,
     read_runs,
+    short_names,
 )
 
 
@@ -39,6 +40,7 @@ def test_differences_are_of_the_same_tasks() -> None:
     second = run("second", a=[True], b=[False, True], c=[True, False], d=[True, False])
     found = difference(first, second)
     assert (found.tasks, found.mean, found.left_out) == (4, 0.25, 0)
+    assert (found.better, found.worse) == (2, 1)
     assert -0.5 <= found.low < 0.25 < found.high <= 1
     assert difference(second, first).mean == -0.25
 
@@ -77,7 +79,7 @@ def test_tasks_that_failures_kept_from_finishing_are_left_out() -> None:
     first, second = run("first", a=[True], b=[False], c=[False]), run("second", missing=1, a=[True], b=[True])
     found = difference(first, second)
     assert (found.tasks, found.mean, found.left_out) == (2, 0.5, 1)
-    assert ", 2 tasks, 1 left out" in in_words(first, second)
+    assert "on 2 tasks: 1 better, 0 worse, 1 left out" in in_words(first, second)
     with pytest.raises(Unpaired):  # of two absent tasks, one did not fail
         difference(run("first", a=[True], b=[False], c=[False]), run("second", missing=1, a=[True]))
 
@@ -143,9 +145,26 @@ def test_runs_are_read_from_their_folders(tmp_path: Path) -> None:
         (2, 20, 8, 0.25),
     ]
     assert math.isnan(found.training[0].low) and found.curve[1].high == 0.6
-    (tmp_path / "other").mkdir()
-    twin = write(tmp_path / "other", "one", "lr: 0.1", {})
-    assert [one.name for one in read_runs([out, twin])] == [str(out), str(twin)]
+
+
+def test_names_are_as_short_as_tells_runs_apart() -> None:
+    def named(*paths: str) -> list[str]:
+        return short_names([Path(path) for path in paths])
+
+    assert named("/runs/a", "/runs/b") == ["a", "b"]
+    assert named("/x/run", "/y/run") == ["x", "y"]
+    assert named("/runs/a/run", "/runs/b", "/runs/a/c") == ["a/run", "b", "a/c"]
+    assert named("/runs/a") == ["a"]
+
+
+def test_stages_of_earlier_versions_come_from_the_names_of_files(tmp_path: Path) -> None:
+    out = write(tmp_path, "old", "lr: 0.1", {"a": True})
+    (out / "trajectories/eval-000000-before-warm-start.jsonl").write_text("")
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    kept = [{key: value for key, value in row.items() if key != "stage"} for row in rows]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    [found] = read_runs([out])
+    assert [point.stage for point in found.evaluations] == ["before warm start", "after RL"]
 
 
 def test_the_command_prints_and_writes(tmp_path: Path) -> None:
@@ -158,10 +177,8 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     )
     assert told.exit_code == 0, told.output
     assert "learner.lr" in told.output and "out" not in told.output.split("Held-out")[0]
-    assert "+50.0 points (+0.0 to +100.0), 2 tasks" in told.output
-    assert (
-        "not paired: first and other were evaluated on different tasks (2 and 2, 1 in common)" in told.output
-    )
+    assert "second − first: +50.0 points (95 % interval +0.0 to +100.0) on 2 tasks: 1 better" in told.output
+    assert "other − first: not paired: first and other were evaluated on different tasks" in told.output
     lines = (tmp_path / "c.csv").read_text().splitlines()
     assert lines[0] == "run,stage,step,turns,seconds,success,low,high,episodes,missing"
     assert lines[2] == "first,after RL,2,20.0,8.0,0.5,0.4,0.6,2,0"
