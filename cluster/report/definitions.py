@@ -244,9 +244,11 @@ Written by `python -m hindsight.cluster.report.definitions > docs/metrics.md` fr
 
 `metrics.jsonl` in the run's folder has a row for each training step (`kind` "train"), evaluation ("eval")
 and update of the warm start ("sft", without `sft/` in its keys). A figure that is not finite is `null`; one
-that does not apply is absent. TensorBoard and hosted trackers use the names below, Ray's metrics
-`ray_hindsight_rollout_success` and so on ([cluster.md](cluster.md#charts)). A share is between 0 and 1.
-Figures are of one step or one evaluation unless they say "so far".
+that does not apply is absent. `stage` tells evaluations apart. TensorBoard and hosted trackers use the
+names below; the evaluation before the warm start has curves of its own, such as `eval/success before warm
+start`. Ray's metrics are called `ray_hindsight_rollout_success` and so on
+([cluster.md](cluster.md#charts)). A share is between 0 and 1. Figures are of one step or one evaluation
+unless they say "so far".
 """
 
 
