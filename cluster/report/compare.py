@@ -21,7 +21,6 @@ COLD = "before warm start"  # the stage that is not on the learning curve
 TRAINING = "training"  # the stage of points that are no evaluation
 RESAMPLES, SEED = 10_000, 0  # of the bootstrap
 
-
 Axis = Literal["step", "turns", "seconds"]  # what learning curves are drawn over
 
 
@@ -109,8 +108,10 @@ def read_run(path: Path, name: str) -> Compared:
         elif row["kind"] == "eval":
             evaluations.append(_evaluation(row, seconds))
     if len(stages) == len(evaluations):  # earlier versions named stages in the names of files only
-        named = zip(evaluations, stages, strict=True)
-        evaluations = [replace(one, stage=stage.name.removeprefix("eval, ")) for one, stage in named]
+        names = [stage.name.removeprefix("eval, ") for stage in stages]
+        evaluations = [
+            replace(one, stage=one.stage or name) for one, name in zip(evaluations, names, strict=True)
+        ]
     outcomes: dict[str, list[bool]] = {}
     if evaluations and stages and stages[-1].step == evaluations[-1].step:
         outcomes = by_task(run.episodes(stages[-1].key))
@@ -121,7 +122,7 @@ def _evaluation(row: Mapping[str, Any], seconds: float) -> Point:
     figures = {name: row[f"eval/{name}"] for name in ("success", "low", "high")}
     counts = {name: int(row.get(f"eval/{name}", 0)) for name in ("episodes", "missing")}
     turns = row.get("rollout/turns_total", math.nan)
-    return Point(row.get("stage") or "evaluation", row["step"], turns, seconds, **figures, **counts)
+    return Point(row.get("stage") or "", row["step"], turns, seconds, **figures, **counts)
 
 
 def by_task(episodes: Sequence[Mapping[str, Any]]) -> dict[str, list[bool]]:
@@ -158,15 +159,18 @@ def difference(first: Compared, second: Compared) -> Difference:
         Unpaired: the evaluations are not of the same tasks.
     """
     for run in (first, second):
-        if not run.outcomes:
-            raise Unpaired(f"{run.name} has no episodes of its last evaluation")
+        played = sum(map(len, run.outcomes.values()))
+        results = run.evaluations[-1].episodes if run.evaluations else 0
+        if not played or played != results:  # trials before one that a failure ended are on file, too
+            raise Unpaired(
+                f"{run.name} has {played} episodes for the {results} results of its last evaluation"
+            )
     environments = [run.settings.get("env.name") for run in (first, second)]
     if environments[0] != environments[1]:
         raise Unpaired(f"{first.name} plays {environments[0]}, {second.name} {environments[1]}")
     ours, theirs = first.outcomes, second.outcomes
     for run, absent in ((first, theirs.keys() - ours.keys()), (second, ours.keys() - theirs.keys())):
-        missing = run.evaluations[-1].missing if run.evaluations else 0
-        if len(absent) > missing:
+        if len(absent) > run.evaluations[-1].missing:
             raise Unpaired(
                 f"{first.name} and {second.name} were evaluated on different tasks "
                 f"({len(ours)} and {len(theirs)}, {len(ours.keys() & theirs.keys())} in common)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from hindsight.cluster.report.compare import (
 
 
 def run(name: str, missing: int = 0, env: str = "toy", **outcomes: Sequence[bool]) -> Compared:
-    last = Point("after RL", 4, 90.0, 8.0, 0.5, 0.3, 0.7, len(outcomes), missing)
+    last = Point("after RL", 4, 90.0, 8.0, 0.5, 0.3, 0.7, sum(map(len, outcomes.values())), missing)
     return Compared(name, {"env.name": env}, (), (last,), outcomes)
 
 
@@ -70,7 +71,7 @@ def test_other_panels_are_not_paired() -> None:
         difference(first, other)
     with pytest.raises(Unpaired, match=r"^first plays toy, other games$"):
         difference(first, run("other", env="games", a=[True], b=[True]))
-    with pytest.raises(Unpaired, match="other has no episodes"):
+    with pytest.raises(Unpaired, match="other has 0 episodes for the 0 results"):
         difference(first, run("other"))
     assert in_words(first, other).startswith("not paired: first and other were")
 
@@ -82,6 +83,15 @@ def test_tasks_that_failures_kept_from_finishing_are_left_out() -> None:
     assert "on 2 tasks: 1 better, 0 worse, 1 left out" in in_words(first, second)
     with pytest.raises(Unpaired):  # of two absent tasks, one did not fail
         difference(run("first", a=[True], b=[False], c=[False]), run("second", missing=1, a=[True]))
+
+
+def test_an_episode_without_a_result_is_no_failure() -> None:
+    """A failure of infrastructure in a second trial leaves the first one on file."""
+    first = run("first", a=[True], b=[True])
+    broken = replace(first, name="broken", outcomes={"a": [True], "b": [True], "c": [False]})
+    for pair in ((first, broken), (broken, first)):
+        with pytest.raises(Unpaired, match="broken has 3 episodes for the 2 results"):
+            difference(*pair)
 
 
 def test_a_play_succeeds_if_one_of_its_trials_does() -> None:
