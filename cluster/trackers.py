@@ -114,7 +114,8 @@ class RayMetrics(Tracker):
         from ray.util.metrics import Gauge
 
         if name not in self._gauges:
-            self._gauges[name] = Gauge(gauge(name), description=about(name), tag_keys=("run", "stage"))
+            plain = about(name).encode("ascii", "replace").decode()  # Ray takes nothing else
+            self._gauges[name] = Gauge(gauge(name), description=plain, tag_keys=("run", "stage"))
         self._last[name, stage] = value
         self._gauges[name].set(value, tags={"run": str(self.folder), "stage": stage})
 

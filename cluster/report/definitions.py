@@ -40,7 +40,7 @@ UPDATE = {
     "micro_batches": define("", NEITHER, "Forward and backward passes of each rank."),
     "seconds": define("s", LESS, "Duration of the update, as the driver sees it."),
 }
-STRENGTH = define("", NEITHER, "Strength λ of the teacher signal; 0 is training without a teacher.")
+STRENGTH = define("", NEITHER, "Strength of the teacher signal; 0 is training without a teacher.")
 ENTROPY = define("nats", NEITHER, "Entropy of the next-token distribution, mean of the trained tokens.")
 
 ROLLOUT = {
@@ -199,7 +199,7 @@ def full_name(kind: str, key: str) -> str:
 
 def gauge(name: str) -> str:
     """The name of a metric's gauge; Ray puts `ray_` before it."""
-    return "hindsight_" + re.sub(r"\W", "_", name)
+    return "hindsight_" + re.sub(r"\W", "_", name, flags=re.ASCII)
 
 
 def find(name: str) -> Definition | None:

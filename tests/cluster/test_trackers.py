@@ -23,7 +23,12 @@ ROWS: list[tuple[int, str, dict[str, float], str | None]] = [
     (1, "sft", {"loss": 2.0}, None),
     (0, "eval", {"eval/success": 0.1}, Stage.BEFORE_SFT),
     (0, "eval", {"eval/success": 0.3}, Stage.AFTER_SFT),
-    (1, "train", {"rollout/success": 0.5, "rollout/own": 7.0, "learner/loss": float("nan")}, None),
+    (
+        1,
+        "train",
+        {"rollout/success": 0.5, "rollout/own": 7.0, "rollout/λ": 1.0, "learner/loss": float("nan")},
+        None,
+    ),
     (1, "eval", {"eval/success": 0.6}, Stage.AFTER_RL),
 ]
 
@@ -46,6 +51,7 @@ class Gauge:
 
     def __init__(self, name: str, description: str = "", tag_keys: tuple[str, ...] = ()) -> None:
         assert name not in self.made, "registered twice"
+        assert name.isascii() and description.isascii()  # or Ray raises UnicodeEncodeError
         self.made[name] = self
         self.description, self.tag_keys, self.values, self.calls = description, tag_keys, {}, 0
 
@@ -77,6 +83,7 @@ def test_gauges_tell_runs_and_stages_apart(gauges: dict[str, Any], tmp_path: Pat
         "Training episodes that succeeded. Unit: share."
     )
     assert gauges["hindsight_rollout_own"].description == "rollout/own"
+    assert gauges["hindsight_rollout__"].description == "rollout/?"
     assert "hindsight_learner_loss" not in gauges  # it was not finite
 
 
