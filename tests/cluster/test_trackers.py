@@ -19,16 +19,12 @@ from hindsight.configs import packages
 from hindsight.configs.load import ConfigError, load
 from hindsight.configs.schema import Tracking
 
+TRAINED = {"rollout/success": 0.5, "rollout/own": 7.0, "rollout/λ": 1.0, "learner/loss": float("nan")}
 ROWS: list[tuple[int, str, dict[str, float], str | None]] = [
     (1, "sft", {"loss": 2.0}, None),
     (0, "eval", {"eval/success": 0.1}, Stage.BEFORE_SFT),
     (0, "eval", {"eval/success": 0.3}, Stage.AFTER_SFT),
-    (
-        1,
-        "train",
-        {"rollout/success": 0.5, "rollout/own": 7.0, "rollout/λ": 1.0, "learner/loss": float("nan")},
-        None,
-    ),
+    (1, "train", TRAINED, None),
     (1, "eval", {"eval/success": 0.6}, Stage.AFTER_RL),
 ]
 
