@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,24 +24,26 @@ from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.planning import plan_run
 from hindsight.cluster.report.lines import write_rows
 from hindsight.cluster.report.record import evaluation_rows
+from hindsight.cluster.report.run_folder import EPISODES, evaluation_key
 from hindsight.cluster.run import Run, open_run
 from hindsight.cluster.start import STARTING, start_actors
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.view import View, cost_lines, draw_curve, evaluation_table
 from hindsight.cluster.watch import Watchdog
+from hindsight.configs.check import render
 from hindsight.configs.schema import Config, Lora
 from hindsight.envs.base import EnvError
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.remote import RemoteError, call
 from hindsight.feedback.anchors import AnchorError
-from hindsight.learner.checkpoint import CheckpointError, complete, latest
+from hindsight.learner.checkpoint import CheckpointError, complete, latest, step_of
 from hindsight.learner.rank import LearnerError, RanksLost
 from hindsight.learner.weight_sync import WeightSyncError
 from hindsight.rollout.adapter import AdapterError, Saved, read
 from hindsight.rollout.models import ModelMissing, ModelUnfit, resolve
 from hindsight.rollout.render import load_renderer
 from hindsight.rollout.template import TemplateError
-from hindsight.rollout.types import EngineError
+from hindsight.rollout.types import EngineError, Trajectory
 from hindsight.rollout.weights import WeightSet, checksum, pack
 from hindsight.teacher.plan import BudgetError
 from hindsight.teacher.scorer import WeightsError
@@ -157,14 +160,24 @@ def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
 async def eval_run(config: Config, user_model: str, address: str | None = None) -> None:
     """`hindsight eval`: run the evaluation split with one checkpoint, without learner and teacher.
 
-    Results go to `out`/eval/AGENT, apart from what a training run writes.
+    Results go to `evaluation_folder`, apart from what a training run writes.
+
+    Raises:
+        RunError: they are there already, or no episode finished.
     """
+    folder = evaluation_folder(config)
+    if folder.exists():
+        raise RunError(
+            f"{folder} already holds an evaluation. Rename or delete that folder, or set another `out`"
+        )
     with View() as view, storing(Path(config.out)):
         async with connected(config, address):
             model = resolve(config.model.path)
             renderer = load_renderer(str(model), config)  # raises before any actor starts
             family = make_family(config.env)
             manifest = family.manifest()
+            episodes = numbered(manifest.evaluation, config.evaluate.episodes)
+            view.say(f"evaluating {config.model.path}, {config.evaluate.agent}: {len(episodes)} episodes")
             view.say(f"evaluation split of {len(manifest.evaluation)} tasks, digest {manifest.digest}")
             for caveat in config.env.caveats:
                 view.say(caveat)
@@ -182,28 +195,48 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             watched = [Watched("engine", engine, partial(bring, engine)) for engine in actors.engines]
             keeping = keep(watched, actors.restarts, config.cluster.start_timeout)
             watchdog = Watchdog(config.cluster.stall_timeout)
-            episodes = numbered(manifest.evaluation, config.evaluate.episodes)
 
             def played(done: int) -> None:
                 watchdog.beat("evaluating")
                 view.now("evaluating", done, len(episodes))
 
-            stage = f"{config.model.path}, {config.evaluate.agent}"
-            playing = evaluate(plan.config, actors, renderer, manifest.train, episodes, stage, 0, played)
+            step = evaluated_step(Path(config.model.path))
+            told = (config.evaluate.agent, step, played)
+            playing = evaluate(plan.config, actors, renderer, manifest.train, episodes, *told)
             with watchdog.waiting(config.rollout.timeout):
                 result, plays, failures = await watchdog.guard(playing, keeping)
             view.console.print(evaluation_table([result]))
-            folder = Path(config.out) / "eval" / config.evaluate.agent
-            metrics = Metrics(folder)
-            metrics.write(0, "eval", result.metrics(), stage)
-            metrics.close()
-            write_rows(folder / "trajectories.jsonl", evaluation_rows(plays))
-            view.say(f"metrics and trajectories are in {folder}")
+            write_evaluation(folder, config, manifest.digest, result, plays)
+            view.say(f"settings, metrics and trajectories are in {folder}")
             if failures:
                 counts = in_words(by_kind(failures))
                 view.say(f"failures: {counts}; {result.missing} of {len(episodes)} episodes are missing")
             FailureBudget(config.failure_budget).add(0, len(episodes), failures)
             await actors.stop()
+
+
+def write_evaluation(
+    folder: Path,
+    config: Config,
+    digest: str,
+    result: Evaluation,
+    plays: Iterable[Sequence[Trajectory]],
+) -> None:
+    """Write what a run's folder has of an evaluation, and of what it is: evaluation.json.
+
+    Args:
+        digest: of the tasks.
+    """
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(render(config))
+    about = {"checkpoint": config.model.path, "agent": config.evaluate.agent, "tasks": digest}
+    (folder / "evaluation.json").write_text(json.dumps(about, indent=1) + "\n")
+    metrics = Metrics(folder, config.tracker)
+    metrics.start()
+    metrics.write(result.step, "eval", result.metrics(), result.stage)
+    metrics.close()
+    key = evaluation_key(result.step, result.stage)
+    write_rows(folder / EPISODES / f"{key}.jsonl", evaluation_rows(plays))
 
 
 def serving(adapter: Saved | None, config: Config) -> Callable[[Any], Awaitable[None]]:
@@ -227,3 +260,27 @@ def find_model(folder: Path) -> Path | None:
         if candidate.is_file():
             return candidate.parent
     return None
+
+
+def checkpoint_of(model: Path) -> Path | None:
+    """The checkpoint that a model folder is part of, if it is."""
+    return model.parent if model.name == "model" and model.parents[1].name == "checkpoints" else None
+
+
+def run_of(model: Path) -> Path | None:
+    """The folder of the run that a model folder belongs to, if its settings are there."""
+    checkpoint = checkpoint_of(model)
+    run = checkpoint.parents[1] if checkpoint else model
+    return run if (run / "config.yaml").is_file() else None
+
+
+def evaluated_step(model: Path) -> int:
+    """Finished training steps of a model; 0 if it is no checkpoint's."""
+    checkpoint = checkpoint_of(model)
+    return step_of(checkpoint) if checkpoint and checkpoint in complete(checkpoint.parent) else 0
+
+
+def evaluation_folder(config: Config) -> Path:
+    """Where `hindsight eval` writes: `out`/eval/CHECKPOINT/AGENT."""
+    model = Path(config.model.path)
+    return Path(config.out) / "eval" / (checkpoint_of(model) or model).name / config.evaluate.agent

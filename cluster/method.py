@@ -208,7 +208,7 @@ class Method:
         group.notes = hints.notes
         if judge is not None:
             started, ended = group.times["judge"]
-            group.count({"judge/seconds": ended - started})
+            group.count({"feedback/seconds_busy": ended - started})
         return hints
 
     async def _score_hints(self, group: SampleGroup, hints: Hints, distills: bool) -> None:

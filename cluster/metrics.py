@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hindsight.cluster.report.lines import append_rows, read_rows, write_rows
-from hindsight.cluster.trackers import make_trackers
+from hindsight.cluster.trackers import Tracker, make_trackers
 from hindsight.configs.schema import Tracking
 from hindsight.learner.samples import SampleGroup
 
@@ -22,6 +22,7 @@ ASKED = (
     "feedback/unreadable",
     "feedback/tokens_read",
     "feedback/tokens_written",
+    "feedback/seconds_busy",
     "teacher/spans",
     "teacher/tokens",
     "teacher/span_tokens",
@@ -36,7 +37,12 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         self._rewrite(self.rows())  # a killed run may have left a partial line
-        self._trackers = make_trackers(tracker or Tracking(), folder)
+        self._tracking = tracker or Tracking()
+        self._trackers: list[Tracker] = []
+
+    def start(self) -> None:
+        """Open the trackers, once config.yaml is in the folder."""
+        self._trackers = make_trackers(self._tracking, self.path.parent)
 
     def write(self, step: int, kind: str, values: Mapping[str, float], stage: str | None = None) -> None:
         """Append one row.
@@ -50,7 +56,7 @@ class Metrics:
         append_rows(self.path, [row | {name: _plain(value) for name, value in values.items()}])
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for tracker in self._trackers:
-            tracker.write(step, kind, finite)
+            tracker.write(step, kind, finite, stage)
 
     def truncate(self, step: int) -> None:
         """Drop training rows after `step`: a resumed run writes them again."""

@@ -276,6 +276,15 @@ async def require_storage(config: Config, actors: Actors) -> None:
         )
 
 
+def announce_tasks(manifest: Manifest, config: Config, view: View) -> None:
+    """Say what the run is trained and evaluated on."""
+    view.say(
+        f"{len(manifest.train)} training tasks, {len(manifest.evaluation)} held out, digest {manifest.digest}"
+    )
+    for caveat in config.env.caveats:
+        view.say(caveat)
+
+
 def announce(run: Run, newest: Path, asked: Config) -> None:
     """Say where a run resumes, and which settings have changed since."""
     left = "" if run.state.step < asked.steps else "; raise steps to train on"
@@ -312,11 +321,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
     opening = renderer.second_message() if config.feedback.placement == "message" else None
     family = make_family(config.env)
     manifest = family.manifest()
-    view.say(
-        f"{len(manifest.train)} training tasks, {len(manifest.evaluation)} held out, digest {manifest.digest}"
-    )
-    for caveat in config.env.caveats:
-        view.say(caveat)
+    announce_tasks(manifest, config, view)
     set_aside = SetAsideTasks.load(Path(config.out, FILE), manifest.train, resumes=newest is not None)
     plan = plan_run(continued(config, newest), cluster_nodes(), str(model))
     config = plan.config
@@ -355,5 +360,6 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
             await run.restore(newest)
             announce(run, newest, asked)
         (run.out / "config.yaml").write_text(render(asked))
+        metrics.start()
         with recorded(run.out, run.state.step if newest else None):
             yield run

@@ -239,7 +239,7 @@ def _owner(key: str) -> str | None:
     """A hint if a built-in entry has the setting, and the section names another entry."""
     section = key.partition(".")[0]
     registry = REGISTRIES.get(section)
-    for name in registry.builtin if registry else ():
+    for name in registry.installed if registry else ():
         assert registry is not None
         extended = replace(Config(), **{section: registry.settings(name)()})
         if key in {item.key for item in settings(extended)}:

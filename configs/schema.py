@@ -204,7 +204,9 @@ class Evaluate:
 class Tracking(Section):
     """Where metrics go in addition to metrics.jsonl. A tracker may extend it."""
 
-    names: list[str] = setting(["tensorboard", "ray"], "trackers: tensorboard, ray or your own")
+    names: list[str] = setting(
+        ["tensorboard", "ray"], "trackers: tensorboard, ray, wandb, mlflow, trackio or your own"
+    )
 
 
 @dataclass(frozen=True)

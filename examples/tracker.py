@@ -25,7 +25,7 @@ class Example(Tracker):
 
     settings: Example.Settings
 
-    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+    def write(self, step: int, kind: str, values: Mapping[str, float], stage: str | None = None) -> None:
         for name in ("rollout/success", "eval/success"):
             if name in values:
                 with (self.folder / self.settings.csv_name).open("a", newline="") as file:

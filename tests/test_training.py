@@ -18,6 +18,7 @@ from killer import kill_at
 from safetensors.torch import load_file
 
 from hindsight.cluster.failures import RunError
+from hindsight.cluster.report.definitions import undefined
 from hindsight.cluster.report.run_folder import RunFolder
 from hindsight.cluster.run import open_run
 from hindsight.cluster.train import Trainer
@@ -98,6 +99,7 @@ def test_engines_hold_the_learners_weights(straight: Path) -> None:
     assert all(row["weight_sync/logprob_gap"] < 1e-3 for row in steps)  # float32: rounding only
     assert all(row["learner/mismatch_kl"] < 1e-4 for row in steps)
     assert all(row["rollout/staleness"] == 0 for row in steps)
+    assert undefined(row for kind in ("sft", "train", "eval") for row in rows(straight, kind)) == set()
 
 
 def test_the_teacher_scored_actions(straight: Path) -> None:

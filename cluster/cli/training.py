@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -39,19 +40,29 @@ def evaluate(
     checkpoint: Annotated[
         Path, typer.Argument(help="a model folder, a checkpoint folder, or a run's folder")
     ],
-    recipe: Recipe,
+    recipe: Annotated[
+        str, typer.Argument(help="recipe, where the checkpoint is not of a run or other settings are wanted")
+    ] = "",
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
-    """Evaluate a checkpoint on the held-out tasks."""
-    from hindsight.cluster.commands import eval_run, find_model
+    """Evaluate a checkpoint on the held-out tasks, with the settings of its run."""
+    from hindsight.cluster.commands import eval_run, find_model, run_of
 
-    config = read(recipe, overrides)
     model = find_model(lasting(checkpoint))
     if model is None:
         fail(
             f"{checkpoint} holds no model: expected config.json in it, in model/ or in checkpoints/*/model/."
         )
+    given, trained = overrides or [], run_of(model)
+    if "=" in recipe:
+        recipe, given = "", [recipe, *given]
+    if not recipe:
+        if trained is None:
+            fail(f"{checkpoint} is not of a run with a config.yaml: name a recipe after it")
+        # The run's folder may have been moved since.
+        recipe, given = str(trained / "config.yaml"), [f"out={json.dumps(str(trained))}", *given]
+    config = read(recipe, given)
     user_model = config.model.path  # the simulated user stays the model of the training run
     config = replace(config, model=replace(config.model, path=str(model)))
     run(lambda: eval_run(config, user_model, address))

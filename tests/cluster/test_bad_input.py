@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,13 @@ from typer.testing import CliRunner
 
 import hindsight.cluster.commands
 from hindsight.cluster.cli import app
+from hindsight.cluster.commands import evaluated_step, evaluation_folder, write_evaluation
+from hindsight.cluster.evaluate import Evaluation
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.machines import connect
+from hindsight.cluster.report.compare import read_runs
+from hindsight.configs.check import render
+from hindsight.configs.load import load
 from hindsight.configs.schema import Config
 from hindsight.envs.runtime import remote
 from hindsight.rollout.types import EngineError
@@ -62,6 +69,72 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(setting: str, said: str) 
 def test_a_missing_recipe_or_checkpoint_is_named(tmp_path: Path) -> None:
     assert "absent.yaml" in answer("train", str(tmp_path / "absent.yaml"))
     assert "holds no model" in answer("eval", str(tmp_path), RECIPE)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """The folder of a run, moved since, with two checkpoints."""
+    out = tmp_path / "moved run"
+    for step in (2, 4):
+        model = out / f"checkpoints/step-{step:08d}/model"
+        model.mkdir(parents=True)
+        (model / "config.json").touch()
+    (out / "config.yaml").write_text(render(load("nano", ["out=/before", "evaluate.episodes=7", "seed=3"])))
+    return out
+
+
+def test_an_evaluation_has_the_settings_of_its_run(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Config] = []
+
+    async def run(config: Config, user_model: str, address: str | None) -> None:
+        seen.append(config)
+
+    monkeypatch.setattr(hindsight.cluster.commands, "eval_run", run)
+    older = trained / "checkpoints/step-00000002"
+    for asked in (
+        [trained],
+        [trained, "seed=5"],
+        [older],
+        [older / "model"],
+        [trained, "nano", "out=/other"],
+    ):
+        result = CliRunner().invoke(app, ["eval", *map(str, asked)])
+        assert result.exit_code == 0, result.output
+    assert [(one.evaluate.episodes, one.seed) for one in seen[:4]] == [(7, 3), (7, 5), (7, 3), (7, 3)]
+    assert [str(evaluation_folder(one).relative_to(trained)) for one in seen[:4]] == [
+        f"eval/step-0000000{step}/student" for step in (4, 4, 2, 2)
+    ]
+    assert str(evaluation_folder(seen[4])) == "/other/eval/step-00000004/student" and seen[4].seed == 0
+    assert [evaluated_step(Path(one.model.path)) for one in seen] == [4, 4, 2, 2, 4]
+
+
+def test_an_evaluation_without_settings_asks_for_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    for more in ([], ["seed=5"]):
+        assert "name a recipe after it" in answer("eval", str(tmp_path), *more)
+
+
+def test_no_evaluation_is_overwritten(trained: Path) -> None:
+    (trained / "eval/step-00000004/student").mkdir(parents=True)
+    said = answer("eval", str(trained))
+    assert "eval/step-00000004/student already holds an evaluation. Rename or delete that folder" in said
+
+
+def test_what_is_written_of_an_evaluation_can_be_compared(tmp_path: Path) -> None:
+    folder, config = tmp_path / "eval/step-00000004/student", load("nano", ["tracker.names=[]"])
+    config = replace(config, model=replace(config.model, path="/run/checkpoints/step-00000004/model"))
+    result = Evaluation("student", 4, 2, 0.5, 0.1, 0.9, 3.0)
+    write_evaluation(folder, config, "digest-1", result, [])
+    assert json.loads((folder / "evaluation.json").read_text()) == {
+        "checkpoint": "/run/checkpoints/step-00000004/model",
+        "agent": "student",
+        "tasks": "digest-1",
+    }
+    assert (folder / "trajectories/eval-000004-student.jsonl").exists()
+    [found] = read_runs([folder])
+    [point] = found.evaluations
+    assert (point.step, point.success, point.low) == (4, 0.5, 0.1)
+    assert found.settings["model.path"] == "/run/checkpoints/step-00000004/model"
 
 
 def test_what_an_actor_raised_is_said_without_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from hindsight.configs.setting import settings
 ENTRIES = [
     f"{one.key}={f'[{name}]' if one.key == 'tracker.names' else name}"
     for one in REGISTRIES.values()
-    for name in one.builtin
+    for name in one.installed
 ]
 # By its key, a setting and the override that names the entry it belongs to.
 SETTINGS = {item.key: (entry, item) for entry in reversed(ENTRIES) for item in settings(load(None, [entry]))}

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import hindsight.configs.packages
+from hindsight.configs.load import ConfigError, load
 from hindsight.configs.packages import INSTALL, missing
-from hindsight.configs.registry import ENVIRONMENTS
+from hindsight.configs.registry import ENVIRONMENTS, TRACKERS
 from hindsight.configs.schema import Env
 from hindsight.envs.base import SettingError
 from hindsight.envs.registry import make_family
@@ -31,7 +32,15 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_installed_packages_are_not_missing() -> None:
-    assert [missing(package) for package in INSTALL] == [None] * len(INSTALL)
+    installed = INSTALL.keys() - TRACKERS.packages.keys()  # of hosted services none is
+    assert [missing(package) for package in installed] == [None] * len(installed)
+
+
+def test_a_typo_is_named_where_packages_are_missing(nothing_installed: None) -> None:
+    """Whose setting it might be is asked of the installed entries only."""
+    for typo in ("env.slotz=3", "tracker.namez=[ray]"):
+        with pytest.raises(ConfigError, match=f"unknown setting '{typo.partition('=')[0]}'"):
+            load(None, [typo])
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -55,13 +55,13 @@ class List(Tracker):
     def __init__(self, settings, folder):
         super().__init__(settings, folder)
         self.rows = []
-    def write(self, step, kind, values):
+    def write(self, step, kind, values, stage=None):
         self.rows = [*self.rows, (step, kind, dict(values))][-self.settings.list_length:]
 
 class Name(Tracker):
     Settings = Named
     closed = False
-    def write(self, step, kind, values):
+    def write(self, step, kind, values, stage=None):
         with (self.folder / self.settings.title).open("a") as file:
             print(step, kind, file=file)
     def close(self):
@@ -223,6 +223,7 @@ def test_two_trackers_at_once_each_with_its_settings(file, tmp_path: Path) -> No
     config = load(None, [names, "tracker.list_length=2", "tracker.title=second"])
     assert check(config) == [] and load(file("resolved.yaml", render(config))) == config
     metrics = Metrics(tmp_path / "run", config.tracker)
+    metrics.start()
     for step in range(3):
         metrics.write(step, "train", {"a": float(step), "broken": float("nan")})
     assert metrics._trackers[0].rows == [(1, "train", {"a": 1.0}), (2, "train", {"a": 2.0})]
@@ -331,7 +332,7 @@ def test_settings_may_follow_a_nested_section_and_have_any_type(file) -> None:
 @pytest.mark.parametrize("section", REGISTRIES)
 def test_every_built_in_entry_can_be_found(section: str) -> None:
     pytest.importorskip("gymnasium")
-    for name in REGISTRIES[section].builtin:
+    for name in REGISTRIES[section].installed:
         assert REGISTRIES[section].find(name) is REGISTRIES[section].find(REGISTRIES[section].builtin[name])
 
 

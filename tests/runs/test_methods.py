@@ -15,6 +15,7 @@ import ray
 from safetensors.torch import load_file
 from shared_actors import Shared
 
+from hindsight.cluster.report.definitions import undefined
 from hindsight.cluster.report.run_folder import RunFolder
 from hindsight.configs.load import load, methods
 from hindsight.configs.schema import Config
@@ -99,6 +100,7 @@ def train(shared: Shared, config: Config, monkeypatch: pytest.MonkeyPatch) -> li
     """The rows of the run's training steps."""
     shared.train(config, monkeypatch)
     lines = (Path(config.out) / "metrics.jsonl").read_text().splitlines()
+    assert undefined(map(json.loads, lines)) == set()
     steps = [row for row in map(json.loads, lines) if row["kind"] == "train"]
     assert [row["step"] for row in steps] == [1, 2]
     return steps

@@ -1,0 +1,297 @@
+"""Compare runs: settings that differ, learning curves, and held-out success paired by task."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from hindsight.cluster.report.run_folder import RunFolder
+
+OWN = ("out", "resume")  # settings that say nothing about what was trained
+COLD = "before warm start"  # the stage that is not on the learning curve
+TRAINING = "training"  # the stage of points that are no evaluation
+RESAMPLES, SEED = 10_000, 0  # of the bootstrap
+
+Axis = Literal["step", "turns", "seconds"]  # what learning curves are drawn over
+
+
+@dataclass(frozen=True)
+class Point:
+    """Success at one place of a run; `low` and `high` bound its 95 % interval, NaN if it is no evaluation."""
+
+    stage: str
+    step: int
+    turns: float  # of all training episodes so far; NaN: the run's version did not write it
+    seconds: float  # of all training steps so far, evaluations and restarts left out
+    success: float
+    low: float = math.nan
+    high: float = math.nan
+    episodes: int = 0
+    missing: int = 0  # episodes that failures kept from finishing
+
+    def at(self, axis: Axis) -> float:
+        """Its place on an axis."""
+        return float(getattr(self, axis))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What is compared of a run."""
+
+    name: str
+    settings: Mapping[str, Any]  # by dotted key
+    training: Sequence[Point] = ()
+    evaluations: Sequence[Point] = ()
+    outcomes: Mapping[str, Sequence[bool]] = field(default_factory=dict)  # of the last evaluation, by task
+
+    @property
+    def curve(self) -> list[Point]:
+        """The evaluations on its learning curve: without a warm start also the first one."""
+        warm = [point for point in self.evaluations if point.stage != COLD]
+        return warm if any(point.step == 0 for point in warm) else list(self.evaluations)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean over tasks of the difference in success, with its 95 % interval."""
+
+    tasks: int
+    mean: float
+    low: float
+    high: float
+    better: int  # tasks that the second run solves more often
+    worse: int
+    left_out: int = 0  # tasks that one of the runs did not finish
+
+
+class Unpaired(ValueError):
+    """Two evaluations cannot be paired by task; the message says why."""
+
+
+def read_runs(paths: Sequence[Path]) -> list[Compared]:
+    """The runs in these folders.
+
+    Raises:
+        RunFolderError: a folder holds no run.
+    """
+    return [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The paths without the parts that all of them begin or end with."""
+    parts = [list(path.resolve().parts) for path in paths]
+    for end in (0, -1):
+        while all(len(own) > 1 for own in parts) and len({own[end] for own in parts}) == 1:
+            for own in parts:
+                own.pop(end)
+    return ["/".join(own) for own in parts]
+
+
+def read_run(path: Path, name: str) -> Compared:
+    """What is compared of the run in a folder."""
+    run = RunFolder(path)
+    training, evaluations, turns, seconds = [], [], math.nan, 0.0
+    stages = [stage for stage in run.steps() if not stage.training]
+    for row in run.metrics():
+        if row["kind"] == "train":
+            turns, seconds = row.get("rollout/turns_total", math.nan), seconds + row.get("time/step", 0.0)
+            training.append(Point(TRAINING, row["step"], turns, seconds, row["rollout/success"]))
+        elif row["kind"] == "eval":
+            evaluations.append(_evaluation(row, seconds))
+    if len(stages) == len(evaluations):  # earlier versions named stages in the names of files only
+        names = [stage.name.removeprefix("eval, ") for stage in stages]
+        evaluations = [
+            replace(one, stage=one.stage or name) for one, name in zip(evaluations, names, strict=True)
+        ]
+    outcomes: dict[str, list[bool]] = {}
+    if evaluations and stages and stages[-1].step == evaluations[-1].step:
+        outcomes = by_task(run.episodes(stages[-1].key))
+    return Compared(name, dict(flat(run.config())), training, evaluations, outcomes)
+
+
+def _evaluation(row: Mapping[str, Any], seconds: float) -> Point:
+    figures = {name: row[f"eval/{name}"] for name in ("success", "low", "high")}
+    counts = {name: int(row.get(f"eval/{name}", 0)) for name in ("episodes", "missing")}
+    turns = row.get("rollout/turns_total", math.nan)
+    return Point(row.get("stage") or "", row["step"], turns, seconds, **figures, **counts)
+
+
+def by_task(episodes: Sequence[Mapping[str, Any]]) -> dict[str, list[bool]]:
+    """Outcomes of an evaluation by task. Trials of one play follow each other; it succeeds if one does."""
+    outcomes: dict[str, list[bool]] = {}
+    for row in episodes:
+        played = outcomes.setdefault(row["task"], [])
+        if row.get("trial", 1) == 1:
+            played.append(False)
+        played[-1] |= bool(row["success"])
+    return outcomes
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings by dotted key."""
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def differing(runs: Sequence[Compared]) -> dict[str, list[Any]]:
+    """The settings that differ, with each run's value; None where a run has no such setting."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings if key not in OWN)
+    values = {key: [run.settings.get(key) for run in runs] for key in keys}
+    return {key: own for key, own in values.items() if any(value != own[0] for value in own)}
+
+
+def difference(first: Compared, second: Compared) -> Difference:
+    """How much more of the same tasks the second run solves in its last evaluation.
+
+    Raises:
+        Unpaired: the evaluations are not of the same tasks.
+    """
+    for run in (first, second):
+        played = sum(map(len, run.outcomes.values()))
+        results = run.evaluations[-1].episodes if run.evaluations else 0
+        if not played or played != results:  # trials before one that a failure ended are on file, too
+            raise Unpaired(
+                f"{run.name} has {played} episodes for the {results} results of its last evaluation"
+            )
+    environments = [run.settings.get("env.name") for run in (first, second)]
+    if environments[0] != environments[1]:
+        raise Unpaired(f"{first.name} plays {environments[0]}, {second.name} {environments[1]}")
+    ours, theirs = first.outcomes, second.outcomes
+    for run, absent in ((first, theirs.keys() - ours.keys()), (second, ours.keys() - theirs.keys())):
+        if len(absent) > run.evaluations[-1].missing:
+            raise Unpaired(
+                f"{first.name} and {second.name} were evaluated on different tasks "
+                f"({len(ours)} and {len(theirs)}, {len(ours.keys() & theirs.keys())} in common)"
+            )
+    both = [task for task in ours if task in theirs]
+    if not both:
+        raise Unpaired(f"{first.name} and {second.name} finished no task in common")
+    gains = np.array([np.mean(theirs[task]) - np.mean(ours[task]) for task in both])
+    low, high = bootstrap(gains)
+    better, worse = int((gains > 0).sum()), int((gains < 0).sum())
+    left_out = len(ours.keys() | theirs.keys()) - len(both)
+    return Difference(len(both), float(gains.mean()), low, high, better, worse, left_out)
+
+
+def bootstrap(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of the mean of (n,) values, by resampling them; n > 0."""
+    rng = np.random.default_rng(SEED)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def settings_table(runs: Sequence[Compared]) -> Table:
+    """The settings that differ, a column per run."""
+    table = _table("Settings that differ", "setting", *(run.name for run in runs))
+    for key, values in differing(runs).items():
+        table.add_row(escape(key), *(escape(str(value)) for value in values))
+    return table
+
+
+def curve_table(runs: Sequence[Compared], axis: Axis) -> Table:
+    """Held-out success along the axis, a column per run."""
+    table = _table("Held-out success (95 % interval)", axis, *(run.name for run in runs))
+    places = sorted({p.at(axis) for run in runs for p in run.curve if not math.isnan(p.at(axis))})
+    for place in places:
+        found = [[point for point in run.curve if point.at(axis) == place] for run in runs]
+        table.add_row(f"{place:,.0f}", *(_rate(own[-1]) if own else "" for own in found))
+    return table
+
+
+def final_table(runs: Sequence[Compared]) -> Table:
+    """The last evaluation of each run."""
+    table = _table("Last evaluation", "run", "stage", "step", "success (95 % interval)", "episodes")
+    for run in runs:
+        if not run.evaluations:
+            table.add_row(escape(run.name), "none yet")
+            continue
+        last = run.evaluations[-1]
+        count = f"{last.episodes} of {last.episodes + last.missing}" if last.missing else f"{last.episodes}"
+        table.add_row(escape(run.name), escape(last.stage), f"{last.step}", _rate(last), count)
+    return table
+
+
+def differences(runs: Sequence[Compared]) -> list[str]:
+    """How the last evaluation of each run differs from the first run's, paired by task; a line each."""
+    return [f"{run.name} − {runs[0].name}: {in_words(runs[0], run)}" for run in runs[1:]]
+
+
+def in_words(first: Compared, second: Compared) -> str:
+    """The paired difference, or why there is none."""
+    try:
+        found = difference(first, second)
+    except Unpaired as reason:
+        return f"not paired: {reason}"
+    left_out = f", {found.left_out} left out" if found.left_out else ""
+    return (
+        f"{100 * found.mean:+.1f} points (95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}) "
+        f"on {found.tasks} tasks: {found.better} better, {found.worse} worse{left_out}"
+    )
+
+
+def write_csv(runs: Sequence[Compared], file: Path) -> None:
+    """Every point of every run, evaluations before training steps; what is not known is empty."""
+    columns = ("stage", "step", "turns", "seconds", "success", "low", "high", "episodes", "missing")
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(("run", *columns))
+        for run in runs:
+            for point in (*run.evaluations, *run.training):
+                values = [getattr(point, name) for name in columns]
+                unknown = [isinstance(value, float) and math.isnan(value) for value in values]
+                cells = ["" if absent else value for value, absent in zip(values, unknown, strict=True)]
+                writer.writerow((run.name, *cells))
+
+
+def draw(runs: Sequence[Compared], axis: Axis, file: Path) -> None:
+    """Held-out success with its intervals, and faintly that of the training episodes, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.2), dpi=130)
+    for index, run in enumerate(runs):
+        color, points = f"C{index}", run.curve
+        axes.plot(
+            [point.at(axis) for point in run.training],
+            [point.success for point in run.training],
+            color=color, alpha=0.25, linewidth=1,
+        )  # fmt: skip
+        axes.errorbar(
+            [point.at(axis) for point in points],
+            [point.success for point in points],
+            yerr=[[p.success - p.low for p in points], [p.high - p.success for p in points]],
+            fmt="o-", color=color, capsize=4, label=run.name,
+        )  # fmt: skip
+    axes.set(xlabel=f"training {axis}", ylabel="success", ylim=(0, 1))
+    axes.set_title("held-out, 95 % interval; faint: training rollouts", fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(file)
+    pyplot.close(figure)
+
+
+def _rate(point: Point) -> str:
+    return f"{point.success:.1%} ({point.low:.1%} to {point.high:.1%})"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(escape(column))
+    return table
