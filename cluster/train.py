@@ -58,6 +58,7 @@ class Trainer:
     async def train_on(self) -> list[Evaluation]:
         """`train`, as long as no rank is lost."""
         run, config = self.run, self.config
+        run.view.reach(run.state.step, config.steps)
         if not run.state.warm_started:
             if config.learner.lora.rank or run.state.version:
                 await self.sync_weights()  # an engine serves all requests with an adapter, or none
@@ -140,7 +141,8 @@ class Trainer:
             async with self.actors.turns.of("engine"):
                 asked = (ordinal, task, config.rollout.group_size, config.rollout.temperature, config.seed)
                 what = f"rolling out group {ordinal}"
-                group: Group = await ask_worker(self.actors.worker, config, "rollout", *asked, what=what)
+                with self.run.view.playing(config.rollout.group_size):
+                    group: Group = await ask_worker(self.actors.worker, config, "rollout", *asked, what=what)
         except AnswerLost as error:
             return Group(ordinal, task, (), failures=(Failure("lost", str(error), task.id),))
         self.run.watchdog.beat("rolling out")
@@ -244,7 +246,8 @@ class Trainer:
         run.view.say(f"evaluating {len(episodes)} held-out episodes, {stage}")
 
         def finished(done: int) -> None:
-            run.now("evaluating", done, len(episodes))
+            run.watchdog.beat("evaluating")
+            run.view.advance(done, len(episodes))
 
         playing = evaluate(
             self.config,
@@ -256,9 +259,10 @@ class Trainer:
             run.state.step,
             finished,
         )
-        async with self.actors.turns.of("engine"):
-            with run.watchdog.waiting(self.config.rollout.timeout):
-                result, trajectories, failures = await playing
+        with run.view.within(f"evaluation {stage}", len(episodes)):
+            async with self.actors.turns.of("engine"):
+                with run.watchdog.waiting(self.config.rollout.timeout):
+                    result, trajectories, failures = await playing
         run.budget.add(run.state.step, len(episodes), failures)
         run.state.evaluations.append(result)
         turns = {"rollout/turns_total": float(run.state.turns)}
@@ -283,7 +287,7 @@ class Trainer:
         values |= {**figures, **failures, "rollout/turns_total": float(run.state.turns)}
         values |= self.actors.restarts.metrics()
         run.metrics.write(run.state.step, "train", values)
-        run.view.step(run.state.step, self.config.steps, values)
+        run.view.step(run.state.step, self.config, values, batch, run.state.evaluations)
         run.watchdog.beat(f"step {run.state.step} done")
         trajectories = (trajectory for group in batch for trajectory in group.group.trajectories)
         write_trajectories(run.out / f"trajectories/step-{run.state.step:06d}.jsonl", trajectories)

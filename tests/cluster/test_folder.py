@@ -19,7 +19,7 @@ from hindsight.cluster.commands import expected_errors, train_run
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import StorageError, open_folder, sole_writer, storing
 from hindsight.cluster.metrics import Metrics
-from hindsight.cluster.run import FORMAT, continued
+from hindsight.cluster.prepare import FORMAT, continued
 from hindsight.configs.schema import Config, Learner, Model, Tracking
 from hindsight.learner.checkpoint import check, write_state, writing
 
