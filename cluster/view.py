@@ -24,10 +24,10 @@ from rich.text import Text
 
 from hindsight.cluster.evaluate import Evaluation, Stage
 from hindsight.cluster.failures import Interrupted
-from hindsight.cluster.metrics import readable
 from hindsight.cluster.plan import Plan
 from hindsight.cluster.planning import plan_notes, plan_table
 from hindsight.cluster.progress import Progress, evaluations_left
+from hindsight.cluster.report.record import episode_row
 from hindsight.cluster.report.text import PlainConsole, clock, duration, visible
 from hindsight.cluster.step_report import (
     EPISODE_EVERY,
@@ -170,7 +170,8 @@ class View:
         self.say(f"{trained_line(step, values, batch, config)}; {forecast}")
         if step == 1 or step % EPISODE_EVERY == 0:
             episodes = [trajectory for group in batch for trajectory in group.group.trajectories]
-            self.say("\n".join(excerpt(readable(episodes[step % len(episodes)]))))
+            number = step % len(episodes)
+            self.say("\n".join(excerpt(episode_row(episodes[number], number))))
 
     def _screen(self) -> Table:
         return draw(self.progress)

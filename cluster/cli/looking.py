@@ -9,6 +9,7 @@ import time
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +18,52 @@ from rich.live import Live
 
 from hindsight.cluster.cli.common import fail
 from hindsight.cluster.report.text import PlainConsole
-from hindsight.cluster.report.top import NotARun, Now, lines, table
 
 app = typer.Typer()
 Folder = Annotated[Path, typer.Argument(help="folder of a run (its `out`)", metavar="RUN")]
+
+
+class By(StrEnum):
+    """What colors a token."""
+
+    weight = "weight"
+    delta = "delta"
+    advantage = "advantage"
+    logprob = "logprob"
+
+
+@app.command()
+def show(
+    run: Folder,
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="3 lists the episodes of step 3, 3/2 prints its episode 2; evaluations: after-RL/2",
+            metavar="[STEP[/EPISODE]]",
+        ),
+    ] = "",
+    by: Annotated[By, typer.Option(help="the number that colors a token")] = By.weight,
+    full: Annotated[bool, typer.Option("--full", help="do not shorten what the model saw")] = False,
+) -> None:
+    """List the steps and evaluations of a run, the episodes of one, or print an episode token by token."""
+    from hindsight.cluster.report import show as pages
+    from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
+
+    console = PlainConsole()
+    try:
+        folder = RunFolder(run)
+        if not what:
+            console.print(pages.stages(folder))
+            return
+        stage, number = pages.find(folder, what)
+        if number is None:
+            console.print(pages.episodes(folder, stage))
+            return
+        color = console.is_terminal and not console.no_color
+        for part in pages.episode(folder, stage, number, by.value, full, color):
+            console.print(part, soft_wrap=not console.is_terminal)
+    except RunFolderError as error:
+        fail(str(error))
 
 
 @app.command()
@@ -29,20 +72,21 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="print it once and end")] = False,
 ) -> None:
     """Show a run as it goes on: phase, step, success, speed, failures. q or Ctrl-C ends."""
-    found, console = Now(run), PlainConsole()
+    from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
+    from hindsight.cluster.report.top import Now, table
+
+    console = PlainConsole()
     try:
-        found.refresh()
+        found = Now(RunFolder(run))
         if once or not console.is_terminal:
-            console.print(table(lines(found.status, found.rows, found.about, time.time()), str(run)))
+            console.print(table(found.lines(time.time()), str(run)))
             return
         with Live(console=console, screen=True, auto_refresh=False) as live, _keys() as pressed:
             while True:
-                found.refresh()
-                shown = lines(found.status, found.rows, found.about, time.time())
-                live.update(table(shown, f"{run}   (q ends)"), refresh=True)
+                live.update(table(found.lines(time.time()), f"{run} (q ends)"), refresh=True)
                 if pressed(1.0) in ("q", "\x04"):
                     return
-    except NotARun as error:
+    except RunFolderError as error:
         fail(str(error))
     except KeyboardInterrupt:
         return

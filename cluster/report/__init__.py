@@ -1,1 +1,4 @@
-"""Reads the folders of runs, without actors and Ray: anywhere, also while a run goes on."""
+"""The record of a run: what is written into its folder, and the one reader of it.
+
+The reader (`run_folder`) needs neither Ray nor torch. `docs/run-folder.md` describes the files.
+"""

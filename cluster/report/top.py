@@ -10,54 +10,59 @@ from typing import Any
 
 from rich.table import Table
 
+from hindsight.cluster.report.run_folder import ABOUT, METRICS, RunFolder, RunFolderError
 from hindsight.cluster.report.text import clock, duration, one_line
 
-STATUS, METRICS, ABOUT = "status.json", "metrics.jsonl", "run.json"
+STATUS = "status.json"
 SILENT = 45.0  # seconds without a new status after which a run counts as dead: it writes one every 10 s
 RECENT = 20  # steps whose mean success is shown beside the last one
 PHASES = ("rollout", "feedback_and_teacher", "critic", "learner", "weight_sync")
 WIDTH = 62  # columns of a value; with its name, 80
 
 
-class NotARun(ValueError):
-    """The folder holds no run that could be shown."""
-
-
 @dataclass
 class Now:
-    """What the files say. `refresh` reads those that have changed."""
+    """What the files of a run say. Those that have not changed are not read again."""
 
-    folder: Path
+    run: RunFolder
     status: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
     _seen: dict[str, tuple[int, int]] = field(default_factory=dict)  # file -> size and time of change
 
-    def refresh(self) -> None:
-        """Read what has changed.
+    def lines(self, now: float) -> list[tuple[str, str]]:
+        """What is shown at this time, after reading what has changed; see `lines`.
 
         Raises:
-            NotARun: there is nothing to show.
+            RunFolderError: a file cannot be read.
         """
         if self._changed(STATUS):
-            self.status = json.loads((self.folder / STATUS).read_text())
+            self.status = read_status(self.run.path / STATUS)
         if self._changed(ABOUT):
-            self.about = json.loads((self.folder / ABOUT).read_text())
+            self.about = self.run.about()
         if self._changed(METRICS):
-            whole = (self.folder / METRICS).read_text().rpartition("\n")[0]
-            self.rows = [json.loads(line) for line in whole.splitlines()]
-        if not (self.status or self.rows):
-            raise NotARun(
-                f"{self.folder} has neither {STATUS} nor {METRICS}: give the folder of a run (its `out`)"
-            )
+            self.rows = self.run.metrics()
+        return lines(self.status, self.rows, self.about, now)
 
     def _changed(self, name: str) -> bool:
         try:
-            found = (self.folder / name).stat()
-        except (FileNotFoundError, NotADirectoryError):
+            found = (self.run.path / name).stat()
+        except FileNotFoundError:
             return False
         before, self._seen[name] = self._seen.get(name), (found.st_size, found.st_mtime_ns)
         return before != self._seen[name]
+
+
+def read_status(file: Path) -> dict[str, Any]:
+    """What the run wrote last.
+
+    Raises:
+        RunFolderError: it is not what a run writes.
+    """
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(f"{file} cannot be read: {error}. Delete it; a run writes it again") from error
 
 
 def state(status: Mapping[str, Any], about: Mapping[str, Any], now: float) -> str:
@@ -154,7 +159,9 @@ def _restarts(row: Mapping[str, Any]) -> str:
 
 def table(shown: Sequence[tuple[str, str]], title: str) -> Table:
     """The lines as a table of at most 80 columns."""
-    made = Table(box=None, show_header=False, title=one_line(title, WIDTH), title_justify="left", pad_edge=False)
+    made = Table(
+        box=None, show_header=False, title=one_line(title, WIDTH), title_justify="left", pad_edge=False
+    )
     made.add_column("name", style="bold", no_wrap=True)
     made.add_column("value")
     for name, value in shown:
