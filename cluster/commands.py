@@ -132,6 +132,7 @@ async def connected(config: Config, address: str | None, view: View) -> AsyncIte
 def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
     """Print the closing summary and draw the learning curve."""
     view, rows = run.view, run.metrics.rows()
+    view.phase("ending")
     title = f"{run.config.env.name}, {run.config.model.path}"
     draw_curve(rows, evaluations, run.out / "curve.png", title)
     view.show(evaluation_table(evaluations))

@@ -13,7 +13,7 @@ from hindsight.configs.schema import Config
 from hindsight.envs.base import EnvFamily
 from hindsight.envs.registry import make_family
 from hindsight.envs.tasks import Manifest
-from hindsight.learner.checkpoint import read_state
+from hindsight.learner.checkpoint import read_state, step_of
 from hindsight.rollout.models import resolve
 from hindsight.rollout.render import Renderer, load_renderer
 
@@ -43,6 +43,7 @@ def prepare(config: Config, view: View) -> Ready:
     view.phase("preparing the model and the tasks")
     newest = open_folder(config, view.say)
     view.keep(Path(config.out))
+    view.reach(step_of(newest) if newest else 0, config.steps)
     view.say(f"output directory: {config.out}")
     view.say("preparing the model and the tasks")
     model = resolve(config.model.path)

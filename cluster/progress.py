@@ -76,7 +76,10 @@ def evaluations_left(step: int, steps: int, every: int) -> int:
 
 
 class Progress:
-    """The phases that run, innermost last; the current activity; what a start waits for; the outlook."""
+    """The phases that run, innermost last; the current activity; what a start waits for; the outlook.
+
+    Another thread may read `clocks`, `phase`, `status` and plain attributes while this one writes.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
@@ -97,12 +100,14 @@ class Progress:
     @property
     def phase(self) -> Phase | None:
         """The innermost phase."""
-        return self.phases[-1] if self.phases else None
+        phases = self.phases
+        return phases[-1] if phases else None
 
     def clocks(self) -> list[tuple[Phase, float]]:
         """The phases that run, and where the clock of each stands: now, or where an inner one began."""
-        ends = [*(inner.since for inner in self.phases[1:]), self.clock()]
-        return list(zip(self.phases, ends, strict=True)) if self.phases else []
+        phases = self.phases
+        ends = [*(inner.since for inner in phases[1:]), self.clock()]
+        return list(zip(phases, ends, strict=True)) if phases else []
 
     def begin(self, name: str, total: int | None = None, done: int = 0) -> None:
         """Start a phase; those before it have ended."""
@@ -199,5 +204,7 @@ class Progress:
             "steps": self.steps,
             "ends": self.ends,
             "episodes": {"in_flight": self.in_flight, "finished": self.finished},
-            "starting": {what: {"does": does, "since": since} for what, (does, since) in self.waits.items()},
+            "starting": {
+                what: {"does": does, "since": since} for what, (does, since) in list(self.waits.items())
+            },
         }

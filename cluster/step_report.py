@@ -12,7 +12,7 @@ from hindsight.learner.samples import SampleGroup
 
 PHASES = ("rollout", "feedback_and_teacher", "critic", "learner", "weight_sync")
 EPISODE_EVERY = 10  # steps between two printed episodes, after that of the first: enough to notice a collapse
-EPISODE_LINES, EPISODE_WIDTH = 20, 72  # at most; with the time before it, 80 columns
+EPISODE_LINES, EPISODE_WIDTH = 20, 70  # at most; with the time before it, 80 columns
 
 
 def played_line(step: int, steps: int, values: Mapping[str, float]) -> str:
@@ -20,7 +20,7 @@ def played_line(step: int, steps: int, values: Mapping[str, float]) -> str:
     seconds = ", ".join(
         f"{phase.replace('_', ' ')} {values[f'time/{phase}']:.1f}"
         for phase in PHASES
-        if values.get(f"time/{phase}")
+        if values.get(f"time/{phase}", 0.0) >= 0.05
     )
     return (
         f"step {step}/{steps}: success {values.get('rollout/success', 0.0):.2f}, "
@@ -105,9 +105,7 @@ def excerpt(episode: Mapping[str, Any], width: int = EPISODE_WIDTH, most: int = 
             lines.append(f"  … {number - last - 1} turns")
         mark = "" if turn["valid"] else " (malformed)" if turn["action"] is None else " (inadmissible)"
         said = turn["response"] or "(nothing)"
-        lines += [
-            one_line(f"  {number:>2} sees {turn['observation']}", width),
-            one_line(f"     says{mark} {said}", width),
-        ]
+        for before, text in ((f"  {number:>2} sees ", turn["observation"]), (f"     says{mark} ", said)):
+            lines.append(before + one_line(text, width - len(before)))
         last = number
     return lines

@@ -86,7 +86,7 @@ class View:
         """From now on write `log.txt` and `status.json` there, with what has been said so far."""
         if self.folder is None:
             self.folder = folder
-            with (folder / LOG).open("a") as file:
+            with (folder / LOG).open("a", encoding="utf-8") as file:
                 file.writelines(self._kept)
 
     def say(self, text: str) -> None:
@@ -178,7 +178,7 @@ class View:
 
     def _log(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S  ")
-        lines = "".join(f"{stamp}{line.rstrip()}\n" for line in visible(text).split("\n"))
+        lines = "".join(f"{stamp}{line.rstrip()}\n" for line in visible(text).split("\n") if line.strip())
         if self.folder is None:
             self._kept.append(lines)
             return
@@ -204,20 +204,20 @@ def draw(progress: Progress) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for name in ("name", "bar", "count", "clock", "left"):
         table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=30 if name == "name" else None)
-    now = progress.clock()
-    for phase, at in progress.clocks():
+    now, clocks, ends, running = progress.clock(), progress.clocks(), progress.ends, progress.phase
+    for index, (phase, at) in enumerate(clocks):
         left = phase.left(at)
-        if phase is progress.phases[0] and progress.ends is not None:
-            left = max(0.0, progress.ends - now)
+        if index == 0 and ends is not None:
+            left = max(0.0, ends - now)
         outlook = f"about {duration(left)} left" if left is not None else ""
         bar = ProgressBar(phase.total, phase.done, width=16, pulse=phase.total is None, animation_time=now)
         count = "" if phase.total is None else f"{phase.done}/{phase.total}"
         table.add_row(Text(phase.name, "bold"), bar, count, clock(now - phase.since), outlook)
-    if progress.phase is None or progress.doing != progress.phase.name:
+    if running is None or progress.doing != running.name:
         count = "" if progress.total is None else f"{progress.done}/{progress.total}"
         flying = f"{progress.in_flight} in flight" if progress.in_flight else ""
         table.add_row(Text(visible(progress.doing)), flying, count, clock(now - progress.since), "")
-    for what, (does, since) in progress.waits.items():
+    for what, (does, since) in list(progress.waits.items()):
         table.add_row(Text(f"  {what}", "cyan"), Text(does, "dim"), "", clock(now - since), "")
     return table
 

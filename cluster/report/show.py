@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hindsight.cluster.report.run_folder import RunFolder, RunFolderError, Stage
-from hindsight.cluster.report.text import visible
+from hindsight.cluster.report.text import one_line, visible
 
 Row = Mapping[str, Any]
 # The sizes from which a number is somewhat, clearly and very different from nothing, by what is shown.
@@ -32,6 +32,7 @@ STYLES = {
     3: "bold white on blue", 2: "bold blue", 1: "blue", 0: "",
     -1: "yellow", -2: "bold yellow", -3: "bold black on yellow",
 }  # fmt: skip
+TASK = 24  # columns of a task's name in a table of 80
 PROMPT_LINES = 12  # of what the model saw in a turn, unless all is wanted
 
 
@@ -83,13 +84,13 @@ def episodes(run: RunFolder, stage: Stage) -> Table:
     for name in ("show", "success", "reward", "turns", "hints", "ended"):
         number = name in ("reward", "turns", "hints")
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=32)
+    table.add_column("task", no_wrap=True)
     for index, one in enumerate(run.episodes(stage.key)):
         turns = one["turns"]
         hints = sum("hint" in turn for turn in turns)
         table.add_row(
             f"{short(stage)}/{index}", "yes" if one["success"] else "no", f"{one['reward']:.2f}",
-            str(len(turns)), str(hints), str(one["ended"]), str(one["task"]),
+            str(len(turns)), str(hints), str(one["ended"]), one_line(str(one["task"]), TASK),
         )  # fmt: skip
     return table
 

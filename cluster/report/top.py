@@ -121,7 +121,7 @@ def _measured(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
                 ", ".join(
                     f"{phase.replace('_', ' ')} {last[f'time/{phase}']:.1f}"
                     for phase in PHASES
-                    if last.get(f"time/{phase}")
+                    if (last.get(f"time/{phase}") or 0.0) >= 0.05
                 ),
             ),
             ("failures", f"{_figure(last, 'failures/total', '.0f')} so far"),

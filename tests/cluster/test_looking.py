@@ -74,7 +74,12 @@ def test_a_run_is_listed(tmp_path: Path) -> None:
     )
     assert max(map(cell_len, listed.splitlines())) <= 80
     listed = ask("show", str(tmp_path), "3").output
-    assert "3/0" in listed and "3/1" in listed and max(map(cell_len, listed.splitlines())) <= 80
+    assert (
+        "3/0" in listed
+        and "truncated" in listed
+        and "3/1" in listed
+        and max(map(cell_len, listed.splitlines())) <= 80
+    )
 
 
 @pytest.mark.parametrize("name", ["3/1", "step-3/1", "step-000003/1"])

@@ -138,6 +138,7 @@ def episode(turns: int, text: str) -> dict[str, Any]:
 def test_an_episode_in_short(turns: int) -> None:
     shown = excerpt(episode(turns, HOSTILE * 9), width=72, most=20)
     assert len(shown) <= 20 and max(map(cell_len, shown)) <= 72 and not any("\x1b" in line for line in shown)
+    assert shown[1].startswith("   1 sees mygym:Family") and shown[2].startswith("     says mygym")
     left_out = [int(found) for found in re.findall(r"… (\d+) turns", "\n".join(shown))]
     assert sum("sees" in line for line in shown) + sum(left_out) == turns
 
