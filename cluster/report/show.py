@@ -178,18 +178,17 @@ def paint(row: Row, by: str, color: bool) -> Text:
 
 def legend(by: str, color: bool) -> Text:
     """What the colors, or brackets, mean."""
-    some, clear, much = SIZES[by]
-    made = Text(f"tokens by {MEANING[by]}: ", "dim")
+    _, clear, much = SIZES[by]
+    made = Text().append(f"tokens by {MEANING[by]}: ", "dim")
     unit = "|log2|" if by == "weight" else "size"
     if not color:
-        made.append(f"[+higher] [-lower] from {unit} {clear:g}, [++] [--] from {much:g}")
-        return made
-    for size, limit in ((3, much), (2, clear), (1, some)):
-        made.append(f"{unit} ≥ {limit:g}", STYLES[size]).append(" ")
-    made.append("higher; ", "dim")
-    for size, limit in ((-1, some), (-2, clear), (-3, much)):
-        made.append(f"{unit} ≥ {limit:g}", STYLES[size]).append(" ")
-    return made.append("lower; dim: none", "dim")
+        marks = "[+higher] [-lower]" if by != "logprob" else "[-unlikely]"
+        return made.append(f"{marks} from {unit} {clear:g}, [++] [--] from {much:g}")
+    for side, sign in (("higher", 1), ("lower", -1)) if by != "logprob" else (("unlikely", -1),):
+        made.append(f"{side}, {unit} from ", "dim")
+        for size, limit in enumerate(SIZES[by], start=1):
+            made.append(f"{limit:g}", STYLES[sign * size]).append(" ")
+    return made.append("(dim: none)", "dim")
 
 
 def _head(index: int, turn: Row, row: Row | None) -> str:

@@ -69,17 +69,12 @@ def ask(*command: str, **variables: str) -> Result:
 
 def test_a_run_is_listed(tmp_path: Path) -> None:
     listed = ask("show", str(folder(tmp_path))).output
-    assert re.search(r"^ *3 +2 +0\.25 ", listed, re.M) and re.search(
-        r"^ *3-after-RL +1 +0\.50 ", listed, re.M
-    )
+    assert re.search(r"^ *3 +2 +0\.25 ", listed, re.M), listed
+    assert re.search(r"^ *3-after-RL +1 +0\.50 ", listed, re.M), listed
     assert max(map(cell_len, listed.splitlines())) <= 80
     listed = ask("show", str(tmp_path), "3").output
-    assert (
-        "3/0" in listed
-        and "truncated" in listed
-        and "3/1" in listed
-        and max(map(cell_len, listed.splitlines())) <= 80
-    )
+    assert "3/0" in listed and "3/1" in listed and "truncated" in listed
+    assert max(map(cell_len, listed.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", ["3/1", "step-3/1", "step-000003/1"])
