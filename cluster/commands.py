@@ -79,9 +79,9 @@ async def train_run(config: Config, address: str | None = None) -> None:
                     if signaled or newest_step(config) <= saved:  # or it would end like this again
                         raise
                     view.say(f"{error} Everything starts again from the last checkpoint.")
+                    signals.go_on()
                     config = replace(config, resume="auto")
                     ready = prepare(config, view)
-                    signals.go_on()
 
 
 async def _train(config: Config, view: View, ready: Ready) -> None:
