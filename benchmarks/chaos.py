@@ -2,10 +2,12 @@
 
     python -m benchmarks.chaos [--kills 2] [--seed 0]
 
-Both runs are `hindsight train nano` without staleness. While the second trains, a process of each role gets
-SIGKILL at a random moment of a random step, as often as `--kills` says. The driver gets SIGTERM and SIGKILL,
-and is started again with `resume=auto`. Then the two runs must have sampled the same responses in every step,
-trained each group once, counted no failure, and hold the same weights.
+Both runs are `hindsight train nano` without staleness, with two tasks that cannot be trained on
+(`benchmarks/poisoned.py`). While the second trains, a process of each role gets SIGKILL at a random moment of
+a random step, as often as `--kills` says. The driver gets SIGTERM and SIGKILL, and is started again with
+`resume=auto`. Then the two runs must have sampled the same responses in every step and hold the same weights.
+In each, every epoch must have trained each sound task exactly once, the poisoned ones must be set aside, no
+episode of theirs may have been a reward, and no step may lack an episode or train on nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -26,13 +28,19 @@ from typing import Annotated, Any
 import psutil
 import torch
 import typer
+from benchmarks.poisoned import RAISES, TOO_LONG
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
+POISONED = Path(__file__).with_name("poisoned.py")
+TASKS, GROUPS, EPISODES = 8, 2, 2  # training tasks; groups of a step; episodes of a group
 SETTINGS = [
+    # A method that learns from every group: the rewards of an untrained model are all alike.
+    *("method=dense", "learner.lr=1e-4"),
+    *(f"env.name={POISONED}", f"env.train_tasks={TASKS}"),
     *("env.max_turns=8", "env.slots=4", "sft.demos=8", "sft.epochs=1"),
-    *("rollout.num_groups=2", "rollout.group_size=2", "rollout.max_staleness=0"),
+    *(f"rollout.num_groups={GROUPS}", f"rollout.group_size={EPISODES}", "rollout.max_staleness=0"),
     *("evaluate.episodes=2", "evaluate.cold_episodes=0", "checkpoint.every=2"),
     *("teacher.sync_every=1", "teacher.ema_decay=0.5", "cluster.dashboard_port=0", "resume=auto"),
 ]
@@ -45,6 +53,7 @@ ROLES = {  # how Ray and vLLM name the processes
     "learner": "ray::PolicyRank",
 }
 DRIVER = {"driver, SIGTERM": signal.SIGTERM, "driver, SIGKILL": signal.SIGKILL}
+KINDS_OF_ENV = ("env_died", "env_error", "env_timeout")
 MISSED = "was not there"
 PAUSE = 5.0  # seconds after a kill in which its victim is not found again
 PATIENCE = 1200.0  # seconds for the rest of a run
@@ -119,6 +128,11 @@ class Training:
             for step, own in episodes.items()
         }
 
+    def set_aside(self) -> dict[str, str]:
+        """Kinds of the failures for which tasks were set aside, by task."""
+        lines = map(json.loads, (self.out / "failures.jsonl").read_text().splitlines())
+        return {line["task"]: line["kind"] for line in lines}
+
     def weights(self) -> dict[str, torch.Tensor]:
         """The trained model."""
         newest = max((self.out / "checkpoints").glob("step-*"))
@@ -150,14 +164,37 @@ def disturb(run: Training, plan: Sequence[Kill], console: Console) -> set[str]:
     return spared
 
 
-def differences(calm: Training, wild: Training, steps: int) -> list[str]:
-    """What tells the two runs apart."""
+def faults(run: Training, steps: int) -> list[str]:
+    """What a run with poisoned tasks must not have done."""
     found = []
-    rows = wild.rows()
+    rows, responses = run.rows(), run.responses()
     if [row["step"] for row in rows] != list(range(1, steps + 1)):
         found.append(f"steps {[row['step'] for row in rows]}")
-    if any(row["rollout/episodes"] != 4 or row["failures/total"] for row in rows):
-        found.append("a step without all its episodes, or a failure that was counted")
+    if any(row["rollout/episodes"] != GROUPS * EPISODES for row in rows):
+        found.append("a step without all its episodes")
+    if any(not row["learner/samples"] for row in rows):
+        found.append("a step that trained on nothing")
+    if any(not said for step in responses.values() for _, said in step):
+        found.append("an episode without a turn")
+    trained = [task for step in sorted(responses) for task, _ in responses[step][::EPISODES]]
+    sound = TASKS - 2
+    epochs = [trained[start : start + sound] for start in range(0, len(trained), sound)]
+    if any(len(set(epoch)) < len(epoch) for epoch in epochs) or len(set(trained)) > sound:
+        found.append(f"tasks trained {Counter(trained)}")
+    aside = run.set_aside()
+    if aside.keys() != {RAISES, TOO_LONG} or aside[TOO_LONG] != "prompt" or aside.keys() & set(trained):
+        found.append(f"tasks set aside {aside}")
+    failed = {name: rows[-1][f"failures/{name}"] for name in ("total", "prompt", *KINDS_OF_ENV)}
+    others = failed["total"] - failed["prompt"] - sum(failed[kind] for kind in KINDS_OF_ENV)
+    # A task is set aside after two groups, while a third of it may be under way.
+    if others or failed["total"] > 3 * EPISODES:
+        found.append(f"failures {failed}")
+    return found
+
+
+def differences(calm: Training, wild: Training) -> list[str]:
+    """What tells the two runs apart."""
+    found = []
     ours, theirs = wild.responses(), calm.responses()
     found += [f"responses of {step}" for step in theirs if ours.get(step) != theirs[step]]
     one, other = wild.weights(), calm.weights()
@@ -206,11 +243,16 @@ def main(
         for role, seconds in recovery(wild.rows()).items():
             table.add_row(role, str(len(seconds)), f"{min(seconds):.0f} to {max(seconds):.0f}")
         console.print(table)
-        found = differences(calm, wild, steps) + [f"{what} was never killed" for what in sorted(spared)]
+        found = differences(calm, wild) + [f"{what} was never killed" for what in sorted(spared)]
+        for run in (calm, wild):
+            found += [f"{run.out.name}: {fault}" for fault in faults(run, steps)]
     if found:
-        console.print("not the same run: " + "; ".join(found), highlight=False)
+        console.print("not as it must be: " + "; ".join(found), highlight=False)
         raise typer.Exit(1)
-    console.print("the same run: responses, episodes and weights, to the bit", highlight=False)
+    console.print(
+        "the same run: responses, episodes and weights, to the bit; each sound task once an epoch",
+        highlight=False,
+    )
 
 
 if __name__ == "__main__":

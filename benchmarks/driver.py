@@ -5,8 +5,8 @@
 
 The run is real (GRPO, the loop of `hindsight train`, worker, shards and their processes, checkpoints),
 but an engine answers each turn after `--seconds` with the same tokens, and the learner does nothing. A table
-has the groups per second, and for each process its share of one core, and how its memory, open files and the
-machine's shared memory changed from the first tenth of the run to its end.
+has the groups per second, and for each process its share of one core, and how its memory, open files, the
+machine's shared memory and the entries of $TMPDIR changed over the run.
 """
 
 from __future__ import annotations
@@ -176,12 +176,13 @@ class Watched(Trainer):
         pids = [await one.__ray_call__.remote(lambda _: os.getpid()) for _, one in named]
         self.processes = [Process("driver", os.getpid())]
         self.processes += [Process(name, pid) for (name, _), pid in zip(named, pids, strict=True)]
-        self.times, self.shared = list[float](), list[float]()
+        self.times, self.shared, self.temporary = list[float](), list[float](), list[int]()
 
     async def checkpoint_and_evaluate(self) -> None:
         """Between two steps."""
         self.times.append(asyncio.get_running_loop().time())
         self.shared.append(psutil.disk_usage("/dev/shm").used / 2**20)
+        self.temporary.append(len(os.listdir(tempfile.gettempdir())))
         for process in self.processes:
             process.note()
         await super().checkpoint_and_evaluate()
@@ -197,9 +198,10 @@ async def measure(config: Config) -> Watched:
 
 
 def change(values: Sequence[float]) -> str:
-    """From the first tenth to the end."""
-    tenth = max(1, len(values) // 10)
-    return f"{statistics.median(values[:tenth]):.0f} → {statistics.median(values[-tenth:]):.0f}"
+    """At the start, in the middle and at the end: what grows without end does so in both halves."""
+    tenth, middle = max(1, len(values) // 10), len(values) // 2
+    parts = values[:tenth], values[middle : middle + tenth], values[-tenth:]
+    return " → ".join(f"{statistics.median(part):.0f}" for part in parts)
 
 
 def main(
@@ -229,6 +231,7 @@ def show(console: Console, episodes: int, turns: int, done: Watched) -> None:
         share = f"{(one.cpu[-1] - one.cpu[0]) / wall:.0%}"
         table.add_row(one.name, share, change(one.memory), change(one.files))
     table.add_row("/dev/shm", "", change(done.shared), "")
+    table.add_row("temporary folder", "", "", change(done.temporary))
     console.print(table)
 
 

@@ -34,6 +34,7 @@ from hindsight.configs.schema import Config, Lora
 from hindsight.envs.base import EnvError
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.remote import RemoteError, call
+from hindsight.feedback.anchors import AnchorError
 from hindsight.learner.checkpoint import CheckpointError, complete, latest
 from hindsight.learner.rank import LearnerError, RanksLost
 from hindsight.learner.weight_sync import WeightSyncError
@@ -43,6 +44,8 @@ from hindsight.rollout.render import load_renderer
 from hindsight.rollout.template import TemplateError
 from hindsight.rollout.types import EngineError
 from hindsight.rollout.weights import WeightSet, checksum, pack
+from hindsight.teacher.plan import BudgetError
+from hindsight.teacher.scorer import WeightsError
 
 
 def expected_errors() -> tuple[type[Exception], ...]:
@@ -56,6 +59,9 @@ def expected_errors() -> tuple[type[Exception], ...]:
         WeightSyncError,
         LearnerError,
         AdapterError,
+        AnchorError,
+        BudgetError,
+        WeightsError,
         ModelMissing,
         ModelUnfit,
         TemplateError,

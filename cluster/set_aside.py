@@ -1,8 +1,8 @@
 """Tasks that are set aside: their groups were lost by their own fault, so the run no longer trains on them.
 
 `OUT/failures.jsonl` has one line for each, and nothing else says so: a line that is deleted while the run is
-stopped gives its task back to the run that resumes. A prompt that was too long is tried again anyway: the
-settings may have changed, and the try costs one reset.
+stopped gives its task back to the run that resumes. A prompt that was too long is looked at again anyway
+(`first_prompts.py`): the settings may have changed.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ class SetAside:
     task: str  # TaskSpec.id
     kind: str  # of the most frequent failure of its last group
     message: str
-    groups: int  # lost in a row
+    groups: int  # lost in a row; 0: its first prompt was measured before training
     step: int  # finished training steps
     time: str = ""  # UTC
 
     def __str__(self) -> str:
+        if not self.groups:
+            return f"{self.task} ({self.kind}: {self.message})"
         lost = f"{self.groups} groups in a row" if self.groups > 1 else "a group"
         return f"{self.task} ({lost} lost to {self.kind}: {self.message})"
 
@@ -82,14 +84,14 @@ class SetAsideTasks:
         held._require_others()
         return held
 
-    def add(self, entry: SetAside) -> None:
-        """Set a task aside.
+    def add(self, *entries: SetAside) -> None:
+        """Set tasks aside.
 
         Raises:
             RunError: too many are.
         """
-        self.entries.append(entry)
-        self.ids.add(entry.task)
+        self.entries += entries
+        self.ids.update(entry.task for entry in entries)
         self.write()
         self._require_others()
 

@@ -45,8 +45,17 @@ class TaskSampler:
     def task(self, ordinal: int) -> TaskSpec:
         """The task of an ordinal: a pure function of the seed."""
         epoch, index = divmod(ordinal, len(self.tasks))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.tasks))
-        return self.tasks[int(order[index])]
+        return self.tasks[self._order(epoch)[index]]
+
+    def coming(self) -> list[TaskSpec]:
+        """All tasks, in the order in which each will be handed out next."""
+        epoch, index = divmod(self.next, len(self.tasks))
+        order = self._order(epoch)[index:] + self._order(epoch + 1)
+        return [self.tasks[number] for number in dict.fromkeys(order)]
+
+    def _order(self, epoch: int) -> list[int]:
+        order: list[int] = np.random.default_rng([self.seed, epoch]).permutation(len(self.tasks)).tolist()
+        return order
 
     def mark_trained(self, ordinal: int) -> None:
         """Mark a group as trained: it took part in an update, or had no signal."""

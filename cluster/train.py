@@ -19,12 +19,14 @@ from contextlib import nullcontext
 
 from hindsight.cluster.evaluate import Evaluation, Stage, evaluate, numbered
 from hindsight.cluster.failures import KINDS, Losses
+from hindsight.cluster.first_prompts import set_long_ones_aside
 from hindsight.cluster.method import Method
 from hindsight.cluster.metrics import step_metrics
 from hindsight.cluster.publish import Publisher
 from hindsight.cluster.report.record import PolicyLoss
 from hindsight.cluster.run import Run
 from hindsight.cluster.sft import fine_tune, linear
+from hindsight.cluster.watch import together
 from hindsight.envs.runtime.remote import AnswerLost
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.checkpoint import due
@@ -61,15 +63,7 @@ class Trainer:
         """`train`, as long as no rank is lost."""
         run, config = self.run, self.config
         run.view.reach(run.state.step, config.steps)
-        if not run.state.warm_started:
-            if config.learner.lora.rank or run.state.version:
-                await self.sync_weights()  # an engine serves all requests with an adapter, or none
-            await self.warm_start()
-        else:
-            await self.sync_weights(everywhere=run.state.step == 0)
-        if config.sft.demos and not self.evaluated(Stage.AFTER_SFT):
-            await self.evaluate(Stage.AFTER_SFT)
-            await run.save()
+        await together(self.prepare(), set_long_ones_aside(run))
         try:
             run.view.phase("RL", config.steps, run.state.step)
             while run.state.step < config.steps:
@@ -82,6 +76,19 @@ class Trainer:
             await self.evaluate(Stage.AFTER_RL)
             await run.save()
         return run.state.evaluations
+
+    async def prepare(self) -> None:
+        """What comes before the first step: the warm start with its evaluations, or the weights as saved."""
+        run, config = self.run, self.config
+        if not run.state.warm_started:
+            if config.learner.lora.rank or run.state.version:
+                await self.sync_weights()  # an engine serves all requests with an adapter, or none
+            await self.warm_start()
+        else:
+            await self.sync_weights(everywhere=run.state.step == 0)
+        if config.sft.demos and not self.evaluated(Stage.AFTER_SFT):
+            await self.evaluate(Stage.AFTER_SFT)
+            await run.save()
 
     async def step(self) -> None:
         """One training step. Without a whole batch there is none: see `take_batch`."""

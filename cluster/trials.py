@@ -15,6 +15,7 @@ from hindsight.cluster.failures import RunError
 from hindsight.cluster.start import Actors
 from hindsight.configs.schema import Config
 from hindsight.envs.base import DataMissing, Demonstration, EnvError, NoDemonstration
+from hindsight.envs.runtime.remote import AnswerLost, RemoteTimeout
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, EngineAsk, JudgeError
 from hindsight.feedback.preamble import preamble, question, remember, worked_example
@@ -134,8 +135,10 @@ async def open_trials(
         return Trials(config, actors, renderer, {})
     form = renderer.form
     wanted = sorted(set(kinds))
+    # The timeout is for a demonstration, not for its wait in the queue.
+    free = asyncio.Semaphore(config.env.at_once)
     found = await asyncio.gather(
-        *(_shortest(config, actors, example_tasks(train, kind), moved, failures) for kind in wanted)
+        *(_shortest(config, actors, example_tasks(train, kind), free, moved, failures) for kind in wanted)
     )
     examples = {
         kind: worked_example(demonstration, form, config.evaluate.example_characters)
@@ -155,21 +158,28 @@ async def _shortest(
     config: Config,
     actors: Actors,
     tasks: Sequence[TaskSpec],
+    free: asyncio.Semaphore,
     moved: Callable[[], None],
     failures: list[Failure],
 ) -> Demonstration | None:
-    """Return the successful demonstration with the fewest steps; None if the tasks have none."""
+    """Return the successful demonstration with the fewest steps; None if the tasks have none.
+
+    One that fails, or takes longer than `rollout.timeout`, is a failure; the others suffice.
+    """
     failed: list[Failure] = []
 
     async def show(task: TaskSpec) -> Demonstration | None:
         asked, what = (task, config.seed, 0.0), f"demonstrating {task.id}"
         try:
-            shown: Demonstration = await ask_worker(actors.worker, config, "demonstrate", *asked, what=what)
+            async with free:
+                shown: Demonstration = await ask_worker(
+                    actors.worker, config, "demonstrate", *asked, what=what
+                )
         except NoDemonstration:
             return None
         except DataMissing:
             raise
-        except EnvError as error:  # already retried where it happened
+        except (EnvError, RemoteTimeout, AnswerLost) as error:  # already retried where it happened
             failed.append(Failure("demonstration", str(error), task.id))
             return None
         moved()
@@ -179,8 +189,9 @@ async def _shortest(
     failures += failed
     if failed and not shown:
         raise RunError(
-            f"evaluate.agent = {config.evaluate.agent} shows a worked example, but the environment failed at "
-            f"each demonstration. The last, of task {failed[-1].task}: {failed[-1].message}"
+            f"evaluate.agent = {config.evaluate.agent} shows a worked example, but all {len(failed)} "
+            f"demonstrations for it failed. The last, of task {failed[-1].task}: {failed[-1].message}. "
+            "Repair this, or set evaluate.agent=student"
         )
     if not shown and config.evaluate.agent != "react":
         return None

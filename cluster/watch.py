@@ -80,6 +80,17 @@ class Watchdog:
             task.print_stack(limit=8, file=sys.stderr)
 
 
+async def together(*works: Coroutine[Any, Any, None]) -> None:
+    """Run coroutines together until all have ended. Any exception cancels the others and is raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def all_but_stragglers(works: Sequence[Coroutine[Any, Any, T | None]], quiet: float) -> list[T | None]:
     """Run coroutines together; return their results, in order.
 

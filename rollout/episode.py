@@ -71,13 +71,9 @@ async def run_episode(
     while True:
         _, context = conversation.prompt(observation)
         room = renderer.context - len(context)
-        if room < min(limits.max_tokens, SMALLEST_RESPONSE):
+        if not leaves_room(len(context), renderer.context, limits.max_tokens):
             if not turns:
-                example = ", lower evaluate.example_characters" if preamble else ""
-                raise PromptTooLong(
-                    f"the first prompt of task {task.id} has {len(context)} tokens but model.max_length is "
-                    f"{renderer.context}: raise model.max_length{example}, or set prompt.list_actions=false"
-                )
+                raise PromptTooLong(too_long(task, len(context), renderer.context, bool(preamble)))
             ended = "context"
             turns[-1] = replace(turns[-1], result=turns[-1].result.cut(await slot.finish()))
             break
@@ -100,6 +96,24 @@ async def run_episode(
     last = turns[-1].result
     return Trajectory(
         task, conversation.sequences(), tuple(turns), last.success, last.reward, ended, preamble
+    )
+
+
+def leaves_room(tokens: int, context: int, max_tokens: int) -> bool:
+    """Whether a prompt of so many tokens leaves room for a response of up to `max_tokens`."""
+    return context - tokens >= min(max_tokens, SMALLEST_RESPONSE)
+
+
+def too_long(task: TaskSpec, tokens: int, context: int, example: bool = False) -> str:
+    """Say that a task's first prompt leaves no room, and what to change.
+
+    Args:
+        example: whether the prompt has a preamble.
+    """
+    shorter = ", lower evaluate.example_characters" if example else ""
+    return (
+        f"the first prompt of task {task.id} has {tokens} tokens but model.max_length is {context}: raise "
+        f"model.max_length{shorter}, or set prompt.list_actions=false"
     )
 
 

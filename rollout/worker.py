@@ -17,6 +17,7 @@ from hindsight.envs.runtime.pool import SlotPool
 from hindsight.envs.runtime.remote import ActorLost, ActorUnavailable, RemoteError, call, insist
 from hindsight.envs.runtime.shard import SlotLimits
 from hindsight.envs.tasks import TaskSpec
+from hindsight.rollout.conversation import Conversation
 from hindsight.rollout.episode import EpisodeLimits, Generate, PromptTooLong, derive_seed, run_episode
 from hindsight.rollout.render import load_renderer
 from hindsight.rollout.router import Router
@@ -119,6 +120,16 @@ class Worker:
                 return demonstration
 
         return await self._retry(task, attempt, [])
+
+    async def first_prompt(self, task: TaskSpec) -> int:
+        """Tokens of a task's first prompt; costs a reset.
+
+        Raises:
+            EnvError: the environment failed. Nothing is retried.
+        """
+        async with self._slots.lease() as slot:
+            _, context = Conversation(self._renderer).prompt(await slot.reset(task))
+            return len(context)
 
     async def _episode(
         self,

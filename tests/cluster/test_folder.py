@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 import hindsight.cluster.commands
 from hindsight.cluster import signals
+from hindsight.cluster.cli import common
 from hindsight.cluster.commands import expected_errors, train_run
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import StorageError, open_folder, sole_writer, storing
@@ -23,8 +25,11 @@ from hindsight.cluster.prepare import FORMAT, continued, require_same_run
 from hindsight.configs.method import Loss
 from hindsight.configs.schema import Config, Learner, Model, Tracking
 from hindsight.envs.tasks import Manifest, TaskSpec
+from hindsight.feedback.anchors import AnchorError
 from hindsight.learner.checkpoint import check, write_state, writing
 from hindsight.rollout.models import ModelMissing
+from hindsight.teacher.plan import BudgetError
+from hindsight.teacher.scorer import WeightsError
 
 HOLDER = """
 import sys
@@ -104,6 +109,15 @@ def test_a_full_disk_is_an_error_for_the_user_and_a_defect_is_not(tmp_path: Path
     assert isinstance(caught.value, expected_errors())
     with pytest.raises(FileNotFoundError), storing(tmp_path):
         (tmp_path / "nothing").read_text()
+
+
+@pytest.mark.parametrize("kind", [WeightsError, AnchorError, BudgetError])
+def test_what_a_scorer_or_a_method_refuses_ends_a_run_with_its_message(kind: type[Exception]) -> None:
+    async def fails() -> None:
+        raise kind("what is wrong")
+
+    with pytest.raises(typer.Exit):
+        common.run(fails)
 
 
 def test_only_a_checkpoint_of_an_earlier_version_fixes_ranks_and_stage(tmp_path: Path) -> None:

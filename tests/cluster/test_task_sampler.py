@@ -32,6 +32,16 @@ def test_every_epoch_visits_each_task_once_in_a_new_order() -> None:
     assert visited[:7] != visited[7:]
 
 
+def test_the_tasks_to_come_are_those_handed_out_next() -> None:
+    sampler = TaskSampler(TASKS, seed=3)
+    for _ in range(2 * len(TASKS)):
+        coming = [task.id for task in sampler.coming()]
+        assert sorted(coming) == sorted(task.id for task in TASKS)
+        left = len(TASKS) - sampler.next % len(TASKS)
+        assert coming[:left] == [sampler.task(sampler.next + index).id for index in range(left)]
+        assert sampler.task(sampler.admit()).id == coming[0]
+
+
 def test_a_lost_group_comes_again_after_the_others_of_its_epoch() -> None:
     sampler = TaskSampler(TASKS, seed=0)
     first, second = sampler.admit(), sampler.admit()

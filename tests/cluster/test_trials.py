@@ -58,6 +58,7 @@ class ToyWorker:
         self.script = {task: list(trials) for task, trials in script.items()}
         self.demonstrations = dict(demonstrations)
         self.seeds = []
+        self.showing = self.most = 0  # demonstrations at once
         self.rollout = SimpleNamespace(remote=self._rollout)
         self.demonstrate = SimpleNamespace(remote=self._demonstrate)
 
@@ -75,6 +76,12 @@ class ToyWorker:
         shown = self.demonstrations.get(task.id, demonstration(task, 2))
         if isinstance(shown, Exception):
             raise shown
+        self.showing += 1
+        self.most = max(self.most, self.showing)
+        try:
+            await asyncio.sleep(60 if shown == "hangs" else 0)
+        finally:
+            self.showing -= 1
         return shown
 
 
@@ -83,7 +90,9 @@ def flat(result, plays, failures):
     return result, [trajectory for play in plays for trajectory in play], failures
 
 
-def run(monkeypatch, script, policy="reflexion", trials=3, demonstrations=(), lesson=None):
+def run(
+    monkeypatch, script, policy="reflexion", trials=3, demonstrations=(), lesson=None, timeout=600.0, slots=8
+):
     """An evaluation with toys for workers and for who writes the lessons (3 tokens read, 1 written)."""
     asked = []
 
@@ -98,7 +107,11 @@ def run(monkeypatch, script, policy="reflexion", trials=3, demonstrations=(), le
     renderer = SimpleNamespace(form=FORMS["tags"])
     episodes = [(index, task) for index, task in enumerate(TASKS) if task.id in script]
     train = [replace(task, id=f"train-{task.id}", split="train") for task in TASKS]
-    config = Config(evaluate=Evaluate(agent=policy, trials=trials))
+    config = Config(
+        evaluate=Evaluate(agent=policy, trials=trials),
+        rollout=Rollout(timeout=timeout),
+        env=Env(slots=slots, shards=1),
+    )
     actors = SimpleNamespace(worker=worker, engines=[])
     done = []
     found = asyncio.run(evaluate(config, actors, renderer, train, episodes, "m", 0, done.append))
@@ -258,10 +271,30 @@ def test_a_demonstration_that_breaks_costs_the_example_only_if_all_do(monkeypatc
     ]
     broken["train-a1"] = EnvError("nor this")
     for policy in ("react", "reflexion"):
-        with pytest.raises(RunError, match=r"environment failed at each .*train-a1: nor this"):
+        with pytest.raises(RunError, match=r"all 2 demonstrations .*train-a1: nor this"):
             run(monkeypatch, {"a0": [True]}, policy=policy, demonstrations=broken)
     with pytest.raises(DataMissing):
         run(monkeypatch, {"a0": [True]}, demonstrations={"train-a0": DataMissing("set env.data")})
+
+
+def test_a_slow_or_lost_demonstration_costs_itself_and_not_the_evaluation(monkeypatch):
+    """One slot: the time that others wait for it is not theirs."""
+    shown = {"train-a0": "hangs", "train-a1": ObjectLostError("00" * 28, None, "")}
+    script = {"a0": [True], "b0": [True]}
+    result, played, failures, worker, _ = run(
+        monkeypatch,
+        script,
+        policy="react",
+        demonstrations=shown | {"train-a1": demonstration(TASKS[1], 3)},
+        timeout=0.4,
+        slots=1,
+    )
+    assert result.episodes == 2 and all(one.preamble.startswith(EXAMPLE_TITLE) for one in played)
+    assert [(one.kind, one.task) for one in failures] == [("demonstration", "train-a0")]
+    assert "raise rollout.timeout" in failures[0].message and worker.most == 1
+    late = r"all 2 demonstrations .*train-a0 took longer than 0\.4 s: raise rollout\.timeout.*agent=student"
+    with pytest.raises(RunError, match=late):
+        run(monkeypatch, {"a0": [True]}, policy="react", demonstrations=shown, timeout=0.4)
 
 
 def test_without_reference_solutions_only_react_has_nothing_to_show(monkeypatch):

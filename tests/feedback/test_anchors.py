@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from difflib import SequenceMatcher
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
-from hindsight.feedback.anchors import AnchorError, anchors
+from hindsight.feedback.anchors import LONGEST, AnchorError, anchors
 from hindsight.rollout.types import Group, Trajectory, Turn
 
 TASK = TaskSpec("t", "toy", "open", "train")
@@ -62,6 +63,24 @@ def test_similar_states_join_the_first_that_fits():
 def test_long_texts_that_differ_in_a_word_are_similar():
     words = "You are in the middle of a room. Looking around you, you see a drawer and a shelf. " * 8
     assert anchors(group([words + "A mug.", words + "A cup."]), 0.95) == [[(0, 0), (0, 1)]]
+
+
+def test_long_texts_are_similar_if_they_differ_in_one_place():
+    page = "A page of many lines.\n" * 200
+    assert len(page) > LONGEST
+    seen = [page + "1 item." + page, page + "23 items." + page, "23 items." + page * 2, page]
+    assert anchors(group(seen), 0.95) == [[(0, 0), (0, 1)], [(0, 2)], [(0, 3)]]
+
+
+@pytest.mark.parametrize("piece", ["a", "ab", "word "])
+def test_hostile_states_take_linear_time(piece):
+    """What a model wrote may be part of a state. difflib alone would take minutes to hours."""
+    text = piece * (1_000_000 // len(piece))
+    began = time.process_time()
+    assert anchors(group([text + "x", "y" + text, text + "z"]), 0.95) == [[(0, 0), (0, 2)], [(0, 1)]]
+    short = piece * (LONGEST // len(piece) - 1)
+    anchors(group([short, short[1:] + "x", "y" + short[:-1]]), 0.95)
+    assert time.process_time() - began < 6.0
 
 
 def test_an_observation_without_a_state_is_refused():

@@ -13,6 +13,7 @@ import hindsight.rollout.worker
 from hindsight.configs.schema import Config, Env, Model, Rollout
 from hindsight.envs.base import DataMissing, EnvError, SlotDied, SlotTimeout
 from hindsight.feedback.sources import Reference
+from hindsight.rollout.episode import leaves_room
 from hindsight.rollout.types import EngineError, EngineLost
 from hindsight.rollout.worker import Worker, tally
 
@@ -65,6 +66,18 @@ def test_groups_have_the_reference_solution_where_it_is_hindsight(model):
     faults = [None] * 8 + [SlotTimeout("hung")] * 3
     [group] = roll(Worker(model, asking, [toy_engine()], ToyPool(faults)), 1)
     assert group.reference == () and [f.kind for f in group.failures] == ["env_timeout"]
+
+
+def test_a_measured_prompt_is_as_long_as_the_first_of_an_episode(model):
+    engine, pool = toy_engine(), ToyPool()
+    worker = Worker(model, config(), [engine], pool)
+    tokens = asyncio.run(worker.first_prompt(TASK))
+    assert (pool.leased, pool.open, engine.asked) == (1, 0, [])
+    roll(worker, 0, size=1)
+    assert tokens == len(engine.asked[0][0])
+    for context, fits in ((tokens + 16, True), (tokens + 15, False)):
+        [group] = roll(Worker(model, config(context), [toy_engine()], ToyPool()), 0, size=1)
+        assert leaves_room(tokens, context, 64) == bool(group.trajectories) == fits
 
 
 def test_groups_play_side_by_side(model):
