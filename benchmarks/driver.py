@@ -116,7 +116,7 @@ class NoLearner:
 def starter(seconds: float) -> Any:
     """What takes the place of `start_actors`."""
 
-    async def start(plan: Plan, model: str, family: EnvFamily) -> Actors:
+    async def start(plan: Plan, model: str, family: EnvFamily, *_: Any) -> Actors:
         config, renderer = plan.config, load_renderer(model, plan.config)
         place = {"num_cpus": 0, "max_concurrency": 4096, **variables({}, gpus=0)}
         engine = ray.remote(WaitingEngine).options(**place).remote(renderer.respond(ACTIONS[0]), seconds)

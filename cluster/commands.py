@@ -16,17 +16,19 @@ import ray
 
 from hindsight.cluster import signals
 from hindsight.cluster.evaluate import Evaluation, evaluate, numbered
-from hindsight.cluster.failures import FailureBudget, RunError, by_kind, in_words
+from hindsight.cluster.failures import FailureBudget, Interrupted, RunError, by_kind, in_words
 from hindsight.cluster.folder import checkpoints, newest_step, sole_writer, storing
 from hindsight.cluster.heal import Watched, keep
 from hindsight.cluster.machines import cluster_nodes, connect
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.planning import plan_run
+from hindsight.cluster.prepare import Ready, prepare
 from hindsight.cluster.report.lines import write_rows
 from hindsight.cluster.report.record import evaluation_rows
 from hindsight.cluster.report.run_folder import EPISODES, evaluation_key
 from hindsight.cluster.run import Run, open_run
 from hindsight.cluster.start import STARTING, start_actors
+from hindsight.cluster.step_report import nothing_trained
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.view import View, cost_lines, draw_curve, evaluation_table
 from hindsight.cluster.watch import Watchdog
@@ -73,12 +75,12 @@ async def train_run(config: Config, address: str | None = None) -> None:
     """`hindsight train`: from a recipe to the closing table."""
     out = Path(config.out)
     with View() as view, storing(out), sole_writer(out, view.say):
-        async with connected(config, address) as dashboard:
-            view.say(f"Ray dashboard: {dashboard}" if dashboard else "Ray has no dashboard")
+        ready = prepare(config, view)  # what is wrong without Ray is said before it starts
+        async with connected(config, address, view):
             while True:
                 saved = newest_step(config)
                 try:
-                    await _train(config, view)
+                    await _train(config, view, ready)
                     return
                 except (RemoteError, RanksLost) as error:
                     current = asyncio.current_task()
@@ -86,17 +88,18 @@ async def train_run(config: Config, address: str | None = None) -> None:
                     if signaled or newest_step(config) <= saved:  # or it would end like this again
                         raise
                     view.say(f"{error} Everything starts again from the last checkpoint.")
-                    config = replace(config, resume="auto")
                     signals.go_on()
+                    config = replace(config, resume="auto")
+                    ready = prepare(config, view)
 
 
-async def _train(config: Config, view: View) -> None:
+async def _train(config: Config, view: View, ready: Ready) -> None:
     """Train with actors of its own, to the closing table.
 
     Raises:
         RemoteError, RanksLost: something was lost that cannot be replaced alone.
     """
-    async with open_run(config, view) as run:
+    async with open_run(config, view, ready) as run:
         trainer = Trainer(run)
         guarded = run.watchdog.guard(trainer.train(), trainer.publisher.keep())
         try:
@@ -106,22 +109,29 @@ async def _train(config: Config, view: View) -> None:
 
 
 @asynccontextmanager
-async def connected(config: Config, address: str | None) -> AsyncIterator[str | None]:
-    """Ray while the block runs; yields its dashboard's address. SIGTERM and SIGINT end the block in order.
+async def connected(config: Config, address: str | None, view: View) -> AsyncIterator[None]:
+    """Ray while the block runs. SIGTERM and SIGINT end the block in order.
 
     Raises:
         RunError: Ray cannot be joined or started. Interrupted: by a signal.
     """
     try:
         try:
-            dashboard = connect(address, config.cluster.dashboard_port)
             await asyncio.sleep(0)  # where asyncio raises for a SIGINT that came meanwhile
+            view.phase("starting Ray")
+            dashboard = connect(address, config.cluster.dashboard_port)
+            await asyncio.sleep(0)
         except SystemExit as stop:  # for a SIGTERM: ray.init has a handler of its own
-            raise signals.Interrupted(signal.SIGTERM) from stop
+            raise Interrupted(signal.SIGTERM) from stop
         except asyncio.CancelledError as stop:
-            raise signals.Interrupted(signal.SIGINT) from stop
+            raise Interrupted(signal.SIGINT) from stop
         with signals.interruptible():
-            yield dashboard
+            view.say(
+                f"Ray dashboard: {dashboard} (it asks for a token, which `ray get-auth-token` prints)"
+                if dashboard
+                else "Ray has no dashboard"
+            )
+            yield
     finally:
         signals.end_within(signals.CLOSING)
         ray.shutdown()
@@ -130,31 +140,28 @@ async def connected(config: Config, address: str | None) -> AsyncIterator[str | 
 
 def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
     """Print the closing summary and draw the learning curve."""
-    console = run.view.console
-    draw_curve(
-        run.metrics.rows(),
-        evaluations,
-        run.out / "curve.png",
-        f"{run.config.env.name}, {run.config.model.path}",
-    )
-    console.print(evaluation_table(evaluations))
-    for line in cost_lines(run.metrics.rows()):
-        console.print(line, highlight=False)
+    view, rows = run.view, run.metrics.rows()
+    view.phase("ending")
+    title = f"{run.config.env.name}, {run.config.model.path}"
+    draw_curve(rows, evaluations, run.out / "curve.png", title)
+    view.show(evaluation_table(evaluations))
     newest = latest(checkpoints(run.config))
-    console.print(
-        f"model (for transformers and vLLM): {newest / 'model' if newest else 'none'}\n"
-        f"also in {run.out}: curve.png, metrics.jsonl, tensorboard/, trajectories/, config.yaml",
-        highlight=False,
-    )
-    for caveat in run.config.env.caveats:
-        console.print(caveat, highlight=False)
+    lines = [
+        *nothing_trained(rows),
+        *cost_lines(rows),
+        f"model (for transformers and vLLM): {newest / 'model' if newest else 'none'}",
+        f"also in {run.out}: curve.png, metrics.jsonl, tensorboard/, trajectories/, config.yaml, log.txt",
+        *run.config.env.caveats,
+    ]
     if failures := in_words(run.budget.counts):
-        console.print(f"failures (never counted as rewards): {failures}", highlight=False)
+        lines.append(f"failures (never counted as rewards): {failures}")
     if replaced := in_words(run.actors.restarts.counts):
-        console.print(f"processes that were lost and replaced: {replaced}", highlight=False)
+        lines.append(f"processes that were lost and replaced: {replaced}")
     if aside := run.set_aside.entries:
-        lines = [f"tasks set aside (delete their lines in {run.set_aside.file} to lift them):", *aside]
-        console.print("\n  ".join(map(str, lines)), highlight=False, markup=False)
+        lines.append(f"tasks set aside (delete their lines in {run.set_aside.file} to lift them):")
+        lines += [f"  {one}" for one in aside]
+    for line in lines:
+        view.show(line)
 
 
 async def eval_run(config: Config, user_model: str, address: str | None = None) -> None:
@@ -171,16 +178,17 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             f"{folder} already holds an evaluation. Rename or delete that folder, or set another `out`"
         )
     with View() as view, storing(Path(config.out)):
-        async with connected(config, address):
-            model = resolve(config.model.path)
-            renderer = load_renderer(str(model), config)  # raises before any actor starts
-            family = make_family(config.env)
-            manifest = family.manifest()
-            episodes = numbered(manifest.evaluation, config.evaluate.episodes)
-            view.say(f"evaluating {config.model.path}, {config.evaluate.agent}: {len(episodes)} episodes")
-            view.say(f"evaluation split of {len(manifest.evaluation)} tasks, digest {manifest.digest}")
-            for caveat in config.env.caveats:
-                view.say(caveat)
+        view.phase("preparing")
+        model = resolve(config.model.path)
+        renderer = load_renderer(str(model), config)
+        family = make_family(config.env)
+        manifest = family.manifest()
+        episodes = numbered(manifest.evaluation, config.evaluate.episodes)
+        view.say(f"evaluating {config.model.path}, {config.evaluate.agent}: {len(episodes)} episodes")
+        view.say(f"evaluation split of {len(manifest.evaluation)} tasks, digest {manifest.digest}")
+        for caveat in config.env.caveats:
+            view.say(caveat)
+        async with connected(config, address, view):
             # Merging would lose the adapter to rounding, so it is served on its base model.
             adapter = read(model)
             lora = adapter.settings if adapter else Lora()
@@ -188,7 +196,8 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             base = str(adapter.base if adapter else model)
             plan = plan_run(served, cluster_nodes(), base, learner=False, teacher=False)
             view.plan(plan)
-            actors = await start_actors(plan, base, family, user_model=user_model)
+            view.phase("starting actors")
+            actors = await start_actors(plan, base, family, view.starting, user_model=user_model)
             actors.restarts.say = view.say
             bring = serving(adapter, config)
             await asyncio.gather(*map(bring, actors.engines))
@@ -198,14 +207,15 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
 
             def played(done: int) -> None:
                 watchdog.beat("evaluating")
-                view.now("evaluating", done, len(episodes))
+                view.advance(done, len(episodes))
 
+            view.phase("evaluating", len(episodes))
             step = evaluated_step(Path(config.model.path))
             told = (config.evaluate.agent, step, played)
             playing = evaluate(plan.config, actors, renderer, manifest.train, episodes, *told)
             with watchdog.waiting(config.rollout.timeout):
                 result, plays, failures = await watchdog.guard(playing, keeping)
-            view.console.print(evaluation_table([result]))
+            view.show(evaluation_table([result]))
             write_evaluation(folder, config, manifest.digest, result, plays)
             view.say(f"settings, metrics and trajectories are in {folder}")
             if failures:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter, deque
 from collections.abc import Container, Iterable, Sequence
 from typing import get_args
@@ -27,6 +28,14 @@ SET_ASIDE_AFTER = 2  # groups in a row; one may be bad luck, and each costs all 
 
 class RunError(RuntimeError):
     """The run cannot start or continue; the message is for the user and names the fix."""
+
+
+class Interrupted(Exception):
+    """A signal ended the command in order."""
+
+    def __init__(self, number: int) -> None:
+        self.status = 128 + number  # of the process, as a shell reports a signal
+        super().__init__(f"stopped by {signal.Signals(number).name}")
 
 
 class BudgetSpent(RunError):

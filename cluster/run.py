@@ -19,6 +19,7 @@ from hindsight.cluster.folder import checkpoints, open_folder
 from hindsight.cluster.machines import cluster_nodes
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.planning import plan_run
+from hindsight.cluster.prepare import FORMAT, Ready, continued, prepare, require_same_run
 from hindsight.cluster.report.pieces import Pieces
 from hindsight.cluster.report.provenance import recorded
 from hindsight.cluster.report.recorder import Recorder
@@ -29,16 +30,12 @@ from hindsight.cluster.view import View
 from hindsight.cluster.watch import Watchdog
 from hindsight.configs.check import differences, render
 from hindsight.configs.schema import Config
-from hindsight.envs.registry import make_family
 from hindsight.envs.tasks import Manifest
 from hindsight.feedback.judge_client import JudgeClient, open_judge
 from hindsight.learner.checkpoint import latest, read_state, require_room, step_of, write_state, writing
-from hindsight.rollout.models import resolve
-from hindsight.rollout.render import Renderer, load_renderer
+from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import Group
 from hindsight.rollout.worker import generate_on
-
-FORMAT = 2  # of checkpoints; 1 has DeepSpeed's files
 
 
 @dataclass
@@ -171,26 +168,13 @@ class Run:
         learner, critic = self.actors.learner, self.actors.critic
         assert learner is not None
         saved = read_state(folder)
-        if saved["tasks"] != self.manifest.digest:
-            raise RunError(
-                f"{folder} belongs to other tasks (digest {saved['tasks']}, now {self.manifest.digest}). "
-                "Use the same env settings, or set another `out`."
-            )
-        started = saved["step"] > 0  # at step 0 the scorers equal the student, and the critic is untrained
-        scorers = self.actors.scorers() if started else {}
-        critic = critic if started else None
-        held = {name: folder / f"{name}.safetensors" for name in scorers}
-        for name, place in (held | ({"critic": folder / "critic"} if critic else {})).items():
-            if not place.exists():
-                raise RunError(
-                    f"{folder} has no {name}. Keep the method and its settings, "
-                    "or start a new run with another `out`."
-                )
+        require_same_run(self.config, folder, self.manifest)
         await learner.load(folder)
-        if critic is not None:
-            await critic.load(folder)
-        for name, scorer in scorers.items():
-            await scorer.load(held[name])
+        if saved["step"] > 0:  # at step 0 the scorers equal the student, and the critic is untrained
+            if critic is not None:
+                await critic.load(folder)
+            for name, scorer in self.actors.scorers().items():
+                await scorer.load(folder / f"{name}.safetensors")
         evaluations = [Evaluation(**values) for values in saved["evaluations"]]
         self.state = State(
             saved["step"],
@@ -226,33 +210,6 @@ def start_judge(config: Config, renderer: Renderer, actors: Actors) -> JudgeClie
     return open_judge(config.judge, Path(config.out) / "judge", renderer, engines)
 
 
-def continued(config: Config, newest: Path | None) -> Config:
-    """`config` with the type of weights that the checkpoint was planned with, where the plan may choose it.
-
-    DeepSpeed's own files, of format 1, also need as many ranks of the same ZeRO stage.
-
-    Raises:
-        RunError: the settings say otherwise.
-    """
-    if newest is None:
-        return config
-    saved, learner, model = read_state(newest), config.learner, config.model
-    if saved.get("format", 1) < FORMAT:
-        before = saved.get("learner", {"ranks": 1, "zero_stage": 1})  # the first did not write these defaults
-        asked = {"ranks": learner.ranks or before["ranks"], "zero_stage": learner.zero_stage}
-        if asked["zero_stage"] is None:
-            asked["zero_stage"] = before["zero_stage"]
-        if asked != before:
-            raise RunError(
-                f"{newest} is of an earlier version, whose checkpoints fit one number of ranks and one ZeRO "
-                f"stage: set learner.ranks={before['ranks']} and learner.zero_stage={before['zero_stage']} "
-                "until the next checkpoint, which fits any"
-            )
-        learner = replace(learner, **before)
-    dtype = saved.get("dtype", model.dtype) if model.dtype == "auto" else model.dtype
-    return replace(config, model=replace(model, dtype=dtype), learner=learner)
-
-
 async def require_storage(config: Config, actors: Actors) -> None:
     """Check, before hours are spent, that every rank can write its part of a checkpoint, and that it fits.
 
@@ -276,15 +233,6 @@ async def require_storage(config: Config, actors: Actors) -> None:
         )
 
 
-def announce_tasks(manifest: Manifest, config: Config, view: View) -> None:
-    """Say what the run is trained and evaluated on."""
-    view.say(
-        f"{len(manifest.train)} training tasks, {len(manifest.evaluation)} held out, digest {manifest.digest}"
-    )
-    for caveat in config.env.caveats:
-        view.say(caveat)
-
-
 def announce(run: Run, newest: Path, asked: Config) -> None:
     """Say where a run resumes, and which settings have changed since."""
     left = "" if run.state.step < asked.steps else "; raise steps to train on"
@@ -306,29 +254,27 @@ def open_record(config: Config, renderer: Renderer, resumes: bool) -> tuple[Metr
 
 
 @asynccontextmanager
-async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
-    """Open tasks and actors, restore the newest checkpoint if `resume=auto`, and close everything at the end.
+async def open_run(config: Config, view: View, ready: Ready | None = None) -> AsyncIterator[Run]:
+    """Start the actors, restore the newest checkpoint if `resume=auto`, and close everything at the end.
+
+    Args:
+        ready: what `prepare` has returned for `config`; by default it is called.
 
     Raises:
         RunError, CheckpointError: it cannot start; nothing that existed has been changed.
     """
-    newest = open_folder(config, view.say)
-    asked = config  # what the plan decides is not written to config.yaml: another machine decides anew
-    view.say(f"output directory: {config.out}")
-    view.say("preparing the model and the tasks")
-    model = resolve(config.model.path)
-    renderer = load_renderer(str(model), config)
+    ready = ready or prepare(config, view)
+    newest, model, renderer, manifest, set_aside = (
+        ready.newest, ready.model, ready.renderer, ready.manifest, ready.set_aside
+    )  # fmt: skip
     opening = renderer.second_message() if config.feedback.placement == "message" else None
-    family = make_family(config.env)
-    manifest = family.manifest()
-    announce_tasks(manifest, config, view)
-    set_aside = SetAsideTasks.load(Path(config.out, FILE), manifest.train, resumes=newest is not None)
-    plan = plan_run(continued(config, newest), cluster_nodes(), str(model))
+    asked = config  # what the plan decides is not written to config.yaml: another machine decides anew
+    plan = plan_run(continued(asked, newest), cluster_nodes(), str(model))
     config = plan.config
     view.plan(plan)
-    view.phase("starting actors", None)
+    view.phase("starting actors")
     async with AsyncExitStack() as stack:
-        actors = await start_actors(plan, str(model), family)
+        actors = await start_actors(plan, str(model), ready.family, view.starting)
         stack.push_async_callback(actors.stop)
         actors.restarts.say = view.say
         metrics, recorder = open_record(config, renderer, resumes=newest is not None)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from hindsight.cluster.failures import Interrupted
 from hindsight.cluster.run import Run
 from hindsight.envs.runtime.remote import RemoteDefect, RemoteError
 from hindsight.learner.checkpoint import CheckpointError
@@ -20,14 +21,6 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0  # seconds from the signal for what must not be cut short: an update, and the checkpoint
 CLOSING = 60.0  # seconds for the end of actors, trackers and Ray
-
-
-class Interrupted(Exception):
-    """A signal ended the command in order."""
-
-    def __init__(self, number: int) -> None:
-        self.status = 128 + number  # of the process, as a shell reports a signal
-        super().__init__(f"stopped by {signal.Signals(number).name}")
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -31,7 +32,13 @@ from hindsight.teacher.scorer import TeacherScorer, teacher_env
 
 STARTING = "cluster.start_timeout"
 G = TypeVar("G", bound=RankGroup)
+Show = Callable[[str, str], AbstractContextManager[None]]  # (what starts, what it does): until it is ready
 USER_KEY = "HINDSIGHT_USER_KEY"  # environment variable with the key of the run's own endpoint
+
+
+def unseen(what: str, does: str) -> AbstractContextManager[None]:
+    """Show nothing of a start."""
+    return nullcontext()
 
 
 @dataclass
@@ -71,18 +78,23 @@ class Actors:
         return {name: pool for name, pool in both.items() if pool is not None}
 
 
-async def start_actors(plan: Plan, model: str, family: EnvFamily, *, user_model: str = "") -> Actors:
+async def start_actors(
+    plan: Plan, model: str, family: EnvFamily, starting: Show = unseen, *, user_model: str = ""
+) -> Actors:
     """Create all actors in one placement group and wait until each is ready.
 
     Args:
-        model: folder of the student. user_model: of the simulated user, if that is to be served and the
-            environment names none; by default the student's.
+        model: folder of the student.
+        starting: shows what starts, and what that does.
+        user_model: of the simulated user, if that is to be served and the environment names none; by default
+            the student's.
 
     Raises:
         RemoteError: an actor died or was not ready within `cluster.start_timeout`.
     """
-    starting = _Starting(plan, await reserve(plan), model, family, user_model or model)
-    return await starting.all()
+    with starting("resources", f"waiting until Ray has what {len(plan.places)} actors need"):
+        group = await reserve(plan)
+    return await _Starting(plan, group, model, family, user_model or model, starting).all()
 
 
 async def reserve(plan: Plan) -> PlacementGroup:
@@ -100,8 +112,11 @@ async def reserve(plan: Plan) -> PlacementGroup:
 class _Starting:
     """The start of one run's actors."""
 
-    def __init__(self, plan: Plan, group: PlacementGroup, model: str, family: EnvFamily, user: str) -> None:
+    def __init__(
+        self, plan: Plan, group: PlacementGroup, model: str, family: EnvFamily, user: str, starting: Show
+    ) -> None:
         self.plan, self.group, self.model, self.family, self.user_model = plan, group, model, family, user
+        self.starting = starting
         self.config = plan.config
         self.limit: dict[str, Any] = {"timeout": self.config.cluster.start_timeout, "setting": STARTING}
         self.turns, self.restarts = Turns(), Restarts()
@@ -121,7 +136,8 @@ class _Starting:
         critic = self.ranks("critic", CriticGroup)
         steps = [self.start_engines, self.start_environments]
         steps += [partial(self.start_scorers, role) for role in ("teacher", "reference") if plan.of(role)]
-        steps.append(partial(self.start_ranks, [group for group in (critic, learner) if group]))
+        trained = {"critic": critic, "learner": learner}
+        steps.append(partial(self.start_ranks, {role: group for role, group in trained.items() if group}))
         if plan.crowded or plan.in_turn:
             for step in steps:
                 await step()
@@ -176,7 +192,9 @@ class _Starting:
             )
             for index, place in enumerate(own)
         ]
-        await self.ask_engines("ready", "starting an engine")
+        compiles = ", compiling it" if self.config.rollout.compile else ""
+        with self.starting(counted("engine", len(self.engines)), f"vLLM: loading the model{compiles}"):
+            await self.ask_engines("ready", "starting an engine")
         if self.plan.in_turn:
             await self.turns.add(
                 "engine",
@@ -194,11 +212,13 @@ class _Starting:
         for place in self.plan.of("user"):
             self.user = self.start_user(place)
             what = "starting the user's endpoint"
-            address: Address = await call(self.user, "ready", what=what, **self.limit)
+            with self.starting("simulated user", "vLLM: loading its model"):
+                address: Address = await call(self.user, "ready", what=what, **self.limit)
             env = self.config.env.with_endpoint(address.url, address.model, USER_KEY)
             family, secrets = make_family(env), {USER_KEY: address.key}
         self.environments = start_pool(self.config, family, secrets)
-        await self.environments.ready(self.config.cluster.start_timeout)
+        with self.starting("environments", "starting a process for each slot"):
+            await self.environments.ready(self.config.cluster.start_timeout)
 
     def start_user(self, place: Place) -> Any:
         """Start the endpoint of the simulated user."""
@@ -222,20 +242,27 @@ class _Starting:
         self.pools[role] = pool = ScorerPool(
             role, replicas, config.teacher.timeout, self.turns.of, self.restarts.note
         )
-        await pool.ready(config.cluster.start_timeout)
+        with self.starting(counted(role, len(replicas)), "loading the model"):
+            await pool.ready(config.cluster.start_timeout)
         if self.plan.in_turn:
             await self.turns.add(role, pool.sleep, pool.wake)
 
-    async def start_ranks(self, groups: Sequence[RankGroup]) -> None:
+    async def start_ranks(self, groups: Mapping[str, RankGroup]) -> None:
         """Start the learner, and the critic, which has the same turn."""
-        for group in groups:
-            await group.start()
+        for role, group in groups.items():
+            with self.starting(counted(role, len(group.places)), "DeepSpeed: loading the model"):
+                await group.start()
 
         async def all_ranks(method: str) -> None:
-            await asyncio.gather(*(group.move(method) for group in groups))
+            await asyncio.gather(*(group.move(method) for group in groups.values()))
 
         if self.plan.in_turn and groups:
             await self.turns.add("learner", lambda: all_ranks("to_host"), lambda: all_ranks("to_device"))
+
+
+def counted(role: str, actors: int) -> str:
+    """A role, and its number of actors if there are several."""
+    return f"{role} ({actors})" if actors > 1 else role
 
 
 def variables(env: dict[str, str], gpus: float) -> dict[str, Any]:

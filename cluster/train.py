@@ -62,6 +62,7 @@ class Trainer:
     async def train_on(self) -> list[Evaluation]:
         """`train`, as long as no rank is lost."""
         run, config = self.run, self.config
+        run.view.reach(run.state.step, config.steps)
         await together(self.prepare(), set_long_ones_aside(run))
         try:
             run.view.phase("RL", config.steps, run.state.step)
@@ -153,7 +154,8 @@ class Trainer:
             async with self.actors.turns.of("engine"):
                 asked = (ordinal, task, config.rollout.group_size, config.rollout.temperature, config.seed)
                 what = f"rolling out group {ordinal}"
-                group: Group = await ask_worker(self.actors.worker, config, "rollout", *asked, what=what)
+                with self.run.view.playing(config.rollout.group_size):
+                    group: Group = await ask_worker(self.actors.worker, config, "rollout", *asked, what=what)
         except AnswerLost as error:
             return Group(ordinal, task, (), failures=(Failure("lost", str(error), task.id),))
         self.run.watchdog.beat("rolling out")
@@ -260,7 +262,8 @@ class Trainer:
         run.view.say(f"evaluating {len(episodes)} held-out episodes, {stage}")
 
         def finished(done: int) -> None:
-            run.now("evaluating", done, len(episodes))
+            run.watchdog.beat("evaluating")
+            run.view.advance(done, len(episodes))
 
         playing = evaluate(
             self.config,
@@ -272,12 +275,13 @@ class Trainer:
             run.state.step,
             finished,
         )
-        async with self.actors.turns.of("engine"):
-            with (
-                run.watchdog.waiting(self.config.rollout.timeout),
-                run.recorder.timeline.span(run.state.step, "evaluation", stage),
-            ):
-                result, plays, failures = await playing
+        with run.view.within(f"evaluation {stage}", len(episodes)):
+            async with self.actors.turns.of("engine"):
+                with (
+                    run.watchdog.waiting(self.config.rollout.timeout),
+                    run.recorder.timeline.span(run.state.step, "evaluation", stage),
+                ):
+                    result, plays, failures = await playing
         run.budget.add(run.state.step, len(episodes), failures)
         run.state.evaluations.append(result)
         turns = {"rollout/turns_total": float(run.state.turns)}
@@ -301,7 +305,7 @@ class Trainer:
         values |= {**figures, **failures, "rollout/turns_total": float(run.state.turns)}
         values |= self.actors.restarts.metrics()
         run.metrics.write(run.state.step, "train", values)
-        run.view.step(run.state.step, self.config.steps, values)
+        run.view.step(run.state.step, self.config, values, batch, run.state.evaluations)
         run.watchdog.beat(f"step {run.state.step} done")
         strength = self.method.strength(run.state.step - 1)
         used = self.method.policy_samples(batch)

@@ -1,117 +1,224 @@
-"""What the user sees: live progress, the closing table, the learning curve."""
+"""What the user sees: the live display, one line per event, the closing table, the learning curve.
+
+The same lines are in `log.txt` of the run's folder; `status.json` has what the live display shows.
+"""
 
 from __future__ import annotations
 
+import io
+import json
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
 
 from hindsight.cluster.evaluate import Evaluation, Stage
+from hindsight.cluster.failures import Interrupted
 from hindsight.cluster.plan import Plan
 from hindsight.cluster.planning import plan_notes, plan_table
+from hindsight.cluster.progress import Progress, evaluations_left
+from hindsight.cluster.report.record import episode_row
+from hindsight.cluster.report.text import PlainConsole, clock, duration, visible
+from hindsight.cluster.step_report import (
+    EPISODE_EVERY,
+    evaluation_seconds,
+    excerpt,
+    played_line,
+    trained_line,
+)
+from hindsight.configs.schema import Config
+from hindsight.envs.runtime.files import atomic_write
+from hindsight.learner.samples import SampleGroup
 
-PHASES = ("rollout", "feedback_and_teacher", "learner", "weight_sync")
+LOG, STATUS = "log.txt", "status.json"
+WIDTH = 80  # columns of tables in log.txt
+HEARTBEAT = 10.0  # seconds after which status.json is written again although nothing has changed
 
 
 class View:
-    """A live display on a terminal; otherwise one plain line per event."""
+    """A live display on a terminal; otherwise one plain line per event. Texts are never read as markup."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or PlainConsole()
+        self.progress = Progress()
         self.live: Live | None = None
-        self.progress = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        )
-        self.task = self.progress.add_task("starting", total=None)
-        self.part = self.progress.add_task("", total=None, visible=False)
-        self.latest = Table.grid()
+        self.folder: Path | None = None  # of log.txt and status.json
         self.started = time.monotonic()
+        self._kept: list[str] = []  # for log.txt, until there is a folder
+        self._left = threading.Event()
+        self._beating = threading.Thread(target=self._keep_status, daemon=True)
+        self._written: dict[str, Any] = {}  # the last status.json
 
     def __enter__(self) -> View:
         if self.console.is_terminal:
-            self.live = Live(self._screen(), console=self.console, refresh_per_second=4)
+            self.live = Live(
+                get_renderable=self._screen, console=self.console, refresh_per_second=4, transient=True
+            )
             self.live.start()
+        self._beating.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
+        self._beating.join()
         if self.live is not None:
             self.live.stop()
             self.live = None
+        stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+        self.progress.outcome = "stopped" if stopped else "failed" if error else "finished"
+        with suppress(OSError):  # a disk that is full may be why the run ends, and then that is reported
+            self._log(f"{self.progress.outcome}: {error or type(error).__name__}" if error else "finished")
+            self._write_status()
+
+    def keep(self, folder: Path) -> None:
+        """From now on write `log.txt` and `status.json` there, with what has been said so far."""
+        if self.folder is None:
+            self.folder = folder
+            with (folder / LOG).open("a", encoding="utf-8") as file:
+                file.writelines(self._kept)
 
     def say(self, text: str) -> None:
-        """Print one line."""
-        seconds = time.monotonic() - self.started
-        self.console.print(f"[dim]{seconds:6.0f} s[/dim]  {escape(text)}", highlight=False)
+        """Print an event: one line, or several that belong together."""
+        text = visible(text)
+        seconds = f"{time.monotonic() - self.started:6.0f} s  "
+        if self.console.is_terminal:
+            row = Table.grid(Column(no_wrap=True), Column(overflow="fold"))
+            row.add_row(Text(seconds, "dim"), Text(text))  # further lines are indented
+            self.console.print(row)
+        else:
+            self.console.print(Text(seconds + text.replace("\n", "\n" + " " * len(seconds))), soft_wrap=True)
+        self._log(text)
+
+    def show(self, what: RenderableType) -> None:
+        """Print a table or a text."""
+        self.console.print(what, soft_wrap=isinstance(what, str) and not self.console.is_terminal)
+        plain = io.StringIO()
+        PlainConsole(file=plain, width=WIDTH).print(what, soft_wrap=isinstance(what, str))
+        self._log(plain.getvalue().strip("\n"))
 
     def plan(self, made: Plan) -> None:
         """Print who runs where."""
-        self.console.print(plan_table(made))
+        self.show(plan_table(made))
         for note in plan_notes(made):
             self.say(note)
 
-    def phase(self, name: str, total: int | None, done: int = 0) -> None:
-        """Start a phase, shown as a bar."""
-        self.progress.reset(self.task, description=name, total=total, completed=done)
+    def reach(self, step: int, steps: int) -> None:
+        """Note how many steps are finished."""
+        self.progress.step, self.progress.steps = step, steps
+
+    def phase(self, name: str, total: int | None = None, done: int = 0) -> None:
+        """Start a phase, with a clock and a bar of its own."""
+        self.progress.begin(name, total, done)
+
+    def within(self, name: str, total: int | None = None) -> AbstractContextManager[None]:
+        """A phase inside the current one."""
+        return self.progress.within(name, total)
+
+    @contextmanager
+    def starting(self, what: str, does: str) -> Iterator[None]:
+        """Show that something starts, what it does, and when it is ready."""
+        with self.progress.starting(what, does) as took:
+            yield
+            self.say(took())
+
+    def playing(self, episodes: int) -> AbstractContextManager[None]:
+        """Show that these episodes are in flight."""
+        return self.progress.playing(episodes)
 
     def now(self, doing: str, done: int = 0, total: int | None = None) -> None:
-        """Show the current activity as a second bar."""
-        self.progress.update(self.part, description=doing, completed=done, total=total, visible=True)
+        """Show the current activity."""
+        self.progress.now(doing, done, total)
 
     def advance(self, done: int, total: int) -> None:
-        """Advance the first bar."""
-        self.progress.update(self.task, completed=done, total=total)
-        self._refresh()
+        """Advance the bar of the phase."""
+        self.progress.advance(done, total)
 
     def sft(self, step: int, steps: int, stats: dict[str, float]) -> None:
         """Show one update of the warm start."""
         self.advance(step, steps)
+        self.now("updating")
         if step == steps or step % max(1, steps // 10) == 0:
             rate = stats["tokens_read"] / stats["seconds"]
             self.say(f"warm start {step}/{steps}  loss {stats['loss']:.3f}  {rate:.0f} tokens/s")
 
-    def step(self, step: int, steps: int, values: dict[str, float]) -> None:
-        """Show one training step."""
-        self.advance(step, steps)
-        self.latest = step_table(step, values)
-        self._refresh()
-        seconds = "  ".join(f"{phase} {values.get(f'time/{phase}', 0.0):.1f}" for phase in PHASES)
-        self.say(
-            f"step {step}/{steps}  success {values.get('rollout/success', 0.0):.2f}  "
-            f"turns {values.get('rollout/turns_per_episode', 0.0):.1f}  "
-            f"{values.get('rollout/tokens_per_second', 0.0):.0f} tokens/s  s: {seconds}"
-        )
+    def step(
+        self,
+        step: int,
+        config: Config,
+        values: dict[str, float],
+        batch: Sequence[SampleGroup],
+        evaluations: Sequence[Evaluation],
+    ) -> None:
+        """Show a training step: how it went, what it trained, what is left, sometimes one of its episodes."""
+        settings = config.evaluate
+        follow = evaluations_left(step, config.steps, settings.every) if settings.episodes else 0
+        each = evaluation_seconds(config, evaluations, values)
+        forecast = self.progress.stepped(step, config.steps, follow, each)
+        self.say(played_line(step, config.steps, values))
+        self.say(f"{trained_line(step, values, batch, config)}; {forecast}")
+        if step == 1 or step % EPISODE_EVERY == 0:
+            episodes = [trajectory for group in batch for trajectory in group.group.trajectories]
+            number = step % len(episodes)
+            self.say("\n".join(excerpt(episode_row(episodes[number], number))))
 
-    def _screen(self) -> Group:
-        return Group(self.latest, self.progress)
+    def _screen(self) -> Table:
+        return draw(self.progress)
 
-    def _refresh(self) -> None:
-        if self.live is not None:
-            self.live.update(self._screen())
+    def _log(self, text: str) -> None:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S  ")
+        lines = "".join(f"{stamp}{line.rstrip()}\n" for line in visible(text).split("\n") if line.strip())
+        if self.folder is None:
+            self._kept.append(lines)
+            return
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(lines)
+
+    def _keep_status(self) -> None:
+        """Write status.json once a second, if something has changed, and as a sign of life."""
+        while not self._left.wait(1.0):
+            with suppress(OSError):  # whatever else the run writes there fails as well, and is reported
+                self._write_status()
+
+    def _write_status(self) -> None:
+        status, before = self.progress.status(), self._written
+        changed = {**before, "time": 0} != {**status, "time": 0}
+        if self.folder is not None and (changed or status["time"] - before["time"] > HEARTBEAT):
+            atomic_write(self.folder / STATUS, json.dumps(status) + "\n")
+            self._written = status
 
 
-def step_table(step: int, values: dict[str, float]) -> Table:
-    """The newest metrics, one column each."""
-    shown = {
-        "step": f"{step}",
-        "success": f"{values.get('rollout/success', 0.0):.2f}",
-        "reward": f"{values.get('rollout/reward', 0.0):.2f}",
-        "turns / episode": f"{values.get('rollout/turns_per_episode', 0.0):.1f}",
-        "tokens / s": f"{values.get('rollout/tokens_per_second', 0.0):.0f}",
-        "mismatch KL": f"{values.get('learner/mismatch_kl', float('nan')):.4f}",
-        **{f"{phase} s": f"{values.get(f'time/{phase}', 0.0):.1f}" for phase in PHASES},
-    }
-    table = Table(box=None, pad_edge=False)
-    for name in shown:
-        table.add_column(name, justify="right", style="cyan")
-    table.add_row(*shown.values())
+def draw(progress: Progress) -> Table:
+    """The live display: a line for each phase that runs, the activity, and what a start waits for."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name in ("name", "bar", "count", "clock", "left"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=30 if name == "name" else None)
+    now, clocks, ends, running = progress.clock(), progress.clocks(), progress.ends, progress.phase
+    for index, (phase, at) in enumerate(clocks):
+        left = phase.left(at)
+        if index == 0 and ends is not None:
+            left = max(0.0, ends - now)
+        outlook = f"about {duration(left)} left" if left is not None else ""
+        bar = ProgressBar(phase.total, phase.done, width=16, pulse=phase.total is None, animation_time=now)
+        count = "" if phase.total is None else f"{phase.done}/{phase.total}"
+        table.add_row(Text(phase.name, "bold"), bar, count, clock(now - phase.since), outlook)
+    if running is None or progress.doing != running.name:
+        count = "" if progress.total is None else f"{progress.done}/{progress.total}"
+        flying = f"{progress.in_flight} in flight" if progress.in_flight else ""
+        table.add_row(Text(visible(progress.doing)), flying, count, clock(now - progress.since), "")
+    for what, (does, since) in list(progress.waits.items()):
+        table.add_row(Text(f"  {what}", "cyan"), Text(does, "dim"), "", clock(now - since), "")
     return table
 
 

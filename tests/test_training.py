@@ -51,13 +51,14 @@ def train(out: Path, *overrides: str, kills: dict[str, tuple[int, str]] | None =
     config = load(PROJECT / "configs/nano.yaml", [*TINY, f"out={out}", *overrides])
 
     async def run() -> None:
-        async with open_run(config, View()) as opened:
-            trainer = Trainer(opened)
-            killing = asyncio.create_task(kill_at(opened, kills or {}))
-            await opened.watchdog.guard(trainer.train(), trainer.publisher.keep())
-            assert killing.done(), "a process was not killed"
-            killing.result()
-            (out / "restarts.json").write_text(json.dumps(opened.actors.restarts.counts))
+        with View() as view:
+            async with open_run(config, view) as opened:
+                trainer = Trainer(opened)
+                killing = asyncio.create_task(kill_at(opened, kills or {}))
+                await opened.watchdog.guard(trainer.train(), trainer.publisher.keep())
+                assert killing.done(), "a process was not killed"
+                killing.result()
+                (out / "restarts.json").write_text(json.dumps(opened.actors.restarts.counts))
 
     asyncio.run(run())
     return out
@@ -152,6 +153,15 @@ def test_what_was_measured_of_a_checkpoint_is_in_it(straight: Path) -> None:
     for step, stage in ((0, "after warm start"), (3, "after RL")):
         driver = json.loads((straight / f"checkpoints/step-{step:08d}/driver.json").read_text())
         assert driver["evaluations"][-1]["stage"] == stage
+
+
+def test_the_folder_says_how_it_went(straight: Path) -> None:
+    status = json.loads((straight / "status.json").read_text())
+    assert (status["outcome"], status["step"], status["steps"]) == ("finished", 3, 3)
+    assert not status["starting"] and status["episodes"] == {"in_flight": 0, "finished": 0}
+    log = (straight / "log.txt").read_text()
+    assert all(f"step {step}/3: success" in log and f"step {step} trained" in log for step in (1, 2, 3))
+    assert "engine: ready after" in log and "an episode: task" in log and log.endswith("finished\n")
 
 
 def test_a_run_that_died_goes_on_with_the_same_batch(straight: Path, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
+from hindsight.cluster.report.text import PlainConsole
 from hindsight.configs.check import check
 from hindsight.configs.load import ConfigError, load
 from hindsight.configs.paths import lasting
@@ -52,7 +52,7 @@ def problems_of(config: Config) -> list[str]:
 def run(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run to the end; an expected error becomes a message and exit status 1, a signal 130 or 143."""
     from hindsight.cluster.commands import expected_errors
-    from hindsight.cluster.signals import Interrupted
+    from hindsight.cluster.failures import Interrupted
 
     try:
         asyncio.run(start())
@@ -60,11 +60,11 @@ def run(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
         fail(str(error))
     except Interrupted as stop:
         again = "the same command with resume=auto continues from the last checkpoint"
-        Console(stderr=True).print(f"{stop}; {again}", style="yellow", highlight=False, soft_wrap=True)
+        PlainConsole(stderr=True).print(f"{stop}; {again}", style="yellow", soft_wrap=True)
         raise typer.Exit(stop.status) from None
 
 
 def fail(message: str) -> NoReturn:
     """End the command with a message and exit status 1."""
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    PlainConsole(stderr=True).print(message, style="red", soft_wrap=True)
     raise typer.Exit(code=1)

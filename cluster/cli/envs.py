@@ -6,12 +6,12 @@ import asyncio
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from hindsight.cluster.cli.common import fail
+from hindsight.cluster.report.text import PlainConsole
 from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.configs.schema import Env
 from hindsight.envs.base import EnvError, EnvFamily, Observation
@@ -20,7 +20,7 @@ from hindsight.envs.registry import make_family
 
 app = typer.Typer(no_args_is_help=True, help="Install, check and play the environments.")
 Name = Annotated[str, typer.Argument(help=f"{', '.join(ENVIRONMENTS.builtin)} or all")]
-console = Console()
+console = PlainConsole()
 
 
 @app.command()
@@ -45,7 +45,8 @@ def check(
     for column in ("environment", "tasks", "solved", "mean reward", "turns", "turns/s per slot"):
         table.add_column(column, justify="left" if column == "environment" else "right")
     problems = []
-    with Progress(console=console, transient=True) as progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         for chosen in _names(name):
             try:
                 played = _check(chosen, tasks, progress)
@@ -90,14 +91,12 @@ def _play(family: EnvFamily, task: str) -> None:
         reference = instance.reference(spec)
         first = observation = instance.reset(spec)
         if first.rules:
-            console.print(escape(first.rules), style="dim")
+            console.print(first.rules, style="dim")
         while True:
             _show(observation)
             action = _ask(family.action_format, {tool["name"] for tool in first.tools})
             if action == "?":
-                console.print(
-                    escape("\n".join(reference or ["this task has no reference solution"])), style="dim"
-                )
+                console.print("\n".join(reference or ["this task has no reference solution"]), style="dim")
                 continue
             result = instance.step(action)
             observation = result.observation
@@ -152,17 +151,17 @@ def _figures(played: Played) -> list[str]:
 
 
 def _show(observation: Observation) -> None:
-    console.print(escape(observation.text), highlight=False)
+    console.print(observation.text)
     if observation.actions:
-        console.print(escape(" · ".join(observation.actions)), style="cyan", highlight=False)
+        console.print(" · ".join(observation.actions), style="cyan")
 
 
 def _ask(action_format: str, tools: set[str]) -> str:
     """Ask for an action, in the environment's action format."""
     try:
-        lines = [console.input("[bold]> [/]")]
+        lines = [console.input(Text("> ", "bold"))]
         while action_format == "code" and lines[-1].strip() and lines[0] != "?":
-            lines.append(console.input("[bold]. [/]"))
+            lines.append(console.input(Text(". ", "bold")))
     except EOFError:
         raise typer.Exit(code=0) from None
     typed = "\n".join(lines).strip()

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from hindsight.cluster.cli.common import Overrides, Recipe, fail, problems_of, read
+from hindsight.cluster.report.text import PlainConsole, visible
 from hindsight.cluster.scaffold import KINDS, ScaffoldError, scaffold
 from hindsight.configs.catalog import COLUMNS, catalog
 from hindsight.configs.check import render
@@ -44,7 +44,7 @@ def show_plan(
         made = plan_run(config, [node] * nodes, config.model.path)
     except expected_errors() as error:
         fail(str(error))
-    Console().print(plan_table(made))
+    PlainConsole().print(plan_table(made))
     for note in plan_notes(made):
         typer.echo(note)
 
@@ -59,13 +59,13 @@ def doctor(
     """Check what a run needs of this machine, and say what to do about what is missing."""
     from hindsight.cluster.doctor import examine, miniature
 
-    config, console, wrong = read(recipe, overrides), Console(), 0
+    config, console, wrong = read(recipe, overrides), PlainConsole(), 0
     for finding in chain(examine(config), miniature(gpu) if run or gpu else ()):
-        mark = "[red]✗[/red]" if finding.fix else "[green]✓[/green]"
-        console.print(f"{mark} {escape(finding.what)}: {escape(finding.found)}", highlight=False)
+        mark = ("✗", "red") if finding.fix else ("✓", "green")
+        console.print(Text.assemble(mark, visible(f" {finding.what}: {finding.found}")))
         if finding.fix:
             wrong += 1
-            console.print(f"  {escape(finding.fix)}", highlight=False, soft_wrap=True)
+            console.print(f"  {finding.fix}", soft_wrap=True)
     if wrong:
         fail(f"{wrong} to mend")
 
@@ -94,14 +94,14 @@ def show_methods(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=not name)
     if name:
         for column, cell in zip(COLUMNS, known[name].cells, strict=True):
-            table.add_row(column, escape(cell))
+            table.add_row(column, cell)
     else:
         table.add_column("method=…", no_wrap=True)
         table.add_column("paper", no_wrap=True)
         table.add_column("what it is")
         for method in known.values():
-            table.add_row(method.name, method.paper, escape(method.about))
-    Console().print(table)
+            table.add_row(method.name, method.paper, method.about)
+    PlainConsole().print(table)
     if name:
         typer.echo(methods()[name].read_text(), nl=False)
 
@@ -116,6 +116,4 @@ def new(
         path, command = scaffold(kind, name, Path.cwd())
     except ScaffoldError as error:
         fail(str(error))
-    Console().print(
-        f"Wrote {path.name}. Use it with:\n  {command}", markup=False, highlight=False, soft_wrap=True
-    )
+    PlainConsole().print(f"Wrote {path.name}. Use it with:\n  {command}", soft_wrap=True)

@@ -48,7 +48,7 @@ def opened(out: Path, script: Script, resumes: bool = False, **changed: Any) -> 
         set_aside=aside,
         sampler=TaskSampler(TASKS, 5, aside.ids),
         state=SimpleNamespace(step=0),
-        view=SimpleNamespace(say=said.append, phase=lambda *_: None),
+        view=SimpleNamespace(say=said.append, phase=lambda *_: None, reach=lambda *_: None),
         said=said,
         asked=asked,
     )

@@ -21,10 +21,13 @@ from hindsight.cluster.commands import expected_errors, train_run
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import StorageError, open_folder, sole_writer, storing
 from hindsight.cluster.metrics import Metrics
-from hindsight.cluster.run import FORMAT, continued
+from hindsight.cluster.prepare import FORMAT, continued, require_same_run
+from hindsight.configs.method import Loss
 from hindsight.configs.schema import Config, Learner, Model, Tracking
+from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.feedback.anchors import AnchorError
 from hindsight.learner.checkpoint import check, write_state, writing
+from hindsight.rollout.models import ModelMissing
 from hindsight.teacher.plan import BudgetError
 from hindsight.teacher.scorer import WeightsError
 
@@ -131,6 +134,35 @@ def test_only_a_checkpoint_of_an_earlier_version_fixes_ranks_and_stage(tmp_path:
     assert continued(asked, tmp_path) == Config(model=Model(dtype="float32"))
 
 
+def test_a_checkpoint_must_be_of_the_same_tasks_and_method(tmp_path: Path) -> None:
+    tasks = Manifest((TaskSpec("t", "toy", "k", "train"),), ())
+    write_state(tmp_path, {"step": 1, "tasks": "others"})
+    with pytest.raises(RunError, match=rf"belongs to other tasks \(digest others, now {tasks.digest}\)"):
+        require_same_run(Config(), tmp_path, tasks)
+    write_state(tmp_path, {"step": 1, "tasks": tasks.digest})
+    require_same_run(Config(), tmp_path, tasks)
+    with pytest.raises(RunError, match="has no reference"):
+        require_same_run(Config(steps=2, loss=Loss(kl=0.1)), tmp_path, tasks)
+    (tmp_path / "reference.safetensors").touch()
+    require_same_run(Config(steps=2, loss=Loss(kl=0.1)), tmp_path, tasks)
+
+
+def test_what_is_wrong_is_said_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = list[object]()
+    monkeypatch.setattr(hindsight.cluster.commands, "connect", lambda *asked: started.append(asked))
+    monkeypatch.setattr(signals, "end_within", lambda seconds: None)
+    (tmp_path / "empty").mkdir()
+    config = Config(out=str(tmp_path / "run"), model=Model(path=str(tmp_path / "empty")))
+    with pytest.raises(ModelMissing, match="has no model"):
+        asyncio.run(train_run(config))
+    assert "failed: " in (tmp_path / "run/log.txt").read_text()
+    checkpoint(tmp_path / "other/checkpoints", 3)
+    with pytest.raises(RunError, match="already holds a run"):
+        asyncio.run(train_run(Config(out=str(tmp_path / "other"))))
+    assert not (tmp_path / "other/log.txt").exists()  # it is the other run's
+    assert not started
+
+
 def test_training_holds_the_folder_and_a_full_disk_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +172,7 @@ def test_training_holds_the_folder_and_a_full_disk_ends_it(
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 
     monkeypatch.setattr(hindsight.cluster.commands, "connect", connect)
+    monkeypatch.setattr(hindsight.cluster.commands, "prepare", lambda *_: None)
     timers = list[str]()
     monkeypatch.setattr(signals, "end_within", lambda seconds: timers.append("set"))
     monkeypatch.setattr(signals, "go_on", lambda: timers.append("canceled"))

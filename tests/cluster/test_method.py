@@ -13,6 +13,7 @@ from hindsight.cluster.metrics import step_metrics
 from hindsight.cluster.report.record import episode_row
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.turns import Turns
+from hindsight.cluster.view import View
 from hindsight.cluster.watch import Watchdog
 from hindsight.configs.load import load
 from hindsight.envs.base import Observation, StepResult
@@ -99,6 +100,7 @@ class Produced:
                 critic=SimpleNamespace(values=values) if config.needs_critic else None,
             ),
             renderer=SimpleNamespace(**renderer),
+            view=View(),
             opening=None,
             judge=judge,
             watchdog=Watchdog(60),

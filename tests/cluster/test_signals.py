@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from hindsight.cluster import signals
+from hindsight.cluster.failures import Interrupted
 from hindsight.cluster.run import Run, State
-from hindsight.cluster.signals import Interrupted, interruptible
+from hindsight.cluster.signals import interruptible
 from hindsight.configs.paths import SOURCE
 from hindsight.configs.schema import Config
 

@@ -172,7 +172,7 @@ class Shared:
 
         return move
 
-    async def _lend(self, plan: Plan, model: str, family: EnvFamily) -> Lent:
+    async def _lend(self, plan: Plan, model: str, family: EnvFamily, *_: Any) -> Lent:
         actors, config = self.actors, plan.config
         self._configure(config)
         if config.env != self.env:

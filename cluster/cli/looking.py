@@ -1,0 +1,116 @@
+"""The commands that look at runs, from their folders: `hindsight show | top`."""
+
+from __future__ import annotations
+
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.live import Live
+
+from hindsight.cluster.cli.common import fail
+from hindsight.cluster.report.text import PlainConsole
+
+app = typer.Typer()
+Folder = Annotated[Path, typer.Argument(help="folder of a run (its `out`)", metavar="RUN")]
+
+
+class By(StrEnum):
+    """What colors a token."""
+
+    weight = "weight"
+    delta = "delta"
+    advantage = "advantage"
+    logprob = "logprob"
+
+
+@app.command()
+def show(
+    run: Folder,
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="3 lists the episodes of step 3, 3/2 prints its episode 2; evaluations: after-RL/2",
+            metavar="[STEP[/EPISODE]]",
+        ),
+    ] = "",
+    by: Annotated[By, typer.Option(help="the number that colors a token")] = By.weight,
+    full: Annotated[bool, typer.Option("--full", help="do not shorten what the model saw")] = False,
+) -> None:
+    """List the steps and evaluations of a run, the episodes of one, or print an episode token by token."""
+    from hindsight.cluster.report import show as pages
+    from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
+
+    console = PlainConsole()
+    try:
+        folder = RunFolder(run)
+        if not what:
+            console.print(pages.stages(folder))
+            return
+        stage, number = pages.find(folder, what)
+        if number is None:
+            console.print(pages.episodes(folder, stage))
+            return
+        color = console.is_terminal and not console.no_color
+        for part in pages.episode(folder, stage, number, by.value, full, color):
+            console.print(part, soft_wrap=not console.is_terminal)
+    except RunFolderError as error:
+        fail(str(error))
+
+
+@app.command()
+def top(
+    run: Folder,
+    once: Annotated[bool, typer.Option("--once", help="print it once and end")] = False,
+) -> None:
+    """Show a run as it goes on: phase, step, success, speed, failures. q or Ctrl-C ends."""
+    from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
+    from hindsight.cluster.report.top import Now, table
+
+    console = PlainConsole()
+    try:
+        found = Now(RunFolder(run))
+        if once or not console.is_terminal:
+            console.print(table(found.lines(time.time()), str(run)))
+            return
+        with Live(console=console, screen=True, auto_refresh=False) as live, _keys() as pressed:
+            while True:
+                live.update(table(found.lines(time.time()), f"{run} (q ends)"), refresh=True)
+                if pressed(1.0) in ("q", "\x04"):
+                    return
+    except RunFolderError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        return
+
+
+@contextmanager
+def _keys() -> Iterator[Callable[[float], str]]:
+    """Read single keys; yields a function that waits some seconds for one, and returns "" if none came."""
+    if not sys.stdin.isatty():
+
+        def asleep(seconds: float) -> str:
+            time.sleep(seconds)
+            return ""
+
+        yield asleep
+        return
+    before = termios.tcgetattr(sys.stdin)
+
+    def pressed(seconds: float) -> str:
+        ready, _, _ = select.select([sys.stdin], [], [], seconds)
+        return sys.stdin.read(1) if ready else ""
+
+    tty.setcbreak(sys.stdin)
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

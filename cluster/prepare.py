@@ -1,0 +1,116 @@
+"""What a run has before Ray starts: its folder, the checkpoint to resume from, the model, the tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hindsight.cluster.failures import RunError
+from hindsight.cluster.folder import open_folder
+from hindsight.cluster.set_aside import FILE, SetAsideTasks
+from hindsight.cluster.view import View
+from hindsight.configs.schema import Config
+from hindsight.envs.base import EnvFamily
+from hindsight.envs.registry import make_family
+from hindsight.envs.tasks import Manifest
+from hindsight.learner.checkpoint import read_state, step_of
+from hindsight.rollout.models import resolve
+from hindsight.rollout.render import Renderer, load_renderer
+
+FORMAT = 2  # of checkpoints; 1 has DeepSpeed's files
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a run has before Ray starts."""
+
+    config: Config
+    newest: Path | None  # the checkpoint to resume from
+    model: Path
+    renderer: Renderer
+    family: EnvFamily
+    manifest: Manifest
+    set_aside: SetAsideTasks
+
+
+def prepare(config: Config, view: View) -> Ready:
+    """Open the run's folder, the model and the tasks: whatever is wrong with them is known before Ray starts.
+
+    Raises:
+        RunError: it cannot start; nothing that existed has been changed.
+        EnvError, ModelMissing, ModelUnfit, TemplateError: the tasks or the model are missing or do not fit.
+    """
+    view.phase("preparing the model and the tasks")
+    newest = open_folder(config, view.say)
+    view.keep(Path(config.out))
+    view.reach(step_of(newest) if newest else 0, config.steps)
+    view.say(f"output directory: {config.out}")
+    view.say("preparing the model and the tasks")
+    model = resolve(config.model.path)
+    renderer = load_renderer(str(model), config)
+    family = make_family(config.env)
+    manifest = family.manifest()
+    view.say(
+        f"{len(manifest.train)} training tasks, {len(manifest.evaluation)} held out, digest {manifest.digest}"
+    )
+    for caveat in config.env.caveats:
+        view.say(caveat)
+    if newest is not None:
+        require_same_run(config, newest, manifest)
+    continued(config, newest)  # raises what would be raised again once the machines are known
+    set_aside = SetAsideTasks.load(Path(config.out, FILE), manifest.train, resumes=newest is not None)
+    return Ready(config, newest, model, renderer, family, manifest, set_aside)
+
+
+def continued(config: Config, newest: Path | None) -> Config:
+    """`config` with the type of weights that the checkpoint was planned with, where the plan may choose it.
+
+    DeepSpeed's own files, of format 1, also need as many ranks of the same ZeRO stage.
+
+    Raises:
+        RunError: the settings say otherwise.
+    """
+    if newest is None:
+        return config
+    saved, learner, model = read_state(newest), config.learner, config.model
+    if saved.get("format", 1) < FORMAT:
+        before = saved.get("learner", {"ranks": 1, "zero_stage": 1})  # the first did not write these defaults
+        asked = {"ranks": learner.ranks or before["ranks"], "zero_stage": learner.zero_stage}
+        if asked["zero_stage"] is None:
+            asked["zero_stage"] = before["zero_stage"]
+        if asked != before:
+            raise RunError(
+                f"{newest} is of an earlier version, whose checkpoints fit one number of ranks and one ZeRO "
+                f"stage: set learner.ranks={before['ranks']} and learner.zero_stage={before['zero_stage']} "
+                "until the next checkpoint, which fits any"
+            )
+        learner = replace(learner, **before)
+    dtype = saved.get("dtype", model.dtype) if model.dtype == "auto" else model.dtype
+    return replace(config, model=replace(model, dtype=dtype), learner=learner)
+
+
+def require_same_run(config: Config, folder: Path, manifest: Manifest) -> None:
+    """Check that a checkpoint is of these tasks, and has what the method needs.
+
+    Raises:
+        RunError: it is not, or has not.
+    """
+    saved = read_state(folder)
+    if saved["tasks"] != manifest.digest:
+        raise RunError(
+            f"{folder} belongs to other tasks (digest {saved['tasks']}, now {manifest.digest}). "
+            "Use the same env settings, or set another `out`."
+        )
+    if saved["step"] == 0:  # the scorers equal the student, and the critic is untrained
+        return
+    parts = {
+        "teacher": (config.needs_teacher, "teacher.safetensors"),
+        "reference": (config.needs_reference, "reference.safetensors"),
+        "critic": (config.credit.critic, "critic"),
+    }
+    for name, (needed, file) in parts.items():
+        if needed and not (folder / file).exists():
+            raise RunError(
+                f"{folder} has no {name}. Keep the method and its settings, "
+                "or start a new run with another `out`."
+            )
