@@ -27,6 +27,7 @@ from hindsight.cluster.report.record import PolicyLoss
 from hindsight.cluster.run import Run
 from hindsight.cluster.sft import fine_tune, linear
 from hindsight.cluster.watch import together
+from hindsight.configs.schema import Config
 from hindsight.envs.runtime.remote import AnswerLost
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.checkpoint import due
@@ -313,8 +314,13 @@ class Trainer:
         run.recorder.step(run.state.step, batch, lost, loss)
 
     def learning_rate(self, peak: float) -> float:
-        """Learning rate of the coming update: linear warm-up to `peak`, then constant or linear to 0."""
-        settings, step = self.config.learner, self.run.state.step
-        if settings.schedule == "linear":
-            return linear(step, self.config.steps, peak, settings.warmup_steps)
-        return peak * min(1.0, (step + 1) / max(1, settings.warmup_steps))
+        """Learning rate of the coming update."""
+        return learning_rate(self.config, self.run.state.step, peak)
+
+
+def learning_rate(config: Config, step: int, peak: float) -> float:
+    """Learning rate after `step` finished steps: linear warm-up to `peak`, then constant or linear to 0."""
+    settings = config.learner
+    if settings.schedule == "linear":
+        return linear(step, config.steps, peak, settings.warmup_steps)
+    return peak * min(1.0, (step + 1) / max(1, settings.warmup_steps))

@@ -147,7 +147,6 @@ class Rank(ABC):
         if host == "127.0.0.1":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         import deepspeed
-        from transformers import AutoModelForCausalLM
 
         on_gpu = self.device.type == "cuda"
         if not on_gpu:
@@ -157,13 +156,7 @@ class Rank(ABC):
             auto_mpi_discovery=False,
             timeout=timedelta(seconds=self.config.learner.timeout),
         )
-        lm = AutoModelForCausalLM.from_pretrained(self.model, dtype=getattr(torch, self.config.model.dtype))
-        if self.config.learner.gradient_checkpointing:
-            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        parameters = sum(parameter.numel() for parameter in lm.parameters())
-        module = self._wrap(lm.train())
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.frozen = len(trained) < len(list(module.parameters()))
+        module, trained, parameters = self._open()
         count = sum(parameter.numel() for parameter in trained)
         learner = self.config.learner
         optimizer = torch.optim.AdamW(trained, lr=learner.lr, weight_decay=learner.weight_decay, fused=True)
@@ -176,6 +169,19 @@ class Rank(ABC):
             module.to(self.device)
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         return parameters, count
+
+    def _open(self) -> tuple[torch.nn.Module, list[torch.nn.Parameter], int]:
+        """Load the model; return it as it is trained, its trained parameters, and how many it has in all."""
+        from transformers import AutoModelForCausalLM
+
+        lm = AutoModelForCausalLM.from_pretrained(self.model, dtype=getattr(torch, self.config.model.dtype))
+        if self.config.learner.gradient_checkpointing:
+            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        parameters = sum(parameter.numel() for parameter in lm.parameters())
+        module = self._wrap(lm.train())
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.frozen = len(trained) < len(list(module.parameters()))
+        return module, trained, parameters
 
     def update(
         self, work: Sequence[Sequence[Piece]], strength: float, lr: float

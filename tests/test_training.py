@@ -148,6 +148,38 @@ def test_the_record_has_a_timeline_and_says_where_the_run_comes_from(straight: P
     assert start["versions"]["vllm"] and start["versions"]["hindsight"]
 
 
+REPLAY = """
+import asyncio, json, sys
+from hindsight.cluster.replay import replay
+out, *overrides = sys.argv[1:]
+same = asyncio.run(replay(out, 2))
+other = asyncio.run(replay(out, 2, overrides, update=False))
+print(json.dumps([
+    {"figures": one.figures, "tokens": {name: [a.largest, a.missing] for name, a in one.tokens.items()},
+     "notes": one.notes} for one in (same, other)
+]))
+"""
+
+
+def test_a_recorded_step_can_be_replayed_without_actors(straight: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
+    command = [sys.executable, "-c", REPLAY, str(straight), "method=rlsd"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+    same, other = json.loads(done.stdout.splitlines()[-1])
+    recorded = rows(straight, "train")[1]
+    for name in (*("loss", "entropy", "grad_norm", "teacher_gap", "weight_mean"), "lr", "strength", "tokens"):
+        assert same["figures"][f"learner/{name}"] == pytest.approx(
+            recorded[f"learner/{name}"], rel=1e-3, abs=1e-5
+        )
+    assert same["figures"]["teacher/spans"] == recorded["teacher/spans"]
+    assert same["tokens"].keys() == {"advantage", "teacher_logprob", "weight"}
+    assert all(missing == 0 and largest < 1e-3 for largest, missing in same["tokens"].values())
+    assert same["tokens"]["advantage"][0] <= 1e-5 and same["notes"] == []
+    # RLSD's teacher scores all that was sampled, not only actions.
+    assert other["tokens"]["teacher_logprob"][1] > 0 and other["figures"]["teacher/spans"] > 0
+    assert {path: path.stat().st_mtime_ns for path in straight.rglob("*")} == before
+
+
 def test_what_was_measured_of_a_checkpoint_is_in_it(straight: Path) -> None:
     """A run that goes on from it does not measure it again."""
     for step, stage in ((0, "after warm start"), (3, "after RL")):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from hindsight.cluster.report.groups import group_row
 from hindsight.cluster.report.lines import write_rows
 from hindsight.cluster.report.pieces import Pieces
 from hindsight.cluster.report.record import PolicyLoss, evaluation_rows, step_rows, token_rows
-from hindsight.cluster.report.run_folder import EPISODES, TOKENS, evaluation_key, step_key, step_of
+from hindsight.cluster.report.run_folder import EPISODES, GROUPS, TOKENS, evaluation_key, step_key, step_of
 from hindsight.cluster.report.timeline import Timeline
 from hindsight.learner.samples import SampleGroup
 from hindsight.rollout.types import Trajectory
@@ -33,6 +34,7 @@ class Recorder:
         key = step_key(step)
         write_rows(self.out / EPISODES / f"{key}.jsonl", step_rows(batch, self.pieces))
         write_rows(self.out / TOKENS / f"{key}.jsonl.gz", token_rows(batch, loss, self.pieces))
+        write_rows(self.out / GROUPS / f"{key}.jsonl.gz", map(group_row, batch))
         self.timeline.groups(step, (*batch, *lost))
 
     def evaluation(self, step: int, stage: str, plays: Iterable[Sequence[Trajectory]]) -> None:
@@ -41,7 +43,7 @@ class Recorder:
 
     def truncate(self, step: int) -> None:
         """Drop what belongs to later steps, −1 for all steps: a resumed run writes it again."""
-        for folder in (EPISODES, TOKENS):
+        for folder in (EPISODES, TOKENS, GROUPS):
             for file in (self.out / folder).glob("*.jsonl*"):
                 own = step_of(file.name.partition(".")[0])
                 if own is not None and own > step:

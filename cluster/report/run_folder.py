@@ -24,7 +24,7 @@ ABOUT, CONFIG, METRICS, FAILURES, TIMELINE = (
     "failures.jsonl",
     "timeline.jsonl",
 )
-EPISODES, TOKENS = "trajectories", "tokens"  # folders
+EPISODES, TOKENS, GROUPS = "trajectories", "tokens", "groups"  # folders
 KEY = re.compile(r"(step|eval)-(\d+)(?:-(.+))?")
 
 
@@ -126,6 +126,10 @@ class RunFolder:
         for row in self._rows(f"{TOKENS}/{key}.jsonl.gz"):
             found.setdefault(row["episode"], {})[row["turn"]] = row
         return found
+
+    def groups(self, key: str) -> list[dict[str, Any]]:
+        """A training step's groups without loss (`report.groups`); [] where none were recorded."""
+        return self._rows(f"{GROUPS}/{key}.jsonl.gz")
 
     def timeline(self, step: int) -> list[dict[str, Any]]:
         """The spans of a step by their start, those that contain others first."""
