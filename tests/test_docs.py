@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from hindsight.cluster.cli import app
 from hindsight.configs.check import check
-from hindsight.configs.load import load
+from hindsight.configs.load import ConfigError, load
 from hindsight.configs.reference import reference
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -23,7 +23,7 @@ PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")])
 FENCE = re.compile(r"^(?P<fence>```+)(?P<kind>[^\n]*)\n(?P<body>.*?)^(?P=fence) *$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 START_NOTHING = ("plan", "config", "methods", "new")  # besides `envs play --prompt`
-ELSEWHERE = ("NAME", "FOLDER", "…")  # placeholders: the command is a pattern
+PLACEHOLDERS = ("NAME", "FOLDER", "…")  # such a command is a pattern
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 
 
@@ -104,10 +104,7 @@ def parsed(words: tuple[str, ...]) -> tuple[str, dict[str, object]]:
         click.UsageError: there is no such command, option or argument.
     """
     command, arguments, names = typer.main.get_command(app), list(words[1:]), []
-    while isinstance(command, click.Group) or hasattr(command, "commands"):
-        known = command.commands  # type: ignore[union-attr]
-        if arguments and arguments[0] == "--version":
-            return "version", {}
+    while (known := getattr(command, "commands", None)) is not None:
         if not arguments or arguments[0] not in known:
             raise click.UsageError(f"no command {arguments[:1]}")
         names.append(arguments.pop(0))
@@ -141,9 +138,7 @@ def make_problem(words: tuple[str, ...]) -> str:
     if unknown := {word for word in words[1:] if "=" not in word} - targets:
         return f"no target {unknown}"
     given = [word.removeprefix("ARGS=") for word in words if word.startswith("ARGS=")]
-    if words[1:2] == ("train",):
-        return "; ".join(check(load("alfworld", [one for args in given for one in args.split()])))
-    return ""
+    return problems("alfworld", " ".join(given).split()) if words[1:2] == ("train",) else ""
 
 
 def hindsight_problem(words: tuple[str, ...]) -> str:
@@ -152,13 +147,20 @@ def hindsight_problem(words: tuple[str, ...]) -> str:
         name, given = parsed(words)
     except click.UsageError as error:
         return error.format_message()
-    pattern = any(mark in word for word in words for mark in ELSEWHERE)
+    if any(mark in word for word in words for mark in PLACEHOLDERS):
+        return ""
     if name in START_NOTHING or given.get("prompt"):
-        if pattern:
-            return ""
         done = CliRunner().invoke(app, list(words[1:]))
         return "" if done.exit_code == 0 else done.output or str(done.exception)
-    if given.get("recipe") and not pattern:
-        overrides = [str(one) for one in given["overrides"] or []]  # type: ignore[attr-defined]
-        return "; ".join(check(load(str(given["recipe"]), overrides)))
+    if isinstance(recipe := given.get("recipe"), str):
+        overrides = given.get("overrides")
+        return problems(recipe, list(overrides) if isinstance(overrides, list | tuple) else [])
     return ""
+
+
+def problems(recipe: str, overrides: list[str]) -> str:
+    """What is wrong with the settings of a command."""
+    try:
+        return "; ".join(check(load(recipe, overrides)))
+    except ConfigError as error:
+        return str(error)
