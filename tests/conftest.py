@@ -28,20 +28,23 @@ os.environ.setdefault(
 def scope(nodeid: str) -> str:
     """What shares a process.
 
-    A file's tests do, for its fixtures; all whole runs, for the actors of two might not fit into memory; and
-    all others that start Ray, which is started once for them.
+    A file's tests do, for its fixtures; the runs with shared actors, for those; all other whole runs, for the
+    actors of three might not fit into memory; and the small tests with Ray, which is started once for them.
     """
     file = nodeid.split("::")[0]
     text = (PROJECT / file).read_text()
     if not any(fixture in text for fixture in ("ray_local", "shared_actors", "own_ray")):
         return file
-    small = Path(file).parts[1] in ("envs", "learner", "rollout", "teacher")
-    return "ray, small" if small else "ray, whole runs"
+    folder = Path(file).parts[1]
+    if folder == "runs":
+        return "ray, shared actors"
+    return "ray, small" if folder in ("envs", "learner", "rollout", "teacher") else "ray, whole runs"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that start Ray come first: they are the longest, and the others fill the time beside them."""
-    items.sort(key=lambda item: not scope(item.nodeid).startswith("ray"))
+    first = ["ray, whole runs", "ray, shared actors", "ray, small"]
+    items.sort(key=lambda item: first.index(name) if (name := scope(item.nodeid)) in first else len(first))
 
 
 class Together(LoadScopeScheduling):

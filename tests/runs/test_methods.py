@@ -140,7 +140,7 @@ def test_roles_that_take_turns(warmed: Shared, tmp_path: Path, monkeypatch: pyte
     assert len(phases) <= 40  # two steps, three evaluations and a checkpoint
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", ["gigpo", "ppo", "serl", "serl_anchor", "hero", "hint_sd"])
 def test_another_environment(
     name: str, warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
