@@ -19,6 +19,9 @@ from rich.console import Console
 
 from hindsight.cluster.failures import FailureBudget, NothingTrained, RunError
 from hindsight.cluster.heal import Restarts
+from hindsight.cluster.report.lines import write_rows
+from hindsight.cluster.report.pieces import Pieces
+from hindsight.cluster.report.recorder import Recorder
 from hindsight.cluster.run import Run, State
 from hindsight.cluster.set_aside import SetAside, SetAsideTasks
 from hindsight.cluster.task_sampler import TaskSampler
@@ -62,7 +65,7 @@ class Toy:
         self.run: Any = SimpleNamespace(
             config=config,
             out=out,
-            actors=SimpleNamespace(restarts=Restarts()),
+            actors=SimpleNamespace(restarts=Restarts(), critic=None),
             state=State(),
             sampler=TaskSampler(TASKS, 5, aside.ids),
             budget=FailureBudget(1.0, 10_000, aside.ids),
@@ -70,14 +73,13 @@ class Toy:
             view=view,
             watchdog=Watchdog(60),
             metrics=SimpleNamespace(write=lambda step, kind, values: self.rows.append(values)),
+            recorder=Recorder(out, Pieces(lambda token: b"x")),
             now=lambda *_: None,
             changing=changing,
         )
         self.run.lose = lambda group: Run.lose(self.run, group)
         self.trainer = trainer = Trainer(self.run)
-        method: Any = SimpleNamespace(must_requeue=trainer.method.must_requeue)
-        method.finish, method.update = self.finish, self.update
-        trainer.method = method
+        trainer.method.finish, trainer.method.update = self.finish, self.update  # type: ignore[method-assign]
         publisher: Any = SimpleNamespace(sync=self.sync)
         trainer.publisher = publisher
         for name in ("roll_out", "produce", "checkpoint_and_evaluate"):
@@ -232,6 +234,7 @@ def fresh(out: Path) -> Run:
     parts["sampler"] = TaskSampler(TASKS, 5, aside.ids)
     parts["budget"] = FailureBudget(0.2, 4, aside.ids)
     parts["metrics"] = SimpleNamespace(truncate=lambda step: None)
+    parts["recorder"] = Recorder(out, Pieces(lambda token: b"x"))
     learner = SimpleNamespace(load=load)
     parts["actors"] = SimpleNamespace(learner=learner, critic=None, scorers=lambda: {})
     return Run(**parts)
@@ -250,9 +253,12 @@ def test_a_checkpoint_brings_back_totals_but_no_grudge(tmp_path: Path, version: 
         del state["sampler"], state["turns"]
     (tmp_path / "driver.json").write_text(json.dumps(state))
     after = fresh(tmp_path)
+    for step in (3, 4):
+        write_rows(tmp_path / f"trajectories/step-{step:06d}.jsonl", [])
     for _ in range(2):
         asyncio.run(after.restore(tmp_path))
         assert after.state.step == 3 and after.budget.counts == {"engine": 64}
         assert after.sampler.interrupted == ([3] if version == "0.1.0" else [])
+        assert [file.stem for file in (tmp_path / "trajectories").iterdir()] == ["step-000003"]
     after.budget.add(4, 4, [Failure("engine", "gone", "t1")])
     assert after.sampler.aside == {"t4"} == fresh(tmp_path).set_aside.ids
