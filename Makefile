@@ -1,5 +1,5 @@
 # make train [ARGS="steps=200"] · make test [ARGS="-k loss"] · make lint · make format · make setup · make clean
-.PHONY: setup train test chaos lint format lock clean
+.PHONY: setup train test chaos lint format docs lock clean
 .DEFAULT_GOAL := help
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,8 @@ help:
 	@echo 'make test     set up, then run the tests; ARGS goes to pytest'
 	@echo 'make chaos    kill every kind of process of a small run, which must end as if nothing had happened'
 	@echo 'make lint     check style, formatting and types; make format fixes the first two'
-	@echo 'make lock     update all package versions; make clean removes .venv, .venv-cpu and caches, never runs/'
+	@echo 'make docs     build the documentation as a site in site/; a broken link is an error'
+	@echo 'make lock     update all package versions; make clean removes .venv*, site/ and caches, never runs/'
 
 setup:
 	@VENV=$(VENV) scripts/setup
@@ -40,9 +41,12 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs:
+	@scripts/docs
+
 lock: setup
 	scripts/lock
 
 clean:
-	rm -rf .venv .venv-cpu .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-cpu .venv-docs site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ from pathlib import Path
 KINDS = {  # kind -> its example
     "env": "env.py",
     "feedback": "feedback.py",
+    "judge": "judge.py",
     "advantage": "advantage.py",
     "signal": "teacher_signal.py",
     "tracker": "tracker.py",

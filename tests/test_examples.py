@@ -18,9 +18,13 @@ from hindsight.configs.paths import SOURCE
 from hindsight.envs.runtime.linux import descendants
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-FILES = sorted(path.name for path in EXAMPLES.glob("*.*") if path.suffix != ".pyc" and path.stem[0] != "_")
-KINDS = ("env", "feedback", "advantage", "signal", "tracker", "method")
+FILES = sorted(
+    path.name for path in EXAMPLES.glob("*.*") if path.suffix in (".py", ".yaml") and path.stem[0] != "_"
+)
+KINDS = ("env", "feedback", "judge", "advantage", "signal", "tracker", "method")
 TINY = [
+    "model.path=nano",
+    "rollout.kv_cache_gib=0.25",
     "steps=1",
     "out=run",
     "model.max_length=512",
@@ -37,6 +41,7 @@ TINY = [
 ]
 OWN = [
     "method=method.yaml",
+    "feedback.max_tokens=128",
     "credit.advantage=advantage.py",
     "feedback.source=feedback.py",
     "env.name=env.py",
@@ -105,7 +110,7 @@ def test_all_examples_train_together_outside_the_clone(tmp_path: Path, ray_local
         shutil.copy(EXAMPLES / name, tmp_path)
     key = "sk-of-the-one-who-trains"
     with watched(key) as seen:
-        done = hindsight(tmp_path, "train", "nano", *OWN, *TINY, timeout=600, EXAMPLES_API_KEY=key)
+        done = hindsight(tmp_path, "train", "model.yaml", *OWN, *TINY, timeout=600, EXAMPLES_API_KEY=key)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     processes = " ".join(seen)
     assert all(part in processes for part in ("raylet", "ray::Engine", "runtime.forkserver"))

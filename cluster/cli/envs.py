@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -10,13 +12,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from hindsight.cluster.cli.common import fail
+from hindsight.cluster.cli.common import Overrides, fail
 from hindsight.cluster.report.text import PlainConsole
+from hindsight.configs.load import ConfigError, load
 from hindsight.configs.registry import ENVIRONMENTS
-from hindsight.configs.schema import Env
+from hindsight.configs.schema import Config, Env
 from hindsight.envs.base import EnvError, EnvFamily, Observation
 from hindsight.envs.reference import Played, play_references
 from hindsight.envs.registry import make_family
+from hindsight.envs.tasks import TaskSpec
 
 app = typer.Typer(no_args_is_help=True, help="Install, check and play the environments.")
 Name = Annotated[str, typer.Argument(help=f"{', '.join(ENVIRONMENTS.builtin)} or all")]
@@ -64,28 +68,56 @@ def check(
 @app.command()
 def play(
     name: Name,
+    overrides: Overrides = None,
     task: Annotated[str, typer.Option(help="task id (default: the first training task)")] = "",
     data: Annotated[str | None, typer.Option(help="folder of official data")] = None,
+    prompt: Annotated[bool, typer.Option(help="print what a model is shown at the first turn")] = False,
+    model: Annotated[str, typer.Option(help="with --prompt: whose chat template and tokenizer")] = "nano",
 ) -> None:
     """Play an episode in the terminal: ? shows the reference solution, Ctrl-D ends.
 
     A tool is called as `name {"its": "arguments"}`; a block of code ends with an empty line.
     """
-    family = _family(Env(name=name, data=data))
+    from hindsight.rollout.models import ModelMissing, ModelUnfit
+    from hindsight.rollout.template import TemplateError
+
     try:
-        _play(family, task)
-    except EnvError as error:
+        config = load(None, [f"env.name={name}", *(overrides or [])])
+        env = replace(config.env, data=data) if data else config.env
+        family = _family(env)
+        spec = _find(family, task)
+        if prompt:
+            _print_prompt(config, family, spec, model)
+        else:
+            _play(family, spec)
+    except (ConfigError, EnvError, ModelMissing, ModelUnfit, TemplateError) as error:
         fail(str(error))
 
 
-def _play(family: EnvFamily, task: str) -> None:
-    """Run one episode interactively. Raises EnvError."""
-    specs = {
-        spec.id: spec for split in (family.manifest().train, family.manifest().evaluation) for spec in split
-    }
+def _find(family: EnvFamily, task: str) -> TaskSpec:
+    """The task with this id, or the first one of training."""
+    manifest = family.manifest()
+    specs = {spec.id: spec for spec in (*manifest.train, *manifest.evaluation)}
     if task and task not in specs:
         fail(f"{family.name} has no task {task!r}; for example: {', '.join(list(specs)[:5])}")
-    spec = specs[task] if task else next(iter(specs.values()))
+    return specs[task] if task else next(iter(specs.values()))
+
+
+def _print_prompt(config: Config, family: EnvFamily, spec: TaskSpec, model: str) -> None:
+    """Print the first prompt of a task to stdout, and its length to stderr."""
+    from hindsight.rollout.conversation import Conversation
+    from hindsight.rollout.models import resolve
+    from hindsight.rollout.render import load_renderer
+
+    renderer = load_renderer(str(resolve(model)), config)
+    with closing(family.make()) as instance:
+        _, ids = Conversation(renderer).prompt(instance.reset(spec))
+    typer.echo(renderer.decode(ids), nl=False)
+    typer.echo(f"\n{len(ids)} tokens; model.max_length = {config.model.max_length}", err=True)
+
+
+def _play(family: EnvFamily, spec: TaskSpec) -> None:
+    """Run one episode interactively. Raises EnvError."""
     instance = family.make()
     try:
         reference = instance.reference(spec)
