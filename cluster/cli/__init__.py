@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hindsight.cluster.cli import envs, explaining, training
+from hindsight.cluster.cli import envs, explaining, looking, training
 from hindsight.configs.environ import apply
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for commands in (training, explaining):
+for commands in (training, explaining, looking):
     app.add_typer(commands.app)
 app.add_typer(envs.app, name="envs")
 
