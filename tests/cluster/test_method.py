@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
-from hindsight.cluster.metrics import readable, step_metrics
+from hindsight.cluster.metrics import step_metrics
+from hindsight.cluster.report.record import episode_row
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.turns import Turns
 from hindsight.cluster.watch import Watchdog
@@ -287,7 +288,7 @@ def test_each_token_has_the_version_that_sampled_it():
     assert collate(one.losses["policy"]).lags.tolist() == [2.0, 1.0, 1.0] * 2
     assert one.metrics["rollout/staleness"] == 2
     assert one.metrics["rollout/staleness_mean"] == pytest.approx(4 / 3)
-    assert readable(one.group.group.trajectories[0])["turns"][0]["weights"] == [4, 5]
+    assert episode_row(one.group.group.trajectories[0], 0)["turns"][0]["weights"] == [4, 5]
 
 
 def test_a_critic_takes_the_place_of_siblings():
