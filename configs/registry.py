@@ -70,6 +70,30 @@ class Registry:
             raise UnknownName(f"{self.key} = {name!r}: {attribute} is not {self._wanted}")
         return found
 
+    def beside(self, name: str, suffix: str) -> ModuleType | None:
+        """The module next to the one of `name`, called like it with `suffix` added; None if there is none.
+
+        The module of `name` itself is not imported.
+
+        Raises:
+            UnknownName: the module is there and cannot be imported.
+        """
+        place = self.builtin.get(name, name)
+        module, colon, _ = place.rpartition(":")
+        path = Path(module if colon else place).expanduser()
+        if path.suffix == ".py":
+            path = path.with_name(f"{path.stem}{suffix}.py")
+            return _import(self.key, name, str(path)) if path.is_file() else None
+        if not colon:
+            return None
+        try:
+            return _import(self.key, name, module + suffix)
+        except UnknownName as error:
+            cause = error.__cause__
+            if isinstance(cause, ModuleNotFoundError) and f"{module}{suffix}.".startswith(f"{cause.name}."):
+                return None
+            raise
+
     def settings(self, *names: str) -> type:
         """The dataclass of the section when it names these entries: the section's own, or an extension."""
         kinds = dict.fromkeys([self.section, *map(self._extension, names)])
