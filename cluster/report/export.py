@@ -44,4 +44,3 @@ def _write(folder: Path, path: str, document: dict[str, Any]) -> None:
     file = folder / "data" / f"{path}.js"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(as_script(path, document), encoding="ascii")
-

@@ -1,7 +1,7 @@
-"""The documents of the pages of `hindsight view`: pure functions of a run's folder, plain data that JSON can hold.
+"""The documents of the pages of `hindsight view`: pure functions of a run's folder.
 
-A document is addressed by a short path without a file's ending: the server answers `data/PATH.js`, and an export has
-such a file.
+A document is plain data that JSON can hold, addressed by a path. The server answers `data/PATH.js`, and an
+export has such a file.
 
     runs                                the runs that are shown
     R/overview                          run number R: what is trained, where it stands, its curve and settings
@@ -33,7 +33,7 @@ CURVES = ("rollout/success", "rollout/turns_per_episode", "rollout/tokens_per_tu
 PHASES = ("rollout", "feedback_and_teacher", "learner", "weight_sync")
 FAILURES = ("failures/retried", "failures/groups_lost")
 COLUMNS = ("episode", "group", "trial", "task", "kind", "success", "reward", "turns", "ended")
-# Arrays over a turn's tokens that the page colors or shows; `ids` and `reference_logprob` stay in the run's folder.
+# Arrays over a turn's tokens that the page colors or shows; the others stay in the run's folder.
 PER_TOKEN = (
     *("advantage", "rollout_logprob", "teacher_logprob", "weight", "raw_weight"),
     *("value", "return", "lag", "share"),
@@ -187,9 +187,15 @@ def episode(rows: Sequence[Document], number: str, environment: str) -> Document
 
 
 def _turn(turn: Document, environment: str) -> Document:
-    seen = blocks(environment, turn["observation"], "", "")
-    came_back = blocks(environment, "", turn["action"] or "", turn["feedback"])
-    return {**turn, "seen": seen, "came_back": came_back}
+    """The action is drawn where its result is, unless it is a text: the response shows that already."""
+    action = turn["action"] or ""
+    came_back = blocks(environment, "", action, turn["feedback"])
+    said = {"kind": "text", "text": action}
+    return {
+        **turn,
+        "seen": blocks(environment, turn["observation"], "", ""),
+        "came_back": [block for block in came_back if block != said],
+    }
 
 
 def tokens(rows: dict[int, dict[int, Document]], number: str) -> Document:
@@ -198,7 +204,7 @@ def tokens(rows: dict[int, dict[int, Document]], number: str) -> Document:
     return {
         "turns": {
             str(turn): {"prompt": row.get("prompt"), "tokens": row["tokens"], "action": row.get("action")}
-            | {name: row[name] for name in PER_TOKEN if row.get(name) is not None}
+            | {name: row[name] for name in PER_TOKEN if _given(row.get(name))}
             for turn, row in turns.items()
         }
     }
@@ -211,14 +217,19 @@ def timeline(run: RunFolder, step: str) -> Document:
     return {
         "start": start,
         "spans": [
-            {"role": one["role"], "name": one["name"], "start": one["start"] - start, "end": one["end"] - start}
+            {
+                "role": one["role"],
+                "name": one["name"],
+                "start": one["start"] - start,
+                "end": one["end"] - start,
+            }
             for one in spans
         ],
     }
 
 
 def as_script(path: str, document: Document) -> str:
-    """A document as a script of ASCII text that hands it to the page. It parses as data, so nothing in it can run."""
+    """A document as an ASCII script that hands it to the page as data: nothing in it can run."""
     text = json.dumps(_rounded(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return f"hindsight({json.dumps(path)},{json.dumps(text)})\n"
 
@@ -235,6 +246,10 @@ def _rounded(value: Any) -> Any:
         case list() | tuple():
             return [_rounded(one) for one in value]
     return value
+
+
+def _given(values: Sequence[float | None] | None) -> bool:
+    return values is not None and any(value is not None for value in values)
 
 
 def _number(row: Document, at: int) -> int:

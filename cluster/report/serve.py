@@ -107,7 +107,9 @@ def listen(port: int) -> socket.socket:
         listening.bind((HOST, port))
     except OSError as error:
         listening.close()
-        raise PortTaken(f"cannot listen on {HOST}:{port} ({error.strerror}): choose another --port") from error
+        raise PortTaken(
+            f"cannot listen on {HOST}:{port} ({error.strerror}): choose another --port"
+        ) from error
     return listening
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def write_run(
 def write_old_run(folder: Path) -> Path:
     """A run of an older version: neither run.json nor tokens nor a timeline, and no new keys."""
     write_run(folder)
-    for extra in ("run.json", "timeline.jsonl", *(f"tokens/{one.name}" for one in (folder / "tokens").iterdir())):
+    shutil.rmtree(folder / "tokens")
+    for extra in ("run.json", "timeline.jsonl"):
         (folder / extra).unlink()
     for file in (folder / "trajectories").iterdir():
         episodes = [json.loads(line) for line in file.read_text().splitlines()]
@@ -97,8 +99,9 @@ def _episode(
 
 
 def _turn(number: int, training: bool) -> dict[str, Any]:
+    seen = HOSTILE if number == 1 else "A mug is here."
     turn = {
-        "observation": f"You are in the kitchen, turn {number}. {HOSTILE if number == 1 else 'You see a mug 1.'}",
+        "observation": f"You are in the kitchen, turn {number}. {seen}",
         "response": "I look for the mug. <action>take mug 1 from shelf 1</action>",
         "action": "take mug 1 from shelf 1", "valid": number != 2, "weights": [number],
         "feedback": "You pick up the mug 1 from the shelf 1." if number != 2 else "Nothing happens.",
@@ -136,7 +139,8 @@ def _row(step: int, success: float, episodes: int, turns: int) -> dict[str, Any]
         "step": step, "kind": "train", "stage": None, "time": START + 100 * step,
         "rollout/success": success, "rollout/reward": success, "rollout/episodes": float(episodes),
         "rollout/turns_per_episode": float(turns), "rollout/tokens_per_turn": 22.0, "time/step": 60.0,
-        "time/rollout": 30.0, "time/feedback_and_teacher": 10.0, "time/learner": 15.0, "time/weight_sync": 5.0,
+        "time/rollout": 30.0, "time/feedback_and_teacher": 10.0, "time/learner": 15.0,
+        "time/weight_sync": 5.0,
     }  # fmt: skip
 
 
