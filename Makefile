@@ -1,5 +1,5 @@
 # make train [ARGS="steps=200"] · make test [ARGS="-k loss"] · make lint · make format · make setup · make clean
-.PHONY: setup train test chaos lint format lock clean
+.PHONY: setup train test chaos lint format viewer lock clean
 .DEFAULT_GOAL := help
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -15,6 +15,7 @@ help:
 	@echo 'make test     set up, then run the tests; ARGS goes to pytest'
 	@echo 'make chaos    kill every kind of process of a small run, which must end as if nothing had happened'
 	@echo 'make lint     check style, formatting and types; make format fixes the first two'
+	@echo 'make viewer   build the web page of `hindsight view` again (needs node and npm)'
 	@echo 'make lock     update all package versions; make clean removes .venv, .venv-cpu and caches, never runs/'
 
 setup:
@@ -39,6 +40,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+viewer:
+	cd cluster/report/viewer && npm install --no-package-lock --no-audit --no-fund && npm run build
 
 lock: setup
 	scripts/lock

@@ -76,14 +76,15 @@ class Pages:
     def addresses(self) -> Iterator[tuple[str, ...]]:
         """Every document that the run has."""
         yield ("overview",)
-        for stage in self.run.steps():
+        stages = self.run.steps()
+        for step in dict.fromkeys(stage.step for stage in stages):
+            yield "timeline", str(step)
+        for stage in stages:
             yield "index", stage.key
             for number, row in enumerate(self._rows(stage.key)):
                 yield "episode", stage.key, str(_number(row, number))
                 if stage.training:
                     yield "tokens", stage.key, str(_number(row, number))
-            if stage.training:
-                yield "timeline", str(stage.step)
 
     @cached_property
     def _environment(self) -> str:

@@ -125,10 +125,8 @@ def page(driver: webdriver.Chrome, address: str) -> Iterator[Page]:
 def strangers(driver: webdriver.Chrome, address: str) -> list[str]:
     """Addresses that the page asked for and that are not the server's."""
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    asked = [
-        one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"
-    ]
-    return [url for url in asked if not url.startswith((address, "about:", "data:"))]
+    sent = [one["params"]["request"] for one in events if one["method"] == "Network.requestWillBeSent"]
+    return [one["url"] for one in sent if not one["url"].startswith((address, "about:", "data:"))]
 
 
 def test_clicks_reach_every_page(page: Page) -> None:

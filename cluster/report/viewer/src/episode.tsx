@@ -6,7 +6,7 @@ import { useKeys } from "./keys";
 import { Drawn, Outcome } from "./parts";
 import { applied, available, limit, type Quantity } from "./quantities";
 import { go, link, query, type Route } from "./route";
-import { type Row, siblings, useRows } from "./rows";
+import { families, family, type Row, useRows } from "./rows";
 import { besideLink } from "./episodes";
 import { Inspector, Legend, Response } from "./tokens";
 import type { Episode, Stage, Tokens, Turn, TurnTokens } from "./types";
@@ -53,7 +53,7 @@ function Shown({ run, stage, episode, tokens, rows }: ShownProps) {
   const [exact, setExact] = useState(false);
   const place = rows.findIndex((row) => row.episode === episode.episode);
   const own = rows[place];
-  const family = own ? siblings(rows, own) : [];
+  const group = (own && families(rows).get(family(own))) ?? [];
   const of = (turn: number): TurnTokens | undefined => tokens?.turns[turn];
   const look = useCallback((turn: number, token: number) => {
     setCurrent(turn);
@@ -80,7 +80,7 @@ function Shown({ run, stage, episode, tokens, rows }: ShownProps) {
     j: () => move(current + 1), k: () => move(current - 1),
     ArrowRight: () => step(1), ArrowLeft: () => step(-1), Home: () => step(-1e9), End: () => step(1e9),
     n: () => neighbor(1), p: () => neighbor(-1),
-    s: () => family.length > 1 && go(besideLink(run, family)),
+    s: () => group.length > 1 && go(besideLink(run, group)),
     a: () => go(sameTask),
     c: () => turnQuantity(1), C: () => turnQuantity(-1),
     x: () => setExact(!exact),
@@ -99,7 +99,7 @@ function Shown({ run, stage, episode, tokens, rows }: ShownProps) {
         <p class="links">
           {place > 0 && <a href={link(run, "episode", stage.key, rows[place - 1]!.episode)}>previous <kbd>p</kbd></a>}
           {place >= 0 && place < rows.length - 1 && <a href={link(run, "episode", stage.key, rows[place + 1]!.episode)}>next <kbd>n</kbd></a>}
-          {family.length > 1 && <a href={besideLink(run, family)}>{family.length} siblings side by side <kbd>s</kbd></a>}
+          {group.length > 1 && <a href={besideLink(run, group)}>{group.length} siblings side by side <kbd>s</kbd></a>}
           <a href={sameTask}>this task at every step <kbd>a</kbd></a>
         </p>
       </div>
@@ -151,6 +151,7 @@ export function creditOf(turn: TurnTokens | undefined): { up: number; down: numb
 function Credit({ tokens, turns, current, move }: { tokens: Tokens; turns: number; current: number; move: (to: number) => void }) {
   const credit = Array.from({ length: turns }, (_, turn) => creditOf(tokens.turns[turn]));
   const total = credit.reduce((sum, { up, down }) => sum + up + down, 0);
+  if (!Object.values(tokens.turns).some((turn) => turn.share)) return null;
   if (!total) return <p class="quiet">No token of this episode moves the policy: its advantages are 0.</p>;
   const most = Math.max(...credit.map(({ up, down }) => Math.max(up, down)));
   return (
@@ -195,7 +196,7 @@ const TurnView = memo(function TurnView({ number: n, turn, tokens, quantity, mos
         <h2 id={`title-${n}`}>Turn {n + 1}</h2>
         {!turn.valid && <span class="badge bad">not a valid action</span>}
         {turn.reward ? <span class="badge good">reward {number(turn.reward)}</span> : null}
-        <span class="quiet">{summary(tokens, up + down)}{turn.weights.length > 0 && ` · weights ${turn.weights.join(", ")}`}</span>
+        <span class="quiet">{summary(tokens, up + down)}{turn.weights.length > 0 && ` · weights v${turn.weights.join(", v")}`}</span>
       </header>
       <div class="body">
         <section class="saw" aria-label="What the student saw">

@@ -3,7 +3,7 @@ import { number, plural } from "./format";
 import { useKeys } from "./keys";
 import { Outcome } from "./parts";
 import { amend, go, link, query, type Route } from "./route";
-import { type Row, siblings, useRows } from "./rows";
+import { families, family, type Row, useRows } from "./rows";
 import type { Stage } from "./types";
 
 const HEIGHT = 30; // of a row, px; the style sheet says the same
@@ -34,6 +34,7 @@ export function Episodes({ route, stages }: { route: Route; stages: Stage[] }) {
   const wanted = useMemo(() => (stage === "all" ? stages : stages.filter((one) => one.key === stage)), [stage, stages]);
   const { rows, missing, error } = useRows(route.run, wanted);
   const shown = useMemo(() => arrange(rows, filter, outcome, sort), [rows, filter, outcome, sort]);
+  const groups = useMemo(() => families(rows), [rows]);
   const [chosen, choose] = useState(0);
   const [picked, pick] = useState<Row[]>([]);
   const field = useRef<HTMLInputElement>(null);
@@ -59,7 +60,7 @@ export function Episodes({ route, stages }: { route: Route; stages: Stage[] }) {
     PageDown: () => move(15), PageUp: () => move(-15), Home: () => move(-shown.length), End: () => move(shown.length),
     Enter: () => open(shown[at]),
     " ": () => toggle(shown[at]),
-    s: () => shown[at] && go(besideLink(route.run, siblings(rows, shown[at]!))),
+    s: () => shown[at] && go(besideLink(route.run, groups.get(family(shown[at]!)) ?? [])),
     a: () => shown[at] && change({ stage: "all", q: shown[at]!.task, outcome: "" }),
     "/": () => field.current?.focus(),
   });
@@ -88,7 +89,7 @@ export function Episodes({ route, stages }: { route: Route; stages: Stage[] }) {
         {picked.length > 1 && <a class="button" href={besideLink(route.run, picked)}>compare {Math.min(picked.length, MOST_BESIDE)} side by side</a>}
       </div>
       {error && <p class="problem" role="alert">{error}</p>}
-      <List {...{ shown, at, list, sort, picked, toggle, run: route.run, rows, change }} />
+      <List {...{ shown, at, list, sort, picked, toggle, run: route.run, groups, change }} />
       <p class="quiet hint-line">j k move · Enter opens · s siblings side by side · a same task at every step · space picks for a comparison · / filters</p>
     </div>
   );
@@ -96,7 +97,7 @@ export function Episodes({ route, stages }: { route: Route; stages: Stage[] }) {
 
 interface ListProps {
   shown: Row[];
-  rows: Row[];
+  groups: Map<string, Row[]>;
   at: number;
   list: { current: HTMLDivElement | null };
   sort: string;
@@ -111,7 +112,7 @@ const COLUMNS: [string, string][] = [
   ["success", "outcome"], ["reward", "reward"], ["turns", "turns"], ["ended", "ended"], ["", "group"],
 ];
 
-function List({ shown, rows, at, list, sort, picked, run, toggle, change }: ListProps) {
+function List({ shown, groups, at, list, sort, picked, run, toggle, change }: ListProps) {
   const [top, setTop] = useState(0);
   const [height, setHeight] = useState(600);
   useEffect(() => {
@@ -154,7 +155,7 @@ function List({ shown, rows, at, list, sort, picked, run, toggle, change }: List
                 <td class="figure">{number(row.reward)}</td>
                 <td class="figure">{row.turns}</td>
                 <td>{row.ended}</td>
-                <td>{siblingsLink(run, rows, row)}</td>
+                <td>{siblingsLink(run, groups.get(family(row)) ?? [])}</td>
               </tr>
             );
           })}
@@ -166,8 +167,7 @@ function List({ shown, rows, at, list, sort, picked, run, toggle, change }: List
   );
 }
 
-function siblingsLink(run: number, rows: Row[], row: Row) {
-  const found = siblings(rows, row);
+function siblingsLink(run: number, found: Row[]) {
   return found.length > 1 && <a href={besideLink(run, found)}>siblings</a>;
 }
 

@@ -66,7 +66,9 @@ export function useRows(run: number, wanted: Stage[]): { rows: Row[]; missing: n
   return state;
 }
 
-/** Rollouts of the same task in the same step; in folders of older runs, those next to each other. */
-export function siblings(rows: Row[], of: Row): Row[] {
-  return rows.filter((row) => row.stage.key === of.stage.key && row.task === of.task && row.group === of.group);
+/** Rollouts of the same task in the same stage and group. */
+export function families(rows: Row[]): Map<string, Row[]> {
+  return Map.groupBy(rows, family);
 }
+
+export const family = (row: Row) => `${row.stage.key} ${row.group} ${row.task}`;

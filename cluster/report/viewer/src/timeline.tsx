@@ -14,7 +14,7 @@ const LEFT = 130;
 const WIDTH = 1100;
 
 export function TimelinePage({ route, stages }: { route: Route; stages: Stage[] }) {
-  const steps = stages.filter((stage) => stage.training).map((stage) => stage.step);
+  const steps = [...new Set(stages.map((stage) => stage.step))];
   const step = Number(route.parts[0] ?? steps.at(-1) ?? 0);
   const { value, error } = useDocument<Timeline>(`${route.run}/timeline/${step}`);
   const at = steps.indexOf(step);
@@ -41,7 +41,7 @@ function Drawing({ spans }: { spans: Span[] }) {
   const end = Math.max(...spans.map((span) => span.end), 1e-9);
   const roles = [...new Set(spans.map((span) => span.role))].sort((a, b) => rank(a) - rank(b));
   const lanes = roles.map((role) => ({ role, rows: pack(spans.filter((span) => span.role === role)) }));
-  const x = (second: number) => LEFT + ((WIDTH - LEFT - 10) * second) / end;
+  const x = (second: number) => LEFT + ((WIDTH - LEFT - 30) * second) / end;
   let top = 4;
   const placed = lanes.map((lane) => {
     const here = { ...lane, top };

@@ -99,22 +99,22 @@ export function Inspector({ number: turnNumber, turn, at }: { number: number; tu
       <p class="piece"><code>{JSON.stringify(turn.tokens[at] ?? "")}</code></p>
       <p class="quiet">turn {turnNumber + 1}, token {at + 1} of {turn.tokens.length}</p>
       <dl>{rows.map(([name, shown]) => <div key={name}><dt>{name}</dt><dd>{shown}</dd></div>)}</dl>
-      <p class="why">{why(advantage, delta, weight, used)}</p>
+      <p class="why">{why(turn.share ? advantage : null, delta, weight, used)}</p>
     </div>
   );
 }
 
 const clipped = (raw: number, weight: number) => Math.abs(raw - weight) > 1e-3 * Math.abs(raw);
 
-const logprob = (value: number | null) => (value === null ? "–" : `${number(value)} (p = ${percent(Math.exp(value), 1)})`);
+const logprob = (value: number | null) => (value === null ? "–" : `${number(value)} (p ${number(Math.exp(value), 2)})`);
 
 function why(advantage: number | null, delta: number | null, weight: number | null, used: number | null): string {
   const parts: string[] = [];
   if (advantage !== null)
     parts.push(
-      advantage > 0 ? "The episode did better here than its siblings: the token is made more probable."
-      : advantage < 0 ? "The episode did worse here than its siblings: the token is made less probable."
-      : "The advantage is 0: the policy loss does not move the token.",
+      advantage > 0 ? "Its advantage is positive: the policy loss makes it more probable."
+      : advantage < 0 ? "Its advantage is negative: the policy loss makes it less probable."
+      : "Its advantage is 0: the policy loss does not move it.",
     );
   if (delta === null) parts.push("The teacher did not score it.");
   else {
