@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hindsight.cluster.report.pages import Pages, as_script
+from hindsight.envs.runtime.files import atomic_dir
 
 STATIC = Path(__file__).absolute().parent / "static"
 
@@ -17,21 +18,26 @@ class ExportError(RuntimeError):
 
 
 def export(runs: Sequence[tuple[str, Pages]], folder: Path, about: Mapping[str, Any]) -> int:
-    """Write the page and all documents of `runs` (name and pages each) into a new or empty folder.
+    """Write the page and all documents of `runs` (name and pages each) into a new folder, atomically.
 
     Returns:
         How many bytes it wrote.
 
     Raises:
-        ExportError: the folder holds something already.
+        ExportError: the folder exists already.
+        RunFolderError: a file of a run cannot be read.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ExportError(f"{folder} exists and is not an empty folder: name a new one with --export")
-    shutil.copytree(STATIC, folder, dirs_exist_ok=True)
-    _write(folder, "runs", listing(runs, about))
-    for number, (_, pages) in enumerate(runs):
-        for address in pages.addresses():
-            _write(folder, "/".join((str(number), *address)), pages.document(*address))
+    if folder.exists():
+        raise ExportError(f"{folder} exists already: name a new folder with --export")
+
+    def make(draft: Path) -> None:
+        shutil.copytree(STATIC, draft, dirs_exist_ok=True)
+        _write(draft, "runs", listing(runs, about))
+        for number, (_, pages) in enumerate(runs):
+            for address in pages.addresses():
+                _write(draft, "/".join((str(number), *address)), pages.document(*address))
+
+    atomic_dir(folder, make)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 

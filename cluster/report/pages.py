@@ -16,22 +16,25 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from hindsight.cluster.report.run_folder import RunFolder
+from hindsight.cluster.report.run_folder import EPISODES, RunFolder
 from hindsight.configs.check import render
 from hindsight.configs.load import ConfigError, load
 from hindsight.envs.drawing import blocks
 
 Document = dict[str, Any]
+T = TypeVar("T")
+Version = tuple[str, int]  # key of a stage, and when its file was written
 CURVES = ("rollout/success", "rollout/turns_per_episode", "rollout/tokens_per_turn", "time/step")
 PHASES = ("rollout", "feedback_and_teacher", "learner", "weight_sync")
-FAILURES = ("failures/retried", "failures/groups_lost")
+PER_STEP = ("failures/retried", "failures/groups_lost")
+LEFT_OUT = ("_seconds", "/total", "/tasks_set_aside")  # no counts, or sums of others
 COLUMNS = ("episode", "group", "trial", "task", "kind", "success", "reward", "turns", "ended")
 # Arrays over a turn's tokens that the page colors or shows; the others stay in the run's folder.
 PER_TOKEN = (
@@ -51,8 +54,8 @@ class Pages:
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        self._episodes: OrderedDict[str, list[dict[str, Any]]] = OrderedDict()
-        self._tokens: OrderedDict[str, dict[int, dict[int, dict[str, Any]]]] = OrderedDict()
+        self._episodes: OrderedDict[Version, list[Document]] = OrderedDict()
+        self._tokens: OrderedDict[Version, dict[int, dict[int, Document]]] = OrderedDict()
 
     def document(self, kind: str, *address: str) -> Document:
         """The document of a page.
@@ -90,22 +93,21 @@ class Pages:
     def _environment(self) -> str:
         return str(_setting(self.run.config(), "env.name") or "")
 
-    def _rows(self, stage: str) -> list[dict[str, Any]]:
-        self._require(stage)
-        if stage not in self._episodes:
-            _keep(self._episodes, stage, self.run.episodes(stage))
-        return self._episodes[stage]
+    def _rows(self, stage: str) -> list[Document]:
+        return _kept(self._episodes, self._version(stage), lambda: self.run.episodes(stage))
 
-    def _token_rows(self, stage: str) -> dict[int, dict[int, dict[str, Any]]]:
-        self._require(stage)
-        if stage not in self._tokens:
-            _keep(self._tokens, stage, self.run.tokens(stage))
-        return self._tokens[stage]
+    def _token_rows(self, stage: str) -> dict[int, dict[int, Document]]:
+        return _kept(self._tokens, self._version(stage), lambda: self.run.tokens(stage))
 
-    def _require(self, stage: str) -> None:
-        """Only what the run lists becomes the name of a file."""
+    def _version(self, stage: str) -> Version:
+        """A stage as it is now: a run that goes back to a checkpoint writes its later stages again.
+
+        Raises:
+            NoSuchPage: the run does not list it. Nothing else becomes the name of a file.
+        """
         if all(one.key != stage for one in self.run.steps()):
             raise NoSuchPage(stage)
+        return stage, (self.run.path / EPISODES / f"{stage}.jsonl").stat().st_mtime_ns
 
 
 def overview(run: RunFolder) -> Document:
@@ -129,15 +131,21 @@ def overview(run: RunFolder) -> Document:
             | {name: row.get(f"eval/{name}") for name in ("success", "low", "high", "episodes", "turns")}
             for row in evaluations
         ],
-        "failures": {name: sum(row.get(name) or 0 for row in train) for name in FAILURES if _any(train, name)}
-        | {
-            name: sum(row.get(name) or 0 for row in train)
-            for row in train[-1:]
-            for name in row
-            if name.startswith("restarts/")
-        },
+        "failures": failures(train),
         "set_aside": run.failures(),
     }
+
+
+def failures(train: Sequence[Document]) -> dict[str, float]:
+    """How many failures of each kind the run had: counts per step are added, others are running ones."""
+    summed = {name: sum(row.get(name) or 0 for row in train) for name in PER_STEP}
+    last = train[-1] if train else {}
+    running = {
+        name: count
+        for name, count in last.items()
+        if name.startswith(("failures/", "restarts/")) and not name.endswith(LEFT_OUT)
+    }
+    return {name: count for name, count in (running | summed).items() if count}
 
 
 FACTS = (
@@ -268,7 +276,10 @@ def _any(rows: Sequence[Document], name: str) -> bool:
     return any(row.get(name) is not None for row in rows)
 
 
-def _keep(kept: OrderedDict[str, Any], key: str, value: Any) -> None:
-    kept[key] = value
+def _kept(kept: OrderedDict[Version, T], key: Version, read: Callable[[], T]) -> T:
+    if key not in kept:
+        kept[key] = read()
+    kept.move_to_end(key)
     while len(kept) > KEPT_STAGES:
         kept.popitem(last=False)
+    return kept[key]

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hindsight.cluster.report.export import STATIC, listing
 from hindsight.cluster.report.pages import NoSuchPage, Pages, as_script
+from hindsight.cluster.report.run_folder import RunFolderError
 
 HOST = "127.0.0.1"
 HOSTS = [HOST, "localhost"]  # any other name in a request comes from a page that rebound its own name to us
@@ -51,6 +52,8 @@ def application(runs: Sequence[tuple[str, Pages]], about: Mapping[str, Any]) -> 
                 script = await asyncio.to_thread(_script, path, runs, about)
         except NoSuchPage as error:
             return PlainTextResponse(f"nothing was recorded for {error}", status_code=404)
+        except RunFolderError as error:
+            script = as_script(path, {"error": str(error)})
         return Response(script, media_type="text/javascript")
 
     return Starlette(

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 from toy_runs import HOSTILE, write_old_run, write_run
 
 from hindsight.cluster.report.export import ExportError, export
-from hindsight.cluster.report.pages import NoSuchPage, Pages, as_script, settings
-from hindsight.cluster.report.run_folder import RunFolder
+from hindsight.cluster.report.pages import NoSuchPage, Pages, as_script, failures, settings
+from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
 from hindsight.cluster.report.serve import PortTaken, application, listen
 from hindsight.cluster.report.viewing import ViewError, names, view_runs
 
@@ -54,6 +54,17 @@ def test_the_overview_says_where_the_run_stands(toy: Path) -> None:
     ]  # fmt: skip
     assert found["starts"][0]["outcome"] == "finished"
     assert HOSTILE in found["set_aside"][0]["message"]
+
+
+def test_failures_are_counted_once() -> None:
+    """Counts of a step are added; kinds and restarts are running counts of the run."""
+    first = {"failures/retried": 1.0, "failures/timeout": 2, "failures/total": 2}
+    last = {
+        "failures/retried": 2.0, "failures/timeout": 3, "failures/total": 3, "failures/lost": 0,
+        "restarts/engine": 1.0, "restarts/engine_seconds": 40.0,
+    }  # fmt: skip
+    assert failures([first, last]) == {"failures/timeout": 3, "restarts/engine": 1.0, "failures/retried": 3.0}
+    assert failures([]) == {}
 
 
 def test_settings_show_what_differs_from_the_methods_defaults() -> None:
@@ -117,6 +128,21 @@ def test_parsed_stages_do_not_pile_up(toy: Path) -> None:
     assert len(pages._episodes) == len(pages._tokens) == 3
 
 
+def test_a_stage_that_is_written_again_is_read_again(tmp_path: Path) -> None:
+    pages = Pages(RunFolder(write_run(tmp_path)))
+    assert len(pages.document("index", "step-000001")["episode"]) == 8
+    file = tmp_path / "trajectories/step-000001.jsonl"
+    file.write_text(file.read_text().partition("\n")[0] + "\n")
+    assert len(pages.document("index", "step-000001")["episode"]) == 1
+
+
+def test_a_damaged_file_is_a_message(tmp_path: Path) -> None:
+    client = TestClient(application([("toy", Pages(RunFolder(write_run(tmp_path))))], {}), "http://localhost")
+    (tmp_path / "trajectories/step-000001.jsonl").write_text("no JSON\n")
+    assert "is not JSON" in read(client.get("/data/0/index/step-000001.js").text)[1]["error"]
+    assert "episode" in read(client.get("/data/0/index/step-000002.js").text)[1]
+
+
 def test_a_script_holds_data_only() -> None:
     hostile = {
         "a": HOSTILE + "\u2028\ud800é",
@@ -176,8 +202,16 @@ def test_an_export_is_a_folder_of_its_own(toy: Path, tmp_path: Path) -> None:
     assert size == sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     assert read((out / "data/0/tokens/step-000001/0.js").read_text())[0] == "0/tokens/step-000001/0"
     assert str(toy) not in "".join(file.read_text() for file in out.rglob("*.js"))
-    with pytest.raises(ExportError, match="not an empty folder"):
+    with pytest.raises(ExportError, match="exists already"):
         export([], out, {})
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    pages = Pages(RunFolder(write_run(tmp_path / "run")))
+    (tmp_path / "run/tokens/step-000003.jsonl.gz").write_bytes(b"cut")
+    with pytest.raises(RunFolderError, match="step-000003"):
+        export([("run", pages)], tmp_path / "out", {})
+    assert [one.name for one in tmp_path.iterdir()] == ["run"]
 
 
 def test_runs_have_short_names() -> None:

@@ -9,7 +9,9 @@ const waiting = new Map<string, Waiting>();
 let asked = 0;
 
 (window as unknown as { hindsight: (path: string, text: string) => void }).hindsight = (path, text) => {
-  waiting.get(path)?.resolve(JSON.parse(text));
+  const document = JSON.parse(text) as { error?: string };
+  if (document.error) waiting.get(path)?.reject(new Error(document.error));
+  else waiting.get(path)?.resolve(document);
 };
 
 function request(path: string, again: boolean): Promise<unknown> {
