@@ -120,6 +120,15 @@ TurnAt = tuple[int, int]  # (trajectory, turn): position of a turn in its group
 
 
 @dataclass(frozen=True)
+class Served:
+    """Which engine an episode ran on, and when, in seconds since the epoch."""
+
+    engine: int
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """One finished episode."""
 
@@ -130,6 +139,7 @@ class Trajectory:
     reward: float  # final task reward in [0, 1]
     ended: Ended
     preamble: str = ""  # text shown before the task; not in the turns' observations
+    served: Served | None = None
 
     def versions(self, turn: Turn) -> np.ndarray:
         """(n,) int32, the weight versions that sampled a turn's tokens, in order."""

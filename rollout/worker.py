@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +28,7 @@ from hindsight.rollout.types import (
     Generation,
     Group,
     Sampling,
+    Served,
     Trajectory,
 )
 
@@ -138,9 +140,11 @@ class Worker:
                     generate = generate_on(
                         self._engines[engine], engine, self._config.rollout.request_timeout
                     )
-                    return await run_episode(
+                    began = time.time()
+                    played = await run_episode(
                         task, slot, generate, self._renderer, self._limits, temperature, seed, preamble
                     )
+                    return replace(played, served=Served(engine, began, time.time()))
             except EngineError as error:
                 failed = engine
                 if engine is not None and isinstance(error, EngineLost):

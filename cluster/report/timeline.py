@@ -27,7 +27,7 @@ Role = Literal[
 
 
 class Timeline:
-    """Appends spans to the file as they end. All clocks are the driver's."""
+    """Appends spans to the file as they end."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / TIMELINE
@@ -40,15 +40,14 @@ class Timeline:
         append_rows(self.file, [_row(step, role, name, start, time.time())])
 
     def groups(self, step: int, groups: Iterable[SampleGroup]) -> None:
-        """Note what was done for groups that a step has taken."""
-        append_rows(
-            self.file,
-            [
-                _row(step, role, f"group {one.group.ordinal}", start, end)
-                for one in groups
-                for role, (start, end) in one.times.items()
-            ],
-        )
+        """Note what was done for groups that a step has taken, and which engines had their episodes."""
+        rows = []
+        for one in groups:
+            name = f"group {one.group.ordinal}"
+            rows += [_row(step, role, name, start, end) for role, (start, end) in one.times.items()]
+            on_engines = filter(None, (trajectory.served for trajectory in one.group.trajectories))
+            rows += [_row(step, "engine", f"engine {on.engine}", on.start, on.end) for on in on_engines]
+        append_rows(self.file, rows)
 
     def truncate(self, step: int) -> None:
         """Drop the spans of later steps, and what a killed run has left of a line."""

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from hindsight.cluster.failures import FailureBudget, NothingTrained, RunError
 from hindsight.cluster.heal import Restarts
+from hindsight.cluster.report.lines import write_rows
 from hindsight.cluster.report.pieces import Pieces
 from hindsight.cluster.report.recorder import Recorder
 from hindsight.cluster.run import Run, State
@@ -232,7 +233,8 @@ def fresh(out: Path) -> Run:
     parts |= {"config": Config(), "out": out, "manifest": manifest, "set_aside": aside, "state": State()}
     parts["sampler"] = TaskSampler(TASKS, 5, aside.ids)
     parts["budget"] = FailureBudget(0.2, 4, aside.ids)
-    parts["metrics"] = parts["recorder"] = SimpleNamespace(truncate=lambda step: None)
+    parts["metrics"] = SimpleNamespace(truncate=lambda step: None)
+    parts["recorder"] = Recorder(out, Pieces(lambda token: b"x"))
     learner = SimpleNamespace(load=load)
     parts["actors"] = SimpleNamespace(learner=learner, critic=None, scorers=lambda: {})
     return Run(**parts)
@@ -251,9 +253,12 @@ def test_a_checkpoint_brings_back_totals_but_no_grudge(tmp_path: Path, version: 
         del state["sampler"], state["turns"]
     (tmp_path / "driver.json").write_text(json.dumps(state))
     after = fresh(tmp_path)
+    for step in (3, 4):
+        write_rows(tmp_path / f"trajectories/step-{step:06d}.jsonl", [])
     for _ in range(2):
         asyncio.run(after.restore(tmp_path))
         assert after.state.step == 3 and after.budget.counts == {"engine": 64}
         assert after.sampler.interrupted == ([3] if version == "0.1.0" else [])
+        assert [file.stem for file in (tmp_path / "trajectories").iterdir()] == ["step-000003"]
     after.budget.add(4, 4, [Failure("engine", "gone", "t1")])
     assert after.sampler.aside == {"t4"} == fresh(tmp_path).set_aside.ids

@@ -8,14 +8,18 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from hindsight.cluster.report import provenance
-from hindsight.cluster.report.lines import write_rows
+from hindsight.cluster.report.lines import read_rows, write_rows
 from hindsight.cluster.report.provenance import command, recorded
 from hindsight.cluster.report.run_folder import RunFolder, RunFolderError, Stage, evaluation_key, step_key
 from hindsight.cluster.report.timeline import Timeline
+from hindsight.cluster.run import open_record
+from hindsight.configs.schema import Config, Tracking
 
 
 def test_a_folder_of_an_older_version_opens(tmp_path: Path) -> None:
@@ -174,3 +178,20 @@ def test_the_commit_is_that_of_this_code(tmp_path: Path, monkeypatch: pytest.Mon
     assert provenance.code_version() == (git("rev-parse", "HEAD"), False)
     package.write_text("x = 1\n")
     assert provenance.code_version() == (git("rev-parse", "HEAD"), True)
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_a_run_that_begins_anew_has_nothing_of_the_one_before(tmp_path: Path, resumes: bool) -> None:
+    """That one left no checkpoint. Its starts are kept."""
+    left = (
+        "metrics.jsonl",
+        "timeline.jsonl",
+        "trajectories/step-000001.jsonl",
+        "tokens/step-000001.jsonl.gz",
+    )
+    for name in (*left, "run.json"):
+        write_rows(tmp_path / name, [{"step": 1, "kind": "train"}])
+    renderer: Any = SimpleNamespace(token_bytes=lambda token: b"x")
+    open_record(Config(out=str(tmp_path), tracker=Tracking(names=[])), renderer, resumes)[0].close()
+    kept = [name for name in left if (tmp_path / name).exists() and read_rows(tmp_path / name)]
+    assert kept == (list(left) if resumes else []) and (tmp_path / "run.json").exists()

@@ -17,7 +17,7 @@ from hindsight.configs.method import Feedback
 from hindsight.feedback import reflect
 from hindsight.feedback.hints import Hints, gather_hints
 from hindsight.feedback.judge_client import Answer, JudgeError
-from hindsight.feedback.reading import Unreadable, json_objects
+from hindsight.feedback.reading import Note, Unreadable, json_objects
 from hindsight.feedback.reflect import LONGEST, diagnoses
 from hindsight.feedback.source import make_source
 from hindsight.feedback.sources import source_texts
@@ -227,7 +227,8 @@ def test_a_target_out_of_range_spoils_the_answer(wrong):
 def test_targets_are_the_earliest_and_no_more_than_asked_for():
     first = kitchen().trajectories[0]
     answer = json.dumps({"failures": [FAILURES[0] | {"turn": number} for number in (3, 1, 2)]})
-    assert read("target", answer, first).texts.keys() == {0}
+    one = read("target", answer, first)
+    assert one.texts.keys() == {0} and one.notes == {0: Note("target", FAILURES[0]["correction"])}
     assert read("target_three", answer, first).texts.keys() == {0, 1, 2}
 
 

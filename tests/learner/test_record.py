@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from learner_toys import REWEIGHT, group, held_tokens, trajectory, turn
 
+from hindsight.cluster.folder import StorageError, storing
+from hindsight.cluster.report import lines
 from hindsight.cluster.report.lines import append_rows, read_rows, write_rows
 from hindsight.cluster.report.pieces import Pieces
 from hindsight.cluster.report.record import PolicyLoss, evaluation_rows, loss_columns, step_rows, token_rows
@@ -22,6 +28,7 @@ from hindsight.feedback.reading import Note
 from hindsight.learner.batching import collate
 from hindsight.learner.losses import policy
 from hindsight.learner.samples import to_samples
+from hindsight.rollout.types import Served
 
 LETTERS = Pieces(lambda token: bytes([96 + token]))  # 1 is a, 2 is b, …
 ANY = Pieces(lambda token: b"x")
@@ -158,6 +165,8 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
     recorder = Recorder(tmp_path, LETTERS)
     made = step()
     made.times = {"rollout": (1.0, 2.0)}
+    first = replace(made.group.trajectories[0], served=Served(3, 1.0, 1.5))
+    made.group = replace(made.group, trajectories=(first, *made.group.trajectories[1:]))
     recorder.evaluation(0, "before warm start", [(made.group.trajectories[0],)])
     for number in (1, 2, 3):
         recorder.step(number, [made], [], loss_of(made))
@@ -171,7 +180,9 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
     recorder.truncate(1)
     assert [stage.key for stage in run.steps()] == ["eval-000000-before-warm-start", "step-000001"]
     assert run.tokens("step-000002") == {} and 0 in run.tokens("step-000001")
-    assert [len(run.timeline(number)) for number in (1, 2, 3)] == [1, 0, 0]
+    spans = [(span["role"], span["name"]) for span in run.timeline(1)]
+    assert spans == [("rollout", "group 7"), ("engine", "engine 3")]
+    assert run.timeline(2) == run.timeline(3) == []
     recorder.truncate(-1)
     assert run.steps() == [] and run.timeline(1) == [] and (tmp_path / "tokens/mine.jsonl.gz").exists()
 
@@ -184,3 +195,37 @@ def test_the_window_preset_shows_whole_contexts():
     samples = to_samples(group(other))
     first, second = token_rows([samples], loss_of(samples), LETTERS)
     assert (first["prompt"], second["prompt"]) == ("abc", "abcdefghij")
+
+
+def test_the_snippets_of_the_documentation_run(tmp_path):
+    recorder, made = Recorder(tmp_path, LETTERS), step()
+    recorder.step(1, [made], [], loss_of(made))
+    text = (Path(__file__).parents[2] / "docs/run-folder.md").read_text()
+    found = {"pd": pandas}
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for snippet in snippets:
+        exec(snippet.replace("runs/NAME", str(tmp_path)), found)
+    assert len(snippets) == 2 and len(found["episodes"]) == 2
+    table = found["tokens"]
+    assert len(table) == 4 + 3 + 5 and table["share"].sum() == pytest.approx(1.0)
+    assert "".join(table[table["episode"] == 0]["tokens"]) == "defgklm"
+
+
+def test_every_key_is_documented():
+    text = (Path(__file__).parents[2] / "docs/run-folder.md").read_text()
+    made = step()
+    rows = [*token_rows([made], loss_of(made), LETTERS), *step_rows([made], LETTERS)]
+    keys = {key for row in rows for key in (*row, *row.get("turns", [{}])[0])}
+    assert {key for key in keys if f"`{key}`" not in text} == set()
+
+
+def test_what_cannot_be_written_ends_the_run(tmp_path, monkeypatch):
+    """As for metrics: a full disk is an error for the user."""
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    made = step()
+    monkeypatch.setattr(lines, "atomic_write", full)
+    with pytest.raises(StorageError, match="Free some space"), storing(tmp_path):
+        Recorder(tmp_path, LETTERS).step(1, [made], [], loss_of(made))

@@ -78,6 +78,8 @@ def test_groups_play_side_by_side(model):
     assert all(trajectory.success for group in groups for trajectory in group.trajectories)
     assert (pool.leased, pool.open) == (8, 0) and worker._router.loads == [0, 0]
     assert all(engine.asked for engine in engines)
+    served = [trajectory.served for group in groups for trajectory in group.trajectories]
+    assert {one.engine for one in served} == {0, 1} and all(one.start < one.end for one in served)
 
     turns = [turn for group in groups for t in group.trajectories for turn in t.turns]
     told = [tally(trajectory) for group in groups for trajectory in group.trajectories]
