@@ -19,8 +19,10 @@ from hindsight.cluster.failures import FailureBudget, RunError, by_kind, in_word
 from hindsight.cluster.folder import checkpoints, newest_step, sole_writer, storing
 from hindsight.cluster.heal import Watched, keep
 from hindsight.cluster.machines import cluster_nodes, connect
-from hindsight.cluster.metrics import Metrics, write_trajectories
+from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.planning import plan_run
+from hindsight.cluster.report.lines import write_rows
+from hindsight.cluster.report.record import evaluation_rows
 from hindsight.cluster.run import Run, open_run
 from hindsight.cluster.start import STARTING, start_actors
 from hindsight.cluster.train import Trainer
@@ -183,13 +185,13 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             stage = f"{config.model.path}, {config.evaluate.agent}"
             playing = evaluate(plan.config, actors, renderer, manifest.train, episodes, stage, 0, played)
             with watchdog.waiting(config.rollout.timeout):
-                result, trajectories, failures = await watchdog.guard(playing, keeping)
+                result, plays, failures = await watchdog.guard(playing, keeping)
             view.console.print(evaluation_table([result]))
             folder = Path(config.out) / "eval" / config.evaluate.agent
             metrics = Metrics(folder)
-            metrics.write(0, "eval", result.metrics())
+            metrics.write(0, "eval", result.metrics(), stage)
             metrics.close()
-            write_trajectories(folder / "trajectories.jsonl", trajectories)
+            write_rows(folder / "trajectories.jsonl", evaluation_rows(plays))
             view.say(f"metrics and trajectories are in {folder}")
             if failures:
                 counts = in_words(by_kind(failures))

@@ -117,8 +117,8 @@ async def evaluate(
     stage: str,
     step: int,
     played: Callable[[int], None],
-) -> tuple[Evaluation, list[Trajectory], list[Failure]]:
-    """Run the episodes with `evaluate.agent` and the engines' weights.
+) -> tuple[Evaluation, list[tuple[Trajectory, ...]], list[Failure]]:
+    """Run the episodes with `evaluate.agent` and the engines' weights; also returns the trials of each.
 
     A task is left out of every rate if infrastructure failed in any trial, if a trial took longer than
     `rollout.timeout`, or if its prompt is too long.
@@ -163,9 +163,9 @@ async def evaluate(
         for one, (index, task) in zip(played_out, episodes, strict=True)
     ]
     result = summarize(stage, step, [task.id for _, task in episodes], attempts, trials.most)
-    trajectories = [trajectory for one in attempts for trajectory in one.trajectories]
     failures += [failure for one in attempts for failure in one.failures]
-    return replace(result, seconds=clock() - started), trajectories, failures
+    plays = [one.trajectories for one in attempts]
+    return replace(result, seconds=clock() - started), plays, failures
 
 
 def unfinished(task: TaskSpec, kind: FailureKind, why: str) -> Attempts:

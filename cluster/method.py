@@ -11,7 +11,6 @@ What it is made of is configuration: `credit`, `feedback`, `signal`, `teacher` a
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -93,11 +92,15 @@ class Method:
 
     def losses(self, batch: Sequence[SampleGroup]) -> dict[str, list[TrainingSample]]:
         """The samples of each loss of the policy."""
-        groups = [group for group in batch if self.config.loss.policy > 0 and self._learns(group)]
         return {
-            "policy": [sample for group in groups for sample in group.samples],
+            "policy": self.policy_samples(batch),
             "signal": [one.select("signal") for group in batch for one in group.samples if self._taught(one)],
         }
+
+    def policy_samples(self, batch: Sequence[SampleGroup]) -> list[TrainingSample]:
+        """The samples of the policy loss."""
+        groups = [group for group in batch if self.config.loss.policy > 0 and self._learns(group)]
+        return [sample for group in groups for sample in group.samples]
 
     async def update(
         self, batch: Sequence[SampleGroup], step: int, schedule: Callable[[float], float]
@@ -189,8 +192,10 @@ class Method:
             finally:
                 watchdog.beat("gathering hints")
 
-        began = time.monotonic()
-        with watchdog.waiting(patience(self.config.judge) if judge else 0.0):
+        with (
+            watchdog.waiting(patience(self.config.judge) if judge else 0.0),
+            group.timing("judge") if judge else nullcontext(),
+        ):
             hints = await gather_hints(
                 group.group,
                 self.config.feedback,
@@ -200,8 +205,10 @@ class Method:
             )
         group.failures += hints.failures
         group.count(hints.figures)
+        group.notes = hints.notes
         if judge is not None:
-            group.count({"judge/seconds": time.monotonic() - began})
+            started, ended = group.times["judge"]
+            group.count({"judge/seconds": ended - started})
         return hints
 
     async def _score_hints(self, group: SampleGroup, hints: Hints, distills: bool) -> None:
@@ -231,6 +238,7 @@ class Method:
             requests = await self._with_candidates(group, requests, found)
         scored, seconds = await self._score("teacher", group, requests)
         group.put("teacher_logprobs", found, [one.logprobs for one in scored])
+        group.hints = {(one.trajectory, one.turn): one.tail[: one.hint] for one in requests}
         if distills and self.signal.num_candidates:
             group.put("teacher_candidates", found, [one.candidates for one in scored])
         group.count(
@@ -268,6 +276,7 @@ class Method:
         """One answer per request, by the teacher or the reference policy, and the replicas' seconds."""
         sequences = [[sequence.ids for sequence in t.sequences] for t in group.group.trajectories]
         what = f"scoring group {group.group.ordinal}"
-        answers = await self.actors.scorers()[role].score(sequences, requests, what)
+        with group.timing(role):
+            answers = await self.actors.scorers()[role].score(sequences, requests, what)
         self.run.watchdog.beat("scoring")
         return answers

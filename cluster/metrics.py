@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hindsight.cluster.report.lines import append_rows, read_rows, write_rows
 from hindsight.cluster.trackers import make_trackers
 from hindsight.configs.schema import Tracking
-from hindsight.envs.runtime.files import atomic_write
 from hindsight.learner.samples import SampleGroup
-from hindsight.rollout.types import Trajectory
 
 # Always reported, even if a step asks neither judge nor teacher.
 ASKED = (
@@ -39,11 +38,16 @@ class Metrics:
         self._rewrite(self.rows())  # a killed run may have left a partial line
         self._trackers = make_trackers(tracker or Tracking(), folder)
 
-    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Append one row. `kind` is "train", "sft" or "eval"; names are like `rollout/success`."""
-        row = {"step": step, "kind": kind, **{name: _plain(value) for name, value in values.items()}}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    def write(self, step: int, kind: str, values: Mapping[str, float], stage: str | None = None) -> None:
+        """Append one row.
+
+        Args:
+            kind: "train", "sft" or "eval".
+            values: names are like `rollout/success`.
+            stage: of an evaluation.
+        """
+        row = {"step": step, "kind": kind, "stage": stage, "time": round(time.time(), 3)}
+        append_rows(self.path, [row | {name: _plain(value) for name, value in values.items()}])
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for tracker in self._trackers:
             tracker.write(step, kind, finite)
@@ -60,11 +64,10 @@ class Metrics:
 
     def rows(self) -> list[dict[str, Any]]:
         """Every complete row written so far, those before a resume included."""
-        whole = self.path.read_text().rpartition("\n")[0] if self.path.exists() else ""
-        return [json.loads(line) for line in whole.splitlines()]
+        return read_rows(self.path)
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        atomic_write(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(self.path, rows)
 
     def close(self) -> None:
         """Flush the trackers."""
@@ -115,41 +118,4 @@ def step_metrics(
         "rollout/staleness": float(lags.max()),
         "rollout/staleness_mean": float(lags.mean()),
         "rollout/mixed_groups": float(np.mean(mixed)),
-    }
-
-
-def drop_trajectories(folder: Path, step: int) -> None:
-    """Remove the trajectories of training steps after `step`: a resumed run writes them again."""
-    for file in folder.glob("step-*.jsonl"):
-        if int(file.stem.removeprefix("step-")) > step:
-            file.unlink()
-
-
-def write_trajectories(file: Path, trajectories: Iterable[Trajectory]) -> None:
-    """Write one episode per line, as JSON; creates the folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(readable(trajectory), ensure_ascii=False) for trajectory in trajectories)
-    file.write_text("\n".join(lines) + "\n")
-
-
-def readable(trajectory: Trajectory) -> dict[str, Any]:
-    """A human-readable trajectory: one JSON object of trajectories/*.jsonl."""
-    return {
-        "task": trajectory.task.id,
-        "kind": trajectory.task.kind,
-        "success": trajectory.success,
-        "reward": trajectory.reward,
-        "ended": trajectory.ended,
-        **({"preamble": trajectory.preamble} if trajectory.preamble else {}),
-        "turns": [
-            {
-                "observation": turn.observation.text,
-                "response": turn.response,
-                "action": turn.action,
-                "valid": turn.valid,
-                "feedback": turn.result.feedback,
-                "weights": np.unique(trajectory.versions(turn)).tolist(),
-            }
-            for turn in trajectory.turns
-        ],
     }

@@ -17,8 +17,11 @@ from hindsight.cluster.evaluate import Evaluation
 from hindsight.cluster.failures import FailureBudget, RunError, own_fault, typical
 from hindsight.cluster.folder import checkpoints, open_folder
 from hindsight.cluster.machines import cluster_nodes
-from hindsight.cluster.metrics import Metrics, drop_trajectories
+from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.planning import plan_run
+from hindsight.cluster.report.pieces import Pieces
+from hindsight.cluster.report.provenance import recorded
+from hindsight.cluster.report.recorder import Recorder
 from hindsight.cluster.set_aside import FILE, SetAside, SetAsideTasks, now
 from hindsight.cluster.start import Actors, start_actors
 from hindsight.cluster.task_sampler import TaskSampler
@@ -64,6 +67,7 @@ class Run:
     canary: np.ndarray  # (L,) int32 prompt whose log-probs must agree between copies of the weights
     actors: Actors
     metrics: Metrics
+    recorder: Recorder
     view: View
     watchdog: Watchdog
     budget: FailureBudget
@@ -135,7 +139,10 @@ class Run:
             return
         self.now("saving a checkpoint")
         root, keep = checkpoints(self.config), self.config.checkpoint.keep
-        with self.watchdog.waiting(self.config.learner.timeout):
+        with (
+            self.watchdog.waiting(self.config.learner.timeout),
+            self.recorder.timeline.span(self.state.step, "checkpoint", "save"),
+        ):
             async with writing(root, self.state.step, keep, self.actors.checkpoint_bytes) as folder:
                 await learner.save(folder)
                 if critic is not None:
@@ -157,6 +164,7 @@ class Run:
         self.state, self.sampler = State(), fresh
         self.budget.restore(Counter())
         self.metrics.clear()
+        self.recorder.truncate(-1)
 
     async def restore(self, folder: Path) -> None:
         """Restore a checkpoint; the next batch is the one that would have followed it."""
@@ -194,7 +202,7 @@ class Run:
         self.budget.restore(Counter(saved["failures"]))
         self.sampler.restore(saved.get("sampler") or saved["ledger"])  # its name in version 0.1.0
         self.metrics.truncate(self.state.step)
-        drop_trajectories(self.out / "trajectories", self.state.step)
+        self.recorder.truncate(self.state.step)
         self.set_aside.write()
 
     def _driver_state(self) -> dict[str, Any]:
@@ -277,10 +285,15 @@ def announce(run: Run, newest: Path, asked: Config) -> None:
         run.view.say(f"  {difference}")
 
 
-def remove_leftovers(out: Path) -> None:
-    """Remove what a run without a checkpoint has left: this one begins anew."""
-    for name in ("metrics.jsonl", FILE, "curve.png"):
-        (out / name).unlink(missing_ok=True)
+def open_record(config: Config, renderer: Renderer, resumes: bool) -> tuple[Metrics, Recorder]:
+    """Open what writes down the run, without what a run that left no checkpoint has written."""
+    out = Path(config.out)
+    recorder = Recorder(out, Pieces(renderer.token_bytes))
+    if not resumes:
+        recorder.truncate(-1)
+        for name in ("metrics.jsonl", FILE, "curve.png"):
+            (out / name).unlink(missing_ok=True)
+    return Metrics(out, config.tracker), recorder
 
 
 @asynccontextmanager
@@ -313,9 +326,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
         actors = await start_actors(plan, str(model), family)
         stack.push_async_callback(actors.stop)
         actors.restarts.say = view.say
-        if newest is None:
-            remove_leftovers(Path(config.out))
-        metrics = Metrics(Path(config.out), config.tracker)
+        metrics, recorder = open_record(config, renderer, resumes=newest is not None)
         stack.callback(metrics.close)
         judge = start_judge(config, renderer, actors) if config.needs_teacher else None
         if judge is not None:
@@ -333,6 +344,7 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
             canary=renderer.encode(renderer.rules()),
             actors=actors,
             metrics=metrics,
+            recorder=recorder,
             view=view,
             watchdog=Watchdog(config.cluster.stall_timeout),
             budget=FailureBudget(config.failure_budget, config.rollout.episodes, set_aside.ids),
@@ -343,4 +355,5 @@ async def open_run(config: Config, view: View) -> AsyncIterator[Run]:
             await run.restore(newest)
             announce(run, newest, asked)
         (run.out / "config.yaml").write_text(render(asked))
-        yield run
+        with recorded(run.out, run.state.step if newest else None):
+            yield run

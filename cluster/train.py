@@ -15,12 +15,14 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from hindsight.cluster.evaluate import Evaluation, Stage, evaluate, numbered
 from hindsight.cluster.failures import KINDS, Losses
 from hindsight.cluster.method import Method
-from hindsight.cluster.metrics import step_metrics, write_trajectories
+from hindsight.cluster.metrics import step_metrics
 from hindsight.cluster.publish import Publisher
+from hindsight.cluster.report.record import PolicyLoss
 from hindsight.cluster.run import Run
 from hindsight.cluster.sft import fine_tune, linear
 from hindsight.envs.runtime.remote import AnswerLost
@@ -82,20 +84,23 @@ class Trainer:
 
     async def step(self) -> None:
         """One training step. Without a whole batch there is none: see `take_batch`."""
-        started = time.monotonic()
+        started, timeline, number = time.monotonic(), self.run.recorder.timeline, self.run.state.step + 1
         batch, lost = await self.take_batch()
         taken = time.monotonic()
-        await self.method.finish(batch)
+        with timeline.span(number, "critic", "values") if self.actors.critic else nullcontext():
+            await self.method.finish(batch)
         finished = time.monotonic()
         async with self.run.changing():
             self.run.now("updating")
-            learned = await self.method.update(batch, self.run.state.step, self.learning_rate)
+            with timeline.span(number, "learner", "update"):
+                learned = await self.method.update(batch, self.run.state.step, self.learning_rate)
             updated = time.monotonic()
 
-            self.run.state.step += 1
+            self.run.state.step = number
             played = [trajectory for group in (*batch, *lost) for trajectory in group.group.trajectories]
             self.run.state.turns += sum(len(trajectory.turns) for trajectory in played)
-            report = await self.publisher.sync(self.run.state.step)
+            with timeline.span(number, "weight_sync", "sync"):
+                report = await self.publisher.sync(number)
             synced = time.monotonic()
             for group in batch:
                 self.run.sampler.mark_trained(group.group.ordinal)
@@ -128,8 +133,9 @@ class Trainer:
 
     async def produce(self, ordinal: int, task: TaskSpec, step: int) -> SampleGroup:
         """A group's samples: rolled out, then annotated by the method as of `step` finished steps."""
+        began = time.time()
         group = to_samples(await self.roll_out(ordinal, task))
-        group.rolled_out = time.monotonic()
+        group.rolled_out, group.times["rollout"] = time.monotonic(), (began, time.time())
         await self.method.annotate(group, step)
         return group
 
@@ -217,7 +223,10 @@ class Trainer:
                 run.view.sft(step, steps, stats)
                 run.metrics.write(step, "sft", stats)
 
-            failures = await fine_tune(config, self.actors, run.renderer, run.manifest.train, run.now, report)
+            with run.recorder.timeline.span(run.state.step, "learner", "warm start"):
+                failures = await fine_tune(
+                    config, self.actors, run.renderer, run.manifest.train, run.now, report
+                )
             run.budget.add(run.state.step, config.sft.demos, failures)
             await self.sync_weights(everywhere=True)
         run.state.warm_started = True
@@ -257,14 +266,16 @@ class Trainer:
             finished,
         )
         async with self.actors.turns.of("engine"):
-            with run.watchdog.waiting(self.config.rollout.timeout):
-                result, trajectories, failures = await playing
+            with (
+                run.watchdog.waiting(self.config.rollout.timeout),
+                run.recorder.timeline.span(run.state.step, "evaluation", stage),
+            ):
+                result, plays, failures = await playing
         run.budget.add(run.state.step, len(episodes), failures)
         run.state.evaluations.append(result)
         turns = {"rollout/turns_total": float(run.state.turns)}
-        run.metrics.write(run.state.step, "eval", result.metrics() | turns)
-        name = f"eval-{run.state.step:06d}-{stage.replace(' ', '-')}.jsonl"
-        write_trajectories(run.out / "trajectories" / name, trajectories)
+        run.metrics.write(run.state.step, "eval", result.metrics() | turns, stage)
+        run.recorder.evaluation(run.state.step, stage, plays)
         run.view.say(str(result))
 
     def evaluated(self, stage: Stage) -> bool:
@@ -274,7 +285,7 @@ class Trainer:
     def record(
         self, batch: Sequence[SampleGroup], lost: Sequence[SampleGroup], figures: dict[str, float]
     ) -> None:
-        """Write metrics, progress and trajectories of a finished step."""
+        """Write metrics, progress, episodes and tokens of a finished step."""
         run, counts = self.run, self.run.budget.counts
         failures = {"failures/total": counts.total(), "failures/tasks_set_aside": len(run.set_aside.ids)}
         failures |= {f"failures/{kind}": counts[kind] for kind in KINDS}
@@ -285,8 +296,10 @@ class Trainer:
         run.metrics.write(run.state.step, "train", values)
         run.view.step(run.state.step, self.config.steps, values)
         run.watchdog.beat(f"step {run.state.step} done")
-        trajectories = (trajectory for group in batch for trajectory in group.group.trajectories)
-        write_trajectories(run.out / f"trajectories/step-{run.state.step:06d}.jsonl", trajectories)
+        strength = self.method.strength(run.state.step - 1)
+        used = self.method.policy_samples(batch)
+        loss = PolicyLoss(used, self.method.signal, strength, self.config.loss.aggregation)
+        run.recorder.step(run.state.step, batch, lost, loss)
 
     def learning_rate(self, peak: float) -> float:
         """Learning rate of the coming update: linear warm-up to `peak`, then constant or linear to 0."""

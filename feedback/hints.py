@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from hindsight.configs.method import Feedback
 from hindsight.feedback.judge_client import Answer, Ask, JudgeError
-from hindsight.feedback.reading import Question, Reading, Unreadable
+from hindsight.feedback.reading import Note, Question, Reading, Unreadable
 from hindsight.feedback.source import JudgedSource, make_source
 from hindsight.feedback.sources import asked_about, combined, source_texts
 from hindsight.feedback.transcript import Show, Style, plain
@@ -27,6 +27,7 @@ class Hints:
     unreadable: int = 0  # unparsable answers, and turns missing from an answer
     tokens_read: int = 0  # prompt tokens, as reported by the judge
     tokens_written: int = 0  # generated tokens
+    notes: dict[TurnAt, Note] = field(default_factory=dict)  # what a judge said of a turn, for people
 
     @property
     def figures(self) -> dict[str, float]:
@@ -100,6 +101,7 @@ async def _ask(group: Group, source: JudgedSource, style: Style, ask: Ask) -> Hi
     }
     return Hints(
         texts={(i, turn): text for i, reading in readings.items() for turn, text in reading.texts.items()},
+        notes={(i, turn): note for i, reading in readings.items() for turn, note in reading.notes.items()},
         failures=tuple(answer for answer in answers if isinstance(answer, Failure)),
         asked=len(questions),
         unreadable=sum(reading.unreadable for reading in readings.values()),

@@ -30,11 +30,20 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a judge said of one turn, for people. The teacher reads hints alone."""
+
+    kind: str  # "diagnosis" (HERO), "target" (HINT-SD), or what a source of your own says
+    text: str
+
+
+@dataclass(frozen=True)
 class Reading:
     """The hints parsed from one answer."""
 
     texts: dict[int, str] = field(default_factory=dict)  # turn -> hint
     unreadable: int = 0  # answers without any hint, and turns missing from an answer
+    notes: dict[int, Note] = field(default_factory=dict)  # by turn
 
 
 def json_objects(answer: str) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hindsight.configs.setting import setting
-from hindsight.feedback.reading import Question, Reading, Unreadable, listed, words
+from hindsight.feedback.reading import Note, Question, Reading, Unreadable, listed, words
 from hindsight.feedback.source import Judged, JudgedSource
 from hindsight.feedback.sources import NEXT_TITLE
 from hindsight.feedback.transcript import ELLIPSIS, Style, outcome, section, shortened, steps, task
@@ -115,7 +115,8 @@ class Reflect(JudgedSource):
             for number, diagnosis in sorted(found.items())
             if diagnosis.verdict != GOOD
         }
-        return Reading(texts, unreadable=len(trajectory.turns) - len(found))
+        notes = {number: Note("diagnosis", diagnosis.text()) for number, diagnosis in sorted(found.items())}
+        return Reading(texts, len(trajectory.turns) - len(found), notes)
 
     def _section(self, trajectory: Trajectory, number: int, diagnosis: Diagnosis, style: Style) -> str:
         seen = style.show(trajectory.turns[number].result.observation) if self.settings.observation else ""

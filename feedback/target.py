@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hindsight.configs.setting import setting
-from hindsight.feedback.reading import Question, Reading, Unreadable, listed, words
+from hindsight.feedback.reading import Note, Question, Reading, Unreadable, listed, words
 from hindsight.feedback.source import Judged, JudgedSource
 from hindsight.feedback.transcript import Style, outcome, section, steps, task
 from hindsight.rollout.action_format import without_thought
@@ -83,12 +83,16 @@ class Target(JudgedSource):
                 whole answer is then discarded.
         """
         failures = listed(without_thought(answer), "failures")
-        texts: dict[int, str] = {}
+        corrections: dict[int, str] = {}
         for item in failures:
             number, correction = item.get("turn"), words(item.get("correction"))
             if type(number) is not int or not 1 <= number <= len(trajectory.turns) or not correction:
                 raise Unreadable(f"not a correction of turns 1 to {len(trajectory.turns)}: {str(item)[:200]}")
-            texts.setdefault(number - 1, f"{TITLE}\n{correction}")
-        if not texts:
+            corrections.setdefault(number - 1, correction)
+        if not corrections:
             raise Unreadable(f"no failure in {answer[:200]!r}")
-        return Reading(dict(sorted(texts.items())[: self.settings.targets]))
+        kept = sorted(corrections.items())[: self.settings.targets]
+        return Reading(
+            {number: f"{TITLE}\n{correction}" for number, correction in kept},
+            notes={number: Note("target", correction) for number, correction in kept},
+        )

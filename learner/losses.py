@@ -206,12 +206,12 @@ def lag_sums(tokens: Tokens, cap: float) -> dict[str, float]:
 def teacher_sums(advantages: torch.Tensor, gap: torch.Tensor, signal: TeacherSignal) -> dict[str, float]:
     """Sums over the tokens that the teacher scored."""
     scored = ~torch.isnan(gap)
-    weights, clipped = signal.weights(advantages[scored], gap[scored])
+    weights, raw = signal.weights(advantages[scored], gap[scored])
     return {
         "scored": float(scored.sum()),
         "gap": float(gap[scored].sum()),
         "weight": float(weights.sum()),
-        "weight_clipped": float(clipped.sum()),
+        "weight_clipped": float((weights != raw).sum()),
     }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hindsight.rollout.types import Failure, Group, Span, Trajectory
+from hindsight.feedback.reading import Note
+from hindsight.rollout.types import Failure, Group, Span, Trajectory, TurnAt
 from hindsight.teacher.contexts import ScoreRequest, scored_span
 
 # Columns of a sample, by the name of its field. None: not computed; NaN: not for this token.
@@ -93,6 +96,9 @@ class SampleGroup:
     failures: list[Failure] = field(default_factory=list)  # of the rollout, and since then
     figures: dict[str, float] = field(default_factory=dict)  # metrics, which a step sums over its groups
     rolled_out: float = 0.0  # time.monotonic() when the last episode ended
+    times: dict[str, tuple[float, float]] = field(default_factory=dict)  # role -> start and end, time.time()
+    hints: dict[TurnAt, np.ndarray] = field(default_factory=dict)  # (n,) int32 ids, as the teacher read them
+    notes: dict[TurnAt, Note] = field(default_factory=dict)  # what a judge said of a turn, for people
 
     @property
     def samples(self) -> list[TrainingSample]:
@@ -103,6 +109,13 @@ class SampleGroup:
     def informative(self) -> bool:
         """Whether any advantage is not 0."""
         return any(sample.advantages is not None and sample.advantages.any() for sample in self.samples)
+
+    @contextmanager
+    def timing(self, role: str) -> Iterator[None]:
+        """A block of work for the group, waits for its actor included."""
+        began = time.time()
+        yield
+        self.times[role] = (began, time.time())
 
     def count(self, figures: Mapping[str, float]) -> None:
         """Add to the group's metrics."""

@@ -50,10 +50,10 @@ class TeacherSignal:
         return advantages
 
     def weights(self, advantages: torch.Tensor, gap: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(P,) weights of scored tokens and (P,) whether each was clipped, for metrics."""
+        """(P,) weights of scored tokens, and (P,) the same before they were clipped, to report them."""
         import torch
 
-        return torch.ones_like(advantages), torch.zeros_like(advantages, dtype=torch.bool)
+        return torch.ones_like(advantages), torch.ones_like(advantages)
 
     def loss(self, student: Likelihoods, teacher: Likelihoods, old: torch.Tensor) -> torch.Tensor:
         """(P,) loss of each token of the turns that have a hint, if `settings.loss_weight` > 0.
@@ -107,8 +107,7 @@ class Reweight(TeacherSignal):
         from hindsight.learner.reweight import raw_weights
 
         raw, clip = raw_weights(advantages, gap), self.settings.clip
-        kept = raw.clamp(1.0 - clip, 1.0 + clip)
-        return kept, kept != raw
+        return raw.clamp(1.0 - clip, 1.0 + clip), raw
 
 
 class Distill(TeacherSignal):

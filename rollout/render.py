@@ -174,6 +174,20 @@ class Renderer:
         )
         return str(text)
 
+    def token_bytes(self, token: int) -> bytes:
+        """Return the UTF-8 bytes that a token adds to a text; several tokens may share a character."""
+        before = self._encode("a")  # a tokenizer may strip the start of a text
+        text = self.decode(np.append(before, token)).removeprefix(self.decode(before))
+        if "\ufffd" not in text:
+            return text.encode()
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        name = str(self._tokenizer.convert_ids_to_tokens(token))
+        if byte := re.fullmatch("<0x([0-9A-F]{2})>", name):
+            return bytes.fromhex(byte[1])
+        written = {character: byte for byte, character in bytes_to_unicode().items()}
+        return bytes(map(written.__getitem__, name)) if set(name) <= written.keys() else text.encode()
+
     def parse(self, response: str) -> str | None:
         """Return the action of a response, or None if it is malformed."""
         span = self.form.find(response)

@@ -50,6 +50,7 @@ class ScoreRequest:
     tail: np.ndarray  # (T,) int32: hindsight, end of the user message, the response up to the span's end
     span: Span  # positions in `tail` to score
     candidates: np.ndarray | None = None  # (len(span), k) int32, other tokens to score at those positions
+    hint: int = 0  # tokens of `tail` that are hindsight
 
 
 def scored_span(turn: Turn, tokens: str) -> Span | None:
@@ -98,7 +99,7 @@ def build_requests(
             continue
         tail = np.concatenate([hint, behind]).astype(np.int32)
         span = Span(len(tail) - len(scored), len(tail))
-        requests.append(ScoreRequest(trajectory, number, turn.sequence, cut, tail, span))
+        requests.append(ScoreRequest(trajectory, number, turn.sequence, cut, tail, span, hint=len(hint)))
     return requests
 
 

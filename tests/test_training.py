@@ -18,6 +18,7 @@ from killer import kill_at
 from safetensors.torch import load_file
 
 from hindsight.cluster.failures import RunError
+from hindsight.cluster.report.run_folder import RunFolder
 from hindsight.cluster.run import open_run
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.view import View
@@ -105,6 +106,51 @@ def test_the_teacher_scored_actions(straight: Path) -> None:
     assert rows(straight, "train")[0]["learner/teacher_gap"] != 0
 
 
+def test_the_record_has_what_the_loss_used(straight: Path) -> None:
+    run = RunFolder(straight)
+    before, after = ("eval, before warm start", "eval, after warm start")
+    names = [stage.name for stage in run.steps()]
+    assert names == [before, after, "step 1", "step 2", "step 3", "eval, after RL"]
+    assert {row["stage"] for row in run.metrics("eval")} == {
+        name.removeprefix("eval, ") for name in names
+    } - {f"step {step}" for step in (1, 2, 3)}
+    for stage, row in zip(names[2:5], run.metrics("train"), strict=True):
+        key = next(one.key for one in run.steps() if one.name == stage)
+        played, turns = run.episodes(key), run.tokens(key)
+        assert [len(turns[episode]) for episode in range(len(played))] == [len(e["turns"]) for e in played]
+        shares, hinted, scored = 0.0, 0, 0
+        for episode, own in turns.items():
+            for number, turn in own.items():
+                shown = played[episode]["turns"][number]
+                assert "".join(turn["tokens"]).startswith(shown["response"])
+                assert turn["prompt"].rstrip().endswith("assistant") and len(turn["ids"]) == len(
+                    turn["tokens"]
+                )
+                inside = [weight for weight in turn["weight"] if weight is not None]
+                assert all(0.8 - 1e-4 <= weight <= 1.2 + 1e-4 for weight in inside)
+                if "hint" in shown:
+                    hinted += 1
+                    assert None not in turn["teacher_logprob"][slice(*turn["action"])]
+                scored += len(inside)
+                shares += sum(turn["share"])
+        assert (hinted, scored) == (row["teacher/spans"], row["teacher/span_tokens"]) and hinted > 0
+        assert scored == row["learner/teacher_tokens"] and shares == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_record_has_a_timeline_and_says_where_the_run_comes_from(straight: Path) -> None:
+    run = RunFolder(straight)
+    roles = {"rollout", "teacher", "learner", "weight_sync", "checkpoint"}
+    spans = {step: run.timeline(step) for step in range(4)}
+    assert all(roles <= {span["role"] for span in spans[step]} for step in (1, 2, 3))
+    assert {span["name"] for span in spans[0]} >= {"before warm start", "warm start", "after warm start"}
+    groups = [span["name"] for span in spans[2] if span["role"] == "rollout"]
+    assert groups == ["group 2", "group 3"]
+    assert all(span["start"] <= span["end"] for step in spans.values() for span in step)
+    [start] = run.about()["starts"]
+    assert (start["outcome"], start["resumed_from_step"]) == ("finished", None)
+    assert start["versions"]["vllm"] and start["versions"]["hindsight"]
+
+
 def test_what_was_measured_of_a_checkpoint_is_in_it(straight: Path) -> None:
     """A run that goes on from it does not measure it again."""
     for step, stage in ((0, "after warm start"), (3, "after RL")):
@@ -121,6 +167,10 @@ def test_a_run_that_died_goes_on_with_the_same_batch(straight: Path, tmp_path: P
     assert (resumed / "checkpoints/damaged-step-00000003").is_dir()
     assert [row["step"] for row in rows(resumed, "train")] == [1, 2, 3]
     assert responses(resumed, 3) == responses(straight, 3)
+    ended = [(start["outcome"], start["resumed_from_step"]) for start in RunFolder(resumed).about()["starts"]]
+    assert ended == [("finished", None), ("finished", 2)]
+    for step in (1, 2, 3):  # nothing is there twice
+        assert len(RunFolder(resumed).timeline(step)) == len(RunFolder(straight).timeline(step))
     turns = [sum(len(said) for _, said in responses(straight, step)) for step in (1, 2, 3)]
     assert [row["rollout/turns_total"] for row in rows(resumed, "train")] == list(accumulate(turns))
     ours, theirs = weights(resumed, 3), weights(straight, 3)

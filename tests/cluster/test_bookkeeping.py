@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -228,7 +229,13 @@ def test_a_line_that_was_being_written_when_the_run_died_is_forgotten(tmp_path: 
     assert metrics.rows() == whole
     metrics.truncate(2)
     metrics.write(3, "train", {"x": 2.0})
-    assert metrics.rows() == [*whole[:2], {"step": 3, "kind": "train", "x": 2.0}]
+    metrics.write(3, "eval", {}, "after RL")
+    *kept, trained, evaluated = metrics.rows()
+    assert kept == whole[:2]
+    now, then = time.time(), trained.pop("time")
+    assert now - 60 < then <= evaluated.pop("time") <= now + 1
+    assert trained == {"step": 3, "kind": "train", "stage": None, "x": 2.0}
+    assert evaluated == {"step": 3, "kind": "eval", "stage": "after RL"}
     metrics.close()
 
 

@@ -19,6 +19,8 @@ from rich.console import Console
 
 from hindsight.cluster.failures import FailureBudget, NothingTrained, RunError
 from hindsight.cluster.heal import Restarts
+from hindsight.cluster.report.pieces import Pieces
+from hindsight.cluster.report.recorder import Recorder
 from hindsight.cluster.run import Run, State
 from hindsight.cluster.set_aside import SetAside, SetAsideTasks
 from hindsight.cluster.task_sampler import TaskSampler
@@ -62,7 +64,7 @@ class Toy:
         self.run: Any = SimpleNamespace(
             config=config,
             out=out,
-            actors=SimpleNamespace(restarts=Restarts()),
+            actors=SimpleNamespace(restarts=Restarts(), critic=None),
             state=State(),
             sampler=TaskSampler(TASKS, 5, aside.ids),
             budget=FailureBudget(1.0, 10_000, aside.ids),
@@ -70,14 +72,13 @@ class Toy:
             view=view,
             watchdog=Watchdog(60),
             metrics=SimpleNamespace(write=lambda step, kind, values: self.rows.append(values)),
+            recorder=Recorder(out, Pieces(lambda token: b"x")),
             now=lambda *_: None,
             changing=changing,
         )
         self.run.lose = lambda group: Run.lose(self.run, group)
         self.trainer = trainer = Trainer(self.run)
-        method: Any = SimpleNamespace(must_requeue=trainer.method.must_requeue)
-        method.finish, method.update = self.finish, self.update
-        trainer.method = method
+        trainer.method.finish, trainer.method.update = self.finish, self.update  # type: ignore[method-assign]
         publisher: Any = SimpleNamespace(sync=self.sync)
         trainer.publisher = publisher
         for name in ("roll_out", "produce", "checkpoint_and_evaluate"):
@@ -231,7 +232,7 @@ def fresh(out: Path) -> Run:
     parts |= {"config": Config(), "out": out, "manifest": manifest, "set_aside": aside, "state": State()}
     parts["sampler"] = TaskSampler(TASKS, 5, aside.ids)
     parts["budget"] = FailureBudget(0.2, 4, aside.ids)
-    parts["metrics"] = SimpleNamespace(truncate=lambda step: None)
+    parts["metrics"] = parts["recorder"] = SimpleNamespace(truncate=lambda step: None)
     learner = SimpleNamespace(load=load)
     parts["actors"] = SimpleNamespace(learner=learner, critic=None, scorers=lambda: {})
     return Run(**parts)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
-from hindsight.cluster.metrics import readable, step_metrics
+from hindsight.cluster.metrics import step_metrics
+from hindsight.cluster.report.record import episode_row
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.turns import Turns
 from hindsight.cluster.watch import Watchdog
@@ -18,6 +19,7 @@ from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.runtime.remote import ActorLost
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, JudgeError
+from hindsight.feedback.reading import Note
 from hindsight.learner.batching import collate
 from hindsight.rollout.types import Failure, Group, Span, TokenSequence, Trajectory, Turn
 from hindsight.teacher.pool import ScorerPool
@@ -151,6 +153,36 @@ def test_turns_with_hints_are_scored():
     assert both["teacher/tokens"] == 2 * sum(request.cut + len(request.tail) for request in one.asked)
     assert both["teacher/spans"] == both["teacher/span_tokens"] == 4.0
     assert one.losses == {"policy": one.group.samples, "signal": []}
+    assert one.group.times.keys() == {"rollout", "teacher"} and one.group.notes == {}
+
+
+def test_the_hint_is_kept_as_the_teacher_read_it():
+    """What the tail of each request has before the ids that close the message; cut to its limit."""
+    one = Produced(*SERL)
+    assert one.group.hints.keys() == {(0, 0), (1, 0)}
+    for request in one.asked:
+        hint = one.group.hints[request.trajectory, request.turn]
+        rest = len(request.tail) - len(hint)
+        assert request.tail[len(hint) :].tolist() == [*CLOSE, 3, 4] and (hint == 9).all() and rest == 4
+    whole = len(one.group.hints[0, 0])
+    long = Produced(*SERL, "feedback.max_tokens=8")
+    assert len(long.group.hints[0, 0]) == 8 + 6 < whole  # the closing line has six words
+
+
+def test_without_scores_there_is_no_hint():
+    assert Produced(*SERL, score=fails).group.hints == {}
+
+
+def test_what_a_judge_said_is_kept_with_its_time():
+    said = '{"turns": [{"turn": 1, "verdict": "good", "cause": "", "fix": null}]}'
+
+    async def reflects(question, schema):
+        return Answer(said)
+
+    one = Produced(*DISTILL, "feedback.source=reflect", judge=reflects)
+    assert one.group.hints == {}  # what is good needs no hint
+    assert one.group.notes == {(index, 0): Note("diagnosis", "good: ") for index in range(2)}
+    assert one.group.times.keys() == {"rollout", "judge"}
 
 
 def test_siblings_are_compared_before_anyone_is_asked():
@@ -287,7 +319,7 @@ def test_each_token_has_the_version_that_sampled_it():
     assert collate(one.losses["policy"]).lags.tolist() == [2.0, 1.0, 1.0] * 2
     assert one.metrics["rollout/staleness"] == 2
     assert one.metrics["rollout/staleness_mean"] == pytest.approx(4 / 3)
-    assert readable(one.group.group.trajectories[0])["turns"][0]["weights"] == [4, 5]
+    assert episode_row(one.group.group.trajectories[0], 0)["turns"][0]["weights"] == [4, 5]
 
 
 def test_a_critic_takes_the_place_of_siblings():

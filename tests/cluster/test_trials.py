@@ -78,6 +78,11 @@ class ToyWorker:
         return shown
 
 
+def flat(result, plays, failures):
+    """What `evaluate` returns, with the trials of all episodes in one list."""
+    return result, [trajectory for play in plays for trajectory in play], failures
+
+
 def run(monkeypatch, script, policy="reflexion", trials=3, demonstrations=(), lesson=None):
     """An evaluation with toys for workers and for who writes the lessons (3 tokens read, 1 written)."""
     asked = []
@@ -98,7 +103,7 @@ def run(monkeypatch, script, policy="reflexion", trials=3, demonstrations=(), le
     done = []
     found = asyncio.run(evaluate(config, actors, renderer, train, episodes, "m", 0, done.append))
     assert done[-1] == len(episodes)
-    return (*found, worker, asked)
+    return (*flat(*found), worker, asked)
 
 
 def test_tasks_count_from_the_trial_that_solved_them():
@@ -171,7 +176,7 @@ def hung(script, timeout, slots=8, trials=1):
     actors = SimpleNamespace(worker=worker, engines=[])
     episodes = [(index, task) for index, task in enumerate(TASKS) if task.id in script]
     found = asyncio.run(evaluate(config, actors, None, TASKS, episodes, "m", 0, lambda done: None))
-    return (*found, started)
+    return (*flat(*found), started)
 
 
 def test_a_straggler_is_missing_and_does_not_hold_the_evaluation():

@@ -314,7 +314,7 @@ class Boost(TeacherSignal):
         return torch.where(gap > 0, advantages * (1 + strength * self.settings.factor), advantages)
 
     def weights(self, advantages, gap):
-        return torch.where(gap > 0, self.settings.factor, 1.0), gap > 0
+        return torch.where(gap > 0, self.settings.factor, 1.0), torch.ones_like(gap)
 
     def loss(self, student, teacher, old):
         return (student.tokens - teacher.tokens).square() + (student.tokens.detach() - old)

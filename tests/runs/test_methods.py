@@ -15,6 +15,7 @@ import ray
 from safetensors.torch import load_file
 from shared_actors import Shared
 
+from hindsight.cluster.report.run_folder import RunFolder
 from hindsight.configs.load import load, methods
 from hindsight.configs.schema import Config
 
@@ -123,6 +124,27 @@ def test_two_steps(
     assert (total(steps, "critic/samples") > 0) == config.credit.critic
     if config.loss.kl > 0:
         assert "learner/kl" in steps[0] or "learner/kl" in steps[1]
+    check_record(config, steps)
+
+
+def check_record(config: Config, steps: list[dict[str, Any]]) -> None:
+    """The record has what the step's metrics count."""
+    run = RunFolder(config.out)
+    for key, row in zip(("step-000001", "step-000002"), steps, strict=True):
+        turns = [turn for own in run.tokens(key).values() for turn in own.values()]
+        tokens = {
+            name: [one for turn in turns for one in turn[name]] for name in ("teacher_logprob", "share")
+        }
+        scored = [one for one in tokens["teacher_logprob"] if one is not None]
+        assert len(scored) == row["teacher/span_tokens"]
+        if config.loss.policy > 0 and row.get("learner/loss") is not None and None not in tokens["share"]:
+            assert sum(tokens["share"]) == pytest.approx(1.0, abs=1e-4)
+        if config.loss.policy == 0:
+            assert set(tokens["share"]) == {None}
+        assert all((turn["value"][0] is not None) == config.credit.critic for turn in turns)
+        if config.feedback.judged and config.signal.loss_weight > 0:
+            notes = [note for e in run.episodes(key) for turn in e["turns"] for note in turn.get("notes", ())]
+            assert {note["kind"] for note in notes} <= {"diagnosis", "target"} and notes
 
 
 def test_roles_that_take_turns(warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,49 @@
+"""Writes the record of a run into its folder: episodes, tokens and the timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hindsight.cluster.report.lines import write_rows
+from hindsight.cluster.report.pieces import Pieces
+from hindsight.cluster.report.record import PolicyLoss, evaluation_rows, step_rows, token_rows
+from hindsight.cluster.report.run_folder import EPISODES, TOKENS, evaluation_key, step_key, step_of
+from hindsight.cluster.report.timeline import Timeline
+from hindsight.learner.samples import SampleGroup
+from hindsight.rollout.types import Trajectory
+
+
+class Recorder:
+    """Replaces files atomically, or appends lines to them; what cannot be written is an OSError."""
+
+    def __init__(self, out: Path, pieces: Pieces) -> None:
+        """`out`: the run's folder."""
+        self.out, self.pieces = out, pieces
+        self.timeline = Timeline(out)
+
+    def step(
+        self, step: int, batch: Sequence[SampleGroup], lost: Sequence[SampleGroup], loss: PolicyLoss
+    ) -> None:
+        """Write a finished training step.
+
+        Args:
+            batch: its groups. lost: groups that failures kept from training; only their time is written.
+        """
+        key = step_key(step)
+        write_rows(self.out / EPISODES / f"{key}.jsonl", step_rows(batch, self.pieces))
+        write_rows(self.out / TOKENS / f"{key}.jsonl.gz", token_rows(batch, loss, self.pieces))
+        self.timeline.groups(step, (*batch, *lost))
+
+    def evaluation(self, step: int, stage: str, plays: Iterable[Sequence[Trajectory]]) -> None:
+        """Write the episodes of an evaluation; each play has one trial, or several."""
+        write_rows(self.out / EPISODES / f"{evaluation_key(step, stage)}.jsonl", evaluation_rows(plays))
+
+    def truncate(self, step: int) -> None:
+        """Drop what belongs to later steps, −1 for all steps: a resumed run writes it again."""
+        for folder in (EPISODES, TOKENS):
+            for file in (self.out / folder).glob("*.jsonl*"):
+                own = step_of(file.name.partition(".")[0])
+                if own is not None and own > step:
+                    file.unlink()
+        self.timeline.truncate(step)

@@ -1,0 +1,143 @@
+"""The one reader of a run's folder. It works while the run goes on, and without Ray or torch.
+
+What a folder does not have (an older version's, a run that has just started) is absent, never an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hindsight.cluster.failures import RunError
+from hindsight.cluster.report.lines import LineError, read_rows
+
+SCHEMA = 1  # of the folder: raised when a reader of the version before would misread it
+ABOUT, CONFIG, METRICS, FAILURES, TIMELINE = (
+    "run.json",
+    "config.yaml",
+    "metrics.jsonl",
+    "failures.jsonl",
+    "timeline.jsonl",
+)
+EPISODES, TOKENS = "trajectories", "tokens"  # folders
+KEY = re.compile(r"(step|eval)-(\d+)(?:-(.+))?")
+
+
+class RunFolderError(RunError):
+    """A folder that is no run's, or a file in it that cannot be read; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run that has episodes."""
+
+    name: str  # "step 3", or "eval, after RL"
+    key: str  # names its files: "step-000003", or "eval-000003-after-RL"
+    step: int  # finished training steps
+    training: bool  # or else an evaluation
+
+
+def step_key(step: int) -> str:
+    """The key of a training step."""
+    return f"step-{step:06d}"
+
+
+def evaluation_key(step: int, stage: str) -> str:
+    """The key of an evaluation."""
+    return f"eval-{step:06d}-{stage.replace(' ', '-')}"
+
+
+def step_of(key: str) -> int | None:
+    """The step of a key; None if it is none."""
+    found = KEY.fullmatch(key)
+    return int(found[2]) if found else None
+
+
+class RunFolder:
+    """What a run has written so far."""
+
+    def __init__(self, path: Path | str) -> None:
+        """`path`: the run's output folder.
+
+        Raises:
+            RunFolderError: it is no run's folder, or of a later version.
+        """
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise RunFolderError(f"there is no folder {self.path}: name a run's output folder (`out`)")
+        if not any((self.path / name).exists() for name in (ABOUT, CONFIG, METRICS, EPISODES)):
+            raise RunFolderError(
+                f"{self.path} is no run's folder: it has neither {ABOUT} nor {CONFIG} nor {METRICS}. "
+                "Name the output folder (`out`) of a run"
+            )
+        schema = self.about().get("schema", SCHEMA)
+        if schema != SCHEMA:
+            raise RunFolderError(
+                f"{self.path / ABOUT} has schema {schema!r}, and this version of Hindsight reads {SCHEMA}: "
+                "read it with the version that wrote it, or a later one"
+            )
+
+    def config(self) -> dict[str, Any]:
+        """The resolved settings; {} if there are none."""
+        try:
+            return dict(yaml.safe_load(self._text(CONFIG)) or {})
+        except (yaml.YAMLError, ValueError, TypeError) as error:
+            raise RunFolderError(
+                f"{self.path / CONFIG} cannot be read: {error}. Repair or delete it"
+            ) from error
+
+    def about(self) -> dict[str, Any]:
+        """Its starts, with versions and outcomes (run.json); {} for folders of older versions."""
+        try:
+            return dict(json.loads(self._text(ABOUT) or "{}"))
+        except (ValueError, TypeError) as error:
+            raise RunFolderError(f"{self.path / ABOUT} cannot be read: {error}. Delete it") from error
+
+    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The rows of metrics: "train", "sft" or "eval"; all by default."""
+        return [row for row in self._rows(METRICS) if kind in (None, row["kind"])]
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The tasks that were set aside."""
+        return self._rows(FAILURES)
+
+    def steps(self) -> list[Stage]:
+        """What has episodes, in the order of the run."""
+        found = []
+        for file in (self.path / EPISODES).glob("*.jsonl"):
+            if match := KEY.fullmatch(file.stem):
+                kind, step, stage = match[1], int(match[2]), (match[3] or "").replace("-", " ")
+                name = f"step {step}" if kind == "step" else f"eval, {stage}"
+                found.append(Stage(name, file.stem, step, kind == "step"))
+        return sorted(found, key=lambda one: (one.step, not one.training, "before" not in one.name, one.name))
+
+    def episodes(self, key: str) -> list[dict[str, Any]]:
+        """The episodes of a stage."""
+        return self._rows(f"{EPISODES}/{key}.jsonl")
+
+    def tokens(self, key: str) -> dict[int, dict[int, dict[str, Any]]]:
+        """Episode -> turn -> its row with arrays over its tokens; {} where none was recorded."""
+        found: dict[int, dict[int, dict[str, Any]]] = {}
+        for row in self._rows(f"{TOKENS}/{key}.jsonl.gz"):
+            found.setdefault(row["episode"], {})[row["turn"]] = row
+        return found
+
+    def timeline(self, step: int) -> list[dict[str, Any]]:
+        """The spans of a step by their start, those that contain others first."""
+        rows = [row for row in self._rows(TIMELINE) if row["step"] == step]
+        return sorted(rows, key=lambda row: (row["start"], -row["end"]))
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        try:
+            return read_rows(self.path / name)
+        except LineError as error:
+            raise RunFolderError(f"{error}. Repair or delete it") from error
+
+    def _text(self, name: str) -> str:
+        file = self.path / name
+        return file.read_text() if file.exists() else ""
