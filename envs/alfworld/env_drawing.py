@@ -9,7 +9,7 @@ from hindsight.envs.drawing import Block, text
 # Parts exclude the characters that end them, so that a match takes linear time.
 NAME, LIST = r"[^.,\n]+", r"[^.\n]+"
 RECEPTACLE = re.compile(
-    rf"(?P<arrive>You arrive at {NAME}\. )?(?P<open>You open the {NAME}\. )?"
+    rf"(?:(?P<first>You (?:arrive at|open the) {NAME}\.) )?"
     rf"(?:On the (?P<on>{NAME}), you see (?P<things_on>{LIST})\."
     rf"|The (?P<inside>{NAME}) is open\. In it, you see (?P<things_in>{LIST})\."
     rf"|The (?P<closed>{NAME}) is closed\.)"
@@ -37,12 +37,14 @@ def _paragraph(words: str) -> list[Block]:
         return [{"kind": "list", "title": "You are carrying", "items": _things(found[1])}]
     if not (found := RECEPTACLE.fullmatch(words)):
         return text(words)
-    opening = text((found["open"] or "").strip())
     if found["on"]:
-        return [*opening, _room(found["on"], found["things_on"])]
-    if found["inside"]:
-        return [*opening, _room(f"{found['inside']} (open)", found["things_in"])]
-    return [*opening, _room(f"{found['closed']} (closed)", "nothing")]
+        place, state, things = found["on"], "", found["things_on"]
+    elif found["inside"]:
+        place, state, things = found["inside"], " (open)", found["things_in"]
+    else:
+        place, state, things = found["closed"], " (closed)", "nothing"
+    arrived = found["first"] == f"You arrive at {place}."
+    return [*text("" if arrived else found["first"] or ""), _room(f"{place}{state}", things)]
 
 
 def _room(place: str, things: str) -> Block:

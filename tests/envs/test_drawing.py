@@ -60,6 +60,10 @@ def page(title, items, *buttons):
             "You open the drawer 5. The drawer 5 is open. In it, you see a spoon 2.",
             [text("You open the drawer 5."), room("drawer 5 (open)", "spoon 2")],
         ),
+        (
+            "You arrive at loc 5. On the desk 1, you see a mug 2.",
+            [text("You arrive at loc 5."), room("desk 1", "mug 2")],
+        ),
         ("The fridge 1 is open. In it, you see nothing.", [room("fridge 1 (open)")]),
         ("You are facing the cabinet 4. Next to it, you see nothing.", [room("next to cabinet 4")]),
         (
@@ -212,7 +216,7 @@ def words(value):
 
 
 # What a drawing shows by its form.
-FORM = words("You arrive at open the On see a an and Instruction SEP is In it you inside")
+FORM = words("You arrive at open the The On see a an and Instruction SEP is In it you inside")
 
 
 @pytest.mark.parametrize("name", NAMES)
