@@ -4,7 +4,8 @@ A document is plain data that JSON can hold, addressed by a path. The server ans
 export has such a file.
 
     runs                                the runs that are shown
-    R/overview                          run number R: what is trained, where it stands, its curve and settings
+    R/overview                          run number R: what is trained, where it stands, its curve
+    R/settings                          its settings and the defaults that they differ from
     R/index/STAGE                       the episodes of a stage, as columns
     R/episode/STAGE/EPISODE             one episode, turn by turn
     R/tokens/STAGE/EPISODE              what was recorded of its sampled tokens
@@ -18,7 +19,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import yaml
@@ -66,6 +67,8 @@ class Pages:
         match kind, *address:
             case ["overview"]:
                 return overview(self.run)
+            case ["settings"]:
+                return {"settings": settings(self.run.config())}
             case ["index", stage]:
                 return index(self._rows(stage))
             case ["episode", stage, number]:
@@ -79,6 +82,7 @@ class Pages:
     def addresses(self) -> Iterator[tuple[str, ...]]:
         """Every document that the run has."""
         yield ("overview",)
+        yield ("settings",)
         stages = self.run.steps()
         for step in dict.fromkeys(stage.step for stage in stages):
             yield "timeline", str(step)
@@ -121,7 +125,6 @@ def overview(run: RunFolder) -> Document:
         "starts": about.get("starts", []),
         "stages": [asdict(stage) for stage in run.steps()],
         "facts": {key: _setting(config, key) for key in FACTS if _setting(config, key) is not None},
-        "settings": settings(config),
         "steps": config.get("steps"),
         "last_time": max((row["time"] for row in rows if row.get("time")), default=None),
         "train": {"step": [row["step"] for row in train]}
@@ -157,16 +160,20 @@ FACTS = (
 
 def settings(config: Document) -> list[Document]:
     """Every setting of a run, and the default where it differs: of the method, if that is a built-in one."""
-    method = config.get("method")
-    try:
-        defaults = flat(yaml.safe_load(render(load(None, [f"method={method}"] if method else []))))
-    except ConfigError:  # a method of the user's own, or one that a later version dropped
-        defaults = {}
+    defaults = _defaults(config.get("method"))
     return [
         {"key": key, "value": value}
         | ({"default": defaults[key]} if key in defaults and defaults[key] != value else {})
         for key, value in flat(config).items()
     ]
+
+
+@cache
+def _defaults(method: str | None) -> Document:
+    try:
+        return flat(yaml.safe_load(render(load(None, [f"method={method}"] if method else []))))
+    except ConfigError:  # a method of the user's own, or one that a later version dropped
+        return {}
 
 
 def flat(config: Document, prefix: str = "") -> Document:

@@ -39,7 +39,7 @@ def test_every_document_can_be_made(toy: Path) -> None:
     addresses = list(pages.addresses())
     kinds = [address[0] for address in addresses]
     assert {kind: kinds.count(kind) for kind in kinds} == {
-        "overview": 1, "index": 5, "episode": 3 * 8 + 2 * 4, "tokens": 3 * 8, "timeline": 4,
+        "overview": 1, "settings": 1, "index": 5, "episode": 3 * 8 + 2 * 4, "tokens": 3 * 8, "timeline": 4,
     }  # fmt: skip
     for address in addresses:
         assert pages.document(*address)

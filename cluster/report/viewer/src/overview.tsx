@@ -3,7 +3,7 @@ import { useDocument } from "./data";
 import { mean, number, percent, plural, seconds } from "./format";
 import { Tile } from "./parts";
 import { link } from "./route";
-import type { Evaluation, Overview } from "./types";
+import type { Evaluation, Overview, Settings } from "./types";
 
 const PHASES: [string, string][] = [
   ["time/rollout", "rollout"],
@@ -50,7 +50,7 @@ export function OverviewPage({ run, runs, overview }: { run: number; runs: strin
       )}
       <Steps run={run} overview={overview} />
       <Failures overview={overview} />
-      <Settings overview={overview} />
+      <SettingsTable run={run} />
       <Starts overview={overview} />
       {runs.length > 1 && (
         <section aria-labelledby="runs">
@@ -233,15 +233,18 @@ const FAILURES: Record<string, string> = {
   "failures/groups_lost": "groups lost",
 };
 
-function Settings({ overview }: { overview: Overview }) {
+function SettingsTable({ run }: { run: number }) {
   const [all, setAll] = useState(false);
-  const changed = overview.settings.filter((one) => "default" in one);
-  const shown = all ? overview.settings : changed;
+  const { value, error } = useDocument<Settings>(`${run}/settings`);
+  const settings = value?.settings ?? [];
+  const changed = settings.filter((one) => "default" in one);
+  const shown = all ? settings : changed;
   return (
     <section aria-labelledby="settings">
       <h2 id="settings">Settings</h2>
+      {error && <p class="problem" role="alert">{error}</p>}
       <p>
-        {plural(changed.length, "setting")} of {overview.settings.length} differ from the method's defaults.{" "}
+        {plural(changed.length, "setting")} of {settings.length} differ from the method's defaults.{" "}
         <button type="button" aria-pressed={all} onClick={() => setAll(!all)}>{all ? "show those that differ" : "show all"}</button>
       </p>
       {shown.length > 0 && (

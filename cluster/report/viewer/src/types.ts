@@ -45,13 +45,16 @@ export interface Overview {
   starts: Start[];
   stages: Stage[];
   facts: Record<string, unknown>;
-  settings: Setting[];
   steps: number | null;
   last_time: number | null;
   train: Record<string, (number | null)[]>;
   evaluations: Evaluation[];
   failures: Record<string, number>;
   set_aside: { task?: string; kind?: string; message?: string }[];
+}
+
+export interface Settings {
+  settings: Setting[];
 }
 
 /** Columns; one without any value is absent. */
