@@ -127,7 +127,7 @@ def _tokens(draw: random.Random, episode: Mapping[str, Any], turn: int) -> dict[
         "prompt": f"<|im_start|>user\n{episode['turns'][turn]['observation']}<|im_end|>\n",
         "tokens": pieces, "ids": list(range(n)), "action": [9, 17], "advantage": [advantage] * n,
         "rollout_logprob": student, "reference_logprob": None, "weight": weight, "raw_weight": raw,
-        "teacher_logprob": [one - draw.gauss(0, 1) if is_scored else None
+        "teacher_logprob": [min(0.0, one - draw.gauss(0, 1)) if is_scored else None
                             for one, is_scored in zip(student, scored, strict=True)],
         "value": None, "return": None, "lag": [0] * n,
         "share": [abs(advantage * (1.0 if one is None else one)) / 2000 for one in weight],

@@ -3,6 +3,7 @@ import { useCallback, useEffect, useMemo, useState } from "preact/hooks";
 import { useDocument } from "./data";
 import { mean, number, percent, signed } from "./format";
 import { useKeys } from "./keys";
+import { keep, recall } from "./memory";
 import { Drawn, Outcome } from "./parts";
 import { applied, available, limit, type Quantity } from "./quantities";
 import { go, link, query, type Route } from "./route";
@@ -33,12 +34,12 @@ interface ShownProps {
 
 function useQuantity(tokens: Tokens | null) {
   const choices = useMemo(() => (tokens ? available(tokens) : []), [tokens]);
-  const [name, choose] = useState(() => sessionStorage.getItem("hindsight-quantity") ?? "");
+  const [name, choose] = useState(() => recall("quantity") ?? "");
   const quantity = choices.find((one) => one.name === name) ?? choices[0] ?? null;
   const most = useMemo(() => (quantity && tokens ? limit(quantity, tokens) : 1), [quantity, tokens]);
   const select = (to: string) => {
     choose(to);
-    sessionStorage.setItem("hindsight-quantity", to);
+    keep("quantity", to);
   };
   const turn = (by: number) => {
     if (quantity) select(choices[(choices.indexOf(quantity) + by + choices.length) % choices.length]!.name);

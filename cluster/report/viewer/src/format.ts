@@ -16,6 +16,7 @@ export function percent(value: number | null | undefined, digits = 0): string {
 
 export function seconds(value: number | null | undefined): string {
   if (value === null || value === undefined) return "–";
+  if (value > 0 && value < 0.1) return `${number(1000 * value, 2)} ms`;
   if (value < 120) return `${number(value)} s`;
   return value < 7200 ? `${(value / 60).toFixed(1)} min` : `${(value / 3600).toFixed(1)} h`;
 }

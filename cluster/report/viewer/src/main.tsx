@@ -5,6 +5,7 @@ import { useDocument } from "./data";
 import { EpisodePage } from "./episode";
 import { Episodes } from "./episodes";
 import { useKeys } from "./keys";
+import { keep, recall } from "./memory";
 import { OverviewPage } from "./overview";
 import { go, link, useRoute } from "./route";
 import "./style.css";
@@ -32,10 +33,10 @@ const KEYS: [string, string][] = [
 const THEMES = ["auto", "dark", "light"];
 
 function useTheme(): [string, () => void] {
-  const [theme, set] = useState(() => localStorage.getItem("hindsight-theme") ?? "auto");
+  const [theme, set] = useState(() => recall("theme") ?? "auto");
   useEffect(() => {
     document.documentElement.dataset.theme = theme;
-    localStorage.setItem("hindsight-theme", theme);
+    keep("theme", theme);
   }, [theme]);
   return [theme, () => set(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]!)];
 }

@@ -217,7 +217,7 @@ function Failures({ overview }: { overview: Overview }) {
     <section aria-labelledby="failures">
       <h2 id="failures">Failures</h2>
       {total === 0 && <p class="quiet">None was recorded.</p>}
-      {total > 0 && <p>{counts.map(([name, count]) => `${FAILURES[name] ?? name.replace("failures/", "").replace("restarts/", "restarts of ").replaceAll("_", " ")}: ${count}`).join(", ")}</p>}
+      {counts.length > 0 && <p>{counts.map(([name, count]) => `${FAILURES[name] ?? name.replace("failures/", "").replace("restarts/", "restarts of ").replaceAll("_", " ")}: ${count}`).join(", ")}</p>}
       {overview.set_aside.length > 0 && (
         <table>
           <thead><tr><th scope="col">task set aside</th><th scope="col">kind</th><th scope="col">last message</th></tr></thead>

@@ -125,6 +125,6 @@ function why(advantage: number | null, delta: number | null, weight: number | nu
     );
   }
   if (weight !== null && used !== null && Math.abs(weight - 1) > 1e-3 && advantage)
-    parts.push(`So its advantage is ${weight > 1 ? "raised" : "reduced"} from ${signed(advantage)} to ${signed(used)}.`);
+    parts.push(`So its advantage is ${weight > 1 ? "strengthened" : "weakened"} from ${signed(advantage)} to ${signed(used)}.`);
   return parts.join(" ");
 }
