@@ -15,13 +15,17 @@ app = typer.Typer()
 
 @app.command()
 def view(
-    runs: Annotated[list[Path] | None, typer.Argument(help="folders of runs")] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="folders of runs (their `out`)", metavar="RUN…")
+    ] = None,
     port: Annotated[int, typer.Option(help="port on this machine; 0 takes a free one", min=0)] = 7531,
-    follow: Annotated[bool, typer.Option(help="show what a run that is going on adds")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="show what a run that is going on adds")] = False,
     export: Annotated[
         Path | None, typer.Option(help="write a folder of static files instead, which a browser can open")
     ] = None,
-    demo: Annotated[bool, typer.Option(help="look at a small recorded run that comes along")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="look at a small recorded run that comes along")
+    ] = False,
 ) -> None:
     """Show where in an episode the credit went and why, as a web page of one or more run folders."""
     from hindsight.cluster.report.viewing import ViewError, view_runs

@@ -186,7 +186,7 @@ def flat(config: Document, prefix: str = "") -> Document:
 
 def index(rows: Sequence[Document]) -> Document:
     """The episodes of a stage as columns; a column without any value is left out."""
-    made = {
+    made: dict[str, list[Any]] = {
         "episode": [_number(row, at) for at, row in enumerate(rows)],
         "turns": [len(row["turns"]) for row in rows],
         **{name: [row.get(name) for row in rows] for name in COLUMNS if name not in ("episode", "turns")},
