@@ -11,6 +11,7 @@ from rich.console import Console
 from hindsight.cluster.cli.common import fail
 
 app = typer.Typer()
+Runs = Annotated[list[Path] | None, typer.Argument(help="folders of runs (their `out`)", metavar="RUN")]
 
 
 @app.command()
@@ -23,9 +24,7 @@ def view(
     export: Annotated[
         Path | None, typer.Option(help="write a folder of static files instead, which a browser can open")
     ] = None,
-    demo: Annotated[
-        bool, typer.Option("--demo", help="look at a small recorded run that comes along")
-    ] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="show small recorded runs that come along")] = False,
 ) -> None:
     """Show where in an episode the credit went and why, as a web page of one or more run folders."""
     from hindsight.cluster.report.viewing import ViewError, view_runs
