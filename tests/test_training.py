@@ -108,33 +108,27 @@ def test_the_teacher_scored_actions(straight: Path) -> None:
 
 def test_the_record_has_what_the_loss_used(straight: Path) -> None:
     run = RunFolder(straight)
-    before, after = ("eval, before warm start", "eval, after warm start")
-    names = [stage.name for stage in run.steps()]
-    assert names == [before, after, "step 1", "step 2", "step 3", "eval, after RL"]
-    assert {row["stage"] for row in run.metrics("eval")} == {
-        name.removeprefix("eval, ") for name in names
-    } - {f"step {step}" for step in (1, 2, 3)}
-    for stage, row in zip(names[2:5], run.metrics("train"), strict=True):
-        key = next(one.key for one in run.steps() if one.name == stage)
-        played, turns = run.episodes(key), run.tokens(key)
-        assert [len(turns[episode]) for episode in range(len(played))] == [len(e["turns"]) for e in played]
-        shares, hinted, scored = 0.0, 0, 0
-        for episode, own in turns.items():
-            for number, turn in own.items():
-                shown = played[episode]["turns"][number]
-                assert "".join(turn["tokens"]).startswith(shown["response"])
-                assert turn["prompt"].rstrip().endswith("assistant") and len(turn["ids"]) == len(
-                    turn["tokens"]
-                )
-                inside = [weight for weight in turn["weight"] if weight is not None]
-                assert all(0.8 - 1e-4 <= weight <= 1.2 + 1e-4 for weight in inside)
-                if "hint" in shown:
-                    hinted += 1
-                    assert None not in turn["teacher_logprob"][slice(*turn["action"])]
-                scored += len(inside)
-                shares += sum(turn["share"])
-        assert (hinted, scored) == (row["teacher/spans"], row["teacher/span_tokens"]) and hinted > 0
-        assert scored == row["learner/teacher_tokens"] and shares == pytest.approx(1.0, abs=1e-4)
+    stages = run.steps()
+    evaluations = ["before warm start", "after warm start", "after RL"]
+    assert [row["stage"] for row in run.metrics("eval")] == evaluations
+    steps = ["step 1", "step 2", "step 3"]
+    first, second, last = (f"eval, {stage}" for stage in evaluations)
+    assert [stage.name for stage in stages] == [first, second, *steps, last]
+    for stage, row in zip(stages[2:5], run.metrics("train"), strict=True):
+        played, tokens = run.episodes(stage.key), run.tokens(stage.key)
+        assert [len(tokens[episode]) for episode in range(len(played))] == [len(e["turns"]) for e in played]
+        turns = [
+            (played[episode]["turns"][n], turn) for episode in tokens for n, turn in tokens[episode].items()
+        ]
+        for shown, turn in turns:
+            assert "".join(turn["tokens"]).startswith(shown["response"])
+            assert turn["prompt"].rstrip().endswith("assistant")
+            assert "hint" not in shown or None not in turn["teacher_logprob"][slice(*turn["action"])]
+        weights = [weight for _, turn in turns for weight in turn["weight"] if weight is not None]
+        assert all(0.8 - 1e-4 <= weight <= 1.2 + 1e-4 for weight in weights)
+        assert len(weights) == row["teacher/span_tokens"] == row["learner/teacher_tokens"]
+        assert sum("hint" in shown for shown, _ in turns) == row["teacher/spans"] > 0
+        assert sum(share for _, turn in turns for share in turn["share"]) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_the_record_has_a_timeline_and_says_where_the_run_comes_from(straight: Path) -> None:
@@ -143,8 +137,8 @@ def test_the_record_has_a_timeline_and_says_where_the_run_comes_from(straight: P
     spans = {step: run.timeline(step) for step in range(4)}
     assert all(roles <= {span["role"] for span in spans[step]} for step in (1, 2, 3))
     assert {span["name"] for span in spans[0]} >= {"before warm start", "warm start", "after warm start"}
-    groups = [span["name"] for span in spans[2] if span["role"] == "rollout"]
-    assert groups == ["group 2", "group 3"]
+    groups = {span["name"] for span in spans[2] if span["role"] == "rollout"}
+    assert groups == {"group 2", "group 3"}
     assert all(span["start"] <= span["end"] for step in spans.values() for span in step)
     [start] = run.about()["starts"]
     assert (start["outcome"], start["resumed_from_step"]) == ("finished", None)

@@ -94,6 +94,7 @@ def test_without_a_policy_loss_there_are_no_shares():
 def test_weights_and_shares_are_those_of_the_loss(aggregation):
     """The loss on the rollout's own log-probs: its gradient by a token's log-prob is −A'·weight."""
     made, other = step(), step(8)
+    made.samples[1].advantages += 0.5  # of five tokens; the first sample has seven
     samples = [*made.samples, *other.samples]
     found = loss_columns(samples, loss_of(used=made.samples, aggregation=aggregation))
     batch = collate(made.samples)
