@@ -16,9 +16,7 @@ Runs = Annotated[list[Path] | None, typer.Argument(help="folders of runs (their 
 
 @app.command()
 def view(
-    runs: Annotated[
-        list[Path] | None, typer.Argument(help="folders of runs (their `out`)", metavar="RUN…")
-    ] = None,
+    runs: Runs = None,
     port: Annotated[int, typer.Option(help="port on this machine; 0 takes a free one", min=0)] = 7531,
     follow: Annotated[bool, typer.Option("--follow", help="show what a run that is going on adds")] = False,
     export: Annotated[

@@ -114,6 +114,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 @pytest.fixture
 def page(driver: webdriver.Chrome, address: str) -> Iterator[Page]:
     """The tab; afterwards nothing may have been logged, and nobody else may have been asked."""
+    driver.get("about:blank")  # Chromium's own first page loads parts of its own
     for log in ("browser", "performance"):
         driver.get_log(log)
     yield Page(driver, address)
@@ -201,14 +202,15 @@ def test_tokens_are_colored_by_the_chosen_quantity(page: Page) -> None:
     names = [option.get_attribute("value") for option in choice.options]
     assert names == ["applied", "advantage", "delta", "weight", "share", "student", "teacher"]
     shades = {}
-    for name in names:
-        choice.select_by_value(name)
+    for place, name in enumerate(names):
+        choice.select_by_index(place)
         page.until(lambda name=name: page.one(".bar-top select").get_property("value") == name)
         shades[name] = [one.get_attribute("class") for one in page.all("#turn-0 .token")]
     assert all("none" in one for one in shades["weight"][:9]) and "none" not in shades["weight"][9]
     assert len({one.split()[1] for one in shades["advantage"]}) == 1  # a whole turn has one advantage
     assert len({one.split()[1] for one in shades["student"]}) > 2
-    assert page.script("return getComputedStyle(document.querySelector('.d5, .d-5')).backgroundColor")
+    strongest = "return getComputedStyle(document.querySelector('.legend .u5')).backgroundColor"
+    assert page.script(strongest) != "rgba(0, 0, 0, 0)"
     page.script("document.querySelectorAll('#turn-0 .token')[9].click()")
     shown = page.until(lambda: page.one(".inspector").text)
     assert '"take"' in shown and "share of the step's loss" in shown and "teacher finds it" in shown
