@@ -14,7 +14,7 @@ from hindsight.cluster.report.export import ExportError, export
 from hindsight.cluster.report.pages import NoSuchPage, Pages, as_script, failures, settings
 from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
 from hindsight.cluster.report.serve import PortTaken, application, listen
-from hindsight.cluster.report.viewing import ViewError, names, view_runs
+from hindsight.cluster.report.viewing import DEMO, ViewError, names, view_runs
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +212,22 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="step-000003"):
         export([("run", pages)], tmp_path / "out", {})
     assert [one.name for one in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_demo_is_small_and_shows_credit() -> None:
+    folders = sorted(DEMO.iterdir())
+    assert {"serl"} <= {folder.name for folder in folders}
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 600_000
+    for folder in folders:
+        pages = Pages(RunFolder(folder))
+        steps = [stage.key for stage in pages.run.steps() if stage.training]
+        assert steps and pages.document("overview")["starts"][0]["host"] == "demo"
+        for step in steps:
+            assert len(set(pages.document("index", step)["success"])) == 2  # mixed
+            turns = pages.document("tokens", step, "0")["turns"].values()
+            assert all(len(turn["tokens"]) == len(turn["advantage"]) for turn in turns)
+            assert any(turn.get("teacher_logprob") for turn in turns) == (folder.name != "grpo")
 
 
 def test_runs_have_short_names() -> None:

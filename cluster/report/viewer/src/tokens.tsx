@@ -106,7 +106,7 @@ export function Inspector({ number: turnNumber, turn, at }: { number: number; tu
 
 const clipped = (raw: number, weight: number) => Math.abs(raw - weight) > 1e-3 * Math.abs(raw);
 
-const logprob = (value: number | null) => (value === null ? "–" : `${number(value)} (p ${number(Math.exp(value), 2)})`);
+const logprob = (value: number | null) => (value === null ? "–" : `${number(value)} (p ${number(Math.exp(value), 3)})`);
 
 function why(advantage: number | null, delta: number | null, weight: number | null, used: number | null): string {
   const parts: string[] = [];
