@@ -1,5 +1,5 @@
 # make train [ARGS="steps=200"] · make test [ARGS="-k loss"] · make lint · make format · make setup · make clean
-.PHONY: setup train test chaos lint format docs lock clean
+.PHONY: setup train test chaos lint format docs viewer lock clean
 .DEFAULT_GOAL := help
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -16,6 +16,7 @@ help:
 	@echo 'make chaos    kill every kind of process of a small run, which must end as if nothing had happened'
 	@echo 'make lint     check style, formatting and types; make format fixes the first two'
 	@echo 'make docs     build the documentation as a site in site/; a broken link is an error'
+	@echo 'make viewer   build the web page of `hindsight view` again (needs node and npm)'
 	@echo 'make lock     update all package versions; make clean removes .venv*, site/ and caches, never runs/'
 
 setup:
@@ -43,6 +44,9 @@ format: setup
 
 docs:
 	@scripts/docs
+
+viewer:
+	cd cluster/report/viewer && npm install --no-package-lock --no-audit --no-fund && npm run build
 
 lock: setup
 	scripts/lock

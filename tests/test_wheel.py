@@ -15,12 +15,16 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-LEFT_OUT = (".git", ".venv*", ".cache", "runs", "__pycache__", "*.egg-info", "build", "dist", ".*_cache")
+LEFT_OUT = (
+    *(".git", ".venv*", ".cache", "runs", "__pycache__", "*.egg-info", "build", "dist", ".*_cache"),
+    "node_modules",
+)
 # Set by this test process or by `make test`; an installed package has to work without them.
 UNSET = (
     *("HINDSIGHT_CACHE", "XDG_CACHE_HOME", "PYTHONPATH", "TORCH_EXTENSIONS_DIR", "RAY_ADDRESS"),
     "ALFWORLD_DATA",  # set by tests in the same process that import alfworld
 )
+VIEWER = "hindsight/cluster/report/viewer"  # the source of the web page, which the wheel has built
 OWN_RECIPE = "base: nano\nmethod: grpo\nlearner: {lr: 7.0e-4}\n"
 TINY = [
     *("steps=1", "env.train_tasks=4", "env.eval_tasks=2", "env.max_turns=8", "env.slots=2"),
@@ -65,11 +69,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         str((Path(folder) / name).relative_to(source))
         for folder, _, names in os.walk(source / "hindsight", followlinks=True)
         for name in names
-        if "__pycache__" not in folder
+        if "__pycache__" not in folder and not Path(folder).is_relative_to(source / VIEWER)
     }
     assert held(wheel) == package
     assert {
         "hindsight/py.typed",
+        "hindsight/cluster/report/static/index.html",
+        "hindsight/cluster/report/static/viewer.js",
         "hindsight/configs/nano.yaml",
         "hindsight/configs/methods/serl.yaml",
         "hindsight/envs/appworld/requirements.txt",

@@ -1,4 +1,4 @@
-"""The commands that look at runs, from their folders: `hindsight show | top`."""
+"""The commands that look at runs, from their folders: `hindsight view | show | top`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from hindsight.cluster.report.text import PlainConsole
 
 app = typer.Typer()
 Folder = Annotated[Path, typer.Argument(help="folder of a run (its `out`)", metavar="RUN")]
+Runs = Annotated[list[Path] | None, typer.Argument(help="folders of runs (their `out`)", metavar="RUN")]
 
 
 class By(StrEnum):
@@ -30,6 +31,29 @@ class By(StrEnum):
     delta = "delta"
     advantage = "advantage"
     logprob = "logprob"
+
+
+@app.command()
+def view(
+    runs: Runs = None,
+    port: Annotated[int, typer.Option(help="port on this machine; 0 takes a free one", min=0)] = 7531,
+    follow: Annotated[bool, typer.Option("--follow", help="show what a run that is going on adds")] = False,
+    export: Annotated[
+        Path | None, typer.Option(help="write a folder of static files instead, which a browser can open")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="show small recorded runs that come along")] = False,
+    own: Annotated[
+        bool,
+        typer.Option("--own-drawings", help="run the drawing that a run's own environment brings: its code"),
+    ] = False,
+) -> None:
+    """Show where in an episode the credit went and why, as a web page of one or more run folders."""
+    from hindsight.cluster.report.viewing import ViewError, view_runs
+
+    try:
+        view_runs(runs or [], port, follow, export, demo, PlainConsole().print, own)
+    except ViewError as error:
+        fail(str(error))
 
 
 @app.command()

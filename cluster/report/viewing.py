@@ -1,0 +1,81 @@
+"""What `hindsight view` does: opens run folders, then serves or exports their pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hindsight.cluster.report.export import ExportError, export
+from hindsight.cluster.report.pages import Pages
+from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
+
+DEMO = Path(__file__).absolute().parent / "demo"  # one run folder per method
+
+
+class ViewError(RuntimeError):
+    """Nothing can be shown; the message says what is wrong and what to do."""
+
+
+def view_runs(
+    folders: Sequence[Path],
+    port: int,
+    follow: bool,
+    out: Path | None,
+    demo: bool,
+    say: Callable[[str], Any],
+    own_drawings: bool = False,
+) -> None:
+    """Serve the pages of run folders until a signal ends it, or write them to the folder `out`.
+
+    Args:
+        own_drawings: see `Pages`.
+
+    Raises:
+        ViewError: a folder is no run's, `out` is in use, or the port is taken.
+    """
+    if demo:
+        folders = [*folders, *sorted(folder for folder in DEMO.iterdir() if folder.is_dir())]
+    if not folders:
+        raise ViewError("nothing to show: name the folder of a run, such as runs/nano, or use --demo")
+    if follow and out is not None:
+        raise ViewError("--follow needs the server, and --export writes what is there now: use one of them")
+    try:
+        runs = [
+            (name, Pages(RunFolder(folder), own_drawings))
+            for name, folder in zip(names(folders), folders, strict=True)
+        ]
+        about = {"version": version("hindsight-rl"), "follow": follow}
+        if out is not None:
+            size = export(runs, out, about)
+            say(f"wrote {size / 2**20:.1f} MiB; open {out.absolute() / 'index.html'}")
+            return
+        _serve(runs, about, port, say)
+    except (RunFolderError, ExportError) as error:
+        raise ViewError(str(error)) from error
+
+
+def _serve(
+    runs: Sequence[tuple[str, Pages]], about: dict[str, Any], port: int, say: Callable[[str], Any]
+) -> None:
+    from hindsight.cluster.report.serve import HOST, PortTaken, listen, serve
+
+    try:
+        with listen(port) as listening:
+            say(f"http://{HOST}:{listening.getsockname()[1]}/  (Ctrl-C ends it)")
+            serve(runs, about, listening)
+    except PortTaken as error:
+        raise ViewError(str(error)) from error
+    except KeyboardInterrupt:
+        pass
+
+
+def names(folders: Sequence[Path]) -> list[str]:
+    """A short name for each run: the end of its path, as long as tells it from the others."""
+    paths = [folder.absolute() for folder in folders]
+    for parts in range(1, max(len(path.parts) for path in paths)):
+        short = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(short)) == len(set(paths)):
+            return short
+    return [str(path) for path in paths]
