@@ -38,7 +38,7 @@ def reference() -> str:
 def _extensions(registry: Registry, section: str) -> Iterator[str]:
     """A heading and a table for each built-in entry: what its settings add to the section or change."""
     shared = {item.key: item for item in settings(getattr(Config(), section), f"{section}.")}
-    for name in registry.builtin:
+    for name in registry.installed:
         value = f"[{name}]" if registry.key == "tracker.names" else name
         extended = getattr(load(None, [f"{registry.key}={value}"]), section)
         own = [

@@ -154,7 +154,10 @@ def hindsight_problem(words: tuple[str, ...]) -> str:
         return "" if done.exit_code == 0 else done.output or str(done.exception)
     if isinstance(recipe := given.get("recipe"), str):
         overrides = given.get("overrides")
-        return problems(recipe, list(overrides) if isinstance(overrides, list | tuple) else [])
+        settings = list(overrides) if isinstance(overrides, list | tuple) else []
+        if "=" in recipe:  # `hindsight eval RUN`, whose settings are those of the run
+            recipe, settings = "alfworld", [recipe, *settings]
+        return problems(recipe or "alfworld", settings)
     return ""
 
 

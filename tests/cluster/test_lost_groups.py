@@ -100,7 +100,8 @@ class Toy:
         return group
 
     async def finish(self, batch: Iterable[SampleGroup]) -> None:
-        pass
+        for sample in (sample for group in batch for sample in group.samples):
+            sample.lags = self.run.state.version - sample.column("versions")
 
     async def update(self, batch: Iterable[SampleGroup], *_: Any) -> dict[str, float]:
         self.trained.append([group.group.ordinal for group in batch])
