@@ -150,7 +150,7 @@ def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
         *nothing_trained(rows),
         *cost_lines(rows),
         f"model (for transformers and vLLM): {newest / 'model' if newest else 'none'}",
-        f"also in {run.out}: curve.png, metrics.jsonl, tensorboard/, trajectories/, config.yaml, log.txt",
+        f"also in {run.out}: curve.png, metrics.jsonl, trajectories/, tokens/, config.yaml, log.txt",
         *run.config.env.caveats,
     ]
     if failures := in_words(run.budget.counts):

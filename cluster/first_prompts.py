@@ -28,7 +28,7 @@ from hindsight.rollout.episode import leaves_room, too_long
 from hindsight.rollout.worker import ask_worker
 
 FILE = "first_prompts.json"  # in the run's folder
-SECONDS = 60.0  # that measuring may take; a warm start takes longer, so it costs a run no time
+SECONDS = 60.0  # that measuring may take: less than a warm start, if there is one
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Measured:
 
 
 async def set_long_ones_aside(run: Run) -> None:
-    """Measure the tasks to come, unless this run has before, and set aside those whose prompt is too long.
+    """Measure the tasks to come when a run begins, and set aside those whose prompt is too long.
 
     Raises:
         RunError: too many are. DataMissing: the environment's data are missing.
@@ -49,7 +49,8 @@ async def set_long_ones_aside(run: Run) -> None:
     key = fingerprint(config, run.manifest.digest)
     known = read(run.out / FILE, key)
     groups = max(0, config.steps - run.state.step) * config.rollout.num_groups
-    missing = [task for task in run.sampler.coming()[:groups] if task.id not in known]
+    coming = [] if run.state.warm_started else run.sampler.coming()[:groups]
+    missing = [task for task in coming if task.id not in known]
 
     async def ask(task: TaskSpec) -> int:
         what = f"measuring the first prompt of {task.id}"

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hindsight.cluster.failures import RunError
+from hindsight.cluster.report.lines import read_rows
+from hindsight.cluster.report.run_folder import METRICS
 from hindsight.configs.schema import Config
 from hindsight.learner.checkpoint import latest, newest_whole, set_aside, step_of
 
@@ -78,6 +80,20 @@ def sole_writer(out: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
+def _require_untrained(out: Path) -> None:
+    """Create the folder. A run saves a checkpoint before its first step: steps without one have lost it.
+
+    Raises:
+        RunError: there are some, which a new run would remove.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if any(row.get("kind") == "train" for row in read_rows(out / METRICS)):
+        raise RunError(
+            f"{out} holds the record of a run whose checkpoints are gone: it cannot be resumed, and a new "
+            "run would remove the record. Set another `out`, or rename or delete that folder"
+        )
+
+
 def newest_step(config: Config) -> int:
     """Finished steps of the newest checkpoint; −1: there is none."""
     newest = latest(checkpoints(config))
@@ -88,13 +104,13 @@ def open_folder(config: Config, say: Callable[[str], None]) -> Path | None:
     """Create the run's folder; return the newest whole checkpoint, if any. Damaged newer ones are renamed.
 
     Raises:
-        RunError: the folder holds another run and `resume` is not set, or none of its checkpoints is whole:
-            nothing has been changed.
+        RunError: the folder holds another run and `resume` is not set, or its checkpoints
+            are damaged or gone: nothing has been changed.
     """
     root = checkpoints(config)
     newest = latest(root)
     if newest is None:
-        Path(config.out).mkdir(parents=True, exist_ok=True)
+        _require_untrained(Path(config.out))
         return None
     if config.resume == "never":
         raise RunError(

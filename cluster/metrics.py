@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hindsight.cluster.failures import RunError
 from hindsight.cluster.report.lines import append_rows, read_rows, write_rows
 from hindsight.cluster.trackers import Tracker, make_trackers
 from hindsight.configs.schema import Tracking
@@ -30,6 +32,10 @@ ASKED = (
 )
 
 
+class TrackerError(RunError):
+    """A tracker failed; the message names it."""
+
+
 class Metrics:
     """Writes one row per step to metrics.jsonl and to every tracker."""
 
@@ -42,7 +48,8 @@ class Metrics:
 
     def start(self) -> None:
         """Open the trackers, once config.yaml is in the folder."""
-        self._trackers = make_trackers(self._tracking, self.path.parent)
+        with self._naming("opening the trackers"):
+            self._trackers = make_trackers(self._tracking, self.path.parent)
 
     def write(self, step: int, kind: str, values: Mapping[str, float], stage: str | None = None) -> None:
         """Append one row.
@@ -56,7 +63,8 @@ class Metrics:
         append_rows(self.path, [row | {name: _plain(value) for name, value in values.items()}])
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for tracker in self._trackers:
-            tracker.write(step, kind, finite, stage)
+            with self._naming(type(tracker).__name__):
+                tracker.write(step, kind, finite, stage)
 
     def truncate(self, step: int) -> None:
         """Drop training rows after `step`: a resumed run writes them again."""
@@ -76,9 +84,28 @@ class Metrics:
         write_rows(self.path, rows)
 
     def close(self) -> None:
-        """Flush the trackers."""
-        for tracker in self._trackers:
-            tracker.close()
+        """Flush all trackers.
+
+        Raises:
+            TrackerError: one of them failed.
+        """
+        with ExitStack() as stack:
+            for tracker in self._trackers:
+                stack.enter_context(self._naming(type(tracker).__name__))
+                stack.callback(tracker.close)
+
+    @contextmanager
+    def _naming(self, what: str) -> Iterator[None]:
+        """A block whose errors, of any kind since trackers are open, become a TrackerError."""
+        try:
+            yield
+        except RunError:
+            raise
+        except Exception as error:
+            raise TrackerError(
+                f"{what} failed: {type(error).__name__}: {error}. metrics.jsonl is complete. Repair the "
+                "service and continue with resume=auto, or take the tracker out of tracker.names"
+            ) from error
 
 
 def _plain(value: float) -> float | None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hindsight.cluster.evaluate import Evaluation
+from hindsight.cluster.report.run_folder import PHASES
 from hindsight.cluster.report.text import one_line
 from hindsight.configs.schema import Config
 from hindsight.learner.samples import SampleGroup
 
-PHASES = ("rollout", "feedback_and_teacher", "critic", "learner", "weight_sync")
 EPISODE_EVERY = 10  # steps between two printed episodes, after that of the first: enough to notice a collapse
 EPISODE_LINES, EPISODE_WIDTH = 20, 70  # at most; with the time before it, 80 columns
 
@@ -38,9 +38,11 @@ def trained_line(step: int, values: Mapping[str, float], batch: Sequence[SampleG
     figures = [f"loss {values[name]:.4f}" for name in ("learner/loss",) if name in values]
     if "learner/signal_loss" in values:
         figures.append(f"teacher's loss {values['learner/signal_loss']:.4f}")
-    if config.needs_teacher:
-        scored = values.get("learner/teacher_tokens", 0.0) + values.get("learner/signal_tokens", 0.0)
-        figures.append(f"teacher weight {values.get('learner/strength', 0.0):.2f} on {scored:,.0f} tokens")
+    if values.get("learner/strength") and values.get("learner/teacher_tokens"):
+        scored, strength = values["learner/teacher_tokens"], values["learner/strength"]
+        figures.append(f"teacher weighs {scored:,.0f} tokens with λ = {strength:.2f}")
+    if values.get("learner/signal_tokens"):
+        figures.append(f"{values['learner/signal_tokens']:,.0f} tokens distilled")
     if "learner/mismatch_kl" in values:
         figures.append(f"mismatch KL {values['learner/mismatch_kl']:.4f}")
     tokens = f" ({values['learner/tokens']:,.0f} tokens)" if "learner/tokens" in values else ""

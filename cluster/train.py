@@ -124,7 +124,8 @@ class Trainer:
             "time/weight_sync": synced - updated,
             "time/step": synced - started,
         }
-        self.record(batch, lost, learned | seconds | {"weight_sync/logprob_gap": report.logprob_gap})
+        figures = learned | seconds | {"weight_sync/logprob_gap": report.logprob_gap}
+        await self.record(batch, lost, figures)
         if self.run.state.step < self.config.steps:
             await self.checkpoint_and_evaluate()
 
@@ -294,7 +295,7 @@ class Trainer:
         """Whether this run, or the one it resumes, has made that evaluation."""
         return any(evaluation.stage == stage for evaluation in self.run.state.evaluations)
 
-    def record(
+    async def record(
         self, batch: Sequence[SampleGroup], lost: Sequence[SampleGroup], figures: dict[str, float]
     ) -> None:
         """Write metrics, progress, episodes and tokens of a finished step."""
@@ -311,7 +312,8 @@ class Trainer:
         strength = self.method.strength(run.state.step - 1)
         used = self.method.policy_samples(batch)
         loss = PolicyLoss(used, self.method.signal, strength, self.config.loss.aggregation)
-        run.recorder.step(run.state.step, batch, lost, loss)
+        # Beside the loop, which goes on with the groups in flight: it takes seconds for many tokens.
+        await asyncio.to_thread(run.recorder.step, run.state.step, batch, lost, loss)
 
     def learning_rate(self, peak: float) -> float:
         """Learning rate of the coming update."""

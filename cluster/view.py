@@ -28,6 +28,7 @@ from hindsight.cluster.plan import Plan
 from hindsight.cluster.planning import plan_notes, plan_table
 from hindsight.cluster.progress import Progress, evaluations_left
 from hindsight.cluster.report.record import episode_row
+from hindsight.cluster.report.run_folder import STATUS
 from hindsight.cluster.report.text import PlainConsole, clock, duration, visible
 from hindsight.cluster.step_report import (
     EPISODE_EVERY,
@@ -40,7 +41,7 @@ from hindsight.configs.schema import Config
 from hindsight.envs.runtime.files import atomic_write
 from hindsight.learner.samples import SampleGroup
 
-LOG, STATUS = "log.txt", "status.json"
+LOG = "log.txt"
 WIDTH = 80  # columns of tables in log.txt
 HEARTBEAT = 10.0  # seconds after which status.json is written again although nothing has changed
 

@@ -150,8 +150,9 @@ def test_the_record_has_a_timeline_and_says_where_the_run_comes_from(straight: P
 
 REPLAY = """
 import asyncio, json, sys
+from pathlib import Path
 from hindsight.cluster.replay import replay
-out, *overrides = sys.argv[1:]
+out, overrides = Path(sys.argv[1]), sys.argv[2:]
 same = asyncio.run(replay(out, 2))
 other = asyncio.run(replay(out, 2, overrides, update=False))
 print(json.dumps([

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from hindsight.cluster.cli.common import fail
+from hindsight.cluster.report.text import PlainConsole
 
 app = typer.Typer()
 
@@ -28,7 +28,7 @@ def compare_runs(
         found = compare.read_runs(runs)
     except RunFolderError as error:
         fail(str(error))
-    console = Console()
+    console = PlainConsole()
     if compare.differing(found):
         console.print(compare.settings_table(found))
     console.print(compare.curve_table(found, x))

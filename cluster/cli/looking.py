@@ -36,7 +36,9 @@ class By(StrEnum):
 @app.command()
 def view(
     runs: Runs = None,
-    port: Annotated[int, typer.Option(help="port on this machine; 0 takes a free one", min=0)] = 7531,
+    port: Annotated[
+        int, typer.Option(help="port on this machine; 0 takes a free one", min=0, max=65535)
+    ] = 7531,
     follow: Annotated[bool, typer.Option("--follow", help="show what a run that is going on adds")] = False,
     export: Annotated[
         Path | None, typer.Option(help="write a folder of static files instead, which a browser can open")

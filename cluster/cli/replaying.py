@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from hindsight.cluster.cli.common import Overrides, run
+from hindsight.cluster.report.text import PlainConsole
 
 app = typer.Typer()
 
@@ -32,6 +32,6 @@ def replay(
     async def start() -> None:
         replayed = await replaying.replay(folder, step, overrides or [], update)
         for shown in replaying.tables(replayed):
-            Console().print(shown)
+            PlainConsole().print(shown)
 
     run(start)

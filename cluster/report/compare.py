@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from hindsight.cluster.report.run_folder import RunFolder
@@ -197,7 +196,7 @@ def settings_table(runs: Sequence[Compared]) -> Table:
     """The settings that differ, a column per run."""
     table = _table("Settings that differ", "setting", *(run.name for run in runs))
     for key, values in differing(runs).items():
-        table.add_row(escape(key), *(escape(str(value)) for value in values))
+        table.add_row(key, *(str(value) for value in values))
     return table
 
 
@@ -216,11 +215,11 @@ def final_table(runs: Sequence[Compared]) -> Table:
     table = _table("Last evaluation", "run", "stage", "step", "success (95 % interval)", "episodes")
     for run in runs:
         if not run.evaluations:
-            table.add_row(escape(run.name), "none yet")
+            table.add_row(run.name, "none yet")
             continue
         last = run.evaluations[-1]
         count = f"{last.episodes} of {last.episodes + last.missing}" if last.missing else f"{last.episodes}"
-        table.add_row(escape(run.name), escape(last.stage), f"{last.step}", _rate(last), count)
+        table.add_row(run.name, last.stage, f"{last.step}", _rate(last), count)
     return table
 
 
@@ -293,5 +292,5 @@ def _rate(point: Point) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(escape(column))
+        table.add_column(column)
     return table

@@ -40,7 +40,9 @@ UPDATE = {
     "micro_batches": define("", NEITHER, "Forward and backward passes of each rank."),
     "seconds": define("s", LESS, "Duration of the update, as the driver sees it."),
 }
-STRENGTH = define("", NEITHER, "Strength of the teacher signal; 0 is training without a teacher.")
+STRENGTH = define(
+    "", NEITHER, "Strength λ of a teacher that weighs advantages; 0 where none does, as in distillation."
+)
 ENTROPY = define("nats", NEITHER, "Entropy of the next-token distribution, mean of the trained tokens.")
 
 ROLLOUT = {
@@ -94,7 +96,7 @@ LEARNER = {
         "nats", NEITHER, "Teacher's log-prob minus the student's, mean: what hindsight changes."
     ),
     "weight_mean": define(
-        "", NEITHER, "Factor on the advantage of the tokens that the teacher scored, mean."
+        "", NEITHER, "Clipped weight of the tokens that the teacher scored, before λ, mean."
     ),
     "weight_clip_fraction": define("share", LESS, "Scored tokens whose factor `signal.clip` bounded."),
     "signal_loss": define("nats", LESS, "Loss of distillation, per token."),
@@ -116,7 +118,9 @@ CRITIC = {
     "value_mean": define("", NEITHER, "Critic's value, mean over tokens."),
     "return_mean": define("", MORE, "Return that the value estimates, mean over tokens."),
     "explained_variance": define(
-        "share", MORE, "Variance of the returns that the values explain; 1 is perfect."
+        "",
+        MORE,
+        "Share of the returns' variance that the values explain; below 0, a constant would be better.",
     ),
 }
 FEEDBACK = {
@@ -232,8 +236,8 @@ Written by `python -m hindsight.cluster.report.definitions > docs/metrics.md` fr
    compare. Choose easier or harder tasks, or raise `rollout.group_size`.
 5. `learner/teacher_gap`: at 0 hints change nothing. See `feedback/texts` and `feedback/unreadable`.
 6. `learner/weight_clip_fraction`: near 1 `signal.clip` decides how strong the teacher is, not the teacher.
-7. `learner/mismatch_kl`: with `rollout/staleness` at 0 only rounding is left (below 1e-4 in float32). More
-   is a defect.
+7. `learner/mismatch_kl`: with `rollout/staleness` at 0 only rounding is left: below 1e-4 in float32, more in
+   bfloat16. A rise during a run is a defect.
 8. `learner/ess`: the smaller, the further have the weights moved since sampling. Lower
    `rollout.max_staleness`.
 9. `learner/entropy`: near 0 the policy no longer explores. `learner/grad_norm`: where it jumps, lower

@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 
 import yaml
 
-from hindsight.cluster.report.run_folder import EPISODES, RunFolder
+from hindsight.cluster.report.run_folder import EPISODES, PHASES, RunFolder
 from hindsight.configs.check import render
-from hindsight.configs.load import ConfigError, load
+from hindsight.configs.load import load, methods
 from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.envs.drawing import blocks
 
@@ -34,7 +34,6 @@ Document = dict[str, Any]
 T = TypeVar("T")
 Version = tuple[str, int]  # key of a stage, and when its file was written
 CURVES = ("rollout/success", "rollout/turns_per_episode", "rollout/tokens_per_turn", "time/step")
-PHASES = ("rollout", "feedback_and_teacher", "learner", "weight_sync")
 PER_STEP = ("failures/retried", "failures/groups_lost")
 LEFT_OUT = ("_seconds", "/total", "/tasks_set_aside")  # no counts, or sums of others
 COLUMNS = ("episode", "group", "trial", "task", "kind", "success", "reward", "turns", "ended")
@@ -174,10 +173,9 @@ def settings(config: Document) -> list[Document]:
 
 @cache
 def _defaults(method: str | None) -> Document:
-    try:
-        return flat(yaml.safe_load(render(load(None, [f"method={method}"] if method else []))))
-    except ConfigError:  # a method of the user's own, or one that a later version dropped
+    if method and method not in methods():  # a file, whose code is not run unasked, or of another version
         return {}
+    return flat(yaml.safe_load(render(load(None, [f"method={method}"] if method else []))))
 
 
 def flat(config: Document, prefix: str = "") -> Document:

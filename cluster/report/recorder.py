@@ -32,9 +32,10 @@ class Recorder:
             batch: its groups. lost: groups that failures kept from training; only their time is written.
         """
         key = step_key(step)
-        write_rows(self.out / EPISODES / f"{key}.jsonl", step_rows(batch, self.pieces))
         write_rows(self.out / TOKENS / f"{key}.jsonl.gz", token_rows(batch, loss, self.pieces))
         write_rows(self.out / GROUPS / f"{key}.jsonl.gz", map(group_row, batch))
+        # Last: a reader that follows the run takes a step as there when it has episodes.
+        write_rows(self.out / EPISODES / f"{key}.jsonl", step_rows(batch, self.pieces))
         self.timeline.groups(step, (*batch, *lost))
 
     def evaluation(self, step: int, stage: str, plays: Iterable[Sequence[Trajectory]]) -> None:

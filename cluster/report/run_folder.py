@@ -24,6 +24,8 @@ ABOUT, CONFIG, METRICS, FAILURES, TIMELINE = (
     "failures.jsonl",
     "timeline.jsonl",
 )
+STATUS = "status.json"
+PHASES = ("rollout", "feedback_and_teacher", "critic", "learner", "weight_sync")  # time/… of a step, in order
 EPISODES, TOKENS, GROUPS = "trajectories", "tokens", "groups"  # folders
 KEY = re.compile(r"(step|eval)-(\d+)(?:-(.+))?")
 

@@ -17,7 +17,7 @@ from hindsight.cluster.report.text import one_line, visible
 Row = Mapping[str, Any]
 # The sizes from which a number is somewhat, clearly and very different from nothing, by what is shown.
 SIZES = {
-    "weight": (0.1, 0.5, 1.0),  # |log2| of the factor: 1 is twice or half
+    "weight": (0.02, 0.08, 0.2),  # |log2| of the factor: with SERL's λ and ε it is at most 0.15
     "delta": (0.1, 0.5, 2.0),  # nats
     "advantage": (0.01, 0.5, 1.5),
     "logprob": (0.5, 2.0, 5.0),  # nats below certainty
@@ -192,7 +192,7 @@ def legend(by: str, color: bool) -> Text:
 
 
 def _head(index: int, turn: Row, row: Row | None) -> str:
-    parts = [f"turn {index}"]
+    parts = [f"turn {index + 1}"]
     if not turn["valid"]:
         parts.append("malformed" if turn["action"] is None else "inadmissible")
     if turn.get("reward"):

@@ -10,13 +10,11 @@ from typing import Any
 
 from rich.table import Table
 
-from hindsight.cluster.report.run_folder import ABOUT, METRICS, RunFolder, RunFolderError
+from hindsight.cluster.report.run_folder import ABOUT, METRICS, PHASES, STATUS, RunFolder, RunFolderError
 from hindsight.cluster.report.text import clock, duration, one_line
 
-STATUS = "status.json"
 SILENT = 45.0  # seconds without a new status after which a run counts as dead: it writes one every 10 s
 RECENT = 20  # steps whose mean success is shown beside the last one
-PHASES = ("rollout", "feedback_and_teacher", "critic", "learner", "weight_sync")
 WIDTH = 62  # columns of a value; with its name, 80
 
 
@@ -67,8 +65,8 @@ def read_status(file: Path) -> dict[str, Any]:
 
 def state(status: Mapping[str, Any], about: Mapping[str, Any], now: float) -> str:
     """Whether the run goes on, in words."""
-    starts = about.get("starts") or [{}]
-    outcome = status.get("outcome") or starts[-1].get("outcome")
+    starts = about.get("starts") or [{}]  # its last entry is of the start before, until actors are ready
+    outcome = (status or starts[-1]).get("outcome")
     if outcome:
         return f"not running: it {'was ' if outcome == 'stopped' else ''}{outcome}"
     if not status:

@@ -47,7 +47,7 @@ def opened(out: Path, script: Script, resumes: bool = False, **changed: Any) -> 
         actors=SimpleNamespace(worker=SimpleNamespace(first_prompt=SimpleNamespace(remote=first_prompt))),
         set_aside=aside,
         sampler=TaskSampler(TASKS, 5, aside.ids),
-        state=SimpleNamespace(step=0),
+        state=SimpleNamespace(step=0, warm_started=False),
         view=SimpleNamespace(say=said.append, phase=lambda *_: None, reach=lambda *_: None),
         said=said,
         asked=asked,
@@ -86,6 +86,14 @@ def test_prompts_that_leave_no_room_are_set_aside_and_remembered(tmp_path: Path)
     assert last.asked == Counter() and last.set_aside.ids == {"t4", "t7"}
     assert last.said == ["first prompts as measured before: 2 too long, set aside"]
     assert (tmp_path / "failures.jsonl").read_text().count("\n") == 2
+
+
+def test_a_run_that_resumes_measures_nothing(tmp_path: Path) -> None:
+    """Nothing would hide the time that it takes."""
+    run = opened(tmp_path, {"t4": 2000})
+    run.state.warm_started = True
+    asyncio.run(set_long_ones_aside(run))
+    assert not run.asked and not run.said and not run.set_aside.ids
 
 
 @pytest.mark.parametrize(("steps", "count"), [(0, 0), (4, 0), (6, 4), (9, 10)])

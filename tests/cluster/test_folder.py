@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,17 @@ def test_without_a_whole_checkpoint_nothing_is_changed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"already holds a run .*step-00000020.*resume=auto"):
         open_folder(Config(out=str(tmp_path)), print)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_record_of_a_run_without_checkpoints_is_not_removed(tmp_path: Path) -> None:
+    """Somebody removed them to save room. A run that ended before its first step has left nothing to keep."""
+    config = Config(out=str(tmp_path))
+    Metrics(tmp_path).write(1, "sft", {"loss": 1.0})
+    assert open_folder(config, print) is None
+    Metrics(tmp_path).write(1, "train", {"loss": 1.0})
+    for resume in ("never", "auto"):
+        with pytest.raises(RunError, match="whose checkpoints are gone"):
+            open_folder(replace(config, resume=resume), print)
 
 
 def test_a_full_disk_is_an_error_for_the_user_and_a_defect_is_not(tmp_path: Path) -> None:

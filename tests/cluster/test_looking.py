@@ -80,7 +80,7 @@ def test_a_run_is_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["3/1", "step-3/1", "step-000003/1"])
 def test_an_episode_is_printed_with_marks_instead_of_colors(tmp_path: Path, name: str) -> None:
     shown = ask("show", str(folder(tmp_path)), name, NO_COLOR="1").output
-    assert "says   go [+to] [--bed]\n\\x1b[2J[--<end>]" in shown
+    assert "says   go [++to] [--bed]\n\\x1b[2J[--<end>]" in shown
     assert "hint   sleep \\x1b]0;owned\\x07 :smile: [bold red]x[/] \\u202e" in shown
     assert "diagnosis tired" in shown and "malformed, reward 0.5, mean advantage +0.500, 50.0%" in shown
     assert "… 38 lines (--full shows them)" in shown and "[+higher] [-lower]" in shown
@@ -118,7 +118,7 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
 
 
 def test_levels_and_colors() -> None:
-    assert [level(w, "weight") for w in (0.0, 0.25, 0.6, 0.9, 1.0, 1.2, 1.5, 2.0)] == [
+    assert [level(w, "weight") for w in (0.0, 0.8, 0.92, 0.98, 1.0, 1.02, 1.07, 1.2)] == [
         -3,
         -3,
         -2,
@@ -135,7 +135,7 @@ def test_levels_and_colors() -> None:
     painted = paint(ROW, "weight", color=True)
     assert painted.plain == "go to bed\n\\x1b[2J<end>"
     assert [str(span.style) for span in painted.spans] == [
-        *("bold blue", "bold black on yellow", "dim", "bold black on yellow"),
+        *("bold white on blue", "bold black on yellow", "dim", "bold black on yellow"),
     ]  # fmt: skip
     assert not math.isnan(level(0.0, "weight"))
 

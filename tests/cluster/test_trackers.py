@@ -14,7 +14,7 @@ import ray.util.metrics
 
 from hindsight.cluster import trackers
 from hindsight.cluster.evaluate import Stage
-from hindsight.cluster.metrics import Metrics
+from hindsight.cluster.metrics import Metrics, TrackerError
 from hindsight.configs import packages
 from hindsight.configs.load import ConfigError, load
 from hindsight.configs.schema import Tracking
@@ -152,6 +152,31 @@ def test_hosted_trackers_are_told_every_row(tmp_path: Path, monkeypatch: pytest.
             steps = [{"step": 0}, {"step": 0}] if name == "wandb" else [{}, {}]
             assert [values for values, _ in told[1:3]] == [s | c for s, c in zip(steps, curves, strict=True)]
         assert said[-1][0] == ("end_run" if name == "mlflow" else "finish")
+
+
+def test_a_tracker_that_fails_is_named_and_the_others_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[int] = []
+
+    class Flaky(trackers.Tracker):
+        def write(self, *_: Any) -> None:
+            raise ConnectionError("no route")
+
+        def close(self) -> None:
+            closed.append(1)
+            raise ConnectionError("no route")
+
+    made = [Flaky(Tracking(), tmp_path), Flaky(Tracking(), tmp_path)]
+    monkeypatch.setattr("hindsight.cluster.metrics.make_trackers", lambda *_: made)
+    metrics = Metrics(tmp_path)
+    metrics.start()
+    with pytest.raises(TrackerError, match=r"Flaky failed: ConnectionError: no route\..*tracker\.names"):
+        metrics.write(1, "train", {"loss": 1.0})
+    assert [row["loss"] for row in metrics.rows()] == [1.0]
+    with pytest.raises(TrackerError, match="Flaky failed"):
+        metrics.close()
+    assert len(closed) == 2
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])

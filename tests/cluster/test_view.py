@@ -130,7 +130,9 @@ def test_what_a_step_trained() -> None:
     }
     said = trained_line(3, values | {"learner/teacher_tokens": 12.0}, [group(True), group(False)], config)
     assert said.startswith("step 3 trained on 24 samples (5,120 tokens), 1 of 2 groups with an advantage: ")
-    assert "loss 0.0312" in said and "teacher weight 0.50 on 12 tokens" in said
+    assert "loss 0.0312" in said and "teacher weighs 12 tokens with λ = 0.50" in said
+    distilled = trained_line(3, values | {"learner/strength": 0.0, "learner/signal_tokens": 7.0}, [], config)
+    assert "7 tokens distilled" in distilled and "λ" not in distilled
     nothing = trained_line(3, {"learner/samples": 0.0}, [group(False)], Config(steps=9))
     assert nothing == ("step 3 trained nothing: all returns in every group were equal: nothing to learn from")
     played = played_line(1, 9, {"rollout/malformed": 0.125, "rollout/reward": 0.5, "time/learner": 3.0})

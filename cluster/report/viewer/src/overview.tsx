@@ -8,6 +8,7 @@ import type { Evaluation, Overview, Settings } from "./types";
 const PHASES: [string, string][] = [
   ["time/rollout", "rollout"],
   ["time/feedback_and_teacher", "feedback and teacher"],
+  ["time/critic", "critic"],
   ["time/learner", "learner"],
   ["time/weight_sync", "weight sync"],
 ];

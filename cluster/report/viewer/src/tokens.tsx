@@ -85,7 +85,7 @@ export function Inspector({ number: turnNumber, turn, at }: { number: number; tu
   const delta = student !== null && teacher !== null ? teacher - student : null;
   const rows: [string, string][] = [
     ["advantage A", signed(advantage)],
-    ["weight", weight === null ? "–" : `×${number(weight)}${raw !== null && clipped(raw, weight) ? `, clipped from ×${number(raw)}` : ""}`],
+    ["weight", weight === null ? "–" : `×${number(weight)}${raw !== null && raw !== weight ? ` (before clip and λ: ×${number(raw)})` : ""}`],
     ["advantage used A′", signed(used)],
     ["share of the step's loss", percent(value("share"), 3)],
     ["student log-prob", logprob(student)],
@@ -103,8 +103,6 @@ export function Inspector({ number: turnNumber, turn, at }: { number: number; tu
     </div>
   );
 }
-
-const clipped = (raw: number, weight: number) => Math.abs(raw - weight) > 1e-3 * Math.abs(raw);
 
 const logprob = (value: number | null) => (value === null ? "–" : `${number(value)} (p ${number(Math.exp(value), 3)})`);
 
