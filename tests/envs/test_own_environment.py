@@ -22,7 +22,9 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "env.py"
 def family(monkeypatch, tmp_path):
     shutil.copy(EXAMPLE, tmp_path / "guess.py")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "guess", raising=False)
+    # Set before it is deleted, so that the module is gone after the test whoever imports it meanwhile.
+    monkeypatch.setitem(sys.modules, "guess", sys)
+    monkeypatch.delitem(sys.modules, "guess")
     monkeypatch.setenv("HINDSIGHT_CACHE", str(tmp_path))
     return make_family(Env(name="guess:ExampleFamily", max_turns=7))
 
