@@ -128,8 +128,8 @@ def _measured(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     shown += [
         (
             "evaluation",
-            f"step {row['step']}: success {row['eval/success']:.1%} "
-            f"({row['eval/low']:.1%} to {row['eval/high']:.1%})",
+            f"step {row['step']}{', ' + row['stage'] if row.get('stage') else ''}: "
+            f"success {row['eval/success']:.1%} ({row['eval/low']:.1%} to {row['eval/high']:.1%})",
         )
         for row in [row for row in rows if row.get("kind") == "eval"][-3:]
         if all(row.get(f"eval/{name}") is not None for name in ("success", "low", "high"))

@@ -165,7 +165,7 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
         r"step +2 of 9, about 2 h left", r"episodes +8 in flight, 4 finished", r"success +0\.25 at step 3",
         r"tokens/s +512", r"staleness +unknown", r"seconds +rollout 4\.0", r"failures +2",
         r"restarts +engine 1",
-        r"evaluation +step 3: success 50\.0% \(25\.0% to 75\.0%\)",
+        r"evaluation +step 3, after RL: success 50\.0% \(25\.0% to 75\.0%\)",
     ):  # fmt: skip
         assert re.search(said, shown), said
     assert max(map(cell_len, shown.splitlines())) <= 80
