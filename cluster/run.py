@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hindsight.cluster.evaluate import Evaluation
 from hindsight.cluster.failures import FailureBudget, RunError, own_fault, typical
 from hindsight.cluster.folder import checkpoints, open_folder
 from hindsight.cluster.machines import cluster_nodes
-from hindsight.cluster.metrics import Metrics
+from hindsight.cluster.metrics import Metrics, TrackerError
 from hindsight.cluster.planning import plan_run
 from hindsight.cluster.prepare import FORMAT, Ready, continued, prepare, require_same_run
 from hindsight.cluster.report.pieces import Pieces
@@ -253,6 +254,16 @@ def open_record(config: Config, renderer: Renderer, resumes: bool) -> tuple[Metr
     return Metrics(out, config.tracker), recorder
 
 
+def close_metrics(metrics: Metrics, view: View, _: object, error: BaseException | None, *__: object) -> None:
+    """Close the trackers. An error that ends the run is not hidden by that of a tracker, which is said."""
+    try:
+        metrics.close()
+    except TrackerError as failed:
+        if error is None:
+            raise
+        view.say(str(failed))
+
+
 @asynccontextmanager
 async def open_run(config: Config, view: View, ready: Ready | None = None) -> AsyncIterator[Run]:
     """Start the actors, restore the newest checkpoint if `resume=auto`, and close everything at the end.
@@ -278,7 +289,7 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
         stack.push_async_callback(actors.stop)
         actors.restarts.say = view.say
         metrics, recorder = open_record(config, renderer, resumes=newest is not None)
-        stack.callback(metrics.close)
+        stack.push(partial(close_metrics, metrics, view))
         judge = start_judge(config, renderer, actors) if config.needs_teacher else None
         if judge is not None:
             stack.push_async_callback(judge.close)

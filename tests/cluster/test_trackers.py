@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import ray.util.metrics
 from hindsight.cluster import trackers
 from hindsight.cluster.evaluate import Stage
 from hindsight.cluster.metrics import Metrics, TrackerError
+from hindsight.cluster.run import close_metrics
 from hindsight.configs import packages
 from hindsight.configs.load import ConfigError, load
 from hindsight.configs.schema import Tracking
@@ -177,6 +180,13 @@ def test_a_tracker_that_fails_is_named_and_the_others_are_closed(
     with pytest.raises(TrackerError, match="Flaky failed"):
         metrics.close()
     assert len(closed) == 2
+    said: list[str] = []
+    for error in (TrackerError, KeyError):  # what ends a run is not hidden by a tracker that fails as well
+        with pytest.raises(error), ExitStack() as stack:
+            stack.push(partial(close_metrics, metrics, SimpleNamespace(say=said.append)))
+            if error is KeyError:
+                raise KeyError
+    assert len(said) == 1 and "Flaky failed" in said[0]
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
