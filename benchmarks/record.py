@@ -27,7 +27,7 @@ from hindsight.learner.samples import SampleGroup, to_samples
 from hindsight.learner.signals import make_signal
 from hindsight.rollout.models import resolve
 from hindsight.rollout.render import Renderer, load_renderer
-from hindsight.rollout.types import Group, Span, TokenSequence, Trajectory, Turn
+from hindsight.rollout.types import Group, Served, Span, TokenSequence, Trajectory, Turn
 
 FIRST, OBSERVED, HINT = 400, 80, 200  # tokens of the first prompt, of each later observation, and of a hint
 WORDS = 5000  # of the vocabulary that occur
@@ -61,7 +61,10 @@ def episode(
         response = renderer.decode(sequences[place].ids[span.start : span.end])
         action = Span(span.start + tokens // 2, span.end - 1)
         made.append(Turn(place, span.start, span.end, action, seen, response, "look", True, result))
-    return Trajectory(task, sequences, tuple(made), bool(rng.integers(2)), 0.0, "truncated")
+    times = tuple((2.0 * number, 2.0 * number + 1.5) for number in range(turns))
+    served = Served(0, time.time(), time.time() + 2.0 * turns, 0, 0, times)
+    success = bool(rng.integers(2))
+    return Trajectory(task, sequences, tuple(made), success, 0.0, "truncated", served=served)
 
 
 def taught(rng: np.random.Generator, group: SampleGroup) -> SampleGroup:

@@ -19,6 +19,7 @@ from hindsight.cluster.evaluate import Evaluation, evaluate, numbered
 from hindsight.cluster.failures import FailureBudget, Interrupted, RunError, by_kind, in_words
 from hindsight.cluster.folder import checkpoints, newest_step, sole_writer, storing
 from hindsight.cluster.heal import Watched, keep
+from hindsight.cluster.live import follow
 from hindsight.cluster.machines import cluster_nodes, connect
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.planning import plan_run
@@ -101,7 +102,7 @@ async def _train(config: Config, view: View, ready: Ready) -> None:
     """
     async with open_run(config, view, ready) as run:
         trainer = Trainer(run)
-        guarded = run.watchdog.guard(trainer.train(), trainer.publisher.keep())
+        guarded = run.watchdog.guard(trainer.train(), trainer.publisher.keep(), follow(run))
         try:
             print_summary(run, await signals.train(run, asyncio.create_task(guarded)))
         finally:

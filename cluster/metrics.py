@@ -66,6 +66,12 @@ class Metrics:
             with self._naming(type(tracker).__name__):
                 tracker.write(step, kind, finite, stage)
 
+    def now(self, values: Mapping[str, float]) -> None:
+        """Tell the trackers figures of the moment, which are in no row; all are finite."""
+        for tracker in self._trackers:
+            with self._naming(type(tracker).__name__):
+                tracker.now(values)
+
     def truncate(self, step: int) -> None:
         """Drop training rows after `step`: a resumed run writes them again."""
         self._rewrite(

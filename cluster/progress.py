@@ -93,6 +93,7 @@ class Progress:
         self.finished = 0  # episodes since the last step ended
         self.step, self.steps = 0, 0
         self.ends: float | None = None  # when the run is expected to end
+        self.engines: list[dict[str, float]] = []  # what each did lately (`live.moment`)
         self.outcome: str | None = None  # None: it goes on
         self._paces: deque[float] = deque(maxlen=RECENT)  # seconds of each of the last steps
         self._before = 0.0  # own seconds of the phase when the last step ended
@@ -204,6 +205,7 @@ class Progress:
             "steps": self.steps,
             "ends": self.ends,
             "episodes": {"in_flight": self.in_flight, "finished": self.finished},
+            "engines": [dict(engine) for engine in self.engines],
             "starting": {
                 what: {"does": does, "since": since} for what, (does, since) in list(self.waits.items())
             },

@@ -46,6 +46,9 @@ class Tracker:
             stage: of an evaluation, such as "during RL"; None for other rows.
         """
 
+    def now(self, values: Mapping[str, float]) -> None:
+        """Show figures of the moment, which come every few seconds; by default they are not shown."""
+
     def close(self) -> None:
         """Flush what is buffered. Called once, at the end of the run."""
 
@@ -109,6 +112,11 @@ class RayMetrics(Tracker):
         with self._setting:
             for name, value in values.items():
                 self._set(full_name(kind, name), stage or "", value)
+
+    def now(self, values: Mapping[str, float]) -> None:
+        with self._setting:
+            for name, value in values.items():
+                self._set(name, "", value)
 
     def _set(self, name: str, stage: str, value: float) -> None:
         from ray.util.metrics import Gauge

@@ -135,6 +135,8 @@ class Engine:
         """Load the model folder `model` as weight version 0."""
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from hindsight.rollout.engine_stats import EngineStats
+
         started = time.monotonic()
         self.device = find_device()  # raises if the GPU is unusable; vLLM would silently use the CPU
         self.config = config
@@ -149,7 +151,12 @@ class Engine:
         )
         self.shared: SharedCopy | None = None  # of the weights, for vLLM's processes
         self.adapters: list[Served] = []  # oldest first; new requests use the last
-        self.llm = AsyncLLM.from_engine_args(engine_args(model, config, index))
+        args = engine_args(model, config, index)
+        self.llm = AsyncLLM.from_engine_args(args, stat_loggers=[EngineStats])
+        assert self.llm.logger_manager is not None
+        [stats] = self.llm.logger_manager.stat_loggers
+        assert isinstance(stats, EngineStats)
+        self.scheduler = stats
         self.start_seconds = time.monotonic() - started
 
     async def ready(self) -> dict[str, Any]:
@@ -313,9 +320,9 @@ class Engine:
             )
             return int(await self.llm.get_weight_version()), set(checksums)
 
-    async def stats(self) -> dict[str, int]:
-        """Return the number of running requests, the weight version, and totals since the start."""
-        return {**self.totals, "version": self.version}
+    async def stats(self) -> dict[str, float]:
+        """Return the number of running requests, the weight version, totals, and `EngineStats.figures`."""
+        return {**self.totals, **self.scheduler.figures, "version": self.version}
 
     async def _run(
         self, ids: np.ndarray, params: SamplingParams, seconds: float | None = None

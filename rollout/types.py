@@ -121,11 +121,16 @@ TurnAt = tuple[int, int]  # (trajectory, turn): position of a turn in its group
 
 @dataclass(frozen=True)
 class Served:
-    """Which engine an episode ran on, and when, in seconds since the epoch."""
+    """Where an episode ran, and when."""
 
     engine: int
-    start: float
+    start: float  # seconds since the epoch
     end: float
+    shard: int = 0
+    slot: int = 0  # of the shard
+    turns: tuple[
+        tuple[float, float], ...
+    ] = ()  # seconds from `start`: when the engine was asked, and answered
 
 
 @dataclass(frozen=True)

@@ -148,14 +148,14 @@ class Worker:
             try:
                 async with self._slots.lease() as slot:
                     engine = await self._place(ordinal, failed)
-                    generate = generate_on(
-                        self._engines[engine], engine, self._config.rollout.request_timeout
-                    )
-                    began = time.time()
+                    limit, began = self._config.rollout.request_timeout, time.time()
+                    turns: list[tuple[float, float]] = []
+                    generate = timed(generate_on(self._engines[engine], engine, limit), began, turns)
                     played = await run_episode(
                         task, slot, generate, self._renderer, self._limits, temperature, seed, preamble
                     )
-                    return replace(played, served=Served(engine, began, time.time()))
+                    place = (slot.lease.shard, slot.lease.slot)
+                    return replace(played, served=Served(engine, began, time.time(), *place, tuple(turns)))
             except EngineError as error:
                 failed = engine
                 if engine is not None and isinstance(error, EngineLost):
@@ -263,6 +263,18 @@ def generate_on(
             raise EngineError(str(error)) from error
 
     return generate
+
+
+def timed(generate: Generate, since: float, turns: list[tuple[float, float]]) -> Generate:
+    """`generate`, which also notes when it was called and answered, in seconds from `since`."""
+
+    async def noting(ids: np.ndarray, sampling: Sampling) -> Generation:
+        asked = time.time()
+        generation = await generate(ids, sampling)
+        turns.append((round(asked - since, 4), round(time.time() - since, 4)))
+        return generation
+
+    return noting
 
 
 async def ask_worker(worker: Any, config: Config, method: str, *args: Any, what: str) -> Any:

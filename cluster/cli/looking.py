@@ -1,4 +1,4 @@
-"""The commands that look at runs, from their folders: `hindsight view | show | top`."""
+"""The commands that look at runs, from their folders: `hindsight view | show | trace | top`."""
 
 from __future__ import annotations
 
@@ -90,6 +90,32 @@ def show(
             console.print(part, soft_wrap=not console.is_terminal)
     except RunFolderError as error:
         fail(str(error))
+
+
+@app.command()
+def trace(
+    run: Folder,
+    step: Annotated[
+        int | None, typer.Option(help="a training step; 0: before the first; default: all")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="file to write; by default trace.json in the run's folder")
+    ] = None,
+) -> None:
+    """Write a trace that Perfetto or Chrome opens: who worked when, in a step or the whole run."""
+    from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
+    from hindsight.cluster.report.trace import write_trace
+
+    try:
+        file, events = write_trace(RunFolder(run), step, out)
+    except RunFolderError as error:
+        fail(str(error))
+    console = PlainConsole()
+    console.print(
+        f"wrote {file}: {events} events, {file.stat().st_size / 2**20:.1f} MiB. "
+        "Open it in chrome://tracing, or at https://ui.perfetto.dev, which reads it in the browser",
+        soft_wrap=True,
+    )
 
 
 @app.command()

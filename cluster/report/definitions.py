@@ -174,6 +174,18 @@ RESTARTS = {
     "{role}": define("processes", LESS, "Processes of this role that were lost and replaced, so far."),
     "{role}_seconds": define("s", LESS, "Time until the role was complete again, summed."),
 }
+NOW = {
+    "in_flight": define("episodes", NEITHER, "Training episodes in flight."),
+    "finished": define("episodes", NEITHER, "Training episodes that ended since the last step."),
+    "decoding_{n}": define("requests", NEITHER, "Requests in the batch of engine n."),
+    "waiting_{n}": define("requests", LESS, "Requests that wait for a place in the batch of engine n."),
+    "kv_cache_{n}": define("share", NEITHER, "Blocks of the KV cache of engine n that are in use."),
+    "prefix_hits_{n}": define("share", MORE, "Tokens of prompts that engine n found in its prefix cache."),
+    "prefilled_{n}": define(
+        "tokens/s", MORE, "Tokens of prompts that engine n read, those found in its cache included."
+    ),
+    "sampled_{n}": define("tokens/s", MORE, "Tokens that engine n sampled."),
+}
 SFT = {**UPDATE, "strength": STRENGTH, "entropy": ENTROPY}
 TOPICS: Mapping[str, tuple[str, Mapping[str, Definition]]] = {
     "eval": ("Evaluations", EVAL),
@@ -187,6 +199,7 @@ TOPICS: Mapping[str, tuple[str, Mapping[str, Definition]]] = {
     "failures": ("Failures", FAILURES),
     "restarts": ("Processes that were replaced", RESTARTS),
     "sft": ("Warm start", SFT),
+    "now": ("The moment", NOW),
 }
 DEFINITIONS = {
     f"{topic}/{name}": definition for topic, (_, own) in TOPICS.items() for name, definition in own.items()
@@ -252,8 +265,9 @@ and update of the warm start ("sft", without `sft/` in its keys). A figure that 
 that does not apply is absent. `stage` tells evaluations apart. TensorBoard and hosted trackers use the
 names below; the evaluation before the warm start has curves of its own, such as `eval/success before warm
 start`. Ray's metrics are called `ray_hindsight_rollout_success` and so on
-([cluster.md](cluster.md#charts)). A share is between 0 and 1. Figures are of one step or one evaluation
-unless they say "so far".
+([cluster.md](cluster.md#charts)). `now/*` are of the moment, every 5 s, evaluations included: on Ray's
+endpoint, in `status.json` and in `hindsight top` only. A share is between 0 and 1. Figures are of one step
+or one evaluation unless they say "so far".
 """
 
 

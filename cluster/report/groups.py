@@ -112,8 +112,13 @@ def _trajectory(row: Row, task: TaskSpec) -> Trajectory:
         tuple(map(TokenSequence, ids, logprobs, versions)),
         tuple(_turns(row["turns"])),
         **{name: row[name] for name in ("success", "reward", "ended", "preamble")},
-        served=row["served"] and Served(**row["served"]),
+        served=row["served"] and _served(row["served"]),
     )
+
+
+def _served(row: Row) -> Served:
+    """Rows of earlier versions say nothing of turns."""
+    return Served(**{**row, "turns": tuple(map(tuple, row.get("turns", ())))})
 
 
 def _turns(rows: Sequence[Row]) -> list[Turn]:

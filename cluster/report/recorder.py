@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from hindsight.cluster.report.groups import group_row
@@ -40,7 +41,9 @@ class Recorder:
 
     def evaluation(self, step: int, stage: str, plays: Iterable[Sequence[Trajectory]]) -> None:
         """Write the episodes of an evaluation; each play has one trial, or several."""
+        plays = list(plays)
         write_rows(self.out / EPISODES / f"{evaluation_key(step, stage)}.jsonl", evaluation_rows(plays))
+        self.timeline.evaluation(step, chain.from_iterable(plays))
 
     def truncate(self, step: int) -> None:
         """Drop what belongs to later steps, −1 for all steps: a resumed run writes it again."""

@@ -133,9 +133,9 @@ class RunFolder:
         """A training step's groups without loss (`report.groups`); [] where none were recorded."""
         return self._rows(f"{GROUPS}/{key}.jsonl.gz")
 
-    def timeline(self, step: int) -> list[dict[str, Any]]:
-        """The spans of a step by their start, those that contain others first."""
-        rows = [row for row in self._rows(TIMELINE) if row["step"] == step]
+    def timeline(self, step: int | None = None) -> list[dict[str, Any]]:
+        """The spans of a step, or of all, by their start; those that contain others first."""
+        rows = [row for row in self._rows(TIMELINE) if step is None or row["step"] == step]
         return sorted(rows, key=lambda row: (row["start"], -row["end"]))
 
     def _rows(self, name: str) -> list[dict[str, Any]]:

@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hindsight.cluster.report.lines import append_rows, read_rows, write_rows
 from hindsight.cluster.report.run_folder import TIMELINE
 from hindsight.learner.samples import SampleGroup
+from hindsight.rollout.types import Trajectory
 
+Row = dict[str, Any]
 Role = Literal[
     "rollout",
     "teacher",
@@ -45,9 +47,12 @@ class Timeline:
         for one in groups:
             name = f"group {one.group.ordinal}"
             rows += [_row(step, role, name, start, end) for role, (start, end) in one.times.items()]
-            on_engines = filter(None, (trajectory.served for trajectory in one.group.trajectories))
-            rows += [_row(step, "engine", f"engine {on.engine}", on.start, on.end) for on in on_engines]
+            rows += _episodes(step, one.group.trajectories, {"group": one.group.ordinal})
         append_rows(self.file, rows)
+
+    def evaluation(self, step: int, trajectories: Iterable[Trajectory]) -> None:
+        """Note which engines had the episodes of an evaluation."""
+        append_rows(self.file, _episodes(step, trajectories, {}))
 
     def truncate(self, step: int) -> None:
         """Drop the spans of later steps, and what a killed run has left of a line."""
@@ -55,5 +60,11 @@ class Timeline:
             write_rows(self.file, [row for row in read_rows(self.file) if row["step"] <= step])
 
 
-def _row(step: int, role: str, name: str, start: float, end: float) -> dict[str, object]:
+def _episodes(step: int, trajectories: Iterable[Trajectory], more: Row) -> Iterator[Row]:
+    for on in filter(None, (trajectory.served for trajectory in trajectories)):
+        row = _row(step, "engine", f"engine {on.engine}", on.start, on.end)
+        yield {**row, **more, "slot": [on.shard, on.slot], "turns": on.turns}
+
+
+def _row(step: int, role: str, name: str, start: float, end: float) -> Row:
     return {"step": step, "role": role, "name": name, "start": round(start, 3), "end": round(end, 3)}

@@ -15,6 +15,7 @@ from hindsight.cluster.report.text import clock, duration, one_line
 
 SILENT = 45.0  # seconds without a new status after which a run counts as dead: it writes one every 10 s
 RECENT = 20  # steps whose mean success is shown beside the last one
+MOST_ENGINES = 8  # that have a line each
 WIDTH = 62  # columns of a value; with its name, 80
 
 
@@ -99,7 +100,24 @@ def lines(
     if alive and (episodes := status.get("episodes")):
         flying, ended = episodes.get("in_flight", 0), episodes.get("finished", 0)
         shown.append(("episodes", f"{flying} in flight, {ended} finished since the last step"))
+    if alive:
+        shown += _engines(status.get("engines") or [])
     return shown + _measured(rows)
+
+
+def _engines(engines: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
+    """A line for each of the first engines, and one for all if there are more."""
+    shown = []
+    for index, one in enumerate(engines[:MOST_ENGINES]):
+        parts = [f"{one['decoding']:.0f} running, {one['waiting']:.0f} waiting"] if one else ["no answer"]
+        parts += [f"{one['sampled']:,.0f} tokens/s"] if "sampled" in one else []
+        parts += [f"KV cache {one['kv_cache']:.0%}"] if one else []
+        parts += [f"prefix hits {one['prefix_hits']:.0%}"] if "prefix_hits" in one else []
+        shown.append((f"engine {index}", ", ".join(parts)))
+    if len(engines) > MOST_ENGINES:
+        sampled = sum(one.get("sampled", 0.0) for one in engines)
+        shown.append(("engines", f"{len(engines)}, together {sampled:,.0f} tokens/s"))
+    return shown
 
 
 def _measured(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

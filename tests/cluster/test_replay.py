@@ -58,7 +58,14 @@ def played(logprobs, same=True):
     ]
     sequence = TokenSequence(ids, scores, versions)
     return Trajectory(
-        TASK, (sequence,), tuple(turns), True, 1.0, "terminated", "lessons", Served(1, 2.5, 3.5)
+        TASK,
+        (sequence,),
+        tuple(turns),
+        True,
+        1.0,
+        "terminated",
+        "lessons",
+        Served(1, 2.5, 3.5, 0, 7, ((0.1, 0.4), (0.5, 0.9))),
     )
 
 

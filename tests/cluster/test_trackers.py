@@ -86,6 +86,18 @@ def test_gauges_tell_runs_and_stages_apart(gauges: dict[str, Any], tmp_path: Pat
     assert "hindsight_learner_loss" not in gauges  # it was not finite
 
 
+def test_figures_of_the_moment_are_gauges_and_no_rows(gauges: dict[str, Any], tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, Tracking(names=["ray", "tensorboard"]))
+    metrics.start()
+    metrics.now({"now/decoding_0": 3.0, "now/in_flight": 8.0})
+    metrics.now({"now/decoding_0": 5.0})
+    metrics.close()
+    assert metrics.rows() == []
+    assert gauges["hindsight_now_decoding_0"].values == {(str(tmp_path), ""): 5.0}
+    assert gauges["hindsight_now_decoding_0"].description.startswith("Requests in the batch of engine n.")
+    assert gauges["hindsight_now_in_flight"].values == {(str(tmp_path), ""): 8.0}
+
+
 def test_gauges_are_set_again_until_the_run_ends(
     gauges: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hindsight.envs.base import Observation, StepResult, Verdict
+from hindsight.envs.runtime.shard import Lease
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.types import Generation
 
@@ -80,6 +81,7 @@ class ToySlot:
     def __init__(self, faults: list[Exception | None] | None = None, verdict: Verdict | None = None) -> None:
         self.verdict = verdict
         self.faults = faults if faults is not None else []
+        self.lease = Lease(1, 2, serial=0)
         self.key = False
         self.actions: list[str] = []
 

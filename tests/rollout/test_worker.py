@@ -93,6 +93,11 @@ def test_groups_play_side_by_side(model):
     assert all(engine.asked for engine in engines)
     served = [trajectory.served for group in groups for trajectory in group.trajectories]
     assert {one.engine for one in served} == {0, 1} and all(one.start < one.end for one in served)
+    for one in served:  # two turns each, one after another and within the episode
+        times = [time for turn in one.turns for time in turn]
+        assert len(one.turns) == 2 and times == sorted(times)
+        assert times[0] >= 0 and times[-1] <= one.end - one.start + 1e-4 and (one.shard, one.slot) == (1, 2)
+        assert all(answered - asked >= 0.001 for asked, answered in one.turns)  # the engine's delay
 
     turns = [turn for group in groups for t in group.trajectories for turn in t.turns]
     told = [tally(trajectory) for group in groups for trajectory in group.trajectories]
