@@ -43,6 +43,12 @@ def view(
     export: Annotated[
         Path | None, typer.Option(help="write a folder of static files instead, which a browser can open")
     ] = None,
+    stages: Annotated[
+        str, typer.Option(help="with --export, steps and evaluations, as `show` names them: 2,after-RL")
+    ] = "",
+    last: Annotated[
+        int, typer.Option(help="with --export, this many steps and the evaluations since", min=0)
+    ] = 0,
     demo: Annotated[bool, typer.Option("--demo", help="show small recorded runs that come along")] = False,
     own: Annotated[
         bool,
@@ -53,7 +59,7 @@ def view(
     from hindsight.cluster.report.viewing import ViewError, view_runs
 
     try:
-        view_runs(runs or [], port, follow, export, demo, PlainConsole().print, own)
+        view_runs(runs or [], port, follow, export, demo, PlainConsole().print, own, stages, last)
     except ViewError as error:
         fail(str(error))
 

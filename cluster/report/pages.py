@@ -17,14 +17,14 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import yaml
 
-from hindsight.cluster.report.run_folder import EPISODES, PHASES, RunFolder
+from hindsight.cluster.report.run_folder import EPISODES, PHASES, RunFolder, Stage
 from hindsight.configs.check import render
 from hindsight.configs.load import load, methods
 from hindsight.configs.registry import ENVIRONMENTS
@@ -53,9 +53,15 @@ class NoSuchPage(LookupError):
 class Pages:
     """The documents of one run. Parsed stages are kept, so that the next episode of a stage comes at once."""
 
-    def __init__(self, run: RunFolder, own_drawings: bool = False) -> None:
-        """`own_drawings`: run the drawing module that belongs to the run's environment, if it is a user's."""
-        self.run, self.own_drawings = run, own_drawings
+    def __init__(
+        self, run: RunFolder, own_drawings: bool = False, only: Collection[str] | None = None
+    ) -> None:
+        """
+        Args:
+            own_drawings: run the drawing module that belongs to the run's environment, if it is a user's.
+            only: keys of the stages that have pages; by default all.
+        """
+        self.run, self.own_drawings, self.only = run, own_drawings, only
         self._episodes: OrderedDict[Version, list[Document]] = OrderedDict()
         self._tokens: OrderedDict[Version, dict[int, dict[int, Document]]] = OrderedDict()
 
@@ -67,7 +73,7 @@ class Pages:
         """
         match kind, *address:
             case ["overview"]:
-                return overview(self.run)
+                return overview(self.run) | {"stages": [asdict(stage) for stage in self.stages()]}
             case ["settings"]:
                 return {"settings": settings(self.run.config())}
             case ["index", stage]:
@@ -84,7 +90,7 @@ class Pages:
         """Every document that the run has."""
         yield ("overview",)
         yield ("settings",)
-        stages = self.run.steps()
+        stages = self.stages()
         for step in dict.fromkeys(stage.step for stage in stages):
             yield "timeline", str(step)
         for stage in stages:
@@ -93,6 +99,10 @@ class Pages:
                 yield "episode", stage.key, str(_number(row, number))
                 if stage.training:
                     yield "tokens", stage.key, str(_number(row, number))
+
+    def stages(self) -> list[Stage]:
+        """The stages that have pages."""
+        return [stage for stage in self.run.steps() if self.only is None or stage.key in self.only]
 
     @cached_property
     def _environment(self) -> str:
@@ -110,15 +120,15 @@ class Pages:
         """A stage as it is now: a run that goes back to a checkpoint writes its later stages again.
 
         Raises:
-            NoSuchPage: the run does not list it. Nothing else becomes the name of a file.
+            NoSuchPage: it is not listed. Nothing else becomes the name of a file.
         """
-        if all(one.key != stage for one in self.run.steps()):
+        if all(one.key != stage for one in self.stages()):
             raise NoSuchPage(stage)
         return stage, (self.run.path / EPISODES / f"{stage}.jsonl").stat().st_mtime_ns
 
 
 def overview(run: RunFolder) -> Document:
-    """What is trained, on what, and where it stands."""
+    """What is trained, on what, and where it stands; without its stages."""
     config, about = run.config(), run.about()
     rows = run.metrics()
     train = [row for row in rows if row.get("kind") == "train"]
@@ -126,7 +136,6 @@ def overview(run: RunFolder) -> Document:
     names = [name for name in (*CURVES, *(f"time/{phase}" for phase in PHASES)) if _any(train, name)]
     return {
         "starts": about.get("starts", []),
-        "stages": [asdict(stage) for stage in run.steps()],
         "facts": {key: _setting(config, key) for key in FACTS if _setting(config, key) is not None},
         "steps": config.get("steps"),
         "last_time": max((row["time"] for row in rows if row.get("time")), default=None),

@@ -124,7 +124,7 @@ def events(slices: Sequence[Slice], instants: Sequence[Instant] = ()) -> list[Ro
 
 
 class Lanes:
-    """Numbers from 1 for spans that come by their start, so that those with the same number do not overlap."""
+    """Numbers, from 1, spans that come by their start: those with the same number do not overlap."""
 
     def __init__(self) -> None:
         self._free: list[int] = []

@@ -206,6 +206,29 @@ def test_an_export_is_a_folder_of_its_own(toy: Path, tmp_path: Path) -> None:
         export([], out, {})
 
 
+@pytest.mark.parametrize(
+    ("choice", "kept"),
+    [
+        ({"stages": "step-000002,after-RL"}, ["step-000002", "eval-000003-after-RL"]),
+        ({"stages": " 1 "}, ["step-000001"]),
+        ({"last": 2}, ["step-000002", "step-000003", "eval-000003-after-RL"]),
+        ({"last": 9}, None),
+        ({"stages": "1", "last": 1}, ["step-000001", "step-000003", "eval-000003-after-RL"]),
+    ],
+)
+def test_an_export_may_have_some_stages(toy: Path, tmp_path: Path, choice: dict, kept: list[str]) -> None:
+    view_runs([toy], 0, False, tmp_path / "out", False, print, **choice)
+    data = tmp_path / "out/data/0"
+    stages = [stage["key"] for stage in read((data / "overview.js").read_text())[1]["stages"]]
+    kept = kept or [stage.key for stage in RunFolder(toy).steps()][1:]  # not before the first step
+    assert stages == kept and sorted(file.stem for file in (data / "index").iterdir()) == sorted(kept)
+    assert {folder.name for folder in (data / "episode").iterdir()} == set(kept)
+    pages = Pages(RunFolder(toy), only=kept)
+    left_out = next(stage.key for stage in RunFolder(toy).steps() if stage.key not in kept)
+    with pytest.raises(NoSuchPage):
+        pages.document("index", left_out)
+
+
 def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
     pages = Pages(RunFolder(write_run(tmp_path / "run")))
     (tmp_path / "run/tokens/step-000003.jsonl.gz").write_bytes(b"cut")
@@ -233,6 +256,14 @@ def test_the_demo_is_small_and_shows_credit() -> None:
 def test_runs_have_short_names() -> None:
     assert names([Path("/a/b/nano")]) == ["nano"]
     assert names([Path("/a/x/nano"), Path("/a/y/nano")]) == ["x/nano", "y/nano"]
+
+
+def test_a_stage_that_a_run_does_not_have_is_said(toy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ViewError, match="'7' names no steps or evaluations"):
+        view_runs([toy], 0, False, tmp_path / "out", False, print, stages="1,7")
+    with pytest.raises(ViewError, match="--export"):
+        view_runs([toy], 0, False, None, False, print, last=1)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

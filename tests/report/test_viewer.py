@@ -224,6 +224,19 @@ def test_a_run_of_an_older_version_is_shown(page: Page) -> None:
     page.until(lambda: "No timeline was recorded" in page.one("main").text)
 
 
+def test_several_runs_are_drawn_on_the_same_axes(page: Page) -> None:
+    page.open("0/overview", "[aria-labelledby=runs] figure")
+    names = page.until(lambda: page.all("[aria-labelledby=runs] .legend-run"))
+    assert [one.text for one in names[:-1]] == ["toy", "old"]
+    color = "return getComputedStyle(document.querySelector(arguments[0])).stroke"
+    first, second = (page.script(color, f"figure svg .run-{at} > .line") for at in (0, 1))
+    assert first != second and first.startswith("rgb")
+    assert len(page.all("[aria-labelledby=runs] figure .evaluation")) == 2  # not those before the warm start
+    assert page.one("[aria-labelledby=runs] tr[aria-current]").text.startswith("toy")
+    page.one("[aria-labelledby=runs] a[href='#/1/overview']").click()
+    page.until(lambda: page.one("h1").text == "old")
+
+
 def test_a_run_is_followed(page: Page, runs: list[tuple[str, Pages]]) -> None:
     folder = runs[0][1].run.path
     page.open(*PAGES["overview"])

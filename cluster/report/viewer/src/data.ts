@@ -72,3 +72,26 @@ export function useDocument<T>(path: string | null, every = 0): Loaded<T> {
   }, [path, every]);
   return state.path === path ? state : { value: null, error: null };
 }
+
+/** Several documents as state, null until each is there. With `every` (ms) they are asked for again and again. */
+export function useDocuments<T>(paths: string[], every = 0): (T | null)[] {
+  const key = paths.join("\n");
+  const [found, set] = useState<Record<string, T>>({});
+  useEffect(() => {
+    let current = true;
+    const look = (again: boolean) =>
+      key.split("\n").forEach((path) => {
+        if (again && (document.hidden || waiting.has(path))) return;
+        const show = (value: T) => current && set((last) => ({ ...last, [path]: value }));
+        // Its own page says why a document cannot be had.
+        (again ? (request(path, true) as Promise<T>) : load<T>(path)).then(show, () => undefined);
+      });
+    look(false);
+    const timer = every ? setInterval(() => look(true), every) : undefined;
+    return () => {
+      current = false;
+      clearInterval(timer);
+    };
+  }, [key, every]);
+  return paths.map((path) => found[path] ?? null);
+}

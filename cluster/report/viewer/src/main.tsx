@@ -100,7 +100,7 @@ function App() {
           : route.page === "episode" ? <EpisodePage key={route.parts.join("/")} route={route} stages={stages} />
           : route.page === "beside" ? <Beside key={route.parts.join("/")} route={route} stages={stages} />
           : route.page === "timeline" ? <TimelinePage route={route} stages={stages} />
-          : <OverviewPage run={route.run} runs={runs.value.runs} overview={overview.value} />
+          : <OverviewPage run={route.run} runs={runs.value.runs} overview={overview.value} every={every} />
         )}
       </main>
       <dialog ref={help} aria-labelledby="help-title">

@@ -1,8 +1,10 @@
 import { useState } from "preact/hooks";
+import { Curve } from "./curve";
 import { useDocument } from "./data";
 import { mean, number, percent, plural, seconds } from "./format";
 import { Tile } from "./parts";
 import { link } from "./route";
+import { Runs } from "./runs";
 import type { Evaluation, Overview, Settings } from "./types";
 
 const PHASES: [string, string][] = [
@@ -14,7 +16,14 @@ const PHASES: [string, string][] = [
 ];
 const RECENT = 10; // steps that the figures at the top are means of
 
-export function OverviewPage({ run, runs, overview }: { run: number; runs: string[]; overview: Overview }) {
+interface OverviewProps {
+  run: number;
+  runs: string[];
+  overview: Overview;
+  every: number; // ms between looks at runs that go on; 0: none
+}
+
+export function OverviewPage({ run, runs, overview, every }: OverviewProps) {
   const { facts, train } = overview;
   const last = train.step?.at(-1) ?? 0;
   const recent = (name: string) => mean((train[name] ?? []).slice(-RECENT));
@@ -38,9 +47,10 @@ export function OverviewPage({ run, runs, overview }: { run: number; runs: strin
         <Tile title="turns per episode" value={number(recent("rollout/turns_per_episode"))} note={of} />
         <Tile title="a step takes" value={seconds(recent("time/step"))} note={of} />
       </dl>
+      {runs.length > 1 && <Runs run={run} runs={runs} every={every} />}
       <section aria-labelledby="curve">
         <h2 id="curve">Success</h2>
-        <Curve overview={overview} />
+        <Curve shown={[{ name: runs[run] ?? "", at: 0, overview }]} />
         {overview.evaluations.length > 0 && <Evaluations rows={overview.evaluations} />}
       </section>
       {PHASES.some(([name]) => train[name]) && (
@@ -53,29 +63,7 @@ export function OverviewPage({ run, runs, overview }: { run: number; runs: strin
       <Failures overview={overview} />
       <SettingsTable run={run} />
       <Starts overview={overview} />
-      {runs.length > 1 && (
-        <section aria-labelledby="runs">
-          <h2 id="runs">Runs</h2>
-          <table>
-            <thead><tr><th scope="col">run</th><th scope="col">method</th><th scope="col">step</th><th scope="col">held-out success</th></tr></thead>
-            <tbody>{runs.map((name, at) => <RunRow key={at} run={at} name={name} current={at === run} />)}</tbody>
-          </table>
-        </section>
-      )}
     </div>
-  );
-}
-
-function RunRow({ run, name, current }: { run: number; name: string; current: boolean }) {
-  const { value } = useDocument<Overview>(`${run}/overview`);
-  const held = value?.evaluations.at(-1);
-  return (
-    <tr aria-current={current || undefined}>
-      <td><a href={link(run, "overview")}>{name}</a></td>
-      <td>{String(value?.facts.method ?? "–")}</td>
-      <td class="figure">{value?.train.step?.at(-1) ?? "–"}</td>
-      <td class="figure">{held ? `${percent(held.success, 1)} (${percent(held.low, 1)} to ${percent(held.high, 1)})` : "–"}</td>
-    </tr>
   );
 }
 
@@ -84,52 +72,6 @@ function state(overview: Overview): string {
   const seen = overview.last_time ? ` (last row ${new Date(1000 * overview.last_time).toLocaleString()})` : "";
   if (!start) return `no record of how it ended${seen}.`;
   return start.outcome ? `${start.outcome}${seen}.` : `not ended${seen}.`;
-}
-
-const WIDTH = 760;
-const HEIGHT = 230;
-const LEFT = 44;
-const BOTTOM = 28;
-
-function Curve({ overview }: { overview: Overview }) {
-  const steps = overview.train.step ?? [];
-  const success = overview.train["rollout/success"] ?? [];
-  const most = Math.max(1, overview.steps ?? 0, ...steps.map((step) => step ?? 0), ...overview.evaluations.map((one) => one.step));
-  const x = (step: number) => LEFT + ((WIDTH - LEFT - 12) * step) / most;
-  const y = (rate: number) => 10 + (HEIGHT - BOTTOM - 10) * (1 - rate);
-  const width = Math.max(1, Math.floor(success.length / 15));
-  const points = steps.map((step, at) => [step ?? 0, success[at] ?? null] as const).filter(([, rate]) => rate !== null);
-  const smooth = points.map(([step], at) => [step, mean(points.slice(Math.max(0, at - width), at + 1).map(([, rate]) => rate))!] as const);
-  const path = (line: readonly (readonly [number, number | null])[]) =>
-    line.map(([step, rate], at) => `${at ? "L" : "M"}${x(step).toFixed(1)} ${y(rate!).toFixed(1)}`).join("");
-  const ticks = [...new Set([0, 0.25, 0.5, 0.75, 1].map((part) => Math.round(part * most)))];
-  return (
-    <figure>
-      <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label="Success by training step: training rollouts as a line, held-out evaluations as points with 95 % intervals">
-        {[0, 0.25, 0.5, 0.75, 1].map((rate) => (
-          <g key={rate}>
-            <line class="grid" x1={LEFT} x2={WIDTH - 12} y1={y(rate)} y2={y(rate)} />
-            <text class="tick" x={LEFT - 6} y={y(rate) + 4} text-anchor="end">{percent(rate)}</text>
-          </g>
-        ))}
-        {ticks.map((step) => <text key={step} class="tick" x={x(step)} y={HEIGHT - 8} text-anchor="middle">{step}</text>)}
-        <path class="line thin" d={path(points)} />
-        <path class="line" d={path(smooth)} />
-        {points.length === 1 && <circle class="dot" cx={x(points[0]![0])} cy={y(points[0]![1]!)} r="3" />}
-        {overview.evaluations.filter((one) => one.success !== null).map((one, at) => (
-          <g key={at} class="evaluation">
-            <title>{`${one.stage ?? "held-out"}, step ${one.step}: ${percent(one.success, 1)}`}</title>
-            {one.low !== null && one.high !== null && <line x1={x(one.step)} x2={x(one.step)} y1={y(one.low)} y2={y(one.high)} />}
-            <circle cx={x(one.step)} cy={y(one.success!)} r="4" />
-          </g>
-        ))}
-      </svg>
-      <figcaption class="quiet">
-        <span class="swatch line-swatch" /> training rollouts (thin: each step; thick: mean of {width + 1})
-        <span class="swatch dot-swatch" /> held-out, with its 95 % interval
-      </figcaption>
-    </figure>
-  );
 }
 
 function Evaluations({ rows }: { rows: Evaluation[] }) {
