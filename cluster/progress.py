@@ -88,7 +88,8 @@ class Progress:
         self.since = clock()  # when that began
         self.done: int = 0
         self.total: int | None = None
-        self.waits: dict[str, tuple[str, float]] = {}  # what starts -> (what it does, since when)
+        # What starts -> what it does, and since when it starts.
+        self.waits: dict[str, tuple[str | Callable[[], str], float]] = {}
         self.in_flight = 0  # episodes
         self.finished = 0  # episodes since the last step ended
         self.step, self.steps = 0, 0
@@ -160,8 +161,13 @@ class Progress:
         self.ends = now + forecast.seconds
         return forecast
 
+    def waiting(self) -> list[tuple[str, str, float]]:
+        """What starts, what it does now, and since when it starts."""
+        waits = list(self.waits.items())
+        return [(what, does if isinstance(does, str) else does(), since) for what, (does, since) in waits]
+
     @contextmanager
-    def starting(self, what: str, does: str) -> Iterator[Callable[[], str]]:
+    def starting(self, what: str, does: str | Callable[[], str]) -> Iterator[Callable[[], str]]:
         """A part of the start that others may run beside. Yields a function that says how long it took."""
         self.waits[what] = does, self.clock()
 
@@ -206,7 +212,5 @@ class Progress:
             "ends": self.ends,
             "episodes": {"in_flight": self.in_flight, "finished": self.finished},
             "engines": [dict(engine) for engine in self.engines],
-            "starting": {
-                what: {"does": does, "since": since} for what, (does, since) in list(self.waits.items())
-            },
+            "starting": {what: {"does": does, "since": since} for what, does, since in self.waiting()},
         }

@@ -26,17 +26,19 @@ from hindsight.learner.group import LearnerGroup, RankGroup
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.models import resolve
 from hindsight.rollout.serve import Address, ModelServer, endpoint_env
+from hindsight.rollout.starting import file_of, said
 from hindsight.rollout.worker import Worker
 from hindsight.teacher.pool import ScorerPool
 from hindsight.teacher.scorer import TeacherScorer, teacher_env
 
 STARTING = "cluster.start_timeout"
 G = TypeVar("G", bound=RankGroup)
-Show = Callable[[str, str], AbstractContextManager[None]]  # (what starts, what it does): until it is ready
+# (what starts, what it does, or a function that says what it does now): until it is ready
+Show = Callable[[str, str | Callable[[], str]], AbstractContextManager[None]]
 USER_KEY = "HINDSIGHT_USER_KEY"  # environment variable with the key of the run's own endpoint
 
 
-def unseen(what: str, does: str) -> AbstractContextManager[None]:
+def unseen(what: str, does: str | Callable[[], str]) -> AbstractContextManager[None]:
     """Show nothing of a start."""
     return nullcontext()
 
@@ -192,8 +194,8 @@ class _Starting:
             )
             for index, place in enumerate(own)
         ]
-        compiles = ", compiling it" if self.config.rollout.compile else ""
-        with self.starting(counted("engine", len(self.engines)), f"vLLM: loading the model{compiles}"):
+        files = [file_of(self.config.out, index) for index in range(len(own))]
+        with self.starting(counted("engine", len(own)), lambda: f"vLLM: {said(files, 'starting')}"):
             await self.ask_engines("ready", "starting an engine")
         if self.plan.in_turn:
             await self.turns.add(

@@ -9,7 +9,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -128,8 +128,8 @@ class View:
         return self.progress.within(name, total)
 
     @contextmanager
-    def starting(self, what: str, does: str) -> Iterator[None]:
-        """Show that something starts, what it does, and when it is ready."""
+    def starting(self, what: str, does: str | Callable[[], str]) -> Iterator[None]:
+        """Show that something starts, what it does (a function says what now), and when it is ready."""
         with self.progress.starting(what, does) as took:
             yield
             self.say(took())
@@ -218,8 +218,8 @@ def draw(progress: Progress) -> Table:
         count = "" if progress.total is None else f"{progress.done}/{progress.total}"
         flying = f"{progress.in_flight} in flight" if progress.in_flight else ""
         table.add_row(Text(visible(progress.doing)), flying, count, clock(now - progress.since), "")
-    for what, (does, since) in list(progress.waits.items()):
-        table.add_row(Text(f"  {what}", "cyan"), Text(does, "dim"), "", clock(now - since), "")
+    for what, does, since in progress.waiting():
+        table.add_row(Text(f"  {what}", "cyan"), Text(visible(does), "dim"), "", clock(now - since), "")
     return table
 
 

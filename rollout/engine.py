@@ -28,6 +28,7 @@ from hindsight.rollout.adapter import write
 from hindsight.rollout.device import find_device
 from hindsight.rollout.outline import layer_names
 from hindsight.rollout.sampled import to_generation
+from hindsight.rollout.starting import file_of, telling
 from hindsight.rollout.types import EngineError, EngineLost, Generation, Sampling
 from hindsight.rollout.weights import WeightSet, checksum, unpack
 
@@ -151,8 +152,9 @@ class Engine:
         )
         self.shared: SharedCopy | None = None  # of the weights, for vLLM's processes
         self.adapters: list[Served] = []  # oldest first; new requests use the last
-        args = engine_args(model, config, index)
-        self.llm = AsyncLLM.from_engine_args(args, stat_loggers=[EngineStats])
+        with telling(file_of(config.out, index)):
+            args = engine_args(model, config, index)
+            self.llm = AsyncLLM.from_engine_args(args, stat_loggers=[EngineStats])
         assert self.llm.logger_manager is not None
         [stats] = self.llm.logger_manager.stat_loggers
         assert isinstance(stats, EngineStats)

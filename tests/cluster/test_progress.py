@@ -89,6 +89,7 @@ def test_a_start_says_what_is_not_ready_yet() -> None:
         with progress.starting("learner", "loading") as learner:
             clock.now += 20
             assert learner() == "learner: ready after 20 s; still starting: engine"
+            assert progress.status()["starting"]["learner"]["does"] == "loading"
             assert progress.status()["starting"]["engine"] == {"does": "loading", "since": 1000}
         assert engine() == "engine: ready after 30 s"
     with pytest.raises(RuntimeError), progress.starting("teacher", "loading"):
