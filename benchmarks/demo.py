@@ -23,12 +23,13 @@ from benchmarks.demo_judge import served
 from hindsight.cluster.report.lines import read_rows, write_rows
 from hindsight.cluster.report.run_folder import EPISODES, METRICS, TIMELINE, TOKENS, RunFolder
 from hindsight.cluster.report.viewing import DEMO
+from hindsight.learner.checkpoint import latest
 
 COMMON = (
     *("env.train_tasks=24", "env.eval_tasks=8", "env.max_turns=14", "rollout.num_groups=4", "steps=2"),
     *("evaluate.episodes=8", "cluster.dashboard_port=0"),
 )
-WARM = ("sft.demos=96", "sft.epochs=10", "sft.lr=2e-3", "evaluate.cold_episodes=2")
+WARM = ("sft.demos=96", "sft.epochs=5", "sft.lr=4e-3", "evaluate.cold_episodes=2")
 JUDGED = ("hero", "hint_sd")
 GROUPS = 2  # of each step that are kept: those with the most different outcomes
 HELD_OUT = 2  # episodes of each evaluation that are kept
@@ -46,9 +47,11 @@ def hindsight(*arguments: str) -> None:
 def record(method: str, runs: Path) -> Path:
     """Train with a method from the warm start, unless that was done; return its folder."""
     warm, out = runs / "warm", runs / method
-    model = warm / "checkpoints/step-000000/model"
-    if not model.is_dir():
+    if latest(warm / "checkpoints") is None:
         hindsight("sft", "nano", f"out={warm}", *COMMON, *WARM)
+    checkpoint = latest(warm / "checkpoints")
+    assert checkpoint is not None
+    model = checkpoint / "model"
     if not (out / "curve.png").exists():
         own = [
             f"method={method}",

@@ -285,7 +285,8 @@ def draw_curve(
     ]
     if train:
         steps, success = zip(*train, strict=True)
-        axes.plot(steps, success, color="#9db7d5", linewidth=1, label="training rollouts")
+        dot = "o" if len(success) == 1 else ""  # a line of one point is invisible
+        axes.plot(steps, success, color="#9db7d5", linewidth=1, marker=dot, label="training rollouts")
         width = max(1, len(success) // 15)
         means = [
             sum(success[max(0, i - width) : i + 1]) / len(success[max(0, i - width) : i + 1])

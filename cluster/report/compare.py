@@ -269,6 +269,7 @@ def draw(runs: Sequence[Compared], axis: Axis, file: Path) -> None:
             [point.at(axis) for point in run.training],
             [point.success for point in run.training],
             color=color, alpha=0.25, linewidth=1,
+            marker="o" if len(run.training) == 1 else "",  # a line of one point is invisible
         )  # fmt: skip
         axes.errorbar(
             [point.at(axis) for point in points],

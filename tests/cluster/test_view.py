@@ -23,7 +23,7 @@ from hindsight.cluster.memory import Need
 from hindsight.cluster.plan import Place, Plan
 from hindsight.cluster.report.text import PlainConsole, clock, duration, one_line, visible
 from hindsight.cluster.step_report import excerpt, nothing_trained, played_line, trained_line
-from hindsight.cluster.view import View, evaluation_table
+from hindsight.cluster.view import View, draw_curve, evaluation_table
 from hindsight.configs.load import load
 from hindsight.configs.schema import Config
 
@@ -206,3 +206,18 @@ def test_texts_that_could_control_a_terminal() -> None:
         *("0.3 s", "42 s", "1 min", "59 min", "1 h", "2 h 10 min", "1 d 1 h", "2 d"),
     ]  # fmt: skip
     assert [clock(s) for s in (5.9, 65, 3723)] == ["0:05", "1:05", "1:02:03"]
+
+
+def test_the_curve_of_one_step_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib import pyplot
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    for steps in (1, 2):
+        rows = [{"kind": "train", "step": step, "rollout/success": 0.5} for step in range(1, steps + 1)]
+        draw_curve(rows, [], tmp_path / "curve.png", "title")
+    markers = [figure.axes[0].lines[0].get_marker() for figure in drawn]
+    monkeypatch.undo()
+    for figure in drawn:
+        pyplot.close(figure)
+    assert markers == ["o", ""]
