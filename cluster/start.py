@@ -195,7 +195,7 @@ class _Starting:
             for index, place in enumerate(own)
         ]
         files = [file_of(self.config.out, index) for index in range(len(own))]
-        with self.starting(counted("engine", len(own)), lambda: f"vLLM: {said(files, 'starting')}"):
+        with self.starting(counted("engine", len(own)), lambda: f"vLLM: {said(files, 'starting a process')}"):
             await self.ask_engines("ready", "starting an engine")
         if self.plan.in_turn:
             await self.turns.add(

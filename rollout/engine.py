@@ -134,10 +134,6 @@ class Engine:
 
     def __init__(self, model: str, config: Config, index: int) -> None:
         """Load the model folder `model` as weight version 0."""
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        from hindsight.rollout.engine_stats import EngineStats
-
         started = time.monotonic()
         self.device = find_device()  # raises if the GPU is unusable; vLLM would silently use the CPU
         self.config = config
@@ -153,6 +149,10 @@ class Engine:
         self.shared: SharedCopy | None = None  # of the weights, for vLLM's processes
         self.adapters: list[Served] = []  # oldest first; new requests use the last
         with telling(file_of(config.out, index)):
+            from vllm.v1.engine.async_llm import AsyncLLM
+
+            from hindsight.rollout.engine_stats import EngineStats
+
             args = engine_args(model, config, index)
             self.llm = AsyncLLM.from_engine_args(args, stat_loggers=[EngineStats])
         assert self.llm.logger_manager is not None

@@ -26,6 +26,7 @@ PARTS = {  # what a message begins, or has ended
     "Warming up model": "warming up the compiled model",
     "KV cache size": "warming up, capturing CUDA graphs",
 }
+FIRST = "importing vLLM"  # in the actor, and then in vLLM's own process
 FILE = "HINDSIGHT_ENGINE_STARTING"  # environment variable: the file that tells of this engine's start
 CONFIG = "VLLM_LOGGING_CONFIG_PATH"
 
@@ -37,8 +38,7 @@ class Parts(logging.Handler):
         """Note the part, if the message is of PARTS."""
         part, file = part_of(str(record.msg)), os.environ.get(FILE)
         if part and file:
-            with suppress(OSError):  # the folder is on another node
-                Path(file).write_text(part)
+            _write(Path(file), part)
 
 
 def part_of(message: str) -> str | None:
@@ -53,28 +53,33 @@ def file_of(folder: Path | str, engine: int) -> Path:
 
 @contextmanager
 def telling(file: Path) -> Iterator[None]:
-    """Have the processes that vLLM starts in the block tell what they do.
+    """Have this process and those that vLLM starts in the block tell what they do.
 
     A configuration of logging that the user has set stays.
     """
+    _write(file, FIRST)
     from vllm.logger import DEFAULT_LOGGING_CONFIG
 
-    if CONFIG in os.environ:
-        yield
-        return
     config = deepcopy(DEFAULT_LOGGING_CONFIG)
     config["handlers"]["parts"] = {"class": f"{__name__}.{Parts.__name__}", "level": "INFO"}
     config["loggers"]["vllm"] |= {"handlers": ["vllm", "parts"], "level": "INFO"}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as written:
         json.dump(config, written)
         written.flush()
-        os.environ |= {CONFIG: written.name, FILE: str(file)}
+        added = {FILE: str(file)} | ({} if CONFIG in os.environ else {CONFIG: written.name})
+        os.environ.update(added)
         try:
             yield
         finally:
-            del os.environ[CONFIG], os.environ[FILE]
+            for name in added:
+                del os.environ[name]
             with suppress(OSError):
                 file.unlink()
+
+
+def _write(file: Path, part: str) -> None:
+    with suppress(OSError):  # the folder is on another node
+        file.write_text(part)
 
 
 def said(files: Sequence[Path], otherwise: str) -> str:

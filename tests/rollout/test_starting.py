@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hindsight.rollout.starting import CONFIG, FILE, file_of, part_of, said, telling
+from hindsight.rollout.starting import CONFIG, FILE, FIRST, file_of, part_of, said, telling
 
 CHILD = """
 import logging
@@ -28,6 +28,7 @@ def test_processes_of_vllm_tell_what_they_do(tmp_path: Path) -> None:
     """Those that are started in the block; what they log is printed as before."""
     file = file_of(tmp_path, 3)
     with telling(file):
+        assert file.read_text() == FIRST
         env = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
         done = subprocess.run([sys.executable, "-c", CHILD], env=env, capture_output=True, text=True)
         assert file.read_text() == "loading the model", done.stderr
@@ -45,7 +46,8 @@ def test_a_folder_on_another_node_is_no_failure(tmp_path: Path) -> None:
 def test_a_users_own_configuration_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CONFIG, "mine.json")
     with telling(file_of(tmp_path, 0)):
-        assert os.environ[CONFIG] == "mine.json" and FILE not in os.environ
+        assert os.environ[CONFIG] == "mine.json"
+    assert os.environ[CONFIG] == "mine.json" and FILE not in os.environ
 
 
 def test_messages_belong_to_parts() -> None:
