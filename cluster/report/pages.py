@@ -238,11 +238,15 @@ def tokens(rows: dict[int, dict[int, Document]], number: str) -> Document:
 
 
 def timeline(run: RunFolder, step: str) -> Document:
-    """The spans of a training step, in seconds from the first one."""
+    """The spans of a training step, in seconds from the first one, and what its episodes waited for."""
     spans = run.timeline(int(step)) if step.isdecimal() else []
     start = min((span["start"] for span in spans), default=0.0)
+    episodes = [span for span in spans if span.get("turns")]
     return {
         "start": start,
+        "episodes": len(episodes),
+        "episode_seconds": sum(one["end"] - one["start"] for one in episodes),
+        "engine_seconds": sum(until - since for one in episodes for since, until in one["turns"]),
         "spans": [
             {
                 "role": one["role"],

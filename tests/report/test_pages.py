@@ -100,6 +100,20 @@ def test_the_timeline_starts_at_zero(toy: Path) -> None:
     assert min(span["start"] for span in spans) == 0 and max(span["end"] for span in spans) == 60
 
 
+def test_the_timeline_says_what_episodes_waited_for(tmp_path: Path) -> None:
+    run = RunFolder(write_run(tmp_path))
+    assert Pages(run).document("timeline", "2")["episodes"] == 0  # of an older version
+    row = {"step": 2, "role": "engine", "name": "engine 0", "slot": [0, 1]}
+    rows = [
+        {**row, "start": 10.0, "end": 20.0, "turns": [[0.5, 3.0], [4.0, 9.0]]},
+        {**row, "start": 10.0, "end": 16.0, "turns": [[1.0, 5.5]]},
+    ]
+    with (tmp_path / "timeline.jsonl").open("a") as file:
+        file.writelines(json.dumps(one) + "\n" for one in rows)
+    found = Pages(run).document("timeline", "2")
+    assert (found["episodes"], found["episode_seconds"], found["engine_seconds"]) == (2, 16.0, 12.0)
+
+
 def test_a_run_of_an_older_version_has_its_pages(tmp_path: Path) -> None:
     pages = Pages(RunFolder(write_old_run(tmp_path)))
     for address in pages.addresses():

@@ -1,7 +1,7 @@
 /** Who worked when in a step, and who waited. */
 
 import { useDocument } from "./data";
-import { percent, seconds } from "./format";
+import { percent, plural, seconds } from "./format";
 import { useKeys } from "./keys";
 import { go, link, type Route } from "./route";
 import type { Stage, Timeline } from "./types";
@@ -32,6 +32,13 @@ export function TimelinePage({ route, stages }: { route: Route; stages: Stage[] 
         <span class="quiet">j k next and previous step</span>
       </div>
       {error && <p class="problem" role="alert">{error}</p>}
+      {value && value.episodes > 0 && (
+        <p>
+          {plural(value.episodes, "episode")}: {percent(value.engine_seconds / value.episode_seconds)} of their time they waited for
+          an engine, and {percent(1 - value.engine_seconds / value.episode_seconds)} for their environment.{" "}
+          <span class="quiet">Turn by turn: <code>hindsight trace RUN --step {step}</code></span>
+        </p>
+      )}
       {value && (value.spans.length ? <Drawing spans={value.spans} /> : <p class="quiet">No timeline was recorded for this step.</p>)}
     </div>
   );

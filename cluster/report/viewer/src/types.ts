@@ -134,5 +134,8 @@ export interface Tokens {
 
 export interface Timeline {
   start: number;
+  episodes: number; // whose turns have times
+  episode_seconds: number;
+  engine_seconds: number;
   spans: { role: string; name: string; start: number; end: number }[];
 }
