@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from toy_runs import START, write_old_run, write_run
+from typer.testing import CliRunner
 
+from hindsight.cluster.cli import app
 from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
 from hindsight.cluster.report.trace import Slice, events, write_trace
 from hindsight.cluster.report.viewing import DEMO
@@ -173,3 +175,13 @@ def test_what_has_no_trace_is_said(run: RunFolder, tmp_path: Path) -> None:
         write_trace(RunFolder(write_old_run(tmp_path / "old")))
     with pytest.raises(RunFolderError, match="--out"):
         write_trace(run, 1, tmp_path / "nowhere/trace.json")
+
+
+def test_the_command_says_what_it_wrote(run: RunFolder, tmp_path: Path) -> None:
+    asked = ["trace", str(run.path), "--step", "1", "--out", str(tmp_path / "one.json")]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0 and f"wrote {tmp_path / 'one.json'}: " in done.output
+    failed = CliRunner().invoke(app, ["trace", str(run.path), "--step", "7"])
+    assert (
+        failed.exit_code == 1 and "no spans of step 7" in failed.output and "Traceback" not in failed.output
+    )
