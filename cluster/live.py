@@ -48,12 +48,12 @@ def moment(before: Stats | None, now: Stats | None, seconds: float) -> dict[str,
     if now is None:
         return {}
     found = {name: now[name] for name in ("decoding", "waiting", "kv_cache")}
-    if before is None or now["sampled_tokens"] < before["sampled_tokens"]:  # a new process counts from 0
+    if before is None or now["generated_tokens"] < before["generated_tokens"]:  # a new process counts from 0
         return found
     new = {name: now[name] - before[name] for name in before}
     if new["looked_up_tokens"]:
         found["prefix_hits"] = new["found_tokens"] / new["looked_up_tokens"]
-    found["prefilled"], found["sampled"] = new["prefilled_tokens"] / seconds, new["sampled_tokens"] / seconds
+    found["prefilled"], found["sampled"] = new["prompt_tokens"] / seconds, new["generated_tokens"] / seconds
     return found
 
 

@@ -159,6 +159,7 @@ class Engine:
         [stats] = self.llm.logger_manager.stat_loggers
         assert isinstance(stats, EngineStats)
         self.scheduler = stats
+        self.llm.log_stats = False  # statistics of each token, which cost some microseconds of it
         self.start_seconds = time.monotonic() - started
 
     async def ready(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 if TYPE_CHECKING:
-    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+    from vllm.v1.metrics.stats import SchedulerStats
 
 
 class EngineStats(PrometheusStatLogger):
@@ -24,14 +24,12 @@ class EngineStats(PrometheusStatLogger):
             "kv_cache": 0.0,  # share of its blocks in use
             "looked_up_tokens": 0,  # of prompts, in the prefix cache
             "found_tokens": 0,
-            "prefilled_tokens": 0,  # of prompts, those from the cache included
-            "sampled_tokens": 0,
         }
 
     def record(
         self,
         scheduler_stats: SchedulerStats | None,
-        iteration_stats: IterationStats | None,
+        iteration_stats: object,
         mm_cache_stats: object = None,
         engine_idx: int = 0,
     ) -> None:
@@ -43,9 +41,6 @@ class EngineStats(PrometheusStatLogger):
             now["kv_cache"] = scheduler_stats.kv_cache_usage
             now["looked_up_tokens"] += scheduler_stats.prefix_cache_stats.queries
             now["found_tokens"] += scheduler_stats.prefix_cache_stats.hits
-        if iteration_stats is not None:
-            now["prefilled_tokens"] += iteration_stats.num_prompt_tokens
-            now["sampled_tokens"] += iteration_stats.num_generation_tokens
 
     def log_engine_initialized(self) -> None:
         """Nothing to do."""

@@ -182,9 +182,9 @@ NOW = {
     "kv_cache_{n}": define("share", NEITHER, "Blocks of the KV cache of engine n that are in use."),
     "prefix_hits_{n}": define("share", MORE, "Tokens of prompts that engine n found in its prefix cache."),
     "prefilled_{n}": define(
-        "tokens/s", MORE, "Tokens of prompts that engine n read, those found in its cache included."
+        "tokens/s", MORE, "Tokens of prompts, cached ones included, of the responses that engine n ended."
     ),
-    "sampled_{n}": define("tokens/s", MORE, "Tokens that engine n sampled."),
+    "sampled_{n}": define("tokens/s", MORE, "Sampled tokens of the responses that engine n ended."),
 }
 SFT = {**UPDATE, "strength": STRENGTH, "entropy": ENTROPY}
 TOPICS: Mapping[str, tuple[str, Mapping[str, Definition]]] = {

@@ -17,7 +17,7 @@ from hindsight.envs.runtime.remote import RemoteTimeout
 
 STATS = {
     **{"decoding": 3, "waiting": 1, "kv_cache": 0.25, "version": 2, "running": 4},
-    **{"looked_up_tokens": 100, "found_tokens": 40, "prefilled_tokens": 100, "sampled_tokens": 10},
+    **{"looked_up_tokens": 100, "found_tokens": 40, "prompt_tokens": 100, "generated_tokens": 10},
 }
 
 
@@ -26,7 +26,7 @@ def later(**more: int) -> dict[str, float]:
 
 
 def test_rates_are_those_since_the_last_look() -> None:
-    now = later(looked_up_tokens=200, found_tokens=150, prefilled_tokens=200, sampled_tokens=50)
+    now = later(looked_up_tokens=200, found_tokens=150, prompt_tokens=200, generated_tokens=50)
     assert live.moment(STATS, now, 5.0) == {
         **{"decoding": 3, "waiting": 1, "kv_cache": 0.25},
         **{"prefix_hits": 0.75, "prefilled": 40.0, "sampled": 10.0},
@@ -37,7 +37,7 @@ def test_rates_are_those_since_the_last_look() -> None:
 def test_a_new_process_and_one_that_does_not_answer_have_no_rates() -> None:
     first = {"decoding": 3, "waiting": 1, "kv_cache": 0.25}
     assert live.moment(None, STATS, 5.0) == first
-    assert live.moment(later(sampled_tokens=1), STATS, 5.0) == first
+    assert live.moment(later(generated_tokens=1), STATS, 5.0) == first
     assert live.moment(STATS, None, 5.0) == {}
 
 
@@ -75,7 +75,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(live, "EVERY", 0.01)
     lost = Engine(STATS, RemoteTimeout("gone"))
     told: list[dict[str, float]] = []
-    engines = [Engine(STATS, later(sampled_tokens=5)), lost]
+    engines = [Engine(STATS, later(generated_tokens=5)), lost]
     return SimpleNamespace(
         actors=SimpleNamespace(engines=engines),
         view=SimpleNamespace(progress=Progress()),

@@ -223,7 +223,6 @@ def test_synced_weights_are_used_and_old_keys_are_not(student):
     assert after["cached_tokens"] - before["cached_tokens"] == 96  # three whole blocks: keys do get cached
     new = {name: after[name] - before[name] for name in after}
     assert (new["looked_up_tokens"], new["found_tokens"]) == (100, 96)  # as vLLM's scheduler says
-    assert (new["prefilled_tokens"], new["sampled_tokens"]) == (100, new["generated_tokens"])
     assert (after["decoding"], after["waiting"]) == (0, 0) and 0 <= after["kv_cache"] <= 1
 
     old = copy.deepcopy(student.model)
