@@ -3,7 +3,7 @@
 import { mean, percent } from "./format";
 import type { Overview } from "./types";
 
-export const COLORS = 6; // of runs; the next ones have them again, dashed
+const COLORS = 6; // of runs; after that they come again
 const WIDTH = 760;
 const HEIGHT = 230;
 const LEFT = 44;
@@ -16,7 +16,8 @@ export interface Shown {
   overview: Overview;
 }
 
-export const colorOf = (at: number) => `run-${at % COLORS}${at % (2 * COLORS) < COLORS ? "" : " dashed"}`;
+/** Every second run is dashed, so that one below it stays in sight. */
+export const colorOf = (at: number) => `run-${at % COLORS}${at % 2 ? " dashed" : ""}`;
 
 export function Curve({ shown }: { shown: Shown[] }) {
   const last = ({ overview }: Shown) => [
