@@ -18,6 +18,7 @@ from killer import kill_at
 from safetensors.torch import load_file
 
 from hindsight.cluster.failures import RunError
+from hindsight.cluster.live import follow
 from hindsight.cluster.report.definitions import undefined
 from hindsight.cluster.report.run_folder import RunFolder
 from hindsight.cluster.run import open_run
@@ -55,7 +56,7 @@ def train(out: Path, *overrides: str, kills: dict[str, tuple[int, str]] | None =
             async with open_run(config, view) as opened:
                 trainer = Trainer(opened)
                 killing = asyncio.create_task(kill_at(opened, kills or {}))
-                await opened.watchdog.guard(trainer.train(), trainer.publisher.keep())
+                await opened.watchdog.guard(trainer.train(), trainer.publisher.keep(), follow(opened))
                 assert killing.done(), "a process was not killed"
                 killing.result()
                 (out / "restarts.json").write_text(json.dumps(opened.actors.restarts.counts))
@@ -143,6 +144,8 @@ def test_the_record_has_a_timeline_and_says_where_the_run_comes_from(straight: P
     groups = {span["name"] for span in spans[2] if span["role"] == "rollout"}
     assert groups == {"group 2", "group 3"}
     assert all(span["start"] <= span["end"] for step in spans.values() for span in step)
+    turns = [len(span["turns"]) for span in spans[2] if span["role"] == "engine"]
+    assert sorted(turns) == sorted(len(episode["turns"]) for episode in run.episodes("step-000002"))
     [start] = run.about()["starts"]
     assert (start["outcome"], start["resumed_from_step"]) == ("finished", None)
     assert start["versions"]["vllm"] and start["versions"]["hindsight"]
@@ -192,6 +195,7 @@ def test_the_folder_says_how_it_went(straight: Path) -> None:
     status = json.loads((straight / "status.json").read_text())
     assert (status["outcome"], status["step"], status["steps"]) == ("finished", 3, 3)
     assert not status["starting"] and status["episodes"] == {"in_flight": 0, "finished": 0}
+    assert status["engines"] and status["engines"][0].keys() >= {"decoding", "waiting", "kv_cache", "sampled"}
     log = (straight / "log.txt").read_text()
     assert all(f"step {step}/3: success" in log and f"step {step} trained" in log for step in (1, 2, 3))
     assert "engine: ready after" in log and "an episode: task" in log and log.endswith("finished\n")
