@@ -196,7 +196,7 @@ def _steps(rows: Iterable[Row]) -> Iterator[Slice]:
         if (seconds := row.get("time/step")) is None or row.get("time") is None:
             continue
         since = start = row["time"] - seconds  # the row was written as the step ended
-        figures = {name: row.get(name) for name in ("rollout/success", "learner/loss") if name in row}
+        figures: Row = {name: row.get(name) for name in ("rollout/success", "learner/loss") if name in row}
         inside = []
         for phase in PHASES:
             took = row.get(f"time/{phase}") or 0.0
