@@ -29,7 +29,7 @@ COMMON = (
     *("env.train_tasks=24", "env.eval_tasks=8", "env.max_turns=14", "rollout.num_groups=4", "steps=2"),
     *("evaluate.episodes=8", "cluster.dashboard_port=0"),
 )
-WARM = ("sft.demos=96", "sft.epochs=8", "sft.lr=4e-3", "evaluate.cold_episodes=2")
+WARM = ("sft.demos=96", "sft.epochs=5", "sft.lr=4e-3", "evaluate.cold_episodes=2")
 JUDGED = ("hero", "hint_sd")
 GROUPS = 2  # of each step that are kept: those with the most different outcomes
 HELD_OUT = 2  # episodes of each evaluation that are kept
