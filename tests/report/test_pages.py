@@ -253,18 +253,25 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_the_demo_is_small_and_shows_credit() -> None:
     folders = sorted(DEMO.iterdir())
-    assert [folder.name for folder in folders] == ["grpo", "serl"]
+    names = {folder.name for folder in folders}
+    assert {"grpo", "serl"} <= names <= {"grpo", "hero", "hint_sd", "serl"}
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 600_000
+    said = {"hero": {"diagnosis"}, "hint_sd": {"target"}}  # kinds of notes
     for folder in folders:
         pages = Pages(RunFolder(folder))
         steps = [stage.key for stage in pages.run.steps() if stage.training]
         assert steps and pages.document("overview")["starts"][0]["host"] == "demo"
         for step in steps:
-            assert len(set(pages.document("index", step)["success"])) == 2  # mixed
-            turns = pages.document("tokens", step, "0")["turns"].values()
-            assert all(len(turn["tokens"]) == len(turn["advantage"]) for turn in turns)
+            index = pages.document("index", step)
+            assert folder.name in said or len(set(index["success"])) == 2  # mixed
+            documents = [pages.document("tokens", step, str(one))["turns"] for one in index["episode"]]
+            turns = [turn for document in documents for turn in document.values()]
+            assert all(len(turn["tokens"]) == len(turn["advantage"]) for turn in turns if "advantage" in turn)
             assert any(turn.get("teacher_logprob") for turn in turns) == (folder.name != "grpo")
+            played = [turn for one in pages.run.episodes(step) for turn in one["turns"]]
+            notes = {note["kind"] for turn in played for note in turn.get("notes", [])}
+            assert notes == said.get(folder.name, set())
 
 
 def test_runs_have_short_names() -> None:
