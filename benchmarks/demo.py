@@ -99,7 +99,7 @@ def cut(source: Path, to: Path) -> None:
     metrics = [row for row in run.metrics() if row["kind"] != "sft" or row["step"] % SFT_EVERY == 1]
     write_rows(to / METRICS, metrics)
     write_rows(to / TIMELINE, read_rows(source / TIMELINE))
-    text = (source / "config.yaml").read_text()
+    text = (source / "config.yaml").read_text().replace(f"{Path.cwd()}/", "")
     (to / "config.yaml").write_text(re.sub(r"(?m)^( *url:) '?http\S*", r"\1 ''", text))
     about = json.loads((source / "run.json").read_text())
     for start in about["starts"]:

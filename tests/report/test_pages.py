@@ -262,6 +262,7 @@ def test_the_demo_is_small_and_shows_credit() -> None:
         pages = Pages(RunFolder(folder))
         steps = [stage.key for stage in pages.run.steps() if stage.training]
         assert steps and pages.document("overview")["starts"][0]["host"] == "demo"
+        assert not Path(pages.run.config()["out"]).is_absolute()
         for step in steps:
             index = pages.document("index", step)
             assert folder.name in said or len(set(index["success"])) == 2  # mixed
