@@ -186,8 +186,9 @@ class Run:
         )
         self.budget.restore(Counter(saved["failures"]))
         self.sampler.restore(saved.get("sampler") or saved["ledger"])  # its name in version 0.1.0
-        self.metrics.truncate(self.state.step)
-        self.recorder.truncate(self.state.step)
+        made = {(evaluation.step, evaluation.stage) for evaluation in evaluations}
+        self.metrics.truncate(self.state.step, made)
+        self.recorder.truncate(self.state.step, made)
         self.set_aside.write()
 
     def _driver_state(self) -> dict[str, Any]:

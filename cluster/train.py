@@ -90,6 +90,8 @@ class Trainer:
         if config.sft.demos and not self.evaluated(Stage.AFTER_SFT):
             await self.evaluate(Stage.AFTER_SFT)
             await run.save()
+        if await self.evaluate_during():  # the run has ended before it had
+            await run.save()
 
     async def step(self) -> None:
         """One training step. Without a whole batch there is none: see `take_batch`."""
@@ -245,14 +247,21 @@ class Trainer:
 
     async def checkpoint_and_evaluate(self) -> None:
         """Save and evaluate, if it is time."""
-        run, every = self.run, self.config.evaluate.every
+        run = self.run
         saves = due(run.state.step, self.config.checkpoint.every, time.monotonic() - run.saved)
         if saves:
             await run.save()  # before the evaluation, as after the warm start
-        if every and run.state.step % every == 0:
-            await self.evaluate(Stage.DURING_RL)
-            if saves:
-                await run.save()
+        if await self.evaluate_during() and saves:
+            await run.save()
+
+    async def evaluate_during(self) -> bool:
+        """Evaluate in the middle of training, if it is time and has not been done; returns whether it was."""
+        step, every = self.run.state.step, self.config.evaluate.every
+        wanted = every and 0 < step < self.config.steps and step % every == 0
+        if not wanted or any(made.step == step for made in self.run.state.evaluations):
+            return False
+        await self.evaluate(Stage.DURING_RL)
+        return True
 
     async def evaluate(self, stage: Stage) -> None:
         """Run the evaluation episodes and record the result."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hindsight.cluster.report.lines import append_rows, read_rows, write_rows
 from hindsight.cluster.report.run_folder import TIMELINE
@@ -49,10 +49,19 @@ class Timeline:
             rows += [_row(step, "engine", f"engine {on.engine}", on.start, on.end) for on in on_engines]
         append_rows(self.file, rows)
 
-    def truncate(self, step: int) -> None:
-        """Drop the spans of later steps, and what a killed run has left of a line."""
+    def truncate(self, step: int, evaluated: Collection[tuple[int, str]] = ()) -> None:
+        """Drop the spans of later steps, evaluations but these, and what a killed run has left of a line.
+
+        Args:
+            evaluated: step and stage of the evaluations that stay.
+        """
+
+        def stays(row: dict[str, Any]) -> bool:
+            known = row.get("role") != "evaluation" or (row["step"], row["name"]) in evaluated
+            return row["step"] <= step and known
+
         if self.file.exists():
-            write_rows(self.file, [row for row in read_rows(self.file) if row["step"] <= step])
+            write_rows(self.file, filter(stays, read_rows(self.file)))
 
 
 def _row(step: int, role: str, name: str, start: float, end: float) -> dict[str, object]:
