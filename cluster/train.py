@@ -82,8 +82,11 @@ class Trainer:
         """What comes before the first step: the warm start with its evaluations, or the weights as saved."""
         run, config = self.run, self.config
         if not run.state.warm_started:
-            if config.learner.lora.rank or run.state.version:
-                await self.sync_weights()  # an engine serves all requests with an adapter, or none
+            began = run.state.version > 0  # it goes back to the beginning, and scorers have later weights
+            if config.learner.lora.rank or began:
+                await self.sync_weights(
+                    everywhere=began
+                )  # an engine serves all requests with an adapter, or none
             await self.warm_start()
         else:
             await self.sync_weights(everywhere=run.state.step == 0)
@@ -225,7 +228,7 @@ class Trainer:
         self.actors.restarts.note("learner", time.monotonic() - began, f"back at step {run.state.step}")
 
     async def warm_start(self) -> None:
-        """Evaluate the untrained model, fine-tune it on demonstrations, and save step 0."""
+        """Evaluate the untrained model, and fine-tune it on demonstrations, if any; then save step 0."""
         run, config = self.run, self.config
         await self.evaluate(Stage.BEFORE_SFT)
         if config.sft.demos:
@@ -243,11 +246,13 @@ class Trainer:
             run.budget.add(run.state.step, config.sft.demos, failures)
             await self.sync_weights(everywhere=True)
         run.state.warm_started = True
-        await run.save()  # before the evaluation, which must not lose it
+        if config.sft.demos:
+            await run.save()  # before the evaluation, which must not lose it
 
     async def checkpoint_and_evaluate(self) -> None:
         """Save and evaluate, if it is time."""
         run = self.run
+        await run.saver.check()
         saves = due(run.state.step, self.config.checkpoint.every, time.monotonic() - run.saved)
         if saves:
             await run.save()  # before the evaluation, as after the warm start

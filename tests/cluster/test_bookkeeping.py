@@ -17,7 +17,8 @@ import hindsight.cluster.sft
 from hindsight.cluster.evaluate import effective_plays, numbered, wilson
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.metrics import Metrics
-from hindsight.cluster.run import State, require_storage
+from hindsight.cluster.run import State
+from hindsight.cluster.saver import require_storage
 from hindsight.cluster.sft import batches, collect, fine_tune, linear
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.watch import Stalled, Watchdog
@@ -272,6 +273,31 @@ def test_an_evaluation_that_a_killed_run_has_not_saved_is_made_when_it_resumes(
     trainer.evaluate = note  # type: ignore[method-assign,assignment]
     asyncio.run(trainer.prepare())
     assert events == ["sync", "during RL", "save"] if again else events == ["sync"]
+
+
+@pytest.mark.parametrize(("demos", "version"), [(0, 0), (0, 7), (8, 7)])
+def test_a_run_that_goes_back_to_the_beginning_gives_all_copies_its_first_weights(
+    demos: int, version: int
+) -> None:
+    """The model is saved before the first step only if the warm start has trained it."""
+    events = list[str]()
+
+    async def note(event: str) -> None:
+        events.append(event)
+
+    config = Config(sft=Sft(demos=demos))
+    run: Any = SimpleNamespace(
+        config=config, actors=None, state=State(version=version), save=lambda: note("save")
+    )
+    trainer = Trainer(run)
+    trainer.sync_weights = lambda everywhere: note(f"sync {everywhere}")  # type: ignore[method-assign]
+    trainer.evaluate = lambda stage: note(stage)  # type: ignore[method-assign]
+    if demos:
+        trainer.warm_start = lambda: note("warm start")  # type: ignore[method-assign]
+    asyncio.run(trainer.prepare())
+    begins = ["sync True"] if version else []
+    rest = ["warm start", "after warm start", "save"] if demos else ["before warm start"]
+    assert events == begins + rest
 
 
 @pytest.mark.parametrize(("step", "admitted"), [(0, 6), (3, 6), (4, 4), (5, 2)])

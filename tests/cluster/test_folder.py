@@ -24,6 +24,7 @@ from hindsight.cluster.folder import StorageError, open_folder, sole_writer, sto
 from hindsight.cluster.heal import STARTS, Starts
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.prepare import FORMAT, continued, require_same_run
+from hindsight.cluster.report.timeline import Timeline
 from hindsight.configs.method import Loss
 from hindsight.configs.schema import Config, Learner, Model, Tracking
 from hindsight.envs.tasks import Manifest, TaskSpec
@@ -112,6 +113,21 @@ def test_the_record_of_a_run_without_checkpoints_is_not_removed(tmp_path: Path) 
     for resume in ("never", "auto"):
         with pytest.raises(RunError, match="whose checkpoints are gone"):
             open_folder(replace(config, resume=resume), print)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    """Unless its timeline shows that there was one."""
+    config, timeline = Config(out=str(tmp_path)), Timeline(tmp_path)
+    Metrics(tmp_path).write(1, "train", {"loss": 1.0})
+    with timeline.span(1, "learner", "update"):
+        pass
+    with pytest.raises(RunError, match=r"ended before its first checkpoint.*resume=auto"):
+        open_folder(config, print)
+    assert open_folder(replace(config, resume="auto"), print) is None
+    with timeline.span(1, "checkpoint", "save"):
+        pass
+    with pytest.raises(RunError, match="whose checkpoints are gone"):
+        open_folder(replace(config, resume="auto"), print)
 
 
 def test_a_full_disk_is_an_error_for_the_user_and_a_defect_is_not(tmp_path: Path) -> None:
