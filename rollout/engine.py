@@ -28,6 +28,7 @@ from hindsight.rollout.adapter import write
 from hindsight.rollout.device import find_device
 from hindsight.rollout.outline import layer_names
 from hindsight.rollout.sampled import to_generation
+from hindsight.rollout.sockets import use_own_folder
 from hindsight.rollout.types import EngineError, EngineLost, Generation, Sampling
 from hindsight.rollout.weights import WeightSet, checksum, unpack
 
@@ -136,6 +137,7 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         started = time.monotonic()
+        use_own_folder()  # of sockets
         self.device = find_device()  # raises if the GPU is unusable; vLLM would silently use the CPU
         self.config = config
         self.index = index

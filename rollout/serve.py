@@ -23,6 +23,7 @@ import ray
 from hindsight.configs.schema import Config
 from hindsight.envs.runtime.linux import die_with_parent
 from hindsight.rollout.engine import engine_env
+from hindsight.rollout.sockets import use_own_folder
 from hindsight.rollout.types import EngineError
 
 NAME = "user"  # the model's name at the endpoint
@@ -69,6 +70,7 @@ class ModelServer:
         self._met = (
             ray.get_runtime_context().was_current_actor_reconstructed
         )  # whether the server has answered
+        use_own_folder()  # of sockets
         self._log = tempfile.NamedTemporaryFile(prefix="hindsight-user-", suffix=".log")  # noqa: SIM115
         self._server = subprocess.Popen(
             server_command(model, config, address.host, address.port),
