@@ -218,10 +218,7 @@ class _Starting:
         for place, options in zip(
             self.plan.of("user"), self.options("user", endpoint_env(self.config)), strict=True
         ):
-            what = "finding an address for the user's endpoint"
-            # The replacement of a lost process must find the address that the environments know.
-            found = ray.remote(new_address).options(**options | {"num_cpus": 0, "num_gpus": 0}).remote()
-            address: Address = await answer(found, what=what, **self.limit)
+            address = await find_address(options, **self.limit)
             self.user = self.start_user(place, options, address)
             with self.starting("simulated user", "vLLM: loading its model"):
                 await call(self.user, "ready", what="starting the user's endpoint", **self.limit)
@@ -268,6 +265,13 @@ class _Starting:
 
         if self.plan.in_turn and groups:
             await self.turns.add("learner", lambda: all_ranks("to_host"), lambda: all_ranks("to_device"))
+
+
+async def find_address(options: dict[str, Any], **limit: Any) -> Address:
+    """An address for an endpoint that an actor with these options serves, also after its process was replaced."""
+    asked = ray.remote(new_address).options(**options | {"num_cpus": 0, "num_gpus": 0}).remote()
+    address: Address = await answer(asked, what="finding an address for the user's endpoint", **limit)
+    return address
 
 
 def counted(role: str, actors: int) -> str:

@@ -12,13 +12,15 @@ from typing import Any
 import openai
 import pytest
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from settled import on_cpus
 
-from hindsight.cluster.start import USER_KEY, variables
+from hindsight.cluster.start import STARTING, USER_KEY, find_address, variables
 from hindsight.configs.schema import Config, Model, Rollout
 from hindsight.envs.runtime.remote import ActorUnavailable, RemoteError, back, end_of
 from hindsight.envs.taubench.settings import TauSettings
-from hindsight.rollout.serve import Address, ModelServer, endpoint_env, new_address, server_command
+from hindsight.rollout.serve import Address, ModelServer, endpoint_env, server_command
 
 CONFIG = on_cpus(
     Config(model=Model(path="nano", max_length=512), rollout=Rollout(max_num_seqs=2, kv_cache_gib=0.25))
@@ -36,9 +38,11 @@ def children(pid: int) -> list[int]:
 
 def test_a_model_answers_behind_a_key_and_ends_with_its_actor(ray_local: None, nano: Path) -> None:
     """A lost server comes back at the same address with the same key, in new processes."""
-    address = new_address()
-    own = {"num_cpus": 0.5, "max_restarts": 1, **variables(endpoint_env(CONFIG), gpus=0)}
-    actor = ray.remote(ModelServer).options(**own).remote(str(nano), CONFIG, address)
+    group = placement_group([{"CPU": 0.5}])
+    place = {"num_cpus": 0.5, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0)}
+    place |= variables(endpoint_env(CONFIG), gpus=0)
+    address = asyncio.run(find_address(place, timeout=300, setting=STARTING))
+    actor = ray.remote(ModelServer).options(max_restarts=1, **place).remote(str(nano), CONFIG, address)
     first = ray.get(actor.ready.remote(), timeout=300)
     client = openai.OpenAI(base_url=address.url, api_key=address.key, timeout=60)
 
@@ -71,6 +75,7 @@ def test_a_model_answers_behind_a_key_and_ends_with_its_actor(ray_local: None, n
     while any(map(running, [successor, *below])) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(map(running, [successor, *below]))
+    remove_placement_group(group)
 
 
 def test_the_key_is_no_argument() -> None:
