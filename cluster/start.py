@@ -268,7 +268,7 @@ class _Starting:
 
 
 async def find_address(options: dict[str, Any], **limit: Any) -> Address:
-    """An address for an endpoint that an actor with these options serves, also after its process was replaced."""
+    """An address for an endpoint that an actor with these options serves, and its successor."""
     asked = ray.remote(new_address).options(**options | {"num_cpus": 0, "num_gpus": 0}).remote()
     address: Address = await answer(asked, what="finding an address for the user's endpoint", **limit)
     return address
