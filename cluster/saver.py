@@ -39,17 +39,18 @@ class Saver:
         self.publishing: asyncio.Task[None] | None = None  # makes what was written the latest checkpoint
         self.beside: bool | None = None  # how the last one was written (`learner.staging`)
 
-    async def write(self, step: int, state: Mapping[str, Any]) -> None:
+    async def write(self, step: int, state: Mapping[str, Any], beside: bool = True) -> None:
         """Write a checkpoint: learner, critic, teacher, driver state, and a model for other tools.
 
-        Where there is room for a copy in memory, this returns when that is made; `settle` waits for the rest.
+        Args:
+            beside: return when a copy in memory is made, if that has room; `settle` waits for the rest.
 
         Raises:
             CheckpointError: it, or the one before, cannot be written.
         """
         await self.settle()
         size = self.actors.checkpoint_bytes
-        stage = await self._stage(expected_bytes(self.root, size))
+        stage = await self._stage(expected_bytes(self.root, size)) if beside else None
         copying = self.timeline.span(step, "checkpoint", "copy") if stage else nullcontext()
         try:
             with self.watchdog.waiting(self.config.learner.timeout), copying:

@@ -34,7 +34,7 @@ class ToyRun(Run):
         watchdog: Any = SimpleNamespace(doing="updating")
         self.view, self.watchdog = view, watchdog
 
-    async def _save(self) -> None:
+    async def _save(self, beside: bool = True) -> None:
         (self.out / "checkpoints" / f"step-{self.state.step:08d}").mkdir(parents=True)
 
     @property
