@@ -83,10 +83,9 @@ class Trainer:
         run, config = self.run, self.config
         if not run.state.warm_started:
             began = run.state.version > 0  # it goes back to the beginning, and scorers have later weights
+            # An engine serves all requests with an adapter, or none.
             if config.learner.lora.rank or began:
-                await self.sync_weights(
-                    everywhere=began
-                )  # an engine serves all requests with an adapter, or none
+                await self.sync_weights(everywhere=began)
             await self.warm_start()
         else:
             await self.sync_weights(everywhere=run.state.step == 0)
