@@ -51,10 +51,11 @@ class Saver:
         await self.settle()
         size = self.actors.checkpoint_bytes
         stage = await self._stage(expected_bytes(self.root, size)) if beside else None
+        elsewhere = stage.folder if stage else None
         copying = self.timeline.span(step, "checkpoint", "copy") if stage else nullcontext()
         try:
             with self.watchdog.waiting(self.config.learner.timeout), copying:
-                async with drafting(self.root, step, size, stage and stage.folder) as folder:
+                async with drafting(self.root, step, size, elsewhere) as folder:
                     await self._write(folder, state)
         except BaseException:
             if stage:
