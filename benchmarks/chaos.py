@@ -1,11 +1,12 @@
 """Kill every kind of process of a small run, again and again: it must end as the run that nobody disturbed.
 
-    python -m benchmarks.chaos [--kills 2] [--seed 0]
+    python -m benchmarks.chaos [--steps 9] [--kills 1] [--seed 0]
 
 Both runs are `hindsight train nano` without staleness, with two tasks that cannot be trained on
 (`benchmarks/poisoned.py`). While the second trains, a process of each role gets SIGKILL at a random moment of
 a random step, as often as `--kills` says. The driver gets SIGTERM and SIGKILL, and is started again with
-`resume=auto`. Then the two runs must have sampled the same responses in every step and hold the same weights.
+`resume=auto`; after SIGKILL, its newest checkpoint is damaged as well. Another driver is started in the same
+folder. Then the two runs must have sampled the same responses in every step and hold the same weights.
 In each, every epoch must have trained each sound task exactly once, the poisoned ones must be set aside, no
 episode of theirs may have been a reward, and no step may lack an episode or train on nothing.
 """
@@ -13,6 +14,7 @@ episode of theirs may have been a reward, and no step may lack an episode or tra
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -28,7 +30,7 @@ from typing import Annotated, Any
 import psutil
 import torch
 import typer
-from benchmarks.poisoned import RAISES, TOO_LONG
+from benchmarks.poisoned import FAILS, TOO_LONG
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -100,8 +102,9 @@ class Training:
             self.process.send_signal(DRIVER[what])
             status = self.process.wait(timeout=150)
             ended = time.monotonic() - began
+            damaged = self.damage() if DRIVER[what] == signal.SIGKILL else ""
             self.start()
-            return f"ended with status {status} after {ended:.1f} s, started again"
+            return f"ended with status {status} after {ended:.1f} s{damaged}, started again"
         while self.process.poll() is None:
             if victims := self.processes(ROLES[what]):
                 random.choice(victims).kill()
@@ -109,6 +112,21 @@ class Training:
                 return "killed"
             time.sleep(0.5)  # the run is starting
         return MISSED
+
+    def damage(self) -> str:
+        """Cut the newest checkpoint, if there is one before; says so."""
+        *older, newest = sorted((self.out / "checkpoints").glob("step-*"))
+        if not older:
+            return ""
+        os.truncate(newest / "driver.json", 100)
+        return f", {newest.name} cut"
+
+    def refuses(self) -> bool:
+        """Whether another driver in this folder is refused."""
+        done = subprocess.run(self.command, capture_output=True, text=True)
+        return done.returncode == 1 and "another run is writing" in " ".join(
+            done.stdout.split() + done.stderr.split()
+        )
 
     def processes(self, name: str) -> list[psutil.Process]:
         """The run's processes whose command begins so."""
@@ -182,7 +200,7 @@ def faults(run: Training, steps: int) -> list[str]:
     if any(len(set(epoch)) < len(epoch) for epoch in epochs) or len(set(trained)) > sound:
         found.append(f"tasks trained {Counter(trained)}")
     aside = run.set_aside()
-    if aside.keys() != {RAISES, TOO_LONG} or aside[TOO_LONG] != "prompt" or aside.keys() & set(trained):
+    if aside.keys() != {FAILS, TOO_LONG} or aside[TOO_LONG] != "prompt" or aside.keys() & set(trained):
         found.append(f"tasks set aside {aside}")
     failed = {name: rows[-1][f"failures/{name}"] for name in ("total", "prompt", *KINDS_OF_ENV)}
     others = failed["total"] - failed["prompt"] - sum(failed[kind] for kind in KINDS_OF_ENV)
@@ -225,8 +243,8 @@ def finish(run: Training, console: Console) -> None:
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="of each run")] = 16,
-    kills: Annotated[int, typer.Option(help="of each role")] = 2,
+    steps: Annotated[int, typer.Option(help="of each run")] = 9,
+    kills: Annotated[int, typer.Option(help="of each role")] = 1,
     seed: Annotated[int, typer.Option(help="of the moments")] = 0,
 ) -> None:
     """Run both, compare, and print how long each role took to come back."""
@@ -237,6 +255,7 @@ def main(
             finish(calm, console)
         with closing(Training(Path(folder, "wild"), steps)) as wild:
             console.print(f"the other one: {wild.log.name}", highlight=False)
+            refused = wild.wait_for(1) and wild.refuses()
             spared = disturb(wild, schedule(steps, kills, seed), console)
             finish(wild, console)
         table = Table("role", "steps with a replacement", "seconds", title="Recovery")
@@ -244,6 +263,7 @@ def main(
             table.add_row(role, str(len(seconds)), f"{min(seconds):.0f} to {max(seconds):.0f}")
         console.print(table)
         found = differences(calm, wild) + [f"{what} was never killed" for what in sorted(spared)]
+        found += [] if refused else ["another driver was not refused"]
         for run in (calm, wild):
             found += [f"{run.out.name}: {fault}" for fault in faults(run, steps)]
     if found:

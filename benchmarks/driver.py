@@ -61,6 +61,10 @@ class WaitingEngine:
         """Never return."""
         await asyncio.Event().wait()
 
+    async def serves(self) -> bool:
+        """As `Engine.serves`."""
+        return True
+
     async def generate(self, ids: np.ndarray, sampling: Sampling, seconds: float) -> Generation:
         """As `Engine.generate`."""
         await asyncio.sleep(self.seconds)

@@ -1,18 +1,21 @@
 """ALFWorld with two training tasks that cannot be trained on: `env.name=FILE` of this file.
 
-One always raises, at the first action or, after malformed responses alone, at the last turn; the first prompt
-of the other leaves no room for a response.
+One fails whenever it is played, at the first action or, after malformed responses alone, at the last turn. It
+returns what no environment may, or raises. The first prompt of the other leaves no room for a response.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle
+from typing import Any
 
 from hindsight.envs.alfworld.env import AlfworldEnv, AlfworldFamily
 from hindsight.envs.base import Demonstration, Observation, StepResult, Verdict
 from hindsight.envs.tasks import Manifest, TaskSpec
 
-RAISES, TOO_LONG = "raises", "too-long"  # ids of the tasks
+FAILS, TOO_LONG = "fails", "too-long"  # ids of the tasks
+DAMAGES = cycle(("reward", "bytes", "surrogate", "no answer", "raises"))  # which ends its process
 
 
 class PoisonedEnv(AlfworldEnv):
@@ -28,16 +31,23 @@ class PoisonedEnv(AlfworldEnv):
         return observation
 
     def _step(self, action: str) -> StepResult:
-        self._raise()
-        return super()._step(action)
+        return self._spoil(super()._step(action))
 
     def finish(self) -> Verdict | None:
-        self._raise()
-        return super().finish()
+        return self._spoil(super().finish())
 
-    def _raise(self) -> None:
-        if self.poison == RAISES:
-            raise RuntimeError("this task always raises")
+    def _spoil(self, answer: Any) -> Any:
+        if self.poison != FAILS:
+            return answer
+        damage = next(DAMAGES)
+        if damage == "raises":
+            raise RuntimeError("this task always fails")
+        if damage == "no answer" or answer is None:
+            return 0
+        if damage == "reward" or isinstance(answer, Verdict):
+            return replace(answer, reward=float("nan"))
+        text: Any = b"bytes" if damage == "bytes" else "half a pair: \ud800"
+        return replace(answer, observation=replace(answer.observation, text=text))
 
     def demonstrate(self, task: TaskSpec, seed: int, noise: float) -> Demonstration:
         return super().demonstrate(replace(task, data=task.data | {"poison": None}), seed, noise)
@@ -49,7 +59,7 @@ class PoisonedFamily(AlfworldFamily):
     def manifest(self) -> Manifest:
         found = super().manifest()
         train = list(found.train)
-        for index, name in ((1, RAISES), (4, TOO_LONG)):
+        for index, name in ((1, FAILS), (4, TOO_LONG)):
             train[index] = replace(train[index], id=name, data=train[index].data | {"poison": name})
         return Manifest(tuple(train), found.evaluation)
 

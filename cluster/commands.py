@@ -18,7 +18,7 @@ from hindsight.cluster import signals
 from hindsight.cluster.evaluate import Evaluation, evaluate, numbered
 from hindsight.cluster.failures import FailureBudget, Interrupted, RunError, by_kind, in_words
 from hindsight.cluster.folder import checkpoints, newest_step, sole_writer, storing
-from hindsight.cluster.heal import Watched, keep
+from hindsight.cluster.heal import Starts, Watched, keep
 from hindsight.cluster.live import follow
 from hindsight.cluster.machines import cluster_nodes, connect
 from hindsight.cluster.metrics import Metrics
@@ -78,29 +78,35 @@ async def train_run(config: Config, address: str | None = None) -> None:
     with View() as view, storing(out), sole_writer(out, view.say):
         ready = prepare(config, view)  # what is wrong without Ray is said before it starts
         async with connected(config, address, view):
+            starts = Starts(newest_step(config))
             while True:
-                saved = newest_step(config)
                 try:
-                    await _train(config, view, ready)
+                    await _train(config, view, ready, starts)
                     return
                 except (RemoteError, RanksLost) as error:
                     current = asyncio.current_task()
                     signaled = current is not None and current.cancelling()
-                    if signaled or newest_step(config) <= saved:  # or it would end like this again
+                    if signaled or not starts.again(error, newest_step(config)):
                         raise
-                    view.say(f"{error} Everything starts again from the last checkpoint.")
+                    view.say(f"{error} Everything starts again from {origin(starts.newest)}.")
                     signals.go_on()
                     config = replace(config, resume="auto")
                     ready = prepare(config, view)
 
 
-async def _train(config: Config, view: View, ready: Ready) -> None:
+def origin(newest: int) -> str:
+    """Where a run starts that has a checkpoint of this step, or none."""
+    return f"the checkpoint of step {newest}" if newest >= 0 else "the beginning: there is no checkpoint yet"
+
+
+async def _train(config: Config, view: View, ready: Ready, starts: Starts) -> None:
     """Train with actors of its own, to the closing table.
 
     Raises:
         RemoteError, RanksLost: something was lost that cannot be replaced alone.
     """
     async with open_run(config, view, ready) as run:
+        starts.opened = True
         trainer = Trainer(run)
         guarded = run.watchdog.guard(trainer.train(), trainer.publisher.keep(), follow(run))
         try:
@@ -203,7 +209,7 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             bring = serving(adapter, config)
             await asyncio.gather(*map(bring, actors.engines))
             watched = [Watched("engine", engine, partial(bring, engine)) for engine in actors.engines]
-            keeping = keep(watched, actors.restarts, config.cluster.start_timeout)
+            keeping = keep([*watched, *actors.stateless], actors.restarts, config.cluster.start_timeout)
             watchdog = Watchdog(config.cluster.stall_timeout)
 
             def played(done: int) -> None:
@@ -259,6 +265,8 @@ def serving(adapter: Saved | None, config: Config) -> Callable[[Any], Awaitable[
     weights = WeightSet(1, layout, checksum(flat, layout), ray.put(flat))
 
     async def load(engine: Any) -> None:
+        if (await call(engine, "stats", **limit))["version"] == weights.version:
+            return
         await call(engine, "load_weights", weights, what="loading the adapter", **limit)
 
     return load

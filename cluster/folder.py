@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.report.lines import read_rows
-from hindsight.cluster.report.run_folder import METRICS
+from hindsight.cluster.report.run_folder import METRICS, TIMELINE
 from hindsight.configs.schema import Config
 from hindsight.learner.checkpoint import latest, newest_whole, set_aside, step_of
 
@@ -80,17 +80,29 @@ def sole_writer(out: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _require_untrained(out: Path) -> None:
-    """Create the folder. A run saves a checkpoint before its first step: steps without one have lost it.
+def _require_unsaved(out: Path, resume: str) -> None:
+    """Create the folder of a run that has no checkpoint.
 
     Raises:
-        RunError: there are some, which a new run would remove.
+        RunError: the record of steps is there, which a new run would remove. With resume=auto it may, if the
+            timeline shows that the run ended before its first checkpoint.
     """
     out.mkdir(parents=True, exist_ok=True)
-    if any(row.get("kind") == "train" for row in read_rows(out / METRICS)):
+    if not any(row.get("kind") == "train" for row in read_rows(out / METRICS)):
+        return
+    timeline = read_rows(
+        out / TIMELINE
+    )  # older runs had none, and saved a checkpoint before their first step
+    saved = [row for row in timeline if (row.get("role"), row.get("name")) == ("checkpoint", "save")]
+    if saved or not timeline:
         raise RunError(
             f"{out} holds the record of a run whose checkpoints are gone: it cannot be resumed, and a new "
             "run would remove the record. Set another `out`, or rename or delete that folder"
+        )
+    if resume == "never":
+        raise RunError(
+            f"{out} holds the record of a run that ended before its first checkpoint. Begin it again with "
+            "resume=auto, which removes the record, or choose another folder with out=…"
         )
 
 
@@ -110,7 +122,7 @@ def open_folder(config: Config, say: Callable[[str], None]) -> Path | None:
     root = checkpoints(config)
     newest = latest(root)
     if newest is None:
-        _require_untrained(Path(config.out))
+        _require_unsaved(Path(config.out), config.resume)
         return None
     if config.resume == "never":
         raise RunError(

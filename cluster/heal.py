@@ -5,9 +5,12 @@ Ray starts a lost process again, in its place and behind the same handle, at mos
     environment shard, worker   lack nothing: their episodes are played again, with the same seeds
     engine                      gets no episode until it has the published weights (`Publisher.keep`)
     teacher, reference policy   get the weights of their last sync (`teacher.pool`)
+    simulated user's endpoint   lacks nothing: its episodes are played again, with the same seeds
     learner and critic ranks    live and die together, and go back to the last checkpoint (`Trainer.recover`)
 
 Where roles take turns on a GPU, a new process would meet the role that has the turn, so none is replaced.
+Then, and if more is lost than one role can make good, everything starts again from the last checkpoint
+(`Starts`).
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from hindsight.envs.runtime.remote import ActorUnavailable, back, end_of
+from hindsight.envs.runtime.remote import ActorUnavailable, RemoteTimeout, back, end_of
+from hindsight.learner.rank import RanksLost
 
 RESTARTS = 10  # of one actor's process; more look like a defect that every new process meets again
+STARTS = 3  # of everything, without a new checkpoint in between; more look like a defect, too
 
 
 @dataclass
@@ -45,13 +50,32 @@ class Restarts:
         return counts | {f"restarts/{role}_seconds": spent for role, spent in self.seconds.items()}
 
 
+@dataclass
+class Starts:
+    """Decides after a loss that nothing could make good whether everything starts again."""
+
+    newest: int  # step of the newest checkpoint; −1: there is none, and the run would begin anew
+    opened: bool = False  # whether all actors have been there once; before, the settings may be what is wrong
+    vain: int = 0  # losses in a row without a new checkpoint
+
+    def again(self, error: Exception, newest: int) -> bool:
+        """Whether to start again after this error, with that newest checkpoint."""
+        self.vain = 0 if newest > self.newest else self.vain + 1
+        self.newest = newest
+        if not self.opened and not isinstance(error, ActorUnavailable | RanksLost):
+            return False
+        if isinstance(error, RemoteTimeout) and self.vain:
+            return False  # slow rather than lost, so it would be slow again
+        return self.vain <= STARTS
+
+
 @dataclass(frozen=True)
 class Watched:
     """An actor to watch, by its method `watch`, which ends only with the process."""
 
     role: str
     actor: Any
-    bring: Callable[[], Awaitable[object]]  # gives a new process what it lacks
+    bring: Callable[[], Awaitable[object]]  # gives a process what it lacks, if anything
 
 
 async def keep(watched: Iterable[Watched], restarts: Restarts, start_timeout: float) -> None:
@@ -68,6 +92,8 @@ async def keep(watched: Iterable[Watched], restarts: Restarts, start_timeout: fl
     async def keep_one(one: Watched) -> None:
         ended = asyncio.ensure_future(end_of(one.actor, "watch"))
         try:
+            with suppress(ActorUnavailable):
+                await one.bring()  # it may have been replaced when nobody watched
             while True:
                 lost = await ended
                 if not isinstance(lost, ActorUnavailable):

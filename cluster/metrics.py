@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,20 @@ class Metrics:
             with self._naming(type(tracker).__name__):
                 tracker.now(values)
 
-    def truncate(self, step: int) -> None:
-        """Drop training rows after `step`: a resumed run writes them again."""
-        self._rewrite(
-            [row for row in self.rows() if row["kind"] in ("sft", "warm_start") or row["step"] <= step]
-        )
+    def truncate(self, step: int, evaluated: Collection[tuple[int, str]]) -> None:
+        """Drop what a run writes again that resumes after `step`: later rows, and evaluations that are not in
+        `evaluated`, by step and stage, of which nothing but the row was saved.
+        """
+
+        def stays(row: dict[str, Any]) -> bool:
+            if row["kind"] in ("sft", "warm_start"):
+                return True
+            known = (
+                row["kind"] != "eval" or row.get("stage") is None or (row["step"], row["stage"]) in evaluated
+            )
+            return row["step"] <= step and known  # rows of earlier versions had no stage
+
+        self._rewrite([row for row in self.rows() if stays(row)])
 
     def clear(self) -> None:
         """Drop all rows: the run begins again."""

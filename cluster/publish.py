@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -54,11 +53,11 @@ class Publisher:
             return await sync_weights(engines, weights, canary, timeout, starting), weights
 
     async def keep(self) -> None:
-        """Until cancelled, bring engines whose process was replaced the weights of the last sync."""
-        engines, worker = self.actors.engines, self.actors.worker
-        watched = [Watched("engine", engine, partial(self.bring, engine)) for engine in engines]
-        watched.append(Watched("worker", worker, partial(asyncio.sleep, 0)))
-        await keep(watched, self.actors.restarts, self.config.cluster.start_timeout)
+        """Until cancelled, count replaced processes; engines among them get the weights of the last sync."""
+        engines = [Watched("engine", one, partial(self.bring, one)) for one in self.actors.engines]
+        await keep(
+            [*engines, *self.actors.stateless], self.actors.restarts, self.config.cluster.start_timeout
+        )
 
     async def bring(self, engine: Any) -> None:
         """Make an engine serve what the others serve.

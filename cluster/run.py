@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hindsight.cluster.evaluate import Evaluation
-from hindsight.cluster.failures import FailureBudget, RunError, own_fault, typical
+from hindsight.cluster.failures import FailureBudget, own_fault, typical
 from hindsight.cluster.folder import checkpoints, open_folder
 from hindsight.cluster.machines import cluster_nodes
 from hindsight.cluster.metrics import Metrics, TrackerError
@@ -24,6 +24,7 @@ from hindsight.cluster.prepare import FORMAT, Ready, continued, prepare, require
 from hindsight.cluster.report.pieces import Pieces
 from hindsight.cluster.report.provenance import recorded
 from hindsight.cluster.report.recorder import Recorder
+from hindsight.cluster.saver import Saver, require_storage
 from hindsight.cluster.set_aside import FILE, SetAside, SetAsideTasks, now
 from hindsight.cluster.start import Actors, start_actors
 from hindsight.cluster.task_sampler import TaskSampler
@@ -33,7 +34,7 @@ from hindsight.configs.check import differences, render
 from hindsight.configs.schema import Config
 from hindsight.envs.tasks import Manifest
 from hindsight.feedback.judge_client import JudgeClient, open_judge
-from hindsight.learner.checkpoint import latest, read_state, require_room, step_of, write_state, writing
+from hindsight.learner.checkpoint import latest, read_state, step_of, write_state
 from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import Group
 from hindsight.rollout.worker import generate_on
@@ -68,6 +69,7 @@ class Run:
     recorder: Recorder
     view: View
     watchdog: Watchdog
+    saver: Saver
     budget: FailureBudget
     set_aside: SetAsideTasks
     state: State
@@ -106,16 +108,18 @@ class Run:
     async def save(self) -> None:
         """Write an atomic checkpoint: learner, critic, teacher, driver state, and a model for other tools.
 
-        A step has one checkpoint; where it is there already, what has been measured since is added.
+        A step has one checkpoint; where it is there already, what has been measured since is added. This may
+        return when a copy is made (`Saver.write`).
 
         Raises:
-            CheckpointError: it cannot be written; the previous one is the latest.
+            CheckpointError: it, or the one before, cannot be written; the previous one is the latest.
         """
         async with self.changes:
             await self._save()
 
     async def save_rest(self) -> str:
         """Save the last finished step if it has no checkpoint; say what was done. Hold `changes`."""
+        await self.saver.settle()
         newest = latest(checkpoints(self.config))
         saved = step_of(newest) if newest else None
         if not self.intact:
@@ -124,35 +128,25 @@ class Run:
             )
         if not self.state.warm_started:
             return "no checkpoint: the warm start had not ended, and starts again"
+        if not self.state.step and not self.config.sft.demos:
+            return "no checkpoint: no step had been trained"
         if saved != self.state.step:
-            await self._save()
+            await self._save(beside=False)  # it takes less time in all
         return f"step {self.state.step} is saved"
 
-    async def _save(self) -> None:
-        learner, critic = self.actors.learner, self.actors.critic
-        assert learner is not None
+    async def _save(self, beside: bool = True) -> None:
+        await self.saver.settle()
         newest = latest(checkpoints(self.config))
         if newest is not None and step_of(newest) == self.state.step:
             write_state(newest, self._driver_state())
             return
         self.now("saving a checkpoint")
-        root, keep = checkpoints(self.config), self.config.checkpoint.keep
-        with (
-            self.watchdog.waiting(self.config.learner.timeout),
-            self.recorder.timeline.span(self.state.step, "checkpoint", "save"),
-        ):
-            async with writing(root, self.state.step, keep, self.actors.checkpoint_bytes) as folder:
-                await learner.save(folder)
-                if critic is not None:
-                    await critic.save(folder)
-                await learner.save_model(folder / "model")
-                for name, scorer in self.actors.scorers().items():
-                    await scorer.save(folder / f"{name}.safetensors")
-                write_state(folder, self._driver_state())
+        await self.saver.write(self.state.step, self._driver_state(), beside)
         self.saved = time.monotonic()
 
     async def rewind(self) -> None:
         """Go back to the newest checkpoint, or else to the beginning; in a block of `changing`."""
+        await self.saver.settle()
         again = replace(self.config, resume="auto")
         newest = await asyncio.to_thread(open_folder, again, self.view.say)
         if newest is not None:
@@ -186,8 +180,9 @@ class Run:
         )
         self.budget.restore(Counter(saved["failures"]))
         self.sampler.restore(saved.get("sampler") or saved["ledger"])  # its name in version 0.1.0
-        self.metrics.truncate(self.state.step)
-        self.recorder.truncate(self.state.step)
+        made = {(evaluation.step, evaluation.stage) for evaluation in evaluations}
+        self.metrics.truncate(self.state.step, made)
+        self.recorder.truncate(self.state.step, made)
         self.set_aside.write()
 
     def _driver_state(self) -> dict[str, Any]:
@@ -209,29 +204,6 @@ def start_judge(config: Config, renderer: Renderer, actors: Actors) -> JudgeClie
     limit = (config.judge.timeout, "judge.timeout")
     engines = [generate_on(engine, index, *limit) for index, engine in enumerate(actors.engines)]
     return open_judge(config.judge, Path(config.out) / "judge", renderer, engines)
-
-
-async def require_storage(config: Config, actors: Actors) -> None:
-    """Check, before hours are spent, that every rank can write its part of a checkpoint, and that it fits.
-
-    Raises:
-        RunError: a rank's node does not share the run's folder.
-        CheckpointError: there is too little room.
-    """
-    folder = checkpoints(config)
-    folder.mkdir(exist_ok=True)
-    require_room(folder, actors.checkpoint_bytes)
-    marker = folder / ".seen"
-    marker.touch()
-    try:
-        blind = await actors.learner.blind(marker) if actors.learner else []
-    finally:
-        marker.unlink()
-    if blind:
-        raise RunError(
-            f"out = {config.out!r} is on this node alone: the learner ranks on {', '.join(blind)} do not see "
-            "it, and their part of each checkpoint would be lost. Set `out` to a folder that all nodes share"
-        )
 
 
 def announce(run: Run, newest: Path, asked: Config) -> None:
@@ -294,6 +266,8 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
         if judge is not None:
             stack.push_async_callback(judge.close)
         await require_storage(config, actors)
+        watchdog = Watchdog(config.cluster.stall_timeout)
+        saver = Saver(config, actors, recorder.timeline, view, watchdog)
         run = Run(
             config=config,
             out=Path(config.out),
@@ -308,11 +282,13 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
             metrics=metrics,
             recorder=recorder,
             view=view,
-            watchdog=Watchdog(config.cluster.stall_timeout),
+            watchdog=watchdog,
+            saver=saver,
             budget=FailureBudget(config.failure_budget, config.rollout.episodes, set_aside.ids),
             set_aside=set_aside,
             state=State(),
         )
+        stack.push_async_exit(saver.end)
         if newest is not None:
             await run.restore(newest)
             announce(run, newest, asked)

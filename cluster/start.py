@@ -13,7 +13,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from hindsight.cluster.heal import RESTARTS, Restarts
+from hindsight.cluster.heal import RESTARTS, Restarts, Watched
 from hindsight.cluster.plan import Place, Plan
 from hindsight.cluster.turns import Turns
 from hindsight.configs.environ import actor_environment
@@ -25,7 +25,7 @@ from hindsight.learner.critic import CriticGroup
 from hindsight.learner.group import LearnerGroup, RankGroup
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.models import resolve
-from hindsight.rollout.serve import Address, ModelServer, endpoint_env
+from hindsight.rollout.serve import Address, ModelServer, endpoint_env, new_address
 from hindsight.rollout.starting import file_of, said
 from hindsight.rollout.worker import Worker
 from hindsight.teacher.pool import ScorerPool
@@ -73,6 +73,12 @@ class Actors:
     def checkpoint_bytes(self) -> int:
         """Estimated size of a checkpoint's largest parts: learner and critic."""
         return sum(trained.checkpoint_bytes for trained in (self.learner, self.critic) if trained)
+
+    @property
+    def stateless(self) -> list[Watched]:
+        """Those whose new process lacks nothing, to be watched."""
+        own = {"worker": self.worker, "user": self.user}
+        return [Watched(role, actor, partial(asyncio.sleep, 0)) for role, actor in own.items() if actor]
 
     def scorers(self) -> dict[str, ScorerPool]:
         """Those who score with copies of the student's weights, by role."""
@@ -153,7 +159,7 @@ class _Starting:
         )
         return Actors(
             engines=self.engines,
-            worker=worker.remote(self.model, config, self.engines, self.environments.shards),
+            worker=worker.remote(self.model, config, self.engines, self.environments.shards, self.user),
             environments=self.environments,
             learner=learner,
             critic=critic,
@@ -211,25 +217,26 @@ class _Starting:
     async def start_environments(self) -> None:
         """Start the shards and their pool; a simulated user that the run serves must answer first."""
         family, secrets = self.family, {}
-        for place in self.plan.of("user"):
-            self.user = self.start_user(place)
-            what = "starting the user's endpoint"
+        for place, options in zip(
+            self.plan.of("user"), self.options("user", endpoint_env(self.config)), strict=True
+        ):
+            address = await find_address(options, **self.limit)
+            self.user = self.start_user(place, options, address)
             with self.starting("simulated user", "vLLM: loading its model"):
-                address: Address = await call(self.user, "ready", what=what, **self.limit)
+                await call(self.user, "ready", what="starting the user's endpoint", **self.limit)
             env = self.config.env.with_endpoint(address.url, address.model, USER_KEY)
             family, secrets = make_family(env), {USER_KEY: address.key}
         self.environments = start_pool(self.config, family, secrets)
         with self.starting("environments", "starting a process for each slot"):
             await self.environments.ready(self.config.cluster.start_timeout)
 
-    def start_user(self, place: Place) -> Any:
+    def start_user(self, place: Place, options: dict[str, Any], address: Address) -> Any:
         """Start the endpoint of the simulated user."""
         share = place.need.total / self.plan.gpu_gib if self.plan.gpus else 1.0
         rollout = replace(self.config.rollout, gpu_memory_utilization=round(share, 4), tensor_parallel=1)
-        [options] = self.options("user", endpoint_env(self.config))
         served = str(resolve(self.config.env.served_model or self.user_model))
         config = replace(self.config, rollout=rollout)
-        return ray.remote(ModelServer).options(**options).remote(served, config)
+        return ray.remote(ModelServer).options(**self.replaced, **options).remote(served, config, address)
 
     async def start_scorers(self, role: str) -> None:
         """Start the replicas of the teacher or the reference policy."""
@@ -260,6 +267,13 @@ class _Starting:
 
         if self.plan.in_turn and groups:
             await self.turns.add("learner", lambda: all_ranks("to_host"), lambda: all_ranks("to_device"))
+
+
+async def find_address(options: dict[str, Any], **limit: Any) -> Address:
+    """An address for an endpoint that an actor with these options serves, and its successor."""
+    asked = ray.remote(new_address).options(**options | {"num_cpus": 0, "num_gpus": 0}).remote()
+    address: Address = await answer(asked, what="finding an address for the user's endpoint", **limit)
+    return address
 
 
 def counted(role: str, actors: int) -> str:

@@ -82,13 +82,17 @@ class Trainer:
         """What comes before the first step: the warm start with its evaluations, or the weights as saved."""
         run, config = self.run, self.config
         if not run.state.warm_started:
-            if config.learner.lora.rank or run.state.version:
-                await self.sync_weights()  # an engine serves all requests with an adapter, or none
+            began = run.state.version > 0  # it goes back to the beginning, and scorers have later weights
+            # An engine serves all requests with an adapter, or none.
+            if config.learner.lora.rank or began:
+                await self.sync_weights(everywhere=began)
             await self.warm_start()
         else:
             await self.sync_weights(everywhere=run.state.step == 0)
         if config.sft.demos and not self.evaluated(Stage.AFTER_SFT):
             await self.evaluate(Stage.AFTER_SFT)
+            await run.save()
+        if await self.evaluate_during():  # the run has ended before it had
             await run.save()
 
     async def step(self) -> None:
@@ -223,7 +227,7 @@ class Trainer:
         self.actors.restarts.note("learner", time.monotonic() - began, f"back at step {run.state.step}")
 
     async def warm_start(self) -> None:
-        """Evaluate the untrained model, fine-tune it on demonstrations, and save step 0."""
+        """Evaluate the untrained model, and fine-tune it on demonstrations, if any; then save step 0."""
         run, config = self.run, self.config
         await self.evaluate(Stage.BEFORE_SFT)
         if config.sft.demos:
@@ -241,18 +245,27 @@ class Trainer:
             run.budget.add(run.state.step, config.sft.demos, failures)
             await self.sync_weights(everywhere=True)
         run.state.warm_started = True
-        await run.save()  # before the evaluation, which must not lose it
+        if config.sft.demos:
+            await run.save()  # before the evaluation, which must not lose it
 
     async def checkpoint_and_evaluate(self) -> None:
         """Save and evaluate, if it is time."""
-        run, every = self.run, self.config.evaluate.every
+        run = self.run
+        await run.saver.check()
         saves = due(run.state.step, self.config.checkpoint.every, time.monotonic() - run.saved)
         if saves:
             await run.save()  # before the evaluation, as after the warm start
-        if every and run.state.step % every == 0:
-            await self.evaluate(Stage.DURING_RL)
-            if saves:
-                await run.save()
+        if await self.evaluate_during() and saves:
+            await run.save()
+
+    async def evaluate_during(self) -> bool:
+        """Evaluate in the middle of training, if it is time and has not been done; returns whether it was."""
+        step, every = self.run.state.step, self.config.evaluate.every
+        wanted = every and 0 < step < self.config.steps and step % every == 0
+        if not wanted or any(made.step == step for made in self.run.state.evaluations):
+            return False
+        await self.evaluate(Stage.DURING_RL)
+        return True
 
     async def evaluate(self, stage: Stage) -> None:
         """Run the evaluation episodes and record the result."""

@@ -13,9 +13,9 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +128,21 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
 async def writing(root: Path, step: int, keep: int, size: int = 0) -> AsyncIterator[Path]:
     """Yield a folder to write a checkpoint into; on leaving the block it becomes the latest one.
 
+    Args, raises: as `drafting` and `publish`.
+    """
+    async with drafting(root, step, size) as folder:
+        yield folder
+    await publish(folder, root, step, keep)
+
+
+@asynccontextmanager
+async def drafting(root: Path, step: int, size: int = 0, stage: Path | None = None) -> AsyncIterator[Path]:
+    """Yield a folder to write a checkpoint into, which `publish` then makes the latest one.
+
     Args:
         root: folder of all checkpoints, on a disk that every rank sees.
-        keep: newest checkpoints to keep, this one included; older ones go once it is complete.
         size: expected bytes; where the last checkpoint was larger, that counts.
+        stage: an empty folder elsewhere to write into first; by default it is a hidden one in `root`.
 
     Raises:
         CheckpointError: a write failed, the disk lacks room, or the step has a checkpoint already.
@@ -145,11 +156,43 @@ async def writing(root: Path, step: int, keep: int, size: int = 0) -> AsyncItera
     require_room(root, size)
     partial = root / f".{target.name}"
     try:
-        partial.mkdir()
-        yield partial
-        await asyncio.to_thread(_seal, partial)
-        partial.rename(target)
-        sync(root)
+        with _failing(root, step):
+            partial.mkdir()
+            yield stage or partial
+    except BaseException:
+        await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
+        raise
+
+
+async def publish(draft: Path, root: Path, step: int, keep: int) -> None:
+    """Make what was written into a draft the latest checkpoint.
+
+    Args:
+        draft: what `drafting` has yielded.
+        keep: newest checkpoints to keep, this one included; older ones go once it is complete.
+
+    Raises:
+        CheckpointError: a write failed.
+    """
+    target = root / f"step-{step:08d}"
+    partial = root / f".{target.name}"
+    try:
+        with _failing(root, step):
+            if draft != partial:
+                await _copy(draft, partial)
+            await asyncio.to_thread(_seal, partial)
+            partial.rename(target)
+            sync(root)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)  # gone after the rename
+    await asyncio.to_thread(_rotate, root, keep)
+
+
+@contextmanager
+def _failing(root: Path, step: int) -> Iterator[None]:
+    """A block in which what cannot be written is a CheckpointError."""
+    try:
+        yield
     except (OSError, RemoteDefect) as error:
         before = latest(root)
         kept = f"{before.name} is intact" if before else "There is no earlier one"
@@ -157,21 +200,30 @@ async def writing(root: Path, step: int, keep: int, size: int = 0) -> AsyncItera
             f"the checkpoint of step {step} cannot be written: {error}. "
             f"{kept}. Free some space or repair the disk of {root}, and continue with resume=auto"
         ) from error
-    finally:
-        await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)  # gone after the rename
-    await asyncio.to_thread(_rotate, root, keep)
+
+
+async def _copy(source: Path, target: Path) -> None:
+    """Copy a folder's files into another one; if that is cancelled, none after the one under way."""
+    for file in _files(source):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(shutil.copyfile, file, place)
 
 
 def require_room(root: Path, size: int) -> None:
     """Raise CheckpointError unless the disk has room for `size` bytes, or for another of the last size."""
-    previous = latest(root)
-    needed = max(size, sum(file.stat().st_size for file in _files(previous)) if previous else 0)
-    free = shutil.disk_usage(root).free
+    needed, free = expected_bytes(root, size), shutil.disk_usage(root).free
     if free < needed:
         raise CheckpointError(
             f"a checkpoint needs {needed / 2**30:.2f} GiB and {root} has {free / 2**30:.2f} GiB free: "
             "free some space, lower checkpoint.keep, or set `out` to a larger disk"
         )
+
+
+def expected_bytes(root: Path, size: int) -> int:
+    """Bytes of the next checkpoint: `size`, or those of the last one if it was larger."""
+    previous = latest(root)
+    return max(size, sum(file.stat().st_size for file in _files(previous)) if previous else 0)
 
 
 def _seal(partial: Path) -> None:

@@ -28,6 +28,7 @@ from hindsight.rollout.adapter import write
 from hindsight.rollout.device import find_device
 from hindsight.rollout.outline import layer_names
 from hindsight.rollout.sampled import to_generation
+from hindsight.rollout.sockets import use_own_folder
 from hindsight.rollout.starting import file_of, telling
 from hindsight.rollout.types import EngineError, EngineLost, Generation, Sampling
 from hindsight.rollout.weights import WeightSet, checksum, unpack
@@ -135,6 +136,7 @@ class Engine:
     def __init__(self, model: str, config: Config, index: int) -> None:
         """Load the model folder `model` as weight version 0."""
         started = time.monotonic()
+        use_own_folder()  # of sockets
         self.device = find_device()  # raises if the GPU is unusable; vLLM would silently use the CPU
         self.config = config
         self.index = index

@@ -14,7 +14,7 @@ import numpy as np
 from hindsight.configs.schema import Config
 from hindsight.envs.base import DataMissing, Demonstration, EnvError, NoDemonstration, SlotDied, SlotTimeout
 from hindsight.envs.runtime.pool import SlotPool
-from hindsight.envs.runtime.remote import ActorLost, ActorUnavailable, RemoteError, call, insist
+from hindsight.envs.runtime.remote import ActorLost, ActorUnavailable, RemoteError, back, call, insist
 from hindsight.envs.runtime.shard import SlotLimits
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.conversation import Conversation
@@ -41,24 +41,32 @@ class Worker:
     """Runs episodes on engines and environment slots. `ray.remote(Worker)` makes it an async Ray actor.
 
     After an infrastructure failure, an episode is retried up to `rollout.retries` times with the same seed,
-    on a new slot and, if an engine failed, on another engine. A prompt that is too long is a failure that no
-    retry helps. Any other exception cancels the whole group.
+    on a new slot and, if an engine failed, on another engine. A lost engine or simulated user costs no retry,
+    and none helps a prompt that is too long. Any other exception cancels the whole group.
     """
 
-    def __init__(self, model: str, config: Config, engines: Sequence[Any], shards: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        model: str,
+        config: Config,
+        engines: Sequence[Any],
+        shards: Sequence[Any],
+        user: Any | None = None,
+    ) -> None:
         """Load the renderer.
 
         Args:
             model: folder or hub name; only its tokenizer is loaded.
             engines: handles with ``generate.remote(ids, sampling, seconds)``.
             shards: actors that host the environment; no other client may use their slots.
+            user: the `ModelServer` that plays the simulated user, if the run serves one.
 
         Raises:
             TemplateError: the model's chat template does not support `config.prompt`.
         """
         self._config = config
         self._renderer = load_renderer(model, config)
-        self._engines = engines
+        self._engines, self._user = engines, user
         limits, patience = SlotLimits.of(config.env), config.cluster.stall_timeout
         self._slots = SlotPool(shards, config.env.slots, limits, patience)
         self._router = Router(len(engines))
@@ -225,17 +233,29 @@ class Worker:
         """
         left = self._config.rollout.retries
         while True:
+            user = await self._meet_user()
             try:
                 return await attempt()
             except (DataMissing, NoDemonstration):
                 raise
-            except EngineLost as error:  # not the episode's fault, and Ray limits how often it happens
-                retried.append(_failure(error, task))
             except (EnvError, EngineError) as error:
-                if not left:
-                    raise
-                left -= 1
+                # A lost process is not the episode's fault, and Ray limits how often it happens.
+                if not isinstance(error, EngineLost) and await self._meet_user() == user:
+                    if not left:
+                        raise
+                    left -= 1
                 retried.append(_failure(error, task))
+
+    async def _meet_user(self) -> str:
+        """Wait until the simulated user answers that the run serves; returns the name of its process, or "".
+
+        Raises:
+            RemoteError, EngineError: it is not replaced.
+        """
+        if self._user is None:
+            return ""
+        name: str = await back(self._user, timeout=self._config.cluster.start_timeout)
+        return name
 
 
 def generate_on(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -43,13 +43,17 @@ class Recorder:
         """Write the episodes of an evaluation; each play has one trial, or several."""
         plays = list(plays)
         write_rows(self.out / EPISODES / f"{evaluation_key(step, stage)}.jsonl", evaluation_rows(plays))
-        self.timeline.evaluation(step, chain.from_iterable(plays))
+        self.timeline.evaluation(step, stage, chain.from_iterable(plays))
 
-    def truncate(self, step: int) -> None:
-        """Drop what belongs to later steps, −1 for all steps: a resumed run writes it again."""
+    def truncate(self, step: int, evaluated: Collection[tuple[int, str]] = ()) -> None:
+        """Drop what belongs to later steps, −1 for all steps: a resumed run writes it again.
+
+        Args:
+            evaluated: step and stage of the evaluations that it does not make again.
+        """
         for folder in (EPISODES, TOKENS, GROUPS):
             for file in (self.out / folder).glob("*.jsonl*"):
                 own = step_of(file.name.partition(".")[0])
                 if own is not None and own > step:
                     file.unlink()
-        self.timeline.truncate(step)
+        self.timeline.truncate(step, evaluated)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -50,14 +50,23 @@ class Timeline:
             rows += _episodes(step, one.group.trajectories, {"group": one.group.ordinal})
         append_rows(self.file, rows)
 
-    def evaluation(self, step: int, trajectories: Iterable[Trajectory]) -> None:
+    def evaluation(self, step: int, stage: str, trajectories: Iterable[Trajectory]) -> None:
         """Note which engines had the episodes of an evaluation."""
-        append_rows(self.file, _episodes(step, trajectories, {}))
+        append_rows(self.file, _episodes(step, trajectories, {"stage": stage}))
 
-    def truncate(self, step: int) -> None:
-        """Drop the spans of later steps, and what a killed run has left of a line."""
+    def truncate(self, step: int, evaluated: Collection[tuple[int, str]] = ()) -> None:
+        """Drop the spans of later steps, evaluations but these, and what a killed run has left of a line.
+
+        Args:
+            evaluated: step and stage of the evaluations that stay.
+        """
+
+        def stays(row: dict[str, Any]) -> bool:
+            stage = row["name"] if row.get("role") == "evaluation" else row.get("stage")
+            return row["step"] <= step and (stage is None or (row["step"], stage) in evaluated)
+
         if self.file.exists():
-            write_rows(self.file, [row for row in read_rows(self.file) if row["step"] <= step])
+            write_rows(self.file, filter(stays, read_rows(self.file)))
 
 
 def _episodes(step: int, trajectories: Iterable[Trajectory], more: Row) -> Iterator[Row]:

@@ -104,7 +104,7 @@ class PoolHandles:
             EnvError: an instance cannot be made, or not all of them within `timeout` seconds.
         """
         limit: dict[str, Any] = {"timeout": timeout, "setting": "cluster.start_timeout"}
-        await asyncio.gather(*(_answer(shard, "ready", **limit) for shard in self.shards))
+        await asyncio.gather(*(_begin(shard, "ready", **limit) for shard in self.shards))
 
 
 def start_pool(
@@ -171,13 +171,17 @@ class LeasedSlot:
     async def _open(self, method: str, *args: Any, seconds: float) -> Any:
         making = self._limits.reset  # a fresh process may have to be made first
         limit: dict[str, Any] = {"timeout": making + seconds + TRAVEL, "setting": "env.reset_timeout"}
-        try:
-            return await _answer(self._shard, method, self.lease, *args, **limit)
-        except SlotDied as error:
-            if not isinstance(error.__cause__, ActorUnavailable):
-                raise
-            # The shard was restarting. A call that starts an episode loses nothing by being repeated once.
-            return await _answer(self._shard, method, self.lease, *args, **limit)
+        return await _begin(self._shard, method, self.lease, *args, **limit)
+
+
+async def _begin(actor: Any, method: str, *args: Any, timeout: float, setting: str) -> Any:
+    """As `_answer`, for calls that begin something: repeated once if the shard was restarting."""
+    try:
+        return await _answer(actor, method, *args, timeout=timeout, setting=setting)
+    except SlotDied as error:
+        if not isinstance(error.__cause__, ActorUnavailable):
+            raise
+        return await _answer(actor, method, *args, timeout=timeout, setting=setting)
 
 
 async def _answer(actor: Any, method: str, *args: Any, timeout: float, setting: str) -> Any:

@@ -17,12 +17,13 @@ import hindsight.cluster.sft
 from hindsight.cluster.evaluate import effective_plays, numbered, wilson
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.metrics import Metrics
-from hindsight.cluster.run import State, require_storage
+from hindsight.cluster.run import State
+from hindsight.cluster.saver import require_storage
 from hindsight.cluster.sft import batches, collect, fine_tune, linear
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.watch import Stalled, Watchdog
 from hindsight.configs.load import load
-from hindsight.configs.schema import Config, Rollout, Sft
+from hindsight.configs.schema import Config, Evaluate, Rollout, Sft
 from hindsight.envs.base import Demonstration, DemoStep, EnvError, NoDemonstration, Observation, StepResult
 from hindsight.envs.runtime.remote import answer
 from hindsight.envs.tasks import TaskSpec
@@ -227,7 +228,7 @@ def test_a_line_that_was_being_written_when_the_run_died_is_forgotten(tmp_path: 
     file.write_text("".join(json.dumps(row) + "\n" for row in whole) + '{"step": 4, "ki')
     metrics = Metrics(tmp_path)
     assert metrics.rows() == whole
-    metrics.truncate(2)
+    metrics.truncate(2, ())
     metrics.write(3, "train", {"x": 2.0})
     metrics.write(3, "eval", {}, "after RL")
     *kept, trained, evaluated = metrics.rows()
@@ -237,6 +238,66 @@ def test_a_line_that_was_being_written_when_the_run_died_is_forgotten(tmp_path: 
     assert trained == {"step": 3, "kind": "train", "stage": None, "x": 2.0}
     assert evaluated == {"step": 3, "kind": "eval", "stage": "after RL"}
     metrics.close()
+
+
+def test_an_evaluation_that_was_not_saved_is_not_there_twice(tmp_path: Path) -> None:
+    """The run was killed between its row and the checkpoint."""
+    metrics = Metrics(tmp_path)
+    metrics.write(1, "sft", {"loss": 1.0})
+    for step, stage in ((0, "after warm start"), (2, "during RL"), (2, "after RL"), (4, "during RL")):
+        metrics.write(step, "eval", {}, stage)
+    metrics.truncate(2, {(0, "after warm start"), (2, "during RL")})
+    kept = [(row["kind"], row["step"], row["stage"]) for row in metrics.rows()]
+    assert kept == [("sft", 1, None), ("eval", 0, "after warm start"), ("eval", 2, "during RL")]
+
+
+@pytest.mark.parametrize(
+    ("step", "made", "again"),
+    [(0, [], False), (2, [], True), (2, [2], False), (3, [2], False), (4, [2], True), (6, [2, 4], False)],
+)
+def test_an_evaluation_that_a_killed_run_has_not_saved_is_made_when_it_resumes(
+    step: int, made: list[int], again: bool
+) -> None:
+    """Every two steps of six; the last one is after training."""
+    events = list[str]()
+
+    async def note(event: object) -> None:
+        events.append(str(event))
+
+    evaluations = [SimpleNamespace(step=one, stage="during RL") for one in made]
+    config = Config(steps=6, sft=Sft(demos=0), evaluate=Evaluate(every=2))
+    state = State(step=step, warm_started=True, evaluations=evaluations)  # type: ignore[arg-type]
+    run: Any = SimpleNamespace(config=config, actors=None, state=state, save=lambda: note("save"))
+    trainer = Trainer(run)
+    trainer.sync_weights = lambda everywhere: note("sync")  # type: ignore[method-assign,assignment]
+    trainer.evaluate = note  # type: ignore[method-assign,assignment]
+    asyncio.run(trainer.prepare())
+    assert events == ["sync", "during RL", "save"] if again else events == ["sync"]
+
+
+@pytest.mark.parametrize(("demos", "version"), [(0, 0), (0, 7), (8, 7)])
+def test_a_run_that_goes_back_to_the_beginning_gives_all_copies_its_first_weights(
+    demos: int, version: int
+) -> None:
+    """The model is saved before the first step only if the warm start has trained it."""
+    events = list[str]()
+
+    async def note(event: str) -> None:
+        events.append(event)
+
+    config = Config(sft=Sft(demos=demos))
+    run: Any = SimpleNamespace(
+        config=config, actors=None, state=State(version=version), save=lambda: note("save")
+    )
+    trainer = Trainer(run)
+    trainer.sync_weights = lambda everywhere: note(f"sync {everywhere}")  # type: ignore[method-assign]
+    trainer.evaluate = lambda stage: note(stage)  # type: ignore[method-assign]
+    if demos:
+        trainer.warm_start = lambda: note("warm start")  # type: ignore[method-assign]
+    asyncio.run(trainer.prepare())
+    begins = ["sync True"] if version else []
+    rest = ["warm start", "after warm start", "save"] if demos else ["before warm start"]
+    assert events == begins + rest
 
 
 @pytest.mark.parametrize(("step", "admitted"), [(0, 6), (3, 6), (4, 4), (5, 2)])

@@ -21,13 +21,16 @@ from hindsight.cluster.cli import common
 from hindsight.cluster.commands import expected_errors, train_run
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import StorageError, open_folder, sole_writer, storing
+from hindsight.cluster.heal import STARTS, Starts
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.prepare import FORMAT, continued, require_same_run
+from hindsight.cluster.report.timeline import Timeline
 from hindsight.configs.method import Loss
 from hindsight.configs.schema import Config, Learner, Model, Tracking
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.feedback.anchors import AnchorError
 from hindsight.learner.checkpoint import check, write_state, writing
+from hindsight.learner.rank import RanksLost
 from hindsight.rollout.models import ModelMissing
 from hindsight.teacher.plan import BudgetError
 from hindsight.teacher.scorer import WeightsError
@@ -112,6 +115,21 @@ def test_the_record_of_a_run_without_checkpoints_is_not_removed(tmp_path: Path) 
             open_folder(replace(config, resume=resume), print)
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    """Unless its timeline shows that there was one."""
+    config, timeline = Config(out=str(tmp_path)), Timeline(tmp_path)
+    Metrics(tmp_path).write(1, "train", {"loss": 1.0})
+    with timeline.span(1, "learner", "update"):
+        pass
+    with pytest.raises(RunError, match=r"ended before its first checkpoint.*resume=auto"):
+        open_folder(config, print)
+    assert open_folder(replace(config, resume="auto"), print) is None
+    with timeline.span(1, "checkpoint", "save"):
+        pass
+    with pytest.raises(RunError, match="whose checkpoints are gone"):
+        open_folder(replace(config, resume="auto"), print)
+
+
 def test_a_full_disk_is_an_error_for_the_user_and_a_defect_is_not(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path, Tracking(names=[]))
     metrics.path = Path("/dev/full")
@@ -173,6 +191,33 @@ def test_what_is_wrong_is_said_before_ray_starts(tmp_path: Path, monkeypatch: py
         asyncio.run(train_run(Config(out=str(tmp_path / "other"))))
     assert not (tmp_path / "other/log.txt").exists()  # it is the other run's
     assert not started
+
+
+def test_what_is_lost_together_starts_again_even_before_the_first_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engine and learner are lost three times before a resumed run has saved, then again after it has."""
+    checkpoint(tmp_path / "checkpoints", 5)
+    resumed, losses = list[str](), [None, None, None, 6, None]
+
+    async def train(config: Config, view: object, ready: object, starts: Starts) -> None:
+        starts.opened = True
+        resumed.append(config.resume)
+        if losses:
+            if step := losses.pop(0):
+                await asyncio.to_thread(checkpoint, tmp_path / "checkpoints", step)
+            raise RanksLost("engine and learner are lost.")
+
+    monkeypatch.setattr(hindsight.cluster.commands, "_train", train)
+    monkeypatch.setattr(hindsight.cluster.commands, "connect", lambda *_: None)
+    monkeypatch.setattr(hindsight.cluster.commands, "prepare", lambda *_: None)
+    monkeypatch.setattr(signals, "end_within", lambda seconds: None)
+    asyncio.run(train_run(Config(out=str(tmp_path), resume="auto")))
+    assert resumed == ["auto"] * 6
+    losses[:] = [None] * 9
+    with pytest.raises(RanksLost):
+        asyncio.run(train_run(Config(out=str(tmp_path / "new"))))
+    assert len(losses) == 9 - 1 - STARTS and resumed[6:] == ["never", *["auto"] * STARTS]
 
 
 def test_training_holds_the_folder_and_a_full_disk_ends_it(

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from hindsight.cluster.heal import Restarts, Watched, keep
+from hindsight.cluster.heal import STARTS, Restarts, Starts, Watched, keep
 from hindsight.cluster.train import LOSSES, Trainer
 from hindsight.cluster.turns import Turns
 from hindsight.cluster.watch import Watchdog
 from hindsight.configs.schema import Config
-from hindsight.envs.runtime.remote import ActorLost, RemoteDefect
+from hindsight.envs.runtime.remote import ActorLost, ActorUnavailable, RemoteDefect, RemoteTimeout
 from hindsight.learner.group import answers
 from hindsight.learner.rank import LearnerError, RanksLost
 
@@ -60,7 +60,7 @@ def test_a_new_process_gets_what_it_lacks_and_the_last_loss_ends_the_run() -> No
 
     with pytest.raises(ActorLost):
         asyncio.run(run())
-    assert brought == ["engine"] * 3 and len(said) == 3
+    assert brought == ["engine"] * 4 and len(said) == 3  # the first: it might have been replaced before
     assert restarts.metrics()["restarts/engine"] == 3.0
 
 
@@ -130,6 +130,29 @@ def test_ranks_that_are_lost_at_the_same_step_again_and_again_end_the_run() -> N
     with pytest.raises(RanksLost, match="rank 0 has ended"):
         asyncio.run(made.train())
     assert events.count("start") == LOSSES
+
+
+def test_everything_starts_again_as_long_as_that_leads_on() -> None:
+    lost = ActorLost("engine and learner")
+    starts = Starts(newest=5, opened=True)  # resumed from step 5
+    assert [starts.again(lost, 5) for _ in range(STARTS)] == [True] * STARTS
+    assert starts.again(lost, 6) and starts.vain == 0
+    assert [starts.again(lost, 6) for _ in range(STARTS + 1)] == [True] * STARTS + [False]
+    assert Starts(newest=-1, opened=True).again(lost, -1)  # a new run begins anew
+    slow = RemoteTimeout("raise rollout.timeout")
+    assert Starts(newest=5, opened=True).again(slow, 6)
+    assert not Starts(newest=5, opened=True).again(slow, 5)
+
+
+def test_actors_that_never_were_there_are_not_started_again_unless_a_process_was_lost() -> None:
+    """A model that does not fit, or settings that are wrong, fail each time."""
+    for error, again in (
+        (ActorLost("its creation failed"), False),
+        (RemoteTimeout("raise cluster.start_timeout"), False),
+        (ActorUnavailable("an engine is being replaced"), True),
+        (RanksLost("rank 0 has ended"), True),
+    ):
+        assert Starts(newest=-1).again(error, -1) == again
 
 
 def test_ranks_that_share_a_gpu_in_turn_are_not_replaced() -> None:

@@ -234,7 +234,7 @@ def fresh(out: Path) -> Run:
     parts |= {"config": Config(), "out": out, "manifest": manifest, "set_aside": aside, "state": State()}
     parts["sampler"] = TaskSampler(TASKS, 5, aside.ids)
     parts["budget"] = FailureBudget(0.2, 4, aside.ids)
-    parts["metrics"] = SimpleNamespace(truncate=lambda step: None)
+    parts["metrics"] = SimpleNamespace(truncate=lambda step, made: None)
     parts["recorder"] = Recorder(out, Pieces(lambda token: b"x"))
     learner = SimpleNamespace(load=load)
     parts["actors"] = SimpleNamespace(learner=learner, critic=None, scorers=lambda: {})

@@ -112,9 +112,13 @@ def test_spans_are_noted_as_they_end(tmp_path: Path) -> None:
     assert began - 1 < first["start"] <= second["start"] <= second["end"] < first["end"] <= time.time() + 1
     with (tmp_path / "timeline.jsonl").open("a") as file:
         file.write('{"step": 2, "ro')  # the process was killed
-    timeline.truncate(1)
+    timeline.truncate(2, {(2, "after RL")})
+    assert [row["name"] for row in RunFolder(tmp_path).timeline(2)] == ["after RL"]
+    timeline.truncate(2)  # it was not saved
+    assert RunFolder(tmp_path).timeline(2) == []
     with timeline.span(2, "evaluation", "again"):
         pass
+    timeline.truncate(2, {(2, "again")})
     assert len(RunFolder(tmp_path).timeline(1)) == 2
     assert [row["name"] for row in RunFolder(tmp_path).timeline(2)] == ["again"]
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from hindsight.cluster.failures import Interrupted
 from hindsight.cluster.run import Run, State
 from hindsight.cluster.signals import interruptible
 from hindsight.configs.paths import SOURCE
-from hindsight.configs.schema import Config
+from hindsight.configs.schema import Config, Sft
 
 
 class ToyRun(Run):
@@ -27,12 +28,13 @@ class ToyRun(Run):
     def __init__(self, out: Path) -> None:
         self.config, self.out, self.state = Config(out=str(out)), out, State(warm_started=True)
         self.changes, self.intact = asyncio.Lock(), True
+        self.saver = SimpleNamespace(settle=lambda: asyncio.sleep(0))  # type: ignore[assignment]
         self.lines: list[str] = []
         view: Any = SimpleNamespace(say=self.lines.append)
         watchdog: Any = SimpleNamespace(doing="updating")
         self.view, self.watchdog = view, watchdog
 
-    async def _save(self) -> None:
+    async def _save(self, beside: bool = True) -> None:
         (self.out / "checkpoints" / f"step-{self.state.step:08d}").mkdir(parents=True)
 
     @property
@@ -75,12 +77,14 @@ def test_an_update_that_has_begun_ends_and_is_saved(tmp_path: Path) -> None:
 def test_a_step_that_has_a_checkpoint_is_not_saved_again(tmp_path: Path) -> None:
     run = ToyRun(tmp_path)
 
+    run.state.step = 1
+
     async def training() -> None:
         await run.save()
         await asyncio.sleep(30)
 
     interrupted(run, training())
-    assert run.saved == ["step-00000000"] and run.lines == ["step 0 is saved"]
+    assert run.saved == ["step-00000001"] and run.lines == ["step 1 is saved"]
 
 
 def test_there_is_no_checkpoint_of_a_change_that_failed(tmp_path: Path) -> None:
@@ -104,6 +108,13 @@ def test_there_is_no_checkpoint_before_the_end_of_the_warm_start(tmp_path: Path)
     run.state = State()
     interrupted(run, asyncio.sleep(30))
     assert run.saved == [] and "the warm start had not ended" in run.lines[0]
+
+
+def test_there_is_no_checkpoint_of_an_untrained_model(tmp_path: Path) -> None:
+    run = ToyRun(tmp_path)
+    run.config = replace(run.config, sft=Sft(demos=0))
+    interrupted(run, asyncio.sleep(30))
+    assert run.saved == [] and run.lines == ["no checkpoint: no step had been trained"]
 
 
 def test_what_does_not_end_in_time_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

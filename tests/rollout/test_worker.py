@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -192,6 +193,44 @@ def test_a_lost_engine_gets_no_episode_until_it_serves_again(model, error, monke
     groups = roll(both, 0, 1, size=2)
     assert all(len(group.trajectories) == 2 and group.failures == () for group in groups)
     assert both._router.closed == {0} and len(sound.asked) == 8
+
+
+class ToyUser:
+    """The simulated user's endpoint. After `lose`, it is away for two calls, and then another process."""
+
+    def __init__(self):
+        self.process, self.away = 0, 0
+        self.ready = SimpleNamespace(remote=self._ready)
+
+    async def _ready(self):
+        if self.away:
+            self.away -= 1
+            raise ActorUnavailableError("away", None)
+        return str(self.process)
+
+    def lose(self):
+        self.process, self.away = self.process + 1, 2
+
+
+def test_a_lost_simulated_user_costs_no_retry_and_its_episodes_are_played_again(model):
+    class Pool(ToyPool):
+        """Its first step meets a lost user; then it fails by itself as often as `faults` says."""
+
+        @asynccontextmanager
+        async def lease(self):
+            async with super().lease() as slot:
+                assert not user.away, "an episode began without the user"
+                if self.leased == 1:
+                    user.lose()
+                    slot.faults.insert(0, EnvError("the simulated user did not answer"))
+                yield slot
+
+    for faults, played in ((), 1), ([EnvError("x")], 1), ([EnvError("x")] * 2, 0):
+        user, pool = ToyUser(), Pool(list(faults))
+        worker = Worker(model, config(retries=1), [toy_engine()], pool, user)
+        (group,) = roll(worker, 0, size=1)
+        assert len(group.trajectories) == played and len(group.retried) == 1 + min(1, len(faults))
+        assert pool.leased == 2 + min(1, len(faults)) and user.process == 1
 
 
 def test_abandoned_rollouts_end_and_free_their_slots(model):

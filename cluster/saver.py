@@ -1,0 +1,150 @@
+"""Writes checkpoints, beside training where memory has room for a copy, else while it waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from hindsight.cluster.failures import RunError
+from hindsight.cluster.folder import checkpoints
+from hindsight.cluster.machines import cluster_nodes
+from hindsight.cluster.report.timeline import Timeline
+from hindsight.cluster.start import Actors
+from hindsight.cluster.view import View
+from hindsight.cluster.watch import Watchdog
+from hindsight.configs.schema import Config
+from hindsight.learner.checkpoint import (
+    CheckpointError,
+    drafting,
+    expected_bytes,
+    publish,
+    require_room,
+    write_state,
+)
+from hindsight.learner.staging import Stage, choose, free_memory
+
+
+class Saver:
+    """Writes one checkpoint at a time."""
+
+    def __init__(
+        self, config: Config, actors: Actors, timeline: Timeline, view: View, watchdog: Watchdog
+    ) -> None:
+        self.config, self.actors, self.timeline = config, actors, timeline
+        self.view, self.watchdog = view, watchdog
+        self.root = checkpoints(config)
+        self.publishing: asyncio.Task[None] | None = None  # makes what was written the latest checkpoint
+        self.beside: bool | None = None  # how the last one was written (`learner.staging`)
+
+    async def write(self, step: int, state: Mapping[str, Any], beside: bool = True) -> None:
+        """Write a checkpoint: learner, critic, teacher, driver state, and a model for other tools.
+
+        Args:
+            beside: return when a copy in memory is made, if that has room; `settle` waits for the rest.
+
+        Raises:
+            CheckpointError: it, or the one before, cannot be written.
+        """
+        await self.settle()
+        size = self.actors.checkpoint_bytes
+        stage = await self._stage(expected_bytes(self.root, size)) if beside else None
+        elsewhere = stage.folder if stage else None
+        copying = self.timeline.span(step, "checkpoint", "copy") if stage else nullcontext()
+        try:
+            with self.watchdog.waiting(self.config.learner.timeout), copying:
+                async with drafting(self.root, step, size, elsewhere) as folder:
+                    await self._write(folder, state)
+        except BaseException:
+            if stage:
+                await asyncio.to_thread(stage.remove)
+            raise
+        self.publishing = asyncio.create_task(self._publish(folder, step, stage))
+        if stage is None:
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Wait until the checkpoint that is being written, if any, is the latest.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if self.publishing is not None:
+            with self.watchdog.waiting(self.config.learner.timeout):
+                await asyncio.wait({self.publishing})  # it goes on if this is cancelled
+            ended, self.publishing = self.publishing, None
+            ended.result()
+
+    async def check(self) -> None:
+        """Raise CheckpointError if the last checkpoint could not be written; do not wait for it."""
+        if self.publishing is not None and self.publishing.done():
+            await self.settle()
+
+    async def end(self, _: object, error: BaseException | None, *__: object) -> None:
+        """Wait for the checkpoint in flight, which after a signal nobody has the time for.
+
+        An error that ends the run is not hidden by that of a checkpoint, which is said.
+        """
+        if isinstance(error, asyncio.CancelledError) and self.publishing is not None:
+            self.publishing.cancel()
+            return
+        try:
+            await self.settle()
+        except CheckpointError as failed:
+            if error is None:
+                raise
+            self.view.say(str(failed))
+
+    async def _stage(self, size: int) -> Stage | None:
+        """A folder in memory for a checkpoint of so many bytes; None: training waits for the disk."""
+        way = choose(size, len(cluster_nodes()), *free_memory())
+        if way.beside != self.beside:
+            self.beside = way.beside
+            self.view.say(str(way))
+        return await asyncio.to_thread(Stage) if way.beside else None
+
+    async def _write(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Write all of a checkpoint's files."""
+        learner, critic = self.actors.learner, self.actors.critic
+        assert learner is not None
+        await learner.save(folder)
+        if critic is not None:
+            await critic.save(folder)
+        await learner.save_model(folder / "model")
+        for name, scorer in self.actors.scorers().items():
+            await scorer.save(folder / f"{name}.safetensors")
+        write_state(folder, state)
+
+    async def _publish(self, folder: Path, step: int, stage: Stage | None) -> None:
+        """Make what was written the latest checkpoint."""
+        try:
+            with self.timeline.span(step, "checkpoint", "save"):
+                await publish(folder, self.root, step, self.config.checkpoint.keep)
+        finally:
+            if stage:  # shielded: if the run ends meanwhile, this is cancelled twice
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, stage.remove))
+
+
+async def require_storage(config: Config, actors: Actors) -> None:
+    """Check, before hours are spent, that every rank can write its part of a checkpoint, and that it fits.
+
+    Raises:
+        RunError: a rank's node does not share the run's folder.
+        CheckpointError: there is too little room.
+    """
+    folder = checkpoints(config)
+    folder.mkdir(exist_ok=True)
+    require_room(folder, actors.checkpoint_bytes)
+    marker = folder / ".seen"
+    marker.touch()
+    try:
+        blind = await actors.learner.blind(marker) if actors.learner else []
+    finally:
+        marker.unlink()
+    if blind:
+        raise RunError(
+            f"out = {config.out!r} is on this node alone: the learner ranks on {', '.join(blind)} do not see "
+            "it, and their part of each checkpoint would be lost. Set `out` to a folder that all nodes share"
+        )
