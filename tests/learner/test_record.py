@@ -178,7 +178,7 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
         *("eval, before warm start", "step 1", "step 2", "step 3", "eval, after RL")
     ]
     assert run.tokens("step-000003")[1][0]["ids"] == [4, 5, 6, 7, 8] and len(run.episodes("step-000003")) == 2
-    recorder.truncate(1)
+    recorder.truncate(1, {(0, "before warm start")})
     assert [stage.key for stage in run.steps()] == ["eval-000000-before-warm-start", "step-000001"]
     assert run.tokens("step-000002") == {} and 0 in run.tokens("step-000001")
     spans = [(span["role"], span["name"]) for span in run.timeline(1)]
@@ -188,6 +188,8 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
     [of_evaluation] = run.timeline(0)
     assert of_evaluation["name"] == "engine 3" and "group" not in of_evaluation
     assert run.timeline(2) == run.timeline(3) == []
+    recorder.truncate(1)
+    assert run.timeline(0) == [] and len(run.timeline(1)) == 2  # an evaluation that is made again
     recorder.truncate(-1)
     assert run.steps() == [] and run.timeline(1) == [] and (tmp_path / "tokens/mine.jsonl.gz").exists()
 
