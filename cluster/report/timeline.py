@@ -44,7 +44,7 @@ class Timeline:
         rows = []
         for one in groups:
             name = f"group {one.group.ordinal}"
-            rows += [_row(step, role, name, start, end) for role, (start, end) in one.times.items()]
+            rows += [_row(step, role, name, *span) for role, spans in one.times.items() for span in spans]
             on_engines = filter(None, (trajectory.served for trajectory in one.group.trajectories))
             rows += [_row(step, "engine", f"engine {on.engine}", on.start, on.end) for on in on_engines]
         append_rows(self.file, rows)
@@ -53,6 +53,15 @@ class Timeline:
         """Drop the spans of later steps, and what a killed run has left of a line."""
         if self.file.exists():
             write_rows(self.file, [row for row in read_rows(self.file) if row["step"] <= step])
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Seconds in which at least one of the spans lies."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def _row(step: int, role: str, name: str, start: float, end: float) -> dict[str, object]:

@@ -22,7 +22,7 @@ from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, JudgeError
 from hindsight.feedback.reading import Note
 from hindsight.learner.batching import collate
-from hindsight.rollout.types import Failure, Group, Span, TokenSequence, Trajectory, Turn
+from hindsight.rollout.types import Failure, Span, TokenSequence, Trajectory, Tried, Turn
 from hindsight.teacher.pool import ScorerPool
 from hindsight.teacher.scorer import Scored
 
@@ -54,6 +54,10 @@ def remote(function):
     return SimpleNamespace(remote=call)
 
 
+def unsolved(task):
+    return Tried(())
+
+
 def score_of(request):
     width = 0 if request.candidates is None else request.candidates.shape[1]
     size = len(request.span)
@@ -68,9 +72,13 @@ class Produced:
     """One group through the driver's code, with toys for everything that runs elsewhere."""
 
     def __init__(self, *overrides, judge=None, score=None, step=0, successes=(True, False), parsed=True):
-        trajectories = tuple(trajectory(success, parsed or success) for success in successes)
-        rolled_out = Group(3, TASK, trajectories, (Failure("engine", "was slow", "t"),))
+        outcomes = [trajectory(success, parsed or success) for success in successes]
+        outcomes.append(Failure("engine", "was slow", "t"))
         self.asked = []  # of the teacher and of the reference policy
+
+        def play(ordinal, index, task, temperature, seed):
+            assert (ordinal, task) == (3, TASK)
+            return Tried(outcomes[index])
 
         def scored(sequences, requests, version):
             self.asked.extend(requests)
@@ -80,7 +88,7 @@ class Produced:
             self.valued = samples
             return [np.zeros(len(sample.positions), np.float32) for sample in samples]
 
-        config = load(None, ["rollout.group_size=2", *overrides])
+        config = load(None, [f"rollout.group_size={len(outcomes)}", *overrides])
         turns = Turns()
         actor = SimpleNamespace(score=remote(score or scored), ready=remote(score or scored))
         teacher = ScorerPool("teacher", [actor], 60.0, turns.of)
@@ -91,7 +99,7 @@ class Produced:
         run = SimpleNamespace(
             config=config,
             actors=SimpleNamespace(
-                worker=SimpleNamespace(rollout=remote(lambda *args: rolled_out)),
+                worker=SimpleNamespace(play=remote(play), reference=remote(unsolved)),
                 reference=reference,
                 scorers=lambda: {"teacher": teacher, "reference": reference},
                 teacher=teacher,
