@@ -341,3 +341,37 @@ def test_a_critic_takes_the_place_of_siblings():
     for sample in one.group.samples:
         assert sample.advantages.tolist() == [10.0] * 3  # the reward of success, less a value of 0
     assert one.losses["policy"] == one.group.samples
+
+
+ASYNC = "rollout.max_staleness="
+
+
+@pytest.mark.parametrize(
+    ("overrides", "step", "needs"),
+    [
+        (SERL, 9, "trajectory"),
+        ((*SERL, "feedback.sibling=or"), 9, "sibling"),
+        ((*SERL, ASYNC + "1"), 8, "trajectory"),  # a group that starts now is in flight during step 9
+        ((*SERL, ASYNC + "1"), 9, "group"),  # the teacher is synced after step 10
+        ((*SERL, ASYNC + "2"), 8, "group"),
+        ((*SERL, ASYNC + "2"), 10, "trajectory"),
+        ((*SERL, ASYNC + "2", "teacher.sync_every=0"), 8, "trajectory"),
+        (DISTILL, 0, "trajectory"),
+        ((*DISTILL, ASYNC + "1", "teacher.sync_every=0"), 0, "group"),  # candidates are by one learner
+        ((*DISTILL, "learner.ranks=2"), 0, "group"),
+        ((*DISTILL, "learner.ranks=2", "signal.divergence=sampled"), 0, "trajectory"),
+    ],
+)
+def test_a_group_is_scored_early_only_by_one_version(overrides, step, needs):
+    assert Produced(*overrides).method.needs(step) == needs
+
+
+@pytest.mark.parametrize("staleness", range(4))
+def test_no_sync_falls_between_two_scorings_of_a_group(staleness):
+    """A group that starts after `step` steps is in the batch of a step up to `step + 1 + staleness`."""
+    for every in (0, 1, 2, 3, 10):
+        method = Produced(*SERL, f"{ASYNC}{staleness}", f"teacher.sync_every={every}").method
+        for step in range(25):
+            ends = range(step + 1, step + 1 + staleness)  # of steps before its own
+            synced = any(every and end % every == 0 for end in ends)
+            assert (method.needs(step) == "group") == synced
