@@ -3,9 +3,10 @@
     python -m benchmarks.hidden [RECIPE] [--rounds 3] [--steps 3] KEY=VALUE…
 
 Each round trains once in either way, one after the other, on the same tasks; the first step of a run is not
-counted. The share is of the spans in the run's timeline.jsonl. "at best" is the share if each trajectory were
-scored, in an average time, from the moment it ended: what ends last cannot be hidden. Ratios of times are of
-the two runs of a round; rollouts are slower by what the teacher takes from the engine's cores.
+counted, and there is no warm start unless `sft.demos` is set. The share is of the spans in the run's
+timeline.jsonl. "at best" is the share if each trajectory were scored, in an average time, from the moment it
+ended: what ends last cannot be hidden. Ratios of times are of the two runs of a round; rollouts are slower by
+what the teacher takes from the engine's cores.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from benchmarks.isolation import spread
+from benchmarks.ratio import ratio_line
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from hindsight.cluster.report.run_folder import RunFolder
@@ -42,6 +43,7 @@ main()
 """
 DEFAULTS = (
     *("rollout.num_groups=4", "evaluate.episodes=1", "evaluate.cold_episodes=0", "checkpoint.every=100"),
+    "sft.demos=0",
     "cluster.dashboard_port=0",
 )
 Spans = Sequence[tuple[float, float]]
@@ -121,8 +123,10 @@ def main(
     recipe = next((word for word in given if "=" not in word), "nano")
     overrides = [word for word in given if "=" in word]
     runs: dict[str, list[list[Step]]] = {way: [] for way in WAYS}
-    for way in track(WAYS * rounds, description="training"):
+    for way in WAYS * rounds:
         runs[way].append(train(way, recipe, steps, overrides))
+        seen = [f"{step.hidden:.0%} of {step.scoring:.2f} s" for step in runs[way][-1]]
+        print(f"{way}: hidden {', '.join(seen)}", flush=True)
 
     title = f"{' '.join([recipe, *overrides])}\n{rounds} rounds of {steps} steps, median [least, most]"
     table = Table(title=title)
@@ -141,8 +145,8 @@ def main(
         ]
         table.add_row(way, *(spread(values, form) for values, form in columns))
     Console(soft_wrap=True).print(table)
-    for name, ratio in ratios(runs).items():
-        print(f"ratio {name}: {statistics.median(ratio):.3f} [{min(ratio):.3f}, {max(ratio):.3f}]")
+    for name, values in ratios(runs).items():
+        print(ratio_line(name, values))
 
 
 def ratios(runs: dict[str, list[list[Step]]]) -> dict[str, list[float]]:
@@ -152,7 +156,7 @@ def ratios(runs: dict[str, list[list[Step]]]) -> dict[str, list[float]]:
     def mean(result: list[Step], name: str) -> float:
         return statistics.mean(getattr(step, name) for step in result)
 
-    compared: dict[str, Any] = {
+    compared = {
         f"{name} by trajectory ÷ by group": [
             mean(new, name) / mean(old, name) for old, new in zip(before, after, strict=True)
         ]
