@@ -178,7 +178,7 @@ class Trainer:
 
     async def ask(self, method: str, *args: Any, task: TaskSpec) -> Tried[Any]:
         """Ask the worker for something of a task."""
-        what = f"{method} for task {task.id}"
+        what = f"worker.{method} of task {task.id}"
         try:
             tried: Tried[Any] = await ask_worker(self.actors.worker, self.config, method, *args, what=what)
         except AnswerLost as error:

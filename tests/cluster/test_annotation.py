@@ -87,6 +87,8 @@ def test_a_group_that_teaches_nothing_yet_waits_until_its_returns_differ() -> No
     assert seen == [[], [], [0, 1, 2], [0, 1, 2, 3]]
     _, seen = play(Asked(compares=True), (1, LOST[0]), (0, LOST[1]))
     assert seen == [[], []]
+    _, seen = play(Asked(compares=True), (0, SLOW), (1, LOST[0]), (2, WON))
+    assert seen == [[], [], [1, 0]]
 
 
 def test_a_whole_group_is_asked_about_at_once() -> None:
