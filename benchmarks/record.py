@@ -85,7 +85,7 @@ def taught(rng: np.random.Generator, group: SampleGroup) -> SampleGroup:
                 "teacher_logprobs", where, rng.uniform(-4, 0, len(turn.action_span)).astype(np.float32)
             )
             group.hints[index, number] = rng.integers(100, 100 + WORDS, HINT, dtype=np.int32)
-    group.times = {"rollout": (0.0, 1.0), "teacher": (1.0, 2.0)}
+    group.times = {"rollout": [(0.0, 1.0)], "teacher": [(1.0, 2.0)]}
     return group
 
 

@@ -22,6 +22,8 @@ from hindsight.cluster.planning import model_shape
 from hindsight.configs.load import load
 from hindsight.rollout.outline import outline
 
+HIDDEN = 0.44  # of the teacher's time behind rollouts: `benchmarks.scoring`, half of the episodes succeed
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -64,8 +66,8 @@ def step(
 ) -> Step:
     """Time of a step in the steady state.
 
-    Synchronously the phases follow each other, but for the teacher, which scores groups as they end: a
-    quarter of its time is hidden (`benchmarks.scoring`). With staleness S, S + 1 batches of episodes are in
+    Synchronously the phases follow each other, but for the teacher, which scores trajectories as they end:
+    HIDDEN of its time. With staleness S, S + 1 batches of episodes are in
     flight, so a long episode holds up a step only if it takes longer than S + 1 of them. On `shared` GPUs
     nothing overlaps.
     """
@@ -75,7 +77,7 @@ def step(
     tokens = load.episodes * load.turns * load.context
     scoring, learning = tokens / (teachers * rates.score), load.passes * tokens / (ranks * rates.learn)
     if staleness == 0:
-        hidden = 0.0 if shared else scoring / 4
+        hidden = 0.0 if shared else HIDDEN * scoring
         parts = {"rollouts": max(busy, slowest), "learner": learning + scoring - hidden + rates.publish}
         seconds, bound = (
             sum(parts.values()),

@@ -1,4 +1,4 @@
-"""What is gained if a trajectory is scored when it ends instead of when its group ends.
+"""What is gained where a trajectory is scored when it ends instead of when its group ends.
 
     python -m benchmarks.scoring [--replicas 6] [--ranks 6] [--draws 20]
 
@@ -73,14 +73,15 @@ def work(groups: Sequence[Sequence[Ended]], distills: bool, early: bool) -> Iter
         yield from ((max(one.at, known) if early else group[-1].at, one.turns) for one in group)
 
 
-def after(jobs: Sequence[tuple[float, int]], replicas: int, ended: float) -> float:
-    """Seconds of scoring after the last rollout."""
-    free, last = [0.0] * replicas, ended
+def after(jobs: Sequence[tuple[float, int]], replicas: int, ended: float) -> tuple[float, float]:
+    """Seconds of scoring after the last rollout, and the share of the scoring that was done before."""
+    free, last, hidden, total = [0.0] * replicas, ended, 0.0, 0.0
     for at, turns in sorted(jobs):
-        done = max(heapq.heappop(free), at) + turns * Load(0).context / Rates().score
-        heapq.heappush(free, done)
-        last = max(last, done)
-    return last - ended
+        start, seconds = max(heapq.heappop(free), at), turns * Load(0).context / Rates().score
+        heapq.heappush(free, start + seconds)
+        last, total = max(last, start + seconds), total + seconds
+        hidden += max(0.0, min(start + seconds, ended) - start)
+    return last - ended, hidden / total if total else 0.0
 
 
 def main(
@@ -92,6 +93,8 @@ def main(
     table = Table(title=f"{GROUPS} × {SIZE} trajectories, {replicas} teachers: a model, not a measurement")
     for name in ("episodes", "success", "scored", "scoring", "left if by group", "by trajectory", "of step"):
         table.add_column(name)
+    for name in ("hidden if by group", "hidden by trajectory"):
+        table.add_column(name)
     for game in GAMES:
         for success in (0.2, 0.5, 0.8):
             for distills in (False, True):
@@ -101,14 +104,17 @@ def main(
                     ended = max(group[-1].at for group in groups)
                     whole, each = (list(work(groups, distills, early)) for early in (False, True))
                     tokens = Load(0).context * sum(turns for _, turns in whole)
-                    left = [after(jobs, replicas, ended) for jobs in (whole, each)]
+                    done = [after(jobs, replicas, ended) for jobs in (whole, each)]
+                    left, hidden = zip(*done, strict=True)
                     step = ended + left[0] + Load(0).passes * tokens / (ranks * Rates().learn)
-                    figures.append((tokens / Rates().score / replicas, *left, (left[0] - left[1]) / step))
-                busy, by_group, by_trajectory, share = np.mean(figures, axis=0)
+                    share = (left[0] - left[1]) / step
+                    figures.append((tokens / Rates().score / replicas, *left, share, *hidden))
+                busy, by_group, by_trajectory, gained, *shares = np.mean(figures, axis=0)
                 scored = "everything" if distills else "unequal groups"
                 seconds = (f"{one:.0f} s" for one in (busy, by_group, by_trajectory))
-                table.add_row(game.name, f"{success:.0%}", scored, *seconds, f"{share:.1%}")
-    Console(width=140).print(table)
+                hid = (f"{one:.0%}" for one in shares)
+                table.add_row(game.name, f"{success:.0%}", scored, *seconds, f"{gained:.1%}", *hid)
+    Console(width=180).print(table)
 
 
 if __name__ == "__main__":

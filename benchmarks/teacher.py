@@ -13,6 +13,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from benchmarks.ratio import ratio_line
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -140,6 +141,11 @@ def main(
         spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
         table.add_row(name, f"{computed:,}", f"{median(seconds):.2f}", spread, f"{ratio:.2f}", f"{gap:.4f}")
     Console().print(table)
+    every, spans = (
+        [seconds for seconds, _ in runs[name]]
+        for name in ("every position", "selected spans, shared prefixes")
+    )
+    print(ratio_line("every position ÷ teacher spans", [a / b for a, b in zip(every, spans, strict=True)]))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from hindsight.learner.plain import PlainRank
 from hindsight.rollout.models import resolve
 from hindsight.rollout.render import Renderer, load_renderer
 from hindsight.teacher.contexts import ScoreRequest
+from hindsight.teacher.pool import Worked
 from hindsight.teacher.scorer import Scored, TeacherScorer
 
 
@@ -57,10 +58,10 @@ class LocalScorer:
 
     async def score(
         self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest], what: str
-    ) -> tuple[list[Scored], float]:
-        """One answer per request, in order, and the seconds that it took."""
-        began = time.monotonic()
-        return self.scorer.score(sequences, requests), time.monotonic() - began
+    ) -> tuple[list[Scored], list[Worked]]:
+        """One answer per request, in order, and when it worked."""
+        began = time.time()
+        return self.scorer.score(sequences, requests), [(began, time.time())]
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """A method: which columns of the training samples it needs, how they are computed, and how it updates.
 
-    annotate   group ──► advantages ──► reference log-probs ──► hints ──► teacher log-probs
+    annotate   group ──► reference log-probs; hints ──► teacher log-probs, each trajectory when it can be
+    compare    group ──► advantages
     finish     batch ──► a critic's values, returns and advantages, if it has a critic
     update     batch ──► policy loss, the teacher signal's loss, the critic's loss
     sync       new weights ──► teacher; at first also reference policy and critic
@@ -11,20 +12,22 @@ What it is made of is configuration: `credit`, `feedback`, `signal`, `teacher` a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
+from hindsight.cluster.annotation import Annotation, Inquiry
 from hindsight.cluster.run import Run
-from hindsight.envs.runtime.remote import ActorUnavailable, AnswerLost, RemoteDefect, RemoteTimeout
 from hindsight.feedback.hints import Hints, gather_hints
 from hindsight.feedback.judge_client import Answer, Schema, patience
+from hindsight.feedback.needs import Needs, hints_need
 from hindsight.feedback.reading import Question
-from hindsight.learner.credit import assign
+from hindsight.feedback.source import make_source
+from hindsight.learner.credit import assign, differ
 from hindsight.learner.gae import GaeSettings, estimate, mask_steps
-from hindsight.learner.samples import SampleGroup, TrainingSample
+from hindsight.learner.samples import OpenGroup, SampleGroup, TrainingSample
 from hindsight.learner.signals import make_signal
-from hindsight.rollout.types import Failure
 from hindsight.rollout.weights import WeightSet
 from hindsight.teacher.contexts import ContextLimits, ScoreRequest, build_requests, plain_requests
 from hindsight.teacher.plan import tokens_read
@@ -49,31 +52,58 @@ class Method:
         """λ of the teacher signal after `step` finished training steps."""
         return self.signal.strength(step) if self.config.needs_teacher else 0.0
 
+    def annotation(self, group: OpenGroup, step: int) -> Annotation:
+        """What is asked about a group, as soon as enough of it is known: see `inquiries`."""
+        return Annotation(group, self.inquiries(step), lambda known: differ(known, self.config.credit))
+
     async def annotate(self, group: SampleGroup, step: int) -> None:
-        """Fill in what can be known of a group by itself, while other groups are still rolled out.
+        """Ask about a whole group at once."""
+        self.compare(group)
+        for inquiry in self.inquiries(step):
+            if group.informative or not inquiry.compares:
+                failure = await inquiry.about(group, range(len(group.trajectories)))
+                group.failures += [failure] if failure else []
+
+    def compare(self, group: SampleGroup) -> None:
+        """Fill in the advantages, if they are known without a critic."""
+        if not self.config.credit.critic:
+            assign(group, self.config.credit)
+
+    def inquiries(self, step: int) -> list[Inquiry]:
+        """What is asked about each group that starts after `step` finished steps.
 
         If the judge, the teacher or the reference policy fails, the group keeps what is known without it.
-
-        Args:
-            step: finished training steps.
-
-        Raises:
-            ActorLost: an actor has died.
         """
         config = self.config
-        if not config.credit.critic:
-            assign(group, config.credit)
-        informative = config.credit.critic or group.informative
-        weighs = informative and config.loss.policy > 0 and self.strength(step) > 0
+        compares = not config.credit.critic
+        weighs = config.loss.policy > 0 and self.strength(step) > 0
         distills = config.signal.loss_weight > 0
-        try:
-            if informative and self.actors.reference is not None:
-                await self._score_reference(group)
-            if weighs or distills:
-                hints = await self._gather(group)
-                await self._score_hints(group, hints, distills)
-        except (RemoteTimeout, ActorUnavailable, AnswerLost, RemoteDefect) as error:
-            group.failures.append(Failure("teacher", str(error), group.group.task.id))
+        asked = []
+        if self.actors.reference is not None:
+            asked.append(Inquiry(self._score_reference, "trajectory", compares))
+        if weighs or distills:
+            asked.append(Inquiry(self._hint_and_score, self.needs(step), compares and not distills))
+        return asked
+
+    def needs(self, step: int) -> Needs:
+        """What of a group must be over before the teacher is asked about one of its trajectories.
+
+        A group is scored by one version of the teacher, and its candidates are by one of the learner. So the
+        whole group must be over if either may change meanwhile; and for candidates of several ranks, which
+        one trajectory would not keep busy.
+        """
+        config = self.config
+        staleness = config.rollout.max_staleness
+        in_flight = range(step + 1, step + 1 + staleness)  # steps that may end while the group is played
+        candidates = self.signal.num_candidates > 0 and (staleness > 0 or config.learner.ranks > 1)
+        if candidates or any(map(self.syncs_teacher, in_flight)):
+            return "group"
+        return hints_need(make_source(config.feedback).needs, config.feedback)
+
+    def syncs_teacher(self, step: int) -> bool:
+        """Whether the teacher gets the learner's weights at the end of that step."""
+        every = self.config.teacher.sync_every
+        return every > 0 and step > 0 and step % every == 0
 
     async def finish(self, batch: Sequence[SampleGroup]) -> None:
         """Fill in what is known when the batch is trained: how far each token's weights lag behind the
@@ -131,8 +161,7 @@ class Method:
         """
         config, learner, critic = self.config, self.actors.learner, self.actors.critic
         assert learner is not None
-        every = config.teacher.sync_every
-        due = every > 0 and step > 0 and step % every == 0
+        due = self.syncs_teacher(step)
         names = [name for name in self.actors.scorers() if everywhere or (due and name == "teacher")]
         if not names and not (everywhere and critic):
             return
@@ -172,15 +201,15 @@ class Method:
         """Whether the signal's own loss learns from a sample."""
         return "signal" in sample.masks and sample.has(self.required["signal"])
 
-    async def _score_reference(self, group: SampleGroup) -> None:
+    async def _score_reference(self, group: SampleGroup, about: Sequence[int]) -> None:
         """Ask the reference policy about everything that was sampled. Writes `reference_logprobs`."""
-        requests = plain_requests(group.group)
-        scored, _ = await self._score("reference", group, requests)
+        requests = plain_requests(group.group, about)
+        scored = await self._score("reference", group, requests)
         found = [group.find(request, "response") for request in requests]
         group.put("reference_logprobs", found, [one.logprobs for one in scored])
 
-    async def _gather(self, group: SampleGroup) -> Hints:
-        """The hints of a group's turns, from the group itself or from a judge."""
+    async def _gather(self, group: SampleGroup, about: Sequence[int]) -> Hints:
+        """The hints of these trajectories' turns, from the group itself or from a judge."""
         judge, watchdog = self.run.judge, self.run.watchdog
         on_engine = self.config.judge.source == "engine"
 
@@ -192,31 +221,31 @@ class Method:
             finally:
                 watchdog.beat("gathering hints")
 
-        with (
-            watchdog.waiting(patience(self.config.judge) if judge else 0.0),
-            group.timing("judge") if judge else nullcontext(),
-        ):
+        began = time.time()
+        with watchdog.waiting(patience(self.config.judge) if judge else 0.0):
             hints = await gather_hints(
                 group.group,
                 self.config.feedback,
                 ask if judge else None,
                 self.run.renderer.show,
                 whole_turns=self.config.signal.tokens == "response",
+                about=about,
             )
         group.failures += hints.failures
         group.count(hints.figures)
         group.notes = hints.notes
         if judge is not None:
-            started, ended = group.times["judge"]
-            group.count({"feedback/seconds_busy": ended - started})
+            group.note("judge", (began, time.time()))
         return hints
 
-    async def _score_hints(self, group: SampleGroup, hints: Hints, distills: bool) -> None:
-        """Ask the teacher about every turn with a hint.
+    async def _hint_and_score(self, group: SampleGroup, about: Sequence[int]) -> None:
+        """Ask the teacher about every turn of these trajectories that has a hint.
 
         Writes `teacher_logprobs`; if the signal distills also the mask "signal", `candidates` and
         `teacher_candidates`.
         """
+        hints = await self._gather(group, about)
+        distills = self.config.signal.loss_weight > 0
         tokens, renderer = self.config.signal.tokens, self.run.renderer
         assert self.actors.teacher is not None
         limits = ContextLimits(self.config.feedback.max_tokens, self.actors.teacher.context)
@@ -236,7 +265,7 @@ class Method:
             for sample, where in found:
                 sample.mark("signal", where)
             requests = await self._with_candidates(group, requests, found)
-        scored, seconds = await self._score("teacher", group, requests)
+        scored = await self._score("teacher", group, requests)
         group.put("teacher_logprobs", found, [one.logprobs for one in scored])
         group.hints = {(one.trajectory, one.turn): one.tail[: one.hint] for one in requests}
         if distills and self.signal.num_candidates:
@@ -246,7 +275,6 @@ class Method:
                 "teacher/spans": len(requests),
                 "teacher/span_tokens": sum(len(request.span) for request in requests),
                 "teacher/tokens": tokens_read(requests, self.config.teacher.batch_tokens),
-                "teacher/seconds_busy": seconds,
             }
         )
 
@@ -261,7 +289,7 @@ class Method:
         if count == 0:
             return requests
         assert learner is not None
-        asked = [sample for sample in group.samples if "signal" in sample.masks]
+        asked = list({id(sample): sample for sample, _ in found}.values())
         answers = await learner.candidates([sample.select("signal") for sample in asked], count)
         for sample, candidates in zip(asked, answers, strict=True):
             sample.put("candidates", sample.masks["signal"], candidates)
@@ -270,13 +298,15 @@ class Method:
             replace(one, candidates=sample.column("candidates")[where]) for one, (sample, where) in asking
         ]
 
-    async def _score(
-        self, role: str, group: SampleGroup, requests: Sequence[ScoreRequest]
-    ) -> tuple[list[Scored], float]:
-        """One answer per request, by the teacher or the reference policy, and the replicas' seconds."""
-        sequences = [[sequence.ids for sequence in t.sequences] for t in group.group.trajectories]
+    async def _score(self, role: str, group: SampleGroup, requests: Sequence[ScoreRequest]) -> list[Scored]:
+        """One answer per request, by the teacher or the reference policy."""
+        asked = {request.trajectory for request in requests}
+        sequences = [
+            [sequence.ids for sequence in trajectory.sequences] if index in asked else []
+            for index, trajectory in enumerate(group.group.trajectories)
+        ]
         what = f"scoring group {group.group.ordinal}"
-        with group.timing(role):
-            answers = await self.actors.scorers()[role].score(sequences, requests, what)
+        answers, worked = await self.actors.scorers()[role].score(sequences, requests, what)
+        group.note(role, *worked)
         self.run.watchdog.beat("scoring")
         return answers

@@ -13,6 +13,7 @@ import numpy as np
 
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.report.lines import append_rows, read_rows, write_rows
+from hindsight.cluster.report.timeline import covered
 from hindsight.cluster.trackers import Tracker, make_trackers
 from hindsight.configs.schema import Tracking
 from hindsight.learner.samples import SampleGroup
@@ -24,11 +25,9 @@ ASKED = (
     "feedback/unreadable",
     "feedback/tokens_read",
     "feedback/tokens_written",
-    "feedback/seconds_busy",
     "teacher/spans",
     "teacher/tokens",
     "teacher/span_tokens",
-    "teacher/seconds_busy",
 )
 
 
@@ -146,6 +145,9 @@ def step_metrics(
     summed = {name: sum(one.figures.get(name, 0.0) for one in (*batch, *lost)) for name in ASKED}
     summed["failures/retried"] = float(sum(len(one.group.retried) for one in (*batch, *lost)))
     summed["failures/groups_lost"] = float(len(lost))
+    worked = {role: [one.times.get(role, []) for one in (*batch, *lost)] for role in ("judge", "teacher")}
+    summed["feedback/seconds_busy"] = sum(map(covered, worked["judge"]))
+    summed["teacher/seconds_busy"] = sum(end - start for spans in worked["teacher"] for start, end in spans)
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
     seconds = times["time/step" if asynchronous else "time/rollout"]

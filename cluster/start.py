@@ -153,7 +153,7 @@ class _Starting:
             await asyncio.gather(*(step() for step in steps))
         worker = ray.remote(Worker).options(
             num_cpus=0,
-            max_concurrency=4096,
+            max_concurrency=65_536,  # a call per episode in flight
             **self.replaced,
             **variables(actor_environment(threads=1), gpus=0),
         )

@@ -1,7 +1,7 @@
 """The training loop, whatever the method.
 
-    task ──► rollout ──► annotate ──┐             one coroutine per group, all groups overlap
-                                    ▼
+    task ──► rollout, annotate ──┐                one coroutine per group, all groups overlap; each
+                                 ▼                trajectory is annotated as soon as enough is known
              finish ──► update ──► sync weights   one step per `rollout.num_groups` groups
 
 `rollout.max_staleness = 0` trains synchronously. With S > 0 the loop keeps S more steps of groups in flight
@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 from hindsight.cluster.evaluate import Evaluation, Stage, evaluate, numbered
 from hindsight.cluster.failures import KINDS, Losses
@@ -32,8 +33,8 @@ from hindsight.envs.runtime.remote import AnswerLost
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.checkpoint import due
 from hindsight.learner.rank import RanksLost
-from hindsight.learner.samples import SampleGroup, to_samples
-from hindsight.rollout.types import Failure, Group
+from hindsight.learner.samples import OpenGroup, SampleGroup
+from hindsight.rollout.types import Failure, Tried
 from hindsight.rollout.worker import ask_worker
 
 LOSSES = 3  # of the ranks at one step; more are taken for a defect
@@ -146,26 +147,48 @@ class Trainer:
             self.in_flight.append(asyncio.create_task(producing))
 
     async def produce(self, ordinal: int, task: TaskSpec, step: int) -> SampleGroup:
-        """A group's samples: rolled out, then annotated by the method as of `step` finished steps."""
-        began = time.time()
-        group = to_samples(await self.roll_out(ordinal, task))
-        group.rolled_out, group.times["rollout"] = time.monotonic(), (began, time.time())
-        await self.method.annotate(group, step)
-        return group
+        """A group's samples: rolled out, and annotated by the method as of `step` finished steps."""
+        began, config = time.time(), self.config
+        group = OpenGroup(ordinal, task, config.rollout.group_size, config.feedback.needs_reference)
+        async with self.method.annotation(group, step) as annotation:
+            await self.roll_out(group, annotation.go_on)
+            rolled_out, ended = time.monotonic(), time.time()
+            whole = await annotation.end()
+        self.method.compare(whole)
+        whole.rolled_out = rolled_out
+        whole.note("rollout", (began, ended))
+        return whole
 
-    async def roll_out(self, ordinal: int, task: TaskSpec) -> Group:
-        """A group's episodes; none if their result was lost on the way."""
-        config = self.config
+    async def roll_out(self, group: OpenGroup, known: Callable[[], None]) -> None:
+        """Play a group's episodes; `known` is called whenever one is over.
+
+        An episode whose result was lost on the way has failed.
+        """
+        rollout = self.config.rollout
+
+        async def play(index: int) -> None:
+            asked = (group.ordinal, index, group.task, rollout.temperature, self.config.seed)
+            with self.run.view.playing(1):
+                group.end(index, await self.ask("play", *asked, task=group.task))
+            known()
+
+        async def solve() -> None:
+            if self.config.feedback.needs_reference:
+                group.solve(await self.ask("reference", group.task, task=group.task))
+                known()
+
+        async with self.actors.turns.of("engine"):
+            await together(*map(play, range(rollout.group_size)), solve())
+
+    async def ask(self, method: str, *args: Any, task: TaskSpec) -> Tried[Any]:
+        """Ask the worker for something of a task."""
+        what = f"worker.{method} of task {task.id}"
         try:
-            async with self.actors.turns.of("engine"):
-                asked = (ordinal, task, config.rollout.group_size, config.rollout.temperature, config.seed)
-                what = f"rolling out group {ordinal}"
-                with self.run.view.playing(config.rollout.group_size):
-                    group: Group = await ask_worker(self.actors.worker, config, "rollout", *asked, what=what)
+            tried: Tried[Any] = await ask_worker(self.actors.worker, self.config, method, *args, what=what)
         except AnswerLost as error:
-            return Group(ordinal, task, (), failures=(Failure("lost", str(error), task.id),))
+            return Tried(Failure("lost", str(error), task.id))
         self.run.watchdog.beat("rolling out")
-        return group
+        return tried
 
     async def take_batch(self) -> tuple[list[SampleGroup], list[SampleGroup]]:
         """`rollout.num_groups` groups in the order in which they were started, and those lost on the way.

@@ -20,7 +20,7 @@ from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, EngineAsk, JudgeError
 from hindsight.feedback.preamble import preamble, question, remember, worked_example
 from hindsight.rollout.render import Renderer
-from hindsight.rollout.types import Failure, Group, Trajectory
+from hindsight.rollout.types import Failure, Trajectory, Tried
 from hindsight.rollout.worker import ask_worker, generate_on, tally
 
 EVAL_SEED = 1_000_003  # apart from training seeds, the same for every evaluation
@@ -88,12 +88,14 @@ class Trials:
         broken = False
         for trial in range(self.most):
             before = preamble(self._examples.get(task.kind, ""), lessons)
-            group = await self._roll_out(index, task, trial, before)
+            outcome = await self._roll_out(index, task, trial, before)
             moved()
-            played += group.trajectories
-            failures += group.failures
-            broken = not group.trajectories
-            if broken or played[-1].success or trial + 1 == self.most:
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+                broken = True
+                break
+            played.append(outcome)
+            if outcome.success or trial + 1 == self.most:
                 break
             try:
                 answers.append(await self._ask(question(played[-1])))
@@ -104,11 +106,11 @@ class Trials:
             lessons = remember(lessons, answers[-1].text)
         return Attempts(tuple(played), tuple(answers), tuple(failures), broken)
 
-    async def _roll_out(self, index: int, task: TaskSpec, trial: int, before: str) -> Group:
-        asked = (index, task, 1, self.config.evaluate.temperature, EVAL_SEED + trial, before)
+    async def _roll_out(self, index: int, task: TaskSpec, trial: int, before: str) -> Trajectory | Failure:
+        asked = (index, 0, task, self.config.evaluate.temperature, EVAL_SEED + trial, before)
         what = f"evaluation episode {index}, trial {trial + 1}"
-        group: Group = await ask_worker(self._worker, self.config, "rollout", *asked, what=what)
-        return group
+        tried: Tried[Trajectory] = await ask_worker(self._worker, self.config, "play", *asked, what=what)
+        return tried.outcome
 
 
 async def open_trials(

@@ -101,7 +101,11 @@ class Rollout:
     )
     compile: bool = setting(False, "let vLLM compile the model: slower start, faster decoding")
     max_staleness: int = setting(0, "weight versions that a trajectory may lag; 0 is synchronous", low=0)
-    timeout: float = setting(3600.0, "timeout of a group, evaluation episode or demonstration (s)", low=1.0)
+    timeout: float = setting(
+        3600.0,
+        "timeout of an episode or a demonstration; in training its wait for a slot counts (s)",
+        low=1.0,
+    )
     retries: int = setting(2, "restarts of an episode after an infrastructure failure", low=0)
     request_timeout: float = setting(600.0, "timeout of one generation (s)", low=1.0)
 

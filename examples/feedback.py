@@ -17,6 +17,8 @@ from hindsight.rollout.types import Group, TurnAt
 class Example(FeedbackSource):
     """The outcome of the trajectory and its last turns, as the hint of every turn."""
 
+    needs = "trajectory"  # no sibling: a trajectory is scored when it ends
+
     @dataclass(frozen=True)
     class Settings(Feedback):
         """The section `feedback`, extended."""

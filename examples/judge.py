@@ -18,6 +18,8 @@ from hindsight.rollout.types import Group, Trajectory
 class Example(JudgedSource):
     """One piece of advice for each failed trajectory. `judge.source` says which model is asked."""
 
+    needs = "trajectory"  # no sibling: the model is asked as soon as a trajectory ends
+
     @dataclass(frozen=True)
     class Settings(Judged):
         """The section `feedback`, extended."""

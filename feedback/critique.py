@@ -23,6 +23,8 @@ REQUEST = (
 class Critique(JudgedSource):
     """A judge's critique of the whole trajectory, shown at each of its turns."""
 
+    needs = "trajectory"
+
     @dataclass(frozen=True)
     class Settings(Judged):
         """No additional settings."""

@@ -6,6 +6,7 @@ group ─► source (environment feedback or a judge's answer) ─► combined w
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from hindsight.configs.method import Feedback
@@ -47,10 +48,12 @@ async def gather_hints(
     ask: Ask | None = None,
     show: Show = plain,
     whole_turns: bool = False,
+    about: Collection[int] | None = None,
 ) -> Hints:
     """Gather the hints for a group's turns. A turn without a hint trains without hindsight.
 
     Args:
+        about: the trajectories whose turns get hints; None: all.
         ask: sends a question to the judge; required if `feedback.judged`.
         show: formats an observation as the student saw it (`Renderer.show`).
         whole_turns: include malformed turns, for signals that cover more than the action's tokens.
@@ -61,26 +64,27 @@ async def gather_hints(
     source, gathered = make_source(feedback), Hints()
     feedback = source.settings
     style = Style(feedback, show=show)
+    about = range(len(group.trajectories)) if about is None else about
     if not isinstance(source, JudgedSource):
-        texts = source_texts(group, source, style)
+        texts = source_texts(group, source, style, about)
     elif ask is None:
         raise ValueError(f"feedback.source={feedback.source} needs a judge to ask")
     else:
-        gathered = await _ask(group, source, style, ask)
+        gathered = await _ask(group, source, style, ask, about)
         texts = gathered.texts
     shown = {
         (index, number): text
-        for (index, number), text in combined(group, texts, feedback).items()
+        for (index, number), text in combined(group, texts, feedback, about).items()
         if whole_turns or group.trajectories[index].turns[number].action_span is not None
     }
     return replace(gathered, texts=shown)
 
 
-async def _ask(group: Group, source: JudgedSource, style: Style, ask: Ask) -> Hints:
-    """Ask about all trajectories that need a judge, concurrently."""
+async def _ask(group: Group, source: JudgedSource, style: Style, ask: Ask, about: Collection[int]) -> Hints:
+    """Ask about those of the trajectories that need a judge, concurrently."""
     given: list[Answer] = []
 
-    async def about(index: int, question: Question) -> Reading | Failure:
+    async def put(index: int, question: Question) -> Reading | Failure:
         try:
             answer = await ask(question, source.SCHEMA)
             given.append(answer)
@@ -92,10 +96,10 @@ async def _ask(group: Group, source: JudgedSource, style: Style, ask: Ask) -> Hi
 
     questions = {
         index: question
-        for index in asked_about(group, style.feedback)
+        for index in asked_about(group, style.feedback, about)
         if (question := source.question(group, index, style)) is not None
     }
-    answers = await asyncio.gather(*(about(*item) for item in questions.items()))
+    answers = await asyncio.gather(*(put(*item) for item in questions.items()))
     readings = {
         index: answer for index, answer in zip(questions, answers, strict=True) if isinstance(answer, Reading)
     }

@@ -71,6 +71,8 @@ class Diagnosis:
 class Reflect(JudgedSource):
     """A diagnosis of each turn."""
 
+    needs = "trajectory"
+
     @dataclass(frozen=True)
     class Settings(Judged):
         """Settings of HERO's reflection."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from hindsight.configs.method import Feedback
 from hindsight.configs.registry import FEEDBACK_SOURCES
+from hindsight.feedback.needs import Needs
 from hindsight.feedback.reading import Question, Reading
 from hindsight.feedback.transcript import Style
 from hindsight.rollout.types import Group, Trajectory, TurnAt
@@ -18,6 +19,9 @@ class FeedbackSource:
     """A source of hints. The base class is `none`, which gives no hints; other sources override `hint`."""
 
     Settings: ClassVar[type[Feedback]] = Feedback
+    # "trajectory" if a turn's hint is made from its own trajectory, the task and the reference solution
+    # alone: it can then be written while other episodes of the group are played.
+    needs: ClassVar[Needs] = "group"
     settings: Feedback
 
     def __init__(self, settings: Feedback) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +24,7 @@ class Immediate(FeedbackSource):
     """The environment's feedback on the action."""
 
     Settings = Pooled
+    needs = "trajectory"
 
     def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
         feedback = _turn(group, at).result.feedback
@@ -37,6 +38,7 @@ class NextObservation(FeedbackSource):
     """The full next observation."""
 
     Settings = Pooled
+    needs = "trajectory"
 
     def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
         return section(NEXT_TITLE, style.show(_turn(group, at).result.observation))
@@ -52,6 +54,7 @@ class Future(FeedbackSource):
     """The later turns of the trajectory."""
 
     Settings = Pooled
+    needs = "trajectory"
 
     def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
         return section(FUTURE_TITLE, self._later(group, at, style))
@@ -71,6 +74,8 @@ class Future(FeedbackSource):
 class Reference(FeedbackSource):
     """The task's reference solution (OPSD)."""
 
+    needs = "trajectory"
+
     @dataclass(frozen=True)
     class Settings(Feedback):
         """No additional settings."""
@@ -82,30 +87,38 @@ class Reference(FeedbackSource):
         return section(REFERENCE_TITLE, "\n".join(lines))
 
 
-def source_texts(group: Group, source: FeedbackSource, style: Style) -> dict[TurnAt, str]:
-    """Map (trajectory, turn) to its hint from a source that needs no judge, skipping turns without one."""
+def source_texts(
+    group: Group, source: FeedbackSource, style: Style, about: Collection[int]
+) -> dict[TurnAt, str]:
+    """Map (trajectory, turn) to its hint from a source that needs no judge, skipping turns without one.
+
+    Args:
+        about: the trajectories that get hints.
+    """
     if style.feedback.granularity == "step":
-        found = {at: source.hint(group, at, style) for at in _turns(group)}
+        found = {at: source.hint(group, at, style) for at in _turns(group, about)}
     else:
         pools = [
             (members, source.pool(group, members, style))
             for members in anchors(group, style.feedback.similarity)
         ]
         pooled = {at: text for members, text in pools for at in members}
-        found = {at: pooled[at] for at in _turns(group)}
+        found = {at: pooled[at] for at in _turns(group, about)}
     return {at: text for at, text in found.items() if text is not None}
 
 
-def combined(group: Group, texts: Mapping[TurnAt, str], feedback: Feedback) -> dict[TurnAt, str]:
+def combined(
+    group: Group, texts: Mapping[TurnAt, str], feedback: Feedback, about: Collection[int]
+) -> dict[TurnAt, str]:
     """Combine the source's hints with the successful sibling, as `feedback.sibling` says.
 
     With `and`, a turn needs both parts to have a hint. A judge that saw the sibling already covers both.
     """
     if feedback.sibling == "none":
         return dict(texts)
-    siblings = [sibling(group, index) for index in range(len(group.trajectories))]
+    siblings = {index: sibling(group, index) for index in about}
     found = {}
-    for key in _turns(group):
+    for key in _turns(group, about):
         other, text = siblings[key[0]], texts.get(key)
         shown = success_section(other, feedback) if other else None
         if feedback.sibling == "and":
@@ -118,15 +131,15 @@ def combined(group: Group, texts: Mapping[TurnAt, str], feedback: Feedback) -> d
     return found
 
 
-def asked_about(group: Group, feedback: Feedback) -> list[int]:
-    """Return the trajectories that need the source.
+def asked_about(group: Group, feedback: Feedback, about: Collection[int]) -> list[int]:
+    """Return those of the trajectories that need the source.
 
     These are the ones without a successful sibling for `feedback.sibling=or`, the ones with a successful
     sibling for `and`, and all for `none`.
     """
     return [
         index
-        for index in range(len(group.trajectories))
+        for index in about
         if feedback.sibling == "none" or (feedback.sibling == "and") == (sibling(group, index) is not None)
     ]
 
@@ -147,9 +160,9 @@ def immediate_section(feedback: str) -> str:
     return f"{IMMEDIATE_TITLE}\n{feedback.strip()}"
 
 
-def _turns(group: Group) -> Iterator[TurnAt]:
-    for index, trajectory in enumerate(group.trajectories):
-        for number in range(len(trajectory.turns)):
+def _turns(group: Group, about: Collection[int]) -> Iterator[TurnAt]:
+    for index in about:
+        for number in range(len(group.trajectories[index].turns)):
             yield index, number
 
 

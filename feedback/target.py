@@ -44,6 +44,8 @@ FORM = 'Reply with JSON only: {"failures": [{"turn": 1, "correction": "…"}]}'
 class Target(JudgedSource):
     """Corrections of the turns that caused a failure."""
 
+    needs = "trajectory"
+
     @dataclass(frozen=True)
     class Settings(Judged):
         """Settings of HINT-SD's targets."""

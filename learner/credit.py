@@ -150,6 +150,11 @@ def advantages(group: Group, credit: Credit) -> list[list[np.ndarray]]:
     return [_by_token(one, t, credit) for one, t in zip(found, group.trajectories, strict=True)]
 
 
+def differ(group: Group, credit: Credit) -> bool:
+    """Whether any advantage in the group is not 0, so that it teaches the policy something."""
+    return any(turn.any() for trajectory in advantages(group, credit) for turn in trajectory)
+
+
 def assign(group: SampleGroup, credit: Credit) -> None:
     """Compute the advantages of a group from its trajectories. Reads `turns`, writes `advantages`."""
     for samples, found in zip(group.trajectories, advantages(group.group, credit), strict=True):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.reading import Note
-from hindsight.rollout.types import Failure, Group, Span, Trajectory, TurnAt
+from hindsight.rollout.types import Failure, Group, Span, Trajectory, Tried, TurnAt
 from hindsight.teacher.contexts import ScoreRequest, scored_span
 
 # Columns of a sample, by the name of its field. None: not computed; NaN: not for this token.
@@ -96,7 +95,7 @@ class SampleGroup:
     failures: list[Failure] = field(default_factory=list)  # of the rollout, and since then
     figures: dict[str, float] = field(default_factory=dict)  # metrics, which a step sums over its groups
     rolled_out: float = 0.0  # time.monotonic() when the last episode ended
-    times: dict[str, tuple[float, float]] = field(default_factory=dict)  # role -> start and end, time.time()
+    times: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # role -> when, time.time()
     hints: dict[TurnAt, np.ndarray] = field(default_factory=dict)  # (n,) int32 ids, as the teacher read them
     notes: dict[TurnAt, Note] = field(default_factory=dict)  # what a judge said of a turn, for people
 
@@ -110,17 +109,25 @@ class SampleGroup:
         """Whether any advantage is not 0."""
         return any(sample.advantages is not None and sample.advantages.any() for sample in self.samples)
 
-    @contextmanager
-    def timing(self, role: str) -> Iterator[None]:
-        """A block of work for the group, waits for its actor included."""
-        began = time.time()
-        yield
-        self.times[role] = (began, time.time())
+    def note(self, role: str, *spans: tuple[float, float]) -> None:
+        """Note when a role worked for the group."""
+        self.times.setdefault(role, []).extend(spans)
 
     def count(self, figures: Mapping[str, float]) -> None:
         """Add to the group's metrics."""
         for name, value in figures.items():
             self.figures[name] = self.figures.get(name, 0.0) + value
+
+    def take(self, part: SampleGroup) -> None:
+        """Take over what was found while the group was played; `part` has the same trajectories, or fewer."""
+        places = {id(trajectory): index for index, trajectory in enumerate(self.group.trajectories)}
+        index = [places[id(trajectory)] for trajectory in part.group.trajectories]
+        self.hints |= {(index[own], turn): ids for (own, turn), ids in part.hints.items()}
+        self.notes |= {(index[own], turn): note for (own, turn), note in part.notes.items()}
+        self.failures += part.failures
+        self.count(part.figures)
+        for role, spans in part.times.items():
+            self.note(role, *spans)
 
     def find(self, request: ScoreRequest, tokens: str) -> tuple[TrainingSample, slice]:
         """The sample that holds a request's turn, and which of its tokens the request scores.
@@ -146,6 +153,51 @@ class SampleGroup:
             if len(own) != where.stop - where.start:
                 raise ValueError(f"{column}: {len(own)} values for {where.stop - where.start} tokens")
             sample.put(column, where, own)
+
+
+class OpenGroup:
+    """A group while it is played: its episodes in order, each None until it is over."""
+
+    def __init__(self, ordinal: int, task: TaskSpec, size: int, awaits_reference: bool = False) -> None:
+        """
+        Args:
+            awaits_reference: whether the task's reference solution belongs to it.
+        """
+        self.ordinal, self.task = ordinal, task
+        self.episodes: list[Trajectory | Failure | None] = [None] * size
+        self.reference: tuple[str, ...] | Failure | None = None if awaits_reference else ()
+        self._retried: list[Failure] = []
+        self._samples: dict[int, list[TrainingSample]] = {}
+
+    def end(self, index: int, played: Tried[Trajectory]) -> None:
+        """Note how an episode ended.
+
+        Raises:
+            ValueError: a sampled token has no log-prob.
+        """
+        self.episodes[index] = played.outcome
+        self._retried += played.retried
+        if isinstance(played.outcome, Trajectory):
+            self._samples[index] = _samples(played.outcome)
+
+    def solve(self, solved: Tried[tuple[str, ...]]) -> None:
+        """Note the reference solution."""
+        self.reference = solved.outcome
+        self._retried += solved.retried
+
+    def so_far(self) -> SampleGroup:
+        """The group of the trajectories that are over. What is written into their samples stays."""
+        known = [*self.episodes, self.reference]
+        group = Group(
+            self.ordinal,
+            self.task,
+            tuple(one for one in self.episodes if isinstance(one, Trajectory)),
+            failures=tuple(one for one in known if isinstance(one, Failure)),
+            retried=tuple(self._retried),
+            reference=self.reference if isinstance(self.reference, tuple) else (),
+        )
+        made = [self._samples[index] for index in sorted(self._samples)]
+        return SampleGroup(group, made, failures=list(group.failures))
 
 
 def to_samples(group: Group) -> SampleGroup:

@@ -8,13 +8,14 @@ its context is ``ids[:start]`` and its sampled tokens are ``ids[start:end]``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
 from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
 
+T = TypeVar("T")
 Ended = Literal["terminated", "truncated", "context"]  # truncated: turn limit; context: no room for a turn
 FailureKind = Literal[
     "env_died",  # the environment's process ended
@@ -80,6 +81,14 @@ class Failure:
     kind: FailureKind
     message: str
     task: str  # TaskSpec.id
+
+
+@dataclass(frozen=True)
+class Tried(Generic[T]):
+    """What came of something that is tried again after a failure of the infrastructure."""
+
+    outcome: T | Failure  # a Failure if the last attempt failed too
+    retried: tuple[Failure, ...] = ()  # of the attempts before it
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""The actor that runs groups of episodes, with all episodes of a group concurrently."""
+"""The actor that runs episodes, many at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -27,10 +27,10 @@ from hindsight.rollout.types import (
     Failure,
     FailureKind,
     Generation,
-    Group,
     Sampling,
     Served,
     Trajectory,
+    Tried,
 )
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Worker:
 
     After an infrastructure failure, an episode is retried up to `rollout.retries` times with the same seed,
     on a new slot and, if an engine failed, on another engine. A lost engine or simulated user costs no retry,
-    and none helps a prompt that is too long. Any other exception cancels the whole group.
+    and none helps a prompt that is too long. Any other exception is raised.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Worker:
         self._router = Router(len(engines))
         self._opened = asyncio.Condition()  # notified when an engine serves again
         self._waiting: set[asyncio.Task[None]] = set()  # for lost engines
-        self._playing: set[asyncio.Task[Any]] = set()  # rollouts
+        self._playing: set[asyncio.Task[Any]] = set()  # episodes
         self._limits = EpisodeLimits(config.env.max_turns, config.rollout.max_tokens)
 
     async def ready(self) -> None:
@@ -82,12 +82,13 @@ class Worker:
         """Never return."""
         await asyncio.Event().wait()
 
-    async def rollout(
-        self, ordinal: int, task: TaskSpec, size: int, temperature: float, seed: int, preamble: str = ""
-    ) -> Group:
-        """Run `size` episodes of a task from the same initial state, each with its own sampling seed.
+    async def play(
+        self, ordinal: int, index: int, task: TaskSpec, temperature: float, seed: int, preamble: str = ""
+    ) -> Tried[Trajectory]:
+        """Run one episode. Those of a group begin in the same state; each has a sampling seed of its own.
 
         Args:
+            ordinal: of the group. index: of the episode in it.
             preamble: text shown to the agent before the task.
 
         Raises:
@@ -96,22 +97,32 @@ class Worker:
         if playing := asyncio.current_task():
             self._playing.add(playing)
             playing.add_done_callback(self._playing.discard)
-        seeds = [derive_seed(seed, ordinal, index) for index in range(size)]
         retried: list[Failure] = []
-        played = await _all(
-            self._episode(ordinal, task, temperature, own, preamble, retried) for own in seeds
-        )
-        group = Group(
-            ordinal=ordinal,
-            task=task,
-            trajectories=tuple(one for one in played if isinstance(one, Trajectory)),
-            failures=tuple(one for one in played if isinstance(one, Failure)),
-            retried=tuple(retried),
-        )
-        return await self._with_reference(group) if self._config.feedback.needs_reference else group
+        own = derive_seed(seed, ordinal, index)
+        outcome = await self._episode(ordinal, task, temperature, own, preamble, retried)
+        return Tried(outcome, tuple(retried))
+
+    async def reference(self, task: TaskSpec) -> Tried[tuple[str, ...]]:
+        """A task's reference solution; empty if it has none.
+
+        Raises:
+            DataMissing: the environment's data are missing.
+        """
+
+        async def attempt() -> tuple[str, ...]:
+            async with self._slots.lease() as slot:
+                return tuple(await slot.reference(task) or ())
+
+        retried: list[Failure] = []
+        try:
+            return Tried(await self._retry(task, attempt, retried), tuple(retried))
+        except DataMissing:
+            raise
+        except EnvError as error:
+            return Tried(_failure(error, task), tuple(retried))
 
     async def abandon(self) -> None:
-        """End all rollouts: nobody waits for them."""
+        """End all episodes: nobody waits for them."""
         for playing in self._playing:
             playing.cancel()
 
@@ -202,24 +213,6 @@ class Worker:
         async with self._opened:
             self._router.closed.discard(engine)
             self._opened.notify_all()
-
-    async def _with_reference(self, group: Group) -> Group:
-        """Add the task's reference solution to a group, or a failure if infrastructure failed."""
-
-        async def attempt() -> list[str] | None:
-            async with self._slots.lease() as slot:
-                actions: list[str] | None = await slot.reference(group.task)
-                return actions
-
-        retried = list(group.retried)
-        try:
-            actions = await self._retry(group.task, attempt, retried)
-        except DataMissing:
-            raise
-        except EnvError as error:
-            failures = (*group.failures, _failure(error, group.task))
-            return replace(group, failures=failures, retried=tuple(retried))
-        return replace(group, reference=tuple(actions or ()), retried=tuple(retried))
 
     async def _retry(self, task: TaskSpec, attempt: Callable[[], Awaitable[T]], retried: list[Failure]) -> T:
         """Run `attempt` with up to `rollout.retries` retries.
@@ -345,14 +338,3 @@ def tally(trajectory: Trajectory) -> dict[str, int]:
         "malformed": sum(turn.malformed for turn in turns),
         "invalid": sum(turn.inadmissible for turn in turns),
     }
-
-
-async def _all(episodes: Iterable[Coroutine[Any, Any, Trajectory | Failure]]) -> list[Trajectory | Failure]:
-    """Run coroutines concurrently. The first exception cancels the rest and is raised unchanged."""
-    tasks = [asyncio.create_task(episode) for episode in episodes]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

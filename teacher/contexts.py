@@ -10,7 +10,7 @@ two user messages, followed by the hint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,10 +103,12 @@ def build_requests(
     return requests
 
 
-def plain_requests(group: Group) -> list[ScoreRequest]:
-    """Build one request per turn that scores its tokens in the student's own context (reference policy)."""
+def plain_requests(group: Group, about: Iterable[int]) -> list[ScoreRequest]:
+    """Build one request per turn of these trajectories that scores its tokens in the student's own context
+    (reference policy)."""
     requests = []
-    for index, trajectory in enumerate(group.trajectories):
+    for index in about:
+        trajectory = group.trajectories[index]
         for number, turn in enumerate(trajectory.turns):
             cut = turn.start - 1  # the token before the response predicts its first token
             tail = trajectory.sequences[turn.sequence].ids[cut : turn.end]

@@ -1,4 +1,4 @@
-"""Replicas of one scorer: groups are scored side by side, and a group by all replicas that are free.
+"""Replicas of one scorer: they work side by side, each on trajectories of its own.
 
 Ray replaces a lost replica; the pool gives the new process the weights of the last sync and asks it again.
 """
@@ -19,6 +19,8 @@ from hindsight.envs.runtime.remote import ActorUnavailable, answer, back, call
 from hindsight.rollout.weights import WeightSet
 from hindsight.teacher.contexts import ScoreRequest
 from hindsight.teacher.scorer import Outdated, Scored
+
+Worked = tuple[float, float]  # from when to when a replica worked, in seconds since the epoch
 
 
 class ScorerPool:
@@ -58,8 +60,10 @@ class ScorerPool:
 
     async def score(
         self, sequences: Sequence[Sequence[np.ndarray]], requests: Sequence[ScoreRequest], what: str
-    ) -> tuple[list[Scored], float]:
-        """One answer per request, in order, and the seconds that replicas worked for them.
+    ) -> tuple[list[Scored], list[Worked]]:
+        """One answer per request, in order, and when each replica worked for them.
+
+        All answers are by the weights of one version.
 
         Args:
             sequences: per trajectory, the ids of its sequences, (L,) int32 each.
@@ -69,7 +73,7 @@ class ScorerPool:
             RemoteError, RemoteDefect: a replica died, failed or missed the deadline.
         """
         async with self._turn(self.role):
-            replicas = [await self._free.get()]  # waits behind other groups
+            replicas = [await self._free.get()]  # waits behind other calls
             while len(replicas) < len({one.trajectory for one in requests}) and not self._free.empty():
                 replicas.append(self._free.get_nowait())
             parts = spread(requests, len(replicas))
@@ -83,7 +87,7 @@ class ScorerPool:
         found: dict[int, Scored] = {}
         for part, (scored, _) in zip(parts, answers, strict=True):
             found.update(zip(part, scored, strict=True))
-        return [found[index] for index in range(len(requests))], sum(seconds for _, seconds in answers)
+        return [found[index] for index in range(len(requests))], [worked for _, worked in answers]
 
     async def _ask(
         self,
@@ -92,19 +96,19 @@ class ScorerPool:
         sequences: Sequence[Sequence[np.ndarray]],
         requests: Sequence[ScoreRequest],
         what: str,
-    ) -> tuple[list[Scored], float]:
-        """One replica's part of the answers, and its seconds; it is free again afterwards."""
-        own, began = [requests[index] for index in part], time.monotonic()
+    ) -> tuple[list[Scored], Worked]:
+        """One replica's part of the answers, and when it worked; it is free again afterwards."""
+        own, began = [requests[index] for index in part], time.time()
         try:
             scored = await self._call(replica, "score", sequences, own, self.version, what=what)
-            return scored, time.monotonic() - began
+            return scored, (began, time.time())
         finally:
             self._free.put_nowait(replica)
 
     async def load_weights(self, weights: WeightSet, whole: bool) -> None:
         """Move every replica toward the student's weights, or copy them; see `TeacherScorer.load_weights`.
 
-        Waits for calls under way: one group is scored by one version.
+        Waits for calls under way: one call is answered by one version.
         """
         held = [await self._free.get() for _ in self.replicas]
         move = (weights, whole, self.version)

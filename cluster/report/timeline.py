@@ -46,7 +46,7 @@ class Timeline:
         rows = []
         for one in groups:
             name = f"group {one.group.ordinal}"
-            rows += [_row(step, role, name, start, end) for role, (start, end) in one.times.items()]
+            rows += [_row(step, role, name, *span) for role, spans in one.times.items() for span in spans]
             rows += _episodes(step, one.group.trajectories, {"group": one.group.ordinal})
         append_rows(self.file, rows)
 
@@ -73,6 +73,15 @@ def _episodes(step: int, trajectories: Iterable[Trajectory], more: Row) -> Itera
     for on in filter(None, (trajectory.served for trajectory in trajectories)):
         row = _row(step, "engine", f"engine {on.engine}", on.start, on.end)
         yield {**row, **more, "slot": [on.shard, on.slot], "turns": on.turns}
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Seconds in which at least one of the spans lies."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def _row(step: int, role: str, name: str, start: float, end: float) -> Row:

@@ -22,7 +22,7 @@ from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, JudgeError
 from hindsight.feedback.reading import Note
 from hindsight.learner.batching import collate
-from hindsight.rollout.types import Failure, Group, Span, TokenSequence, Trajectory, Turn
+from hindsight.rollout.types import Failure, Span, TokenSequence, Trajectory, Tried, Turn
 from hindsight.teacher.pool import ScorerPool
 from hindsight.teacher.scorer import Scored
 
@@ -54,6 +54,10 @@ def remote(function):
     return SimpleNamespace(remote=call)
 
 
+def unsolved(task):
+    return Tried(())
+
+
 def score_of(request):
     width = 0 if request.candidates is None else request.candidates.shape[1]
     size = len(request.span)
@@ -68,9 +72,13 @@ class Produced:
     """One group through the driver's code, with toys for everything that runs elsewhere."""
 
     def __init__(self, *overrides, judge=None, score=None, step=0, successes=(True, False), parsed=True):
-        trajectories = tuple(trajectory(success, parsed or success) for success in successes)
-        rolled_out = Group(3, TASK, trajectories, (Failure("engine", "was slow", "t"),))
+        outcomes = [trajectory(success, parsed or success) for success in successes]
+        outcomes.append(Failure("engine", "was slow", "t"))
         self.asked = []  # of the teacher and of the reference policy
+
+        def play(ordinal, index, task, temperature, seed):
+            assert (ordinal, task) == (3, TASK)
+            return Tried(outcomes[index])
 
         def scored(sequences, requests, version):
             self.asked.extend(requests)
@@ -80,7 +88,7 @@ class Produced:
             self.valued = samples
             return [np.zeros(len(sample.positions), np.float32) for sample in samples]
 
-        config = load(None, ["rollout.group_size=2", *overrides])
+        config = load(None, [f"rollout.group_size={len(outcomes)}", *overrides])
         turns = Turns()
         actor = SimpleNamespace(score=remote(score or scored), ready=remote(score or scored))
         teacher = ScorerPool("teacher", [actor], 60.0, turns.of)
@@ -91,7 +99,7 @@ class Produced:
         run = SimpleNamespace(
             config=config,
             actors=SimpleNamespace(
-                worker=SimpleNamespace(rollout=remote(lambda *args: rolled_out)),
+                worker=SimpleNamespace(play=remote(play), reference=remote(unsolved)),
                 reference=reference,
                 scorers=lambda: {"teacher": teacher, "reference": reference},
                 teacher=teacher,
@@ -333,3 +341,37 @@ def test_a_critic_takes_the_place_of_siblings():
     for sample in one.group.samples:
         assert sample.advantages.tolist() == [10.0] * 3  # the reward of success, less a value of 0
     assert one.losses["policy"] == one.group.samples
+
+
+ASYNC = "rollout.max_staleness="
+
+
+@pytest.mark.parametrize(
+    ("overrides", "step", "needs"),
+    [
+        (SERL, 9, "trajectory"),
+        ((*SERL, "feedback.sibling=or"), 9, "sibling"),
+        ((*SERL, ASYNC + "1"), 8, "trajectory"),  # a group that starts now is in flight during step 9
+        ((*SERL, ASYNC + "1"), 9, "group"),  # the teacher is synced after step 10
+        ((*SERL, ASYNC + "2"), 8, "group"),
+        ((*SERL, ASYNC + "2"), 10, "trajectory"),
+        ((*SERL, ASYNC + "2", "teacher.sync_every=0"), 8, "trajectory"),
+        (DISTILL, 0, "trajectory"),
+        ((*DISTILL, ASYNC + "1", "teacher.sync_every=0"), 0, "group"),  # candidates are by one learner
+        ((*DISTILL, "learner.ranks=2"), 0, "group"),
+        ((*DISTILL, "learner.ranks=2", "signal.divergence=sampled"), 0, "trajectory"),
+    ],
+)
+def test_a_group_is_scored_early_only_by_one_version(overrides, step, needs):
+    assert Produced(*overrides).method.needs(step) == needs
+
+
+@pytest.mark.parametrize("staleness", range(4))
+def test_no_sync_falls_between_two_scorings_of_a_group(staleness):
+    """A group that starts after `step` steps is in the batch of a step up to `step + 1 + staleness`."""
+    for every in (0, 1, 2, 3, 10):
+        method = Produced(*SERL, f"{ASYNC}{staleness}", f"teacher.sync_every={every}").method
+        for step in range(25):
+            ends = range(step + 1, step + 1 + staleness)  # of steps before its own
+            synced = any(every and end % every == 0 for end in ends)
+            assert (method.needs(step) == "group") == synced

@@ -32,7 +32,7 @@ from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, JudgeError
 from hindsight.feedback.preamble import EXAMPLE_TITLE
 from hindsight.rollout.action_format import FORMS
-from hindsight.rollout.types import Failure, Group, TokenSequence, Trajectory, Turn
+from hindsight.rollout.types import Failure, TokenSequence, Trajectory, Tried, Turn
 
 TASKS = [TaskSpec(f"{kind}{number}", "toy", kind, "eval") for kind in "ab" for number in range(2)]
 ROOM = Observation("A room. Your task is to: rest.")
@@ -59,17 +59,17 @@ class ToyWorker:
         self.demonstrations = dict(demonstrations)
         self.seeds = []
         self.showing = self.most = 0  # demonstrations at once
-        self.rollout = SimpleNamespace(remote=self._rollout)
+        self.play = SimpleNamespace(remote=self._play)
         self.demonstrate = SimpleNamespace(remote=self._demonstrate)
 
-    async def _rollout(self, ordinal, task, size, temperature, seed, preamble):
+    async def _play(self, ordinal, index, task, temperature, seed, preamble):
         self.seeds.append(seed)
         outcome = self.script[task.id].pop(0)
         if outcome is None:
-            return Group(ordinal, task, (), (Failure("env_died", "killed", task.id),))
+            return Tried(Failure("env_died", "killed", task.id))
         if outcome == "long":
-            return Group(ordinal, task, (), (Failure("prompt", "raise model.max_length", task.id),))
-        return Group(ordinal, task, (trajectory(task, outcome, preamble),))
+            return Tried(Failure("prompt", "raise model.max_length", task.id))
+        return Tried(trajectory(task, outcome, preamble))
 
     async def _demonstrate(self, task, seed, noise):
         assert noise == 0.0
@@ -173,16 +173,16 @@ def hung(script, timeout, slots=8, trials=1):
     worker = ToyWorker(script)
     started = []
 
-    async def rollout(ordinal, task, *args):
+    async def play(ordinal, index, task, *args):
         started.append(task.id)
         match script[task.id][0]:
             case "hangs":
                 await asyncio.sleep(60)
             case "lost":
                 raise ObjectLostError("00" * 28, None, "")
-        return await worker._rollout(ordinal, task, *args)
+        return await worker._play(ordinal, index, task, *args)
 
-    worker.rollout = SimpleNamespace(remote=rollout)
+    worker.play = SimpleNamespace(remote=play)
     config = Config(
         evaluate=Evaluate(trials=trials), rollout=Rollout(timeout=timeout), env=Env(slots=slots, shards=1)
     )

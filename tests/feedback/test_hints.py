@@ -91,7 +91,7 @@ def test_texts_read_as_the_golden_file(source, answer):
 def test_sources_without_a_judge_come_out_as_they_are():
     found = asyncio.run(gather_hints(kitchen(), feedback(sibling="or"), whole_turns=True))
     assert found.asked == found.unreadable == 0 and found.failures == ()
-    plain = source_texts(kitchen(), make_source(feedback()), Style(feedback()))
+    plain = source_texts(kitchen(), make_source(feedback()), Style(feedback()), range(3))
     assert {key: text for key, text in found.texts.items() if key[0] == 1} == {
         key: text for key, text in plain.items() if key[0] == 1
     }

@@ -28,7 +28,9 @@ from hindsight.feedback.transcript import Style, shortened, transcript
 
 def texts_of(found, **settings):
     chosen = feedback(**settings)
-    return combined(found, source_texts(found, make_source(chosen), Style(chosen, show=show)), chosen)
+    everyone = range(len(found.trajectories))
+    texts = source_texts(found, make_source(chosen), Style(chosen, show=show), everyone)
+    return combined(found, texts, chosen, everyone)
 
 
 SETTINGS = {
@@ -120,13 +122,13 @@ def test_or_takes_the_source_where_no_sibling_succeeded_and_and_needs_both():
 
 def test_a_judge_that_saw_the_sibling_speaks_for_both():
     words = {(i, n): "words" for i in range(3) for n in range(3)}
-    texts = combined(kitchen(), words, feedback("judge", sibling="and"))
+    texts = combined(kitchen(), words, feedback("judge", sibling="and"), range(3))
     assert texts == {key: "words" for key in words if key[0] != 1}
 
 
 @pytest.mark.parametrize(("success", "indices"), [("none", [0, 1, 2]), ("or", [1]), ("and", [0, 2])])
 def test_a_judge_is_asked_only_where_its_answer_is_used(success, indices):
-    assert asked_about(kitchen(), feedback("judge", sibling=success)) == indices
+    assert asked_about(kitchen(), feedback("judge", sibling=success), range(3)) == indices
 
 
 def test_turns_of_an_anchor_share_one_text():

@@ -110,9 +110,9 @@ class Recorder:
         """Teacher and reference policy."""
 
         def scorer(role: str) -> Any:
-            async def score(sequences: Any, requests: Any, what: str) -> tuple[list[Scored], float]:
+            async def score(sequences: Any, requests: Any, what: str) -> tuple[list[Scored], list[Any]]:
                 self.requests[role] = list(requests)
-                return [_scored(role, sequences[r.trajectory][r.sequence], r) for r in requests], 0.0
+                return [_scored(role, sequences[r.trajectory][r.sequence], r) for r in requests], []
 
             return SimpleNamespace(score=score)
 
@@ -188,8 +188,8 @@ async def _annotate(method: Any, group: SampleGroup, step: int) -> None:
     """`Method.annotate`, keeping the texts that the teacher is shown."""
     gather = type(method)._gather
 
-    async def keep(one: SampleGroup) -> Any:
-        hints = await gather(method, one)
+    async def keep(one: SampleGroup, about: Any) -> Any:
+        hints = await gather(method, one, about)
         method.texts = hints.texts
         return hints
 

@@ -165,7 +165,7 @@ def test_lines_hold_any_text(tmp_path):
 def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
     recorder = Recorder(tmp_path, LETTERS)
     made = step()
-    made.times = {"rollout": (1.0, 2.0)}
+    made.times = {"rollout": [(1.0, 2.0)], "teacher": [(1.0, 1.5), (1.6, 2.0)]}
     first = replace(made.group.trajectories[0], served=Served(3, 1.0, 1.5, 1, 4, ((0.1, 0.2),)))
     made.group = replace(made.group, trajectories=(first, *made.group.trajectories[1:]))
     recorder.evaluation(0, "before warm start", [(made.group.trajectories[0],)])
@@ -182,14 +182,15 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
     assert [stage.key for stage in run.steps()] == ["eval-000000-before-warm-start", "step-000001"]
     assert run.tokens("step-000002") == {} and 0 in run.tokens("step-000001")
     spans = [(span["role"], span["name"]) for span in run.timeline(1)]
-    assert spans == [("rollout", "group 7"), ("engine", "engine 3")]
-    episode = run.timeline(1)[1]
+    scored = ("teacher", "group 7")
+    assert spans == [("rollout", "group 7"), scored, ("engine", "engine 3"), scored]
+    episode = run.timeline(1)[2]
     assert (episode["group"], episode["slot"], episode["turns"]) == (7, [1, 4], [[0.1, 0.2]])
     [of_evaluation] = run.timeline(0)
     assert of_evaluation["name"] == "engine 3" and "group" not in of_evaluation
     assert run.timeline(2) == run.timeline(3) == []
     recorder.truncate(1)
-    assert run.timeline(0) == [] and len(run.timeline(1)) == 2  # an evaluation that is made again
+    assert run.timeline(0) == [] and len(run.timeline(1)) == 4  # an evaluation that is made again
     recorder.truncate(-1)
     assert run.steps() == [] and run.timeline(1) == [] and (tmp_path / "tokens/mine.jsonl.gz").exists()
 

@@ -72,7 +72,7 @@ def test_scores_of_whole_responses_land_on_every_sampled_token():
 
 def test_a_reference_is_on_every_sampled_token():
     made = to_samples(group(WON, LOST))
-    requests = plain_requests(made.group)
+    requests = plain_requests(made.group, range(2))
     found = [made.find(one, "response") for one in requests]
     made.put("reference_logprobs", found, [-np.arange(1.0, len(one.span) + 1) for one in requests])
     won, lost = made.samples

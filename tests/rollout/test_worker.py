@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +13,8 @@ from rollout_toys import CHATML, TASK, ToyEngine, ToyPool, make_tokenizer
 import hindsight.rollout.worker
 from hindsight.configs.schema import Config, Env, Model, Rollout
 from hindsight.envs.base import DataMissing, EnvError, SlotDied, SlotTimeout
-from hindsight.feedback.sources import Reference
 from hindsight.rollout.episode import leaves_room
-from hindsight.rollout.types import EngineError, EngineLost
+from hindsight.rollout.types import EngineError, EngineLost, Failure, Group
 from hindsight.rollout.worker import Worker, tally
 
 ConnectionLost = "the process is being replaced"
@@ -46,27 +45,30 @@ def config(context: int = 2048, **rollout_settings) -> Config:
     )
 
 
+async def rolled_out(worker, ordinal, size, seed) -> Group:
+    plays = (worker.play(ordinal, index, TASK, 1.0, seed) for index in range(size))
+    tried = await asyncio.gather(*plays)
+    outcomes = [one.outcome for one in tried]
+    failed = tuple(one for one in outcomes if isinstance(one, Failure))
+    won = tuple(one for one in outcomes if not isinstance(one, Failure))
+    return Group(
+        ordinal, TASK, won, failed, retried=tuple(failure for one in tried for failure in one.retried)
+    )
+
+
 def roll(worker, *ordinals, size=4, seed=11):
     async def groups():
-        return await asyncio.gather(*(worker.rollout(o, TASK, size, 1.0, seed) for o in ordinals))
+        return await asyncio.gather(*(rolled_out(worker, ordinal, size, seed) for ordinal in ordinals))
 
     return asyncio.run(groups())
 
 
-def test_groups_have_the_reference_solution_where_it_is_hindsight(model):
-    plain = Worker(model, config(), [toy_engine()], ToyPool())
-    [group] = roll(plain, 1)
-    assert group.reference == ()
-    asking = replace(config(), feedback=Reference.Settings(source="reference"))
-    [group] = roll(Worker(model, asking, [toy_engine()], ToyPool()), 1)
-    assert group.reference == ("take key", "open door") and len(group.trajectories) == 4
-    faults = [None] * 8 + [SlotTimeout("hung")]  # 4 episodes of 2 steps, then the reference
-    [group] = roll(Worker(model, asking, [toy_engine()], ToyPool(faults)), 1)
-    assert group.reference == ("take key", "open door") and group.failures == ()
-    assert [failure.kind for failure in group.retried] == ["env_timeout"]
-    faults = [None] * 8 + [SlotTimeout("hung")] * 3
-    [group] = roll(Worker(model, asking, [toy_engine()], ToyPool(faults)), 1)
-    assert group.reference == () and [f.kind for f in group.failures] == ["env_timeout"]
+@pytest.mark.parametrize(("faults", "retried", "solved"), [(0, 0, True), (1, 1, True), (3, 2, False)])
+def test_a_reference_solution_is_asked_for_again(model, faults, retried, solved):
+    worker = Worker(model, config(), [toy_engine()], ToyPool([SlotTimeout("hung")] * faults))
+    tried = asyncio.run(worker.reference(TASK))
+    assert [failure.kind for failure in tried.retried] == ["env_timeout"] * retried
+    assert tried.outcome == (("take key", "open door") if solved else Failure("env_timeout", "hung", "t0"))
 
 
 def test_a_measured_prompt_is_as_long_as_the_first_of_an_episode(model):
@@ -238,7 +240,7 @@ def test_abandoned_rollouts_end_and_free_their_slots(model):
     worker = Worker(model, config(), [toy_engine(delay=30)], pool)
 
     async def abandon():
-        rollouts = [asyncio.create_task(worker.rollout(ordinal, TASK, 2, 1.0, 11)) for ordinal in (0, 1)]
+        rollouts = [asyncio.create_task(worker.play(*at, TASK, 1.0, 11)) for at in product((0, 1), (0, 1))]
         await asyncio.sleep(0.1)
         assert pool.open == 4
         await worker.abandon()
@@ -256,7 +258,7 @@ def test_a_silent_engine_runs_into_its_deadline(model):
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), DataMissing("set env.data")])
-def test_other_errors_end_the_group_and_free_its_slots(model, error):
+def test_other_errors_are_raised_and_free_the_slots(model, error):
     pool = ToyPool([error])
     worker = Worker(model, config(), [toy_engine(delay=0.01)], pool)
     with pytest.raises(type(error)):

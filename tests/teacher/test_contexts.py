@@ -145,7 +145,7 @@ def test_a_turn_without_an_action_has_a_response_to_score():
 @pytest.mark.parametrize("preset", ["history", "window"])
 def test_a_reference_sees_what_the_student_saw(preset):
     group = make_group(make_renderer(preset))
-    requests = plain_requests(group)
+    requests = plain_requests(group, range(len(group.trajectories)))
     assert len(requests) == sum(len(trajectory.turns) for trajectory in group.trajectories)
     for request in requests:
         trajectory = group.trajectories[request.trajectory]

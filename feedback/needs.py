@@ -1,0 +1,47 @@
+"""Which trajectories of a group can be asked about while others are still played. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from hindsight.configs.method import Feedback
+from hindsight.rollout.types import Failure, Trajectory
+
+# What must be over before a trajectory is asked about: itself; it and whatever may come first as its
+# successful sibling; or the group.
+Needs = Literal["trajectory", "sibling", "group"]
+Episodes = Sequence[Trajectory | Failure | None]  # of a group; None: not over
+
+
+def hints_need(source: Needs, settings: Feedback) -> Needs:
+    """What the hints need, whose source needs that alone (`FeedbackSource.needs`)."""
+    asks_source = settings.sibling != "only"
+    if settings.granularity == "anchor" or (asks_source and source == "group"):
+        return "group"
+    return "trajectory" if settings.sibling == "none" else "sibling"
+
+
+def parts(episodes: Episodes, needs: Needs) -> list[tuple[int, ...]]:
+    """The trajectories that can be asked about now, together with those in the same part.
+
+    Later calls, when more episodes are over, return the same parts and perhaps more.
+    """
+    played = tuple(index for index, one in enumerate(episodes) if isinstance(one, Trajectory))
+    match needs:
+        case "trajectory":
+            return [(index,) for index in played]
+        case "sibling":
+            return [(index,) for index in played if sibling_is_known(episodes, index)]
+        case "group":
+            return [played] if played and all(one is not None for one in episodes) else []
+
+
+def sibling_is_known(episodes: Episodes, index: int) -> bool:
+    """Whether the first other successful trajectory cannot be another one any more, or none can."""
+    for other, one in enumerate(episodes):
+        if other != index and one is None:
+            return False
+        if other != index and isinstance(one, Trajectory) and one.success:
+            return True
+    return True
