@@ -127,7 +127,7 @@ FEEDBACK = {
     "texts": define("hints", NEITHER, "Turns that got a hint."),
     "asked": define("questions", NEITHER, "Questions to the judge."),
     "unreadable": define(
-        "", LESS, "Answers of the judge that could not be read, and turns that they left out."
+        "", LESS, "Answers of the judge and entries of them that could not be read, and turns left out."
     ),
     "tokens_read": define("tokens", NEITHER, "Prompt tokens of the judge, as it reports them."),
     "tokens_written": define("tokens", NEITHER, "Tokens that the judge generated, as it reports them."),

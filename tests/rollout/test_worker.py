@@ -56,7 +56,7 @@ def test_groups_have_the_reference_solution_where_it_is_hindsight(model):
     plain = Worker(model, config(), [toy_engine()], ToyPool())
     [group] = roll(plain, 1)
     assert group.reference == ()
-    asking = replace(config(), feedback=Reference.Settings(source="reference"))
+    asking = replace(config(), feedback=Reference.Settings(sources=["reference"]))
     [group] = roll(Worker(model, asking, [toy_engine()], ToyPool()), 1)
     assert group.reference == ("take key", "open door") and len(group.trajectories) == 4
     faults = [None] * 8 + [SlotTimeout("hung")]  # 4 episodes of 2 steps, then the reference
