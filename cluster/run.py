@@ -31,7 +31,7 @@ from hindsight.cluster.view import View
 from hindsight.cluster.watch import Watchdog
 from hindsight.configs.check import differences, render
 from hindsight.configs.schema import Config
-from hindsight.envs.tasks import Manifest
+from hindsight.envs.tasks import Manifest, Panel
 from hindsight.feedback.judge_client import JudgeClient, open_judge
 from hindsight.learner.checkpoint import latest, read_state, require_room, step_of, write_state, writing
 from hindsight.rollout.render import Renderer
@@ -58,6 +58,7 @@ class Run:
     out: Path
     model: Path
     manifest: Manifest
+    panels: tuple[Panel, ...]  # that are evaluated
     sampler: TaskSampler
     renderer: Renderer
     opening: np.ndarray | None  # ids that open a second user message (feedback.placement=message)
@@ -299,6 +300,7 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
             out=Path(config.out),
             model=model,
             manifest=manifest,
+            panels=ready.panels,
             sampler=TaskSampler(manifest.train, config.seed, set_aside.ids),
             renderer=renderer,
             opening=opening,
@@ -318,5 +320,6 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
             announce(run, newest, asked)
         (run.out / "config.yaml").write_text(render(asked))
         metrics.start()
-        with recorded(run.out, run.state.step if newest else None):
+        panels = {panel.name: panel.digest for panel in run.panels}
+        with recorded(run.out, run.state.step if newest else None, panels):
             yield run

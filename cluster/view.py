@@ -236,6 +236,7 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
             first = (f"{e.stage}, trial {trial}", str(e.step), f"{success:.1%}", f"{low:.1%} to {high:.1%}")
             table.add_row(*first, str(e.episodes))
         stage = f"{e.stage}, trial {len(earlier) + 1}" if earlier else e.stage
+        stage += f", {e.panel}" if e.panel != evaluations[0].panel else ""
         interval = f"{e.low:.1%} to {e.high:.1%}"
         episodes = f"{e.episodes} of {e.episodes + e.missing}" if e.missing else str(e.episodes)
         figures = (episodes, f"{e.turns:.1f}", f"{e.seconds:.0f}")
@@ -292,7 +293,7 @@ def draw_curve(
             for i in range(len(success))
         ]
         axes.plot(steps, means, color="#1f5a96", linewidth=2, label=f"mean of {width + 1} steps")
-    trained = [e for e in evaluations if e.stage != Stage.BEFORE_SFT]
+    trained = [e for e in evaluations if e.stage != Stage.BEFORE_SFT and e.panel == evaluations[0].panel]
     if trained:
         axes.errorbar(
             [e.step for e in trained],

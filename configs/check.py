@@ -101,8 +101,10 @@ def _judge(config: Config) -> Iterator[str]:
 
 
 def _agent(config: Config) -> Iterator[str]:
-    """The prompting agents think before each action and see the whole episode."""
-    agent, prompt = config.evaluate.agent, config.prompt
+    """What is evaluated; the prompting agents think before each action and see the whole episode."""
+    agent, prompt, panels = config.evaluate.agent, config.prompt, config.evaluate.panels
+    if not panels or len(set(panels)) < len(panels):
+        yield f"evaluate.panels = {panels}: name at least one panel, and none twice"
     if agent != "student" and not (prompt.preset == "history" and prompt.think):
         yield (
             f"evaluate.agent = {agent} has prompt.preset = {prompt.preset} and prompt.think = "
