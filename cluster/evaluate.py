@@ -89,6 +89,11 @@ def row_of(results: Sequence[Evaluation]) -> dict[str, float]:
     return {k: v for place, one in enumerate(results) for k, v in one.metrics(first=place == 0).items()}
 
 
+def first_panel(results: Sequence[Evaluation]) -> str:
+    """The panel of the learning curve. Results of old checkpoints are of it and have no name."""
+    return next((one.panel for one in results if one.panel), "")
+
+
 def wilson(rate: float, episodes: float, z: float = 1.959964) -> tuple[float, float]:
     """Wilson score interval of a success rate; (0, 1) for no episodes."""
     if episodes == 0:

@@ -115,7 +115,7 @@ def read_run(path: Path, name: str) -> Compared:
         evaluations = [
             replace(one, stage=one.stage or name) for one, name in zip(evaluations, names, strict=True)
         ]
-    plays = {}
+    plays: Plays = {}
     if evaluations and stages and stages[-1].step == evaluations[-1].step:
         plays = plays_of(run.episodes(stages[-1].key))
     outcomes = {task: [play.success for play in own] for task, own in plays.items()}
