@@ -77,7 +77,7 @@ def _feedback(config: Config) -> Iterator[str]:
     names = config.feedback.sources
     if len(set(names)) < len(names):
         yield f"feedback.sources = {names} names a source twice: remove one"
-    apart = [name for name in names if not FEEDBACK_SOURCES.settings(name).pools]
+    apart = [name for name in names if not FEEDBACK_SOURCES.settings(name)().pools]
     if config.feedback.granularity == "anchor" and (apart or not names):
         yield (
             f"feedback.granularity = anchor cannot merge hints of feedback.sources = {apart or names}: use "

@@ -120,9 +120,10 @@ def read_run(path: Path, name: str) -> Compared:
         plays = plays_of(run.episodes(stages[-1].key))
     outcomes = {task: [play.success for play in own] for task, own in plays.items()}
     last = next(iter(run.metrics("eval")[::-1]), {})
-    tokens = [last.get(f"eval/{bound}tokens_per_play") for bound in ("", "low_", "high_")]
-    known = None if None in tokens else Figure(*tokens)
-    return Compared(name, dict(flat(run.config())), training, evaluations, outcomes, plays, known)
+    bounds = [f"eval/{bound}tokens_per_play" for bound in ("", "low_", "high_")]
+    known = all(last.get(key) is not None for key in bounds)  # not by earlier versions
+    tokens = Figure(*(last[key] for key in bounds)) if known else None
+    return Compared(name, dict(flat(run.config())), training, evaluations, outcomes, plays, tokens)
 
 
 def _evaluation(row: Mapping[str, Any], seconds: float) -> Point:
