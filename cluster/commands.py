@@ -195,9 +195,8 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
         async with connected(config, address, view):
             # Merging would lose the adapter to rounding, so it is served on its base model.
             adapter = read(model)
-            lora = adapter.settings if adapter else Lora()
+            lora, base = (adapter.settings, str(adapter.base)) if adapter else (Lora(), str(model))
             served = replace(config, learner=replace(config.learner, lora=lora))
-            base = str(adapter.base if adapter else model)
             plan = plan_run(served, cluster_nodes(), base, learner=False, teacher=False)
             view.plan(plan)
             view.phase("starting actors")
