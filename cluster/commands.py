@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from hindsight.cluster import signals
-from hindsight.cluster.evaluate import Evaluation, evaluate, numbered
+from hindsight.cluster.evaluate import Evaluation, evaluate, numbered, row_of
 from hindsight.cluster.failures import FailureBudget, Interrupted, RunError, by_kind, in_words
 from hindsight.cluster.folder import checkpoints, newest_step, sole_writer, storing
 from hindsight.cluster.heal import Starts, Watched, keep
@@ -28,7 +28,7 @@ from hindsight.cluster.report.lines import write_rows
 from hindsight.cluster.report.record import evaluation_rows
 from hindsight.cluster.report.run_folder import EPISODES, evaluation_key
 from hindsight.cluster.run import Run, open_run
-from hindsight.cluster.start import STARTING, start_actors
+from hindsight.cluster.start import STARTING, Actors, start_actors
 from hindsight.cluster.step_report import nothing_trained
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.view import View, cost_lines, draw_curve, evaluation_table
@@ -36,20 +36,24 @@ from hindsight.cluster.watch import Watchdog
 from hindsight.configs.check import render
 from hindsight.configs.schema import Config, Lora
 from hindsight.envs.base import EnvError
+from hindsight.envs.panels import find_panels
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.remote import RemoteError, call
+from hindsight.envs.tasks import Panel, TaskSpec
 from hindsight.feedback.anchors import AnchorError
 from hindsight.learner.checkpoint import CheckpointError, complete, latest, step_of
 from hindsight.learner.rank import LearnerError, RanksLost
 from hindsight.learner.weight_sync import WeightSyncError
 from hindsight.rollout.adapter import AdapterError, Saved, read
 from hindsight.rollout.models import ModelMissing, ModelUnfit, resolve
-from hindsight.rollout.render import load_renderer
+from hindsight.rollout.render import Renderer, load_renderer
 from hindsight.rollout.template import TemplateError
-from hindsight.rollout.types import EngineError, Trajectory
+from hindsight.rollout.types import EngineError, Failure, Trajectory
 from hindsight.rollout.weights import WeightSet, checksum, pack
 from hindsight.teacher.plan import BudgetError
 from hindsight.teacher.scorer import WeightsError
+
+Evaluated = tuple[Evaluation, list[tuple[Trajectory, ...]], list[Failure]]  # a panel, its plays, what failed
 
 
 def expected_errors() -> tuple[type[Exception], ...]:
@@ -172,7 +176,7 @@ def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
 
 
 async def eval_run(config: Config, user_model: str, address: str | None = None) -> None:
-    """`hindsight eval`: run the evaluation split with one checkpoint, without learner and teacher.
+    """`hindsight eval`: evaluate one checkpoint on `evaluate.panels`, without learner and teacher.
 
     Results go to `evaluation_folder`, apart from what a training run writes.
 
@@ -190,17 +194,16 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
         renderer = load_renderer(str(model), config)
         family = make_family(config.env)
         manifest = family.manifest()
-        episodes = numbered(manifest.evaluation, config.evaluate.episodes)
-        view.say(f"evaluating {config.model.path}, {config.evaluate.agent}: {len(episodes)} episodes")
-        view.say(f"evaluation split of {len(manifest.evaluation)} tasks, digest {manifest.digest}")
-        for caveat in config.env.caveats:
-            view.say(caveat)
+        panels = find_panels(family, manifest, config.evaluate.panels)
+        total = config.evaluate.episodes * len(panels)
+        view.say(f"evaluating {config.model.path}, {config.evaluate.agent}: {total} episodes")
+        for line in (*panels, *config.env.caveats):
+            view.say(str(line))
         async with connected(config, address, view):
             # Merging would lose the adapter to rounding, so it is served on its base model.
             adapter = read(model)
-            lora = adapter.settings if adapter else Lora()
+            lora, base = (adapter.settings, str(adapter.base)) if adapter else (Lora(), str(model))
             served = replace(config, learner=replace(config.learner, lora=lora))
-            base = str(adapter.base if adapter else model)
             plan = plan_run(served, cluster_nodes(), base, learner=False, teacher=False)
             view.plan(plan)
             view.phase("starting actors")
@@ -214,46 +217,80 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
 
             def played(done: int) -> None:
                 watchdog.beat("evaluating")
-                view.advance(done, len(episodes))
+                view.advance(done, total)
 
-            view.phase("evaluating", len(episodes))
-            step = evaluated_step(Path(config.model.path))
-            told = (config.evaluate.agent, step, played)
-            playing = evaluate(plan.config, actors, renderer, manifest.train, episodes, *told)
+            view.phase("evaluating", total)
+            playing = play_panels(plan.config, actors, renderer, manifest.train, panels, played)
             with watchdog.waiting(config.rollout.timeout):
-                result, plays, failures = await watchdog.guard(playing, keeping)
-            view.show(evaluation_table([result]))
-            write_evaluation(folder, config, manifest.digest, result, plays)
+                evaluated = await watchdog.guard(playing, keeping)
+            results = [result for result, _, _ in evaluated]
+            view.show(evaluation_table(results))
+            write_evaluation(folder, config, manifest.digest, results, [plays for _, plays, _ in evaluated])
             view.say(f"settings, metrics and trajectories are in {folder}")
-            if failures:
-                counts = in_words(by_kind(failures))
-                view.say(f"failures: {counts}; {result.missing} of {len(episodes)} episodes are missing")
-            FailureBudget(config.failure_budget).add(0, len(episodes), failures)
+            if failures := [failure for _, _, own in evaluated for failure in own]:
+                missing = sum(result.missing for result in results)
+                view.say(
+                    f"failures: {in_words(by_kind(failures))}; {missing} of {total} episodes are missing"
+                )
+            FailureBudget(config.failure_budget).add(0, total, failures)
             await actors.stop()
+
+
+async def play_panels(
+    config: Config,
+    actors: Actors,
+    renderer: Renderer,
+    train: Sequence[TaskSpec],
+    panels: Sequence[Panel],
+    played: Callable[[int], None],
+) -> list[Evaluated]:
+    """Evaluate the engines' model on one panel after the other.
+
+    Args:
+        played: called with the number of finished episodes of all panels.
+    """
+    found: list[Evaluated] = []
+    step, each = evaluated_step(Path(config.model.path)), config.evaluate.episodes
+    for panel in panels:
+        before = len(found) * each
+        episodes = numbered(panel.tasks, each)
+        told = (config.evaluate.agent, step, partial(_further, played, before))
+        result, plays, failures = await evaluate(config, actors, renderer, train, episodes, *told)
+        found.append((replace(result, panel=panel.name, digest=panel.digest), plays, failures))
+    return found
+
+
+def _further(played: Callable[[int], None], before: int, done: int) -> None:
+    played(before + done)
 
 
 def write_evaluation(
     folder: Path,
     config: Config,
     digest: str,
-    result: Evaluation,
-    plays: Iterable[Sequence[Trajectory]],
+    results: Sequence[Evaluation],
+    plays: Sequence[Iterable[Sequence[Trajectory]]],
 ) -> None:
     """Write what a run's folder has of an evaluation, and of what it is: evaluation.json.
 
     Args:
-        digest: of the tasks.
+        digest: of training tasks and the panel `evaluation`.
+        results: of each panel.
+        plays: of each panel.
     """
+    panels = {result.panel: result.digest for result in results}
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(render(config))
-    about = {"checkpoint": config.model.path, "agent": config.evaluate.agent, "tasks": digest}
+    named = {"checkpoint": config.model.path, "agent": config.evaluate.agent}
+    about = {**named, "tasks": digest, "panels": panels}
     (folder / "evaluation.json").write_text(json.dumps(about, indent=1) + "\n")
     metrics = Metrics(folder, config.tracker)
     metrics.start()
-    metrics.write(result.step, "eval", result.metrics(), result.stage)
+    metrics.write(results[0].step, "eval", row_of(results), results[0].stage, panels)
     metrics.close()
-    key = evaluation_key(result.step, result.stage)
-    write_rows(folder / EPISODES / f"{key}.jsonl", evaluation_rows(plays))
+    for place, (result, own) in enumerate(zip(results, plays, strict=True)):
+        key = evaluation_key(result.step, result.stage, result.panel if place else "")
+        write_rows(folder / EPISODES / f"{key}.jsonl", evaluation_rows(own))
 
 
 def serving(adapter: Saved | None, config: Config) -> Callable[[Any], Awaitable[None]]:

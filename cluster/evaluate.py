@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
 from hindsight.cluster.failures import RunError, by_kind, in_words, typical
+from hindsight.cluster.outcomes import Play, figures
 from hindsight.cluster.start import Actors
 from hindsight.cluster.trials import Attempts, open_trials, solved_within
 from hindsight.cluster.watch import all_but_stragglers
@@ -50,12 +51,16 @@ class Evaluation:
     solved: list[int] = field(default_factory=list)  # tasks, after each trial
     intervals: list[tuple[float, float]] = field(default_factory=list)  # of success after each trial
     missing: int = 0  # episodes that did not finish
+    panel: str = ""  # name of the panel; empty in old checkpoints
+    digest: str = ""  # of the panel's tasks
+    figures: dict[str, list[float]] = field(default_factory=dict)  # `outcomes.figures`: mean, low, high
 
     def __str__(self) -> str:
         missing = (
             f", {self.missing} of {self.episodes + self.missing} episodes missing" if self.missing else ""
         )
-        return f"{self.stage}: success {self.success:.1%} ({self.low:.1%} to {self.high:.1%}){missing}"
+        on = f", {self.panel}" if self.panel else ""
+        return f"{self.stage}{on}: success {self.success:.1%} ({self.low:.1%} to {self.high:.1%}){missing}"
 
     def after_trials(self) -> list[tuple[float, float, float]]:
         """Success and its interval after trial 1, 2, …"""
@@ -63,9 +68,9 @@ class Evaluation:
         # Old checkpoints have none.
         return [(rate, *bounds) for rate, bounds in zip(rates, self.intervals, strict=False)]
 
-    def metrics(self) -> dict[str, float]:
-        """The figures as a metrics row."""
-        left_out = ("stage", "step", "solved", "intervals")
+    def metrics(self, first: bool = True) -> dict[str, float]:
+        """The figures as metrics, which have the panel in their names unless it is the first."""
+        left_out = ("stage", "step", "solved", "intervals", "panel", "digest", "figures")
         values = {name: float(value) for name, value in asdict(self).items() if name not in left_out}
         for trial, (success, low, high) in enumerate(self.after_trials(), start=1):
             values |= {
@@ -73,7 +78,20 @@ class Evaluation:
                 f"low_trial_{trial}": low,
                 f"high_trial_{trial}": high,
             }
-        return {f"eval/{name}": value for name, value in values.items()}
+        for name, (mean, low, high) in self.figures.items():
+            values |= {name: values.get(name, mean), f"low_{name}": low, f"high_{name}": high}
+        topic = "eval" if first else f"eval/{self.panel}"
+        return {f"{topic}/{name}": value for name, value in values.items()}
+
+
+def row_of(results: Sequence[Evaluation]) -> dict[str, float]:
+    """The metrics of an evaluation on several panels."""
+    return {k: v for place, one in enumerate(results) for k, v in one.metrics(first=place == 0).items()}
+
+
+def first_panel(results: Sequence[Evaluation]) -> str:
+    """The panel of the learning curve. Results of old checkpoints are of it and have no name."""
+    return next((one.panel for one in results if one.panel), "")
 
 
 def wilson(rate: float, episodes: float, z: float = 1.959964) -> tuple[float, float]:
@@ -103,7 +121,7 @@ def effective_plays(tasks: Sequence[str], outcomes: Sequence[bool]) -> float:
     return float(plays) if variance == 0 else min(plays, max(count, rate * (1 - rate) / variance))
 
 
-def numbered(tasks: tuple[TaskSpec, ...], episodes: int) -> list[tuple[int, TaskSpec]]:
+def numbered(tasks: Sequence[TaskSpec], episodes: int) -> list[tuple[int, TaskSpec]]:
     """Return the numbered episodes of an evaluation; tasks repeat if there are fewer."""
     return [(index, tasks[index % len(tasks)]) for index in range(episodes)]
 
@@ -195,6 +213,10 @@ def summarize(
     told = [effective_plays([task for task, _ in kept], after) for after in outcomes]
     intervals = [wilson(*one) for one in zip(rates, told, strict=True)]
     trajectories = [trajectory for _, one in kept for trajectory in one.trajectories]
+    plays: defaultdict[str, list[Play]] = defaultdict(list)
+    for task, one in kept:
+        plays[task].append(one.play)
+    told_by_task = {name: [one.mean, one.low, one.high] for name, one in figures(plays).items()}
     low, high = intervals[-1]
     return Evaluation(
         stage=stage,
@@ -209,4 +231,5 @@ def summarize(
         solved=solved,
         intervals=intervals,
         missing=len(attempts) - len(kept),
+        figures={name: own for name, own in told_by_task.items() if name != "success"},
     )

@@ -165,7 +165,7 @@ def recorded_judge(config: Config, path: Path) -> Iterator[JudgeClient | None]:
     there = settings.source == "endpoint" and bool(os.environ.get(settings.api_key_env))
     if not there and (settings.source == "engine" or not answers.is_dir()):
         raise ReplayError(
-            f"feedback.source = {config.feedback.source} needs a judge. Replay has no engines, and {path} "
+            f"feedback.sources = {config.feedback.sources} needs a judge. Replay has no engines, and {path} "
             "has no recorded answers: set judge.source=endpoint, judge.url and judge.model, and export the "
             f"variable {settings.api_key_env} (judge.api_key_env)"
         )

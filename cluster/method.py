@@ -23,7 +23,7 @@ from hindsight.feedback.hints import Hints, gather_hints
 from hindsight.feedback.judge_client import Answer, Schema, patience
 from hindsight.feedback.needs import Needs, hints_need
 from hindsight.feedback.reading import Question
-from hindsight.feedback.source import make_source
+from hindsight.feedback.source import make_sources
 from hindsight.learner.credit import assign, differ
 from hindsight.learner.gae import GaeSettings, estimate, mask_steps
 from hindsight.learner.samples import OpenGroup, SampleGroup, TrainingSample
@@ -98,7 +98,7 @@ class Method:
         candidates = self.signal.num_candidates > 0 and (staleness > 0 or config.learner.ranks > 1)
         if candidates or any(map(self.syncs_teacher, in_flight)):
             return "group"
-        return hints_need(make_source(config.feedback).needs, config.feedback)
+        return hints_need([source.needs for source in make_sources(config.feedback)], config.feedback)
 
     def syncs_teacher(self, step: int) -> bool:
         """Whether the teacher gets the learner's weights at the end of that step."""

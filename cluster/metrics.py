@@ -50,15 +50,24 @@ class Metrics:
         with self._naming("opening the trackers"):
             self._trackers = make_trackers(self._tracking, self.path.parent)
 
-    def write(self, step: int, kind: str, values: Mapping[str, float], stage: str | None = None) -> None:
+    def write(
+        self,
+        step: int,
+        kind: str,
+        values: Mapping[str, float],
+        stage: str | None = None,
+        panels: Mapping[str, str] | None = None,
+    ) -> None:
         """Append one row.
 
         Args:
             kind: "train", "sft" or "eval".
             values: names are like `rollout/success`.
             stage: of an evaluation.
+            panels: of an evaluation, the digest of each by its name.
         """
-        row = {"step": step, "kind": kind, "stage": stage, "time": round(time.time(), 3)}
+        row: dict[str, Any] = {"step": step, "kind": kind, "stage": stage, "time": round(time.time(), 3)}
+        row |= {"panels": dict(panels)} if panels else {}
         append_rows(self.path, [row | {name: _plain(value) for name, value in values.items()}])
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for tracker in self._trackers:

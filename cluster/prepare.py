@@ -11,8 +11,9 @@ from hindsight.cluster.set_aside import FILE, SetAsideTasks
 from hindsight.cluster.view import View
 from hindsight.configs.schema import Config
 from hindsight.envs.base import EnvFamily
+from hindsight.envs.panels import find_panels
 from hindsight.envs.registry import make_family
-from hindsight.envs.tasks import Manifest
+from hindsight.envs.tasks import Manifest, Panel
 from hindsight.learner.checkpoint import read_state, step_of
 from hindsight.rollout.models import resolve
 from hindsight.rollout.render import Renderer, load_renderer
@@ -30,6 +31,7 @@ class Ready:
     renderer: Renderer
     family: EnvFamily
     manifest: Manifest
+    panels: tuple[Panel, ...]  # that are evaluated
     set_aside: SetAsideTasks
 
 
@@ -53,13 +55,14 @@ def prepare(config: Config, view: View) -> Ready:
     view.say(
         f"{len(manifest.train)} training tasks, {len(manifest.evaluation)} held out, digest {manifest.digest}"
     )
-    for caveat in config.env.caveats:
-        view.say(caveat)
+    panels = find_panels(family, manifest, config.evaluate.panels)
+    for line in (*panels, *config.env.caveats):
+        view.say(str(line))
     if newest is not None:
         require_same_run(config, newest, manifest)
     continued(config, newest)  # raises what would be raised again once the machines are known
     set_aside = SetAsideTasks.load(Path(config.out, FILE), manifest.train, resumes=newest is not None)
-    return Ready(config, newest, model, renderer, family, manifest, set_aside)
+    return Ready(config, newest, model, renderer, family, manifest, panels, set_aside)
 
 
 def continued(config: Config, newest: Path | None) -> Config:

@@ -218,7 +218,7 @@ def _notes(config: Config, step: int, start: Path | None, groups: Sequence[Sampl
         notes.append(f"weights are those of {start.name}, the newest checkpoint from before step {step}")
     if config.feedback.needs_reference and not any(group.group.reference for group in groups):
         notes.append(
-            f"the run recorded no reference solutions: feedback.source={config.feedback.source} has no hints"
+            f"the run recorded no reference solutions, which feedback.sources={config.feedback.sources} need"
         )
     for group in groups:
         notes += [

@@ -32,7 +32,7 @@ from hindsight.cluster.view import View
 from hindsight.cluster.watch import Watchdog
 from hindsight.configs.check import differences, render
 from hindsight.configs.schema import Config
-from hindsight.envs.tasks import Manifest
+from hindsight.envs.tasks import Manifest, Panel
 from hindsight.feedback.judge_client import JudgeClient, open_judge
 from hindsight.learner.checkpoint import latest, read_state, step_of, write_state
 from hindsight.rollout.render import Renderer
@@ -59,6 +59,7 @@ class Run:
     out: Path
     model: Path
     manifest: Manifest
+    panels: tuple[Panel, ...]  # that are evaluated
     sampler: TaskSampler
     renderer: Renderer
     opening: np.ndarray | None  # ids that open a second user message (feedback.placement=message)
@@ -273,6 +274,7 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
             out=Path(config.out),
             model=model,
             manifest=manifest,
+            panels=ready.panels,
             sampler=TaskSampler(manifest.train, config.seed, set_aside.ids),
             renderer=renderer,
             opening=opening,
@@ -294,5 +296,6 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
             announce(run, newest, asked)
         (run.out / "config.yaml").write_text(render(asked))
         metrics.start()
-        with recorded(run.out, run.state.step if newest else None):
+        panels = {panel.name: panel.digest for panel in run.panels}
+        with recorded(run.out, run.state.step if newest else None, panels):
             yield run

@@ -81,7 +81,7 @@ def evaluation_seconds(
     config: Config, evaluations: Sequence[Evaluation], values: Mapping[str, float]
 ) -> float:
     """Seconds that the next evaluation will take: as the last one, or else as the episodes of this step."""
-    episodes = config.evaluate.episodes
+    episodes = config.evaluate.episodes * len(config.evaluate.panels)
     if evaluations:
         last = evaluations[-1]
         return last.seconds / max(1, last.episodes + last.missing) * episodes

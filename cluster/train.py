@@ -16,9 +16,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
-from hindsight.cluster.evaluate import Evaluation, Stage, evaluate, numbered
+from hindsight.cluster.evaluate import Evaluation, Stage, evaluate, numbered, row_of
 from hindsight.cluster.failures import KINDS, Losses
 from hindsight.cluster.first_prompts import set_long_ones_aside
 from hindsight.cluster.method import Method
@@ -30,7 +31,7 @@ from hindsight.cluster.sft import fine_tune, linear
 from hindsight.cluster.watch import together
 from hindsight.configs.schema import Config
 from hindsight.envs.runtime.remote import AnswerLost
-from hindsight.envs.tasks import TaskSpec
+from hindsight.envs.tasks import Panel, TaskSpec
 from hindsight.learner.checkpoint import due
 from hindsight.learner.rank import RanksLost
 from hindsight.learner.samples import OpenGroup, SampleGroup
@@ -291,13 +292,23 @@ class Trainer:
         return True
 
     async def evaluate(self, stage: Stage) -> None:
-        """Run the evaluation episodes and record the result."""
+        """Evaluate on every panel (before the warm start, the first) and record the results together."""
         run, settings = self.run, self.config.evaluate
-        count = settings.cold_episodes if stage == Stage.BEFORE_SFT else settings.episodes
+        cold = stage == Stage.BEFORE_SFT
+        count = settings.cold_episodes if cold else settings.episodes
+        panels = run.panels[:1] if cold else run.panels
         if not count:
             return
-        episodes = numbered(run.manifest.evaluation, count)
-        run.view.say(f"evaluating {len(episodes)} held-out episodes, {stage}")
+        results = [await self.evaluate_on(panel, stage, count) for panel in panels]
+        run.state.evaluations += results
+        figures = row_of(results) | {"rollout/turns_total": float(run.state.turns)}
+        run.metrics.write(run.state.step, "eval", figures, stage, {one.name: one.digest for one in panels})
+
+    async def evaluate_on(self, panel: Panel, stage: Stage, count: int) -> Evaluation:
+        """Run the evaluation episodes of a panel, and write them down."""
+        run = self.run
+        episodes = numbered(panel.tasks, count)
+        run.view.say(f"evaluating {len(episodes)} episodes of {panel.name}, {stage}")
 
         def finished(done: int) -> None:
             run.watchdog.beat("evaluating")
@@ -321,11 +332,10 @@ class Trainer:
                 ):
                     result, plays, failures = await playing
         run.budget.add(run.state.step, len(episodes), failures)
-        run.state.evaluations.append(result)
-        turns = {"rollout/turns_total": float(run.state.turns)}
-        run.metrics.write(run.state.step, "eval", result.metrics() | turns, stage)
-        run.recorder.evaluation(run.state.step, stage, plays)
+        result = replace(result, panel=panel.name, digest=panel.digest)
+        run.recorder.evaluation(run.state.step, stage, plays, "" if panel == run.panels[0] else panel.name)
         run.view.say(str(result))
+        return result
 
     def evaluated(self, stage: Stage) -> bool:
         """Whether this run, or the one it resumes, has made that evaluation."""

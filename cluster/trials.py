@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hindsight.cluster.failures import RunError
+from hindsight.cluster.outcomes import Play
 from hindsight.cluster.start import Actors
 from hindsight.configs.schema import Config
 from hindsight.envs.base import DataMissing, Demonstration, EnvError, NoDemonstration
@@ -35,6 +36,13 @@ class Attempts:
     answers: tuple[Answer, ...] = ()  # lessons as written
     failures: tuple[Failure, ...] = ()
     broken: bool = False  # an infrastructure failure ended it, so it is not a result
+
+    @property
+    def play(self) -> Play:
+        """What came of it: as good as its last trial, and as long as its mean one."""
+        turns = sum(len(trajectory.turns) for trajectory in self.trajectories) / len(self.trajectories)
+        last = self.trajectories[-1]
+        return Play(last.success, last.reward, turns, float(self.tokens_written))
 
     @property
     def tokens_read(self) -> int:

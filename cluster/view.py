@@ -22,7 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from hindsight.cluster.evaluate import Evaluation, Stage
+from hindsight.cluster.evaluate import Evaluation, Stage, first_panel
 from hindsight.cluster.failures import Interrupted
 from hindsight.cluster.plan import Plan
 from hindsight.cluster.planning import plan_notes, plan_table
@@ -236,6 +236,7 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
             first = (f"{e.stage}, trial {trial}", str(e.step), f"{success:.1%}", f"{low:.1%} to {high:.1%}")
             table.add_row(*first, str(e.episodes))
         stage = f"{e.stage}, trial {len(earlier) + 1}" if earlier else e.stage
+        stage += f", {e.panel}" if e.panel not in ("", first_panel(evaluations)) else ""
         interval = f"{e.low:.1%} to {e.high:.1%}"
         episodes = f"{e.episodes} of {e.episodes + e.missing}" if e.missing else str(e.episodes)
         figures = (episodes, f"{e.turns:.1f}", f"{e.seconds:.0f}")
@@ -293,7 +294,8 @@ def draw_curve(
             for i in range(len(success))
         ]
         axes.plot(steps, means, color="#1f5a96", linewidth=2, label=f"mean of {width + 1} steps")
-    trained = [e for e in evaluations if e.stage != Stage.BEFORE_SFT]
+    shown = ("", first_panel(evaluations))
+    trained = [e for e in evaluations if e.stage != Stage.BEFORE_SFT and e.panel in shown]
     if trained:
         axes.errorbar(
             [e.step for e in trained],

@@ -11,7 +11,7 @@ import yaml
 
 from hindsight.configs.environ import PASSWORD_IN_ADDRESS
 from hindsight.configs.paths import lasting
-from hindsight.configs.registry import REGISTRIES
+from hindsight.configs.registry import FEEDBACK_SOURCES, REGISTRIES
 from hindsight.configs.schema import Config
 from hindsight.configs.setting import settings
 
@@ -30,8 +30,8 @@ def check(config: Config) -> list[str]:
     ]
     sections = [getattr(config, name) for name in REGISTRIES]
     extensions = [problem for section in sections for problem in section.problems(config)]
-    rules = [*_lengths(config), *_update(config), *_judge(config), *_agent(config), *_paths(config)]
-    return [*ranges, *extensions, *rules]
+    rules = (_lengths, _update, _feedback, _judge, _agent, _paths)
+    return [*ranges, *extensions, *(problem for rule in rules for problem in rule(config))]
 
 
 def _lengths(config: Config) -> Iterator[str]:
@@ -73,6 +73,18 @@ def _update(config: Config) -> Iterator[str]:
         )
 
 
+def _feedback(config: Config) -> Iterator[str]:
+    names = config.feedback.sources
+    if len(set(names)) < len(names):
+        yield f"feedback.sources = {names} names a source twice: remove one"
+    apart = [name for name in names if not FEEDBACK_SOURCES.settings(name)().pools]
+    if config.feedback.granularity == "anchor" and (apart or not names):
+        yield (
+            f"feedback.granularity = anchor cannot merge hints of feedback.sources = {apart or names}: use "
+            "sibling, immediate, next_observation and future"
+        )
+
+
 def _judge(config: Config) -> Iterator[str]:
     judge = config.judge
     if not config.feedback.judged or judge.source == "engine":
@@ -89,8 +101,10 @@ def _judge(config: Config) -> Iterator[str]:
 
 
 def _agent(config: Config) -> Iterator[str]:
-    """The prompting agents think before each action and see the whole episode."""
-    agent, prompt = config.evaluate.agent, config.prompt
+    """What is evaluated; the prompting agents think before each action and see the whole episode."""
+    agent, prompt, panels = config.evaluate.agent, config.prompt, config.evaluate.panels
+    if not panels or len(set(panels)) < len(panels):
+        yield f"evaluate.panels = {panels}: name at least one panel, and none twice"
     if agent != "student" and not (prompt.preset == "history" and prompt.think):
         yield (
             f"evaluate.agent = {agent} has prompt.preset = {prompt.preset} and prompt.think = "

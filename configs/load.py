@@ -243,7 +243,7 @@ def _owner(key: str) -> str | None:
         assert registry is not None
         extended = replace(Config(), **{section: registry.settings(name)()})
         if key in {item.key for item in settings(extended)}:
-            return f"It belongs to {registry.key}={name}"
+            return f"It belongs to {registry.override(name)}"
     return None
 
 

@@ -50,33 +50,30 @@ class Credit(Section):
 
 @dataclass(frozen=True)
 class Feedback(Section):
-    """What the teacher is shown. `source`, `sibling` and `granularity` are independent choices.
+    """What the teacher is shown. `sources`, `combine` and `granularity` are independent choices.
 
-    A sibling is another rollout of the same task.
+    A sibling is another rollout of the same task. What is said of one source below is true of a section if it
+    is of any source that the section names.
     """
 
     judged: ClassVar[bool] = False  # whether a model writes the hints
     pools: ClassVar[bool] = False  # whether granularity=anchor can merge the hints of several turns
     needs_reference: ClassVar[bool] = False  # whether the task's reference solution is needed
-    sees_sibling: ClassVar[bool] = False  # whether its hints already speak of a sibling shown with it
+    sees_sibling: ClassVar[bool] = False  # whether its judge reads a sibling in place of the teacher
 
-    source: str = setting(
-        "none",
-        "source of hints: none, immediate, next_observation, future, reference, judge, reflect, target or "
-        "your own",
+    sources: list[str] = setting(
+        [],
+        "sources of hints, in their order: sibling (a successful one), immediate, next_observation, future, "
+        "reference, judge, reflect, target or your own",
     )
-    sibling: Literal["none", "only", "or", "and"] = setting(
-        "none",
-        "a successful sibling is not shown; shown alone; shown in place of the source; or shown with it",
+    combine: Literal["all", "first"] = setting(
+        "all", "a hint needs all sources and shows them, or is of the first that has something to show"
     )
     granularity: Literal["step", "anchor"] = setting(
         "step", "one hint per turn, or one for all turns of the group in the same state"
     )
     similarity: float = setting(
         1.0, "anchor: minimum difflib ratio of two equal states; 1 is an exact match", low=0.0, high=1.0
-    )
-    anchor_feedback: bool = setting(
-        False, "anchor: also show the feedback on the best and the worst try of each action"
     )
     rendering: Literal["responses", "pairs"] = setting(
         "responses", "show a trajectory as responses without reasoning, or as observation-action pairs"
@@ -89,41 +86,23 @@ class Feedback(Section):
     @property
     def on(self) -> bool:
         """Whether any turn may get a hint."""
-        return self.source != "none" or self.sibling != "none"
+        return bool(self.sources)
+
+    @property
+    def informs_judge(self) -> bool:
+        """Whether a judge is shown the successful sibling, where there is one, and the teacher is not."""
+        return self.sees_sibling and "sibling" in self.sources and self.combine == "all"
 
     @property
     def summary(self) -> str:
-        joined = {"none": "", "only": "successful sibling", "or": "successful sibling or "}
-        source = "" if self.source == "none" else self.source.replace("_", " ")
-        shown = joined.get(self.sibling, "successful sibling and ") + source
+        names = ("successful sibling" if name == "sibling" else name for name in self.sources)
+        shown = {"all": " and ", "first": " or "}[self.combine].join(names).replace("_", " ")
         return f"{shown}, per {self.granularity}" if shown else "–"
-
-    def problems(self, config: Config) -> Iterator[str]:
-        if self.sibling == "only" and self.source != "none":
-            yield (
-                f"feedback.source = {self.source} is never shown with feedback.sibling = only: set "
-                "feedback.source=none, or feedback.sibling=or or and"
-            )
-        if self.sibling in ("or", "and") and self.source == "none":
-            yield (
-                f"feedback.sibling = {self.sibling} needs a source to combine with: set feedback.source, or "
-                "feedback.sibling=only"
-            )
-        if self.granularity == "anchor" and not self.pools:
-            yield (
-                f"feedback.granularity = anchor cannot merge hints of feedback.source = {self.source}: use "
-                "immediate, next_observation or future"
-            )
-        if self.anchor_feedback and (self.granularity == "step" or self.source == "immediate"):
-            yield (
-                "feedback.anchor_feedback = True needs feedback.granularity = anchor and "
-                "feedback.source = next_observation or future"
-            )
 
 
 @dataclass(frozen=True)
 class Judge:
-    """The model that writes hints (feedback.source judge, reflect or target) and Reflexion's lessons.
+    """The model that writes hints (feedback.sources judge, reflect or target) and Reflexion's lessons.
 
     Lessons always come from the run's own engines.
     """
@@ -173,8 +152,8 @@ class Signal(Section):
     def problems(self, config: Config) -> Iterator[str]:
         if self.asks_teacher and not config.feedback.on:
             yield (
-                f"signal.name = {self.name} needs hints to show the teacher: set feedback.source or "
-                "feedback.sibling, or signal.name=none"
+                f"signal.name = {self.name} needs hints to show the teacher: set feedback.sources, or "
+                "signal.name=none"
             )
 
 

@@ -39,15 +39,15 @@ def _extensions(registry: Registry, section: str) -> Iterator[str]:
     """A heading and a table for each built-in entry: what its settings add to the section or change."""
     shared = {item.key: item for item in settings(getattr(Config(), section), f"{section}.")}
     for name in registry.installed:
-        value = f"[{name}]" if registry.key == "tracker.names" else name
-        extended = getattr(load(None, [f"{registry.key}={value}"]), section)
+        named = registry.override(name)
+        extended = getattr(load(None, [named]), section)
         own = [
             item
             for item in settings(extended, f"{section}.")
             if item.key != registry.key and item != shared.get(item.key)
         ]
         if own:
-            yield f"With `{registry.key}={name}`:\n"
+            yield f"With `{named}`:\n"
             yield _table(own)
 
 

@@ -4,7 +4,7 @@ Five settings accept code of your own. Each has a registry here, and each entry 
 `Settings`, which extends the section of the configuration that names the entry.
 
     env.name          an EnvFamily (hindsight.envs.base) or a gymnasium.Env
-    feedback.source   a FeedbackSource (hindsight.feedback.source)
+    feedback.sources  FeedbackSources (hindsight.feedback.source)
     credit.advantage  a function (group, credit) -> advantages (hindsight.learner.credit)
     signal.name       a TeacherSignal (hindsight.learner.signals)
     tracker.names     Trackers (hindsight.cluster.trackers)
@@ -112,6 +112,11 @@ class Registry:
         if isinstance(section, kind):
             return section
         return kind(**{item.name: getattr(section, item.name) for item in fields(section)})
+
+    def override(self, name: str) -> str:
+        """The override that names one entry."""
+        default = getattr(self.section(), self.key.rpartition(".")[2])
+        return f"{self.key}=[{name}]" if isinstance(default, list) else f"{self.key}={name}"
 
     def named(self, section: Any) -> list[str]:
         """The entries that an instance of the section names."""
@@ -221,11 +226,11 @@ ENVIRONMENTS = Registry(
     ("hindsight.envs.base:EnvFamily", "gymnasium:Env"),
 )
 FEEDBACK_SOURCES = Registry(
-    "feedback.source",
+    "feedback.sources",
     "feedback source",
     Feedback,
     {
-        "none": "hindsight.feedback.source:FeedbackSource",
+        "sibling": "hindsight.feedback.sources:Sibling",
         "immediate": "hindsight.feedback.sources:Immediate",
         "next_observation": "hindsight.feedback.sources:NextObservation",
         "future": "hindsight.feedback.sources:Future",

@@ -18,7 +18,11 @@ RENAMED = {
     "credit.lam": "It is now credit.gae_lambda",
     "critic.lr": "It is now credit.critic_lr (with credit.advantage=gae)",
     "critic.clip": "It is now credit.value_clip (with credit.advantage=gae)",
-    "feedback.success": "It is now feedback.sibling",
+    "feedback.success": "It is now feedback.sources, where a sibling is one of the sources",
+    "feedback.source": "It is now feedback.sources, a list such as [immediate] or, for none, []",
+    "feedback.sibling": "It is now feedback.sources: [sibling] for only, [sibling, immediate] for and; with "
+    "feedback.combine=first for or",
+    "feedback.anchor_feedback": "It is now feedback.sources, which may add immediate",
     "judge.key_variable": "It is now judge.api_key_env",
     "reweight.strength": "It is now signal.strength (with signal.name=reweight)",
     "reweight.decay_steps": "It is now signal.decay_steps (with signal.name=reweight)",

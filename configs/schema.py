@@ -37,7 +37,7 @@ class Env(Section):
     )
     kinds: list[str] = setting([], "task types to keep; empty keeps all", of_entry=True)
     train_tasks: int = setting(600, "training tasks", low=1)
-    eval_tasks: int = setting(120, "tasks of the evaluation split", low=1)
+    eval_tasks: int = setting(120, "tasks of the panel `evaluation`", low=1)
     max_turns: int = setting(50, "turns per episode before it is truncated", low=1)
     seed: int = setting(0, "seed of generated tasks", low=0)
     shards: int = setting(1, "shard actors; each owns `slots` environment processes", low=1)
@@ -191,8 +191,12 @@ class Checkpoint:
 class Evaluate:
     """Evaluation on held-out tasks."""
 
-    episodes: int = setting(120, "episodes per evaluation; tasks repeat if there are fewer", low=1)
-    cold_episodes: int = setting(120, "episodes of the evaluation before the warm start; 0: none", low=0)
+    panels: list[str] = setting(
+        ["evaluation"],
+        "panels of tasks: evaluation (env.eval_tasks of them, drawn by env.seed), or the environment's own",
+    )
+    episodes: int = setting(120, "episodes per panel; tasks repeat if there are fewer", low=1)
+    cold_episodes: int = setting(120, "episodes on the first panel before the warm start; 0: none", low=0)
     every: int = setting(0, "training steps between evaluations; 0: only before and after", low=0)
     agent: Literal["student", "react", "reflexion"] = setting(
         "student", "the model alone; with a worked example (ReAct); with lessons from failures (Reflexion)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from hindsight.envs.tasks import Manifest, TaskSpec
 
 # <action>…</action>, calls of tools (`envs.tool_calls`), a block of code
 ACTION_FORMATS = ("tags", "tools", "code")
+EVALUATION = "evaluation"  # the panel that every environment has
 
 
 class EnvError(RuntimeError):
@@ -264,6 +265,15 @@ class EnvFamily(ABC):
         Raises:
             DataMissing: the configured data folder is not there.
         """
+
+    def panels(self) -> dict[str, Callable[[], tuple[TaskSpec, ...]]]:
+        """The panels that `evaluate.panels` may name, each with what lists its tasks.
+
+        EVALUATION has the tasks that `manifest` holds out, as many and drawn as the settings say. A panel
+        with the benchmark's name before a slash is canonical: all tasks of an official split, in its order,
+        whatever `env.kinds`, `env.eval_tasks` and `env.seed` are.
+        """
+        return {EVALUATION: lambda: self.manifest().evaluation}
 
     def preload(self) -> None:  # noqa: B027 - a family without shared data needs none
         """Load the data that all instances read. It is called once, in the process that slots are forked

@@ -1,9 +1,10 @@
-"""Tasks, and the manifest of those that an agent is trained and evaluated on."""
+"""Tasks, the manifest of those that an agent is trained and evaluated on, and panels for evaluation."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,6 +29,27 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Content hash (16 hex digits) over every task in order; equal digests mean equal tasks."""
-        lines = (json.dumps(asdict(task), sort_keys=True) for task in (*self.train, *self.evaluation))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        """Content hash of all tasks."""
+        return digest((*self.train, *self.evaluation))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Tasks that are evaluated together, under a name that results can be quoted with."""
+
+    name: str  # such as "alfworld/valid_seen"
+    tasks: tuple[TaskSpec, ...]
+
+    @property
+    def digest(self) -> str:
+        """Content hash of its tasks: results on panels of equal digests can be compared."""
+        return digest(self.tasks)
+
+    def __str__(self) -> str:
+        return f"panel {self.name}: {len(self.tasks)} tasks, digest {self.digest}"
+
+
+def digest(tasks: Iterable[TaskSpec]) -> str:
+    """Content hash (16 hex digits) over every task in order; equal digests mean equal tasks."""
+    lines = (json.dumps(asdict(task), sort_keys=True) for task in tasks)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -1,6 +1,6 @@
 """A feedback source: how far the attempt got, shown at each of its turns.
 
-hindsight train nano feedback.source=feedback.py feedback.last_turns=3
+hindsight train nano feedback.sources=[feedback.py] feedback.last_turns=3
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A judge: a model that is asked about each failed trajectory; its advice is the hint of the last turns.
 
-hindsight train nano feedback.source=judge.py feedback.advised_turns=3
+hindsight train nano feedback.sources=[judge.py] feedback.advised_turns=3
 """
 
 from __future__ import annotations

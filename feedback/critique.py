@@ -32,10 +32,10 @@ class Critique(JudgedSource):
         sees_sibling: ClassVar[bool] = True
 
     def question(self, group: Group, index: int, style: Style) -> Question | None:
-        """Show the task, trajectory and outcome, plus the successful sibling if feedback.sibling=and."""
+        """Show the task, trajectory and outcome, plus the successful sibling if there is one to show."""
         trajectory = group.trajectories[index]
         last = plain(trajectory.turns[-1].result.observation)
-        other = sibling(group, index) if style.feedback.sibling == "and" else None
+        other = sibling(group, index) if style.feedback.informs_judge else None
 
         def write(characters: int) -> str:
             parts = [

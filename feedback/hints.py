@@ -1,19 +1,20 @@
 """Gather the hints of a group, for any method: the entry point of this package.
 
-group ─► source (environment feedback or a judge's answer) ─► combined with a successful sibling ─► hints
+group ─► sources (environment feedback, siblings or a judge's answers) ─► combined ─► hints
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from hindsight.configs.method import Feedback
+from hindsight.feedback.combine import Texts, anchor_texts, combined, lacking, source_texts
 from hindsight.feedback.judge_client import Answer, Ask, JudgeError
 from hindsight.feedback.reading import Note, Question, Reading, Unreadable
-from hindsight.feedback.source import JudgedSource, make_source
-from hindsight.feedback.sources import asked_about, combined, source_texts
+from hindsight.feedback.source import FeedbackSource, JudgedSource, make_sources
+from hindsight.feedback.sources import Sibling
 from hindsight.feedback.transcript import Show, Style, plain
 from hindsight.rollout.types import Failure, Group, TurnAt
 
@@ -25,7 +26,7 @@ class Hints:
     texts: dict[TurnAt, str] = field(default_factory=dict)  # (trajectory, turn) -> text, in that order
     failures: tuple[Failure, ...] = ()  # unanswered questions
     asked: int = 0  # questions sent to the judge
-    unreadable: int = 0  # unparsable answers, and turns missing from an answer
+    unreadable: int = 0  # unparsable answers or entries of one, and turns missing from an answer
     tokens_read: int = 0  # prompt tokens, as reported by the judge
     tokens_written: int = 0  # generated tokens
     notes: dict[TurnAt, Note] = field(default_factory=dict)  # what a judge said of a turn, for people
@@ -40,6 +41,18 @@ class Hints:
             "feedback/tokens_read": self.tokens_read,
             "feedback/tokens_written": self.tokens_written,
         }
+
+    def joined(self, later: Hints) -> Hints:
+        """Return the counts, failures and notes of both, with the texts of `later`."""
+        return Hints(
+            texts=later.texts,
+            failures=self.failures + later.failures,
+            asked=self.asked + later.asked,
+            unreadable=self.unreadable + later.unreadable,
+            tokens_read=self.tokens_read + later.tokens_read,
+            tokens_written=self.tokens_written + later.tokens_written,
+            notes=self.notes | later.notes,
+        )
 
 
 async def gather_hints(
@@ -59,29 +72,49 @@ async def gather_hints(
         whole_turns: include malformed turns, for signals that cover more than the action's tokens.
 
     Raises:
-        ValueError: `feedback.source` requires a judge and `ask` is None.
+        ValueError: a source requires a judge and `ask` is None.
     """
-    source, gathered = make_source(feedback), Hints()
-    feedback = source.settings
-    style = Style(feedback, show=show)
+    sources, gathered = make_sources(feedback), Hints()
+    style = Style(sources[0].settings if sources else feedback, show=show)
     about = range(len(group.trajectories)) if about is None else about
-    if not isinstance(source, JudgedSource):
-        texts = source_texts(group, source, style, about)
-    elif ask is None:
-        raise ValueError(f"feedback.source={feedback.source} needs a judge to ask")
+    if feedback.granularity == "anchor":
+        texts = anchor_texts(group, sources, style, about)
     else:
-        gathered = await _ask(group, source, style, ask, about)
+        gathered = await _by_step(group, sources, style, ask, about)
         texts = gathered.texts
     shown = {
         (index, number): text
-        for (index, number), text in combined(group, texts, feedback, about).items()
+        for (index, number), text in texts.items()
         if whole_turns or group.trajectories[index].turns[number].action_span is not None
     }
     return replace(gathered, texts=shown)
 
 
-async def _ask(group: Group, source: JudgedSource, style: Style, ask: Ask, about: Collection[int]) -> Hints:
-    """Ask about those of the trajectories that need a judge, concurrently."""
+async def _by_step(
+    group: Group, sources: Sequence[FeedbackSource], style: Style, ask: Ask | None, about: Collection[int]
+) -> Hints:
+    """Gather each turn's own hint, judges last: they are asked only where others leave room for an answer."""
+    feedback, gathered = style.feedback, Hints()
+    if feedback.informs_judge:
+        sources = [source for source in sources if not isinstance(source, Sibling)]
+    parts: list[Texts | None] = [
+        None if isinstance(source, JudgedSource) else source_texts(group, source, style, about)
+        for source in sources
+    ]
+    for place, source in enumerate(sources):
+        if not isinstance(source, JudgedSource):
+            continue
+        if ask is None:
+            raise ValueError(f"feedback.sources={feedback.sources} need a judge to ask")
+        open_ones = lacking(group, parts, place, feedback.combine, about)
+        answered = await _ask(group, source, style, ask, open_ones)
+        parts[place], gathered = answered.texts, gathered.joined(answered)
+    known = [part for part in parts if part is not None]
+    return replace(gathered, texts=combined(group, known, feedback.combine, about))
+
+
+async def _ask(group: Group, source: JudgedSource, style: Style, ask: Ask, indices: Sequence[int]) -> Hints:
+    """Ask about these trajectories, concurrently."""
     given: list[Answer] = []
 
     async def put(index: int, question: Question) -> Reading | Failure:
@@ -95,9 +128,7 @@ async def _ask(group: Group, source: JudgedSource, style: Style, ask: Ask, about
             return Reading(unreadable=1)
 
     questions = {
-        index: question
-        for index in asked_about(group, style.feedback, about)
-        if (question := source.question(group, index, style)) is not None
+        index: question for index in indices if (question := source.question(group, index, style)) is not None
     }
     answers = await asyncio.gather(*(put(*item) for item in questions.items()))
     readings = {

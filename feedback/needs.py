@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from hindsight.configs.method import Feedback
@@ -11,15 +11,15 @@ from hindsight.rollout.types import Failure, Trajectory
 # What must be over before a trajectory is asked about: itself; it and whatever may come first as its
 # successful sibling; or the group.
 Needs = Literal["trajectory", "sibling", "group"]
+ORDER: tuple[Needs, ...] = ("trajectory", "sibling", "group")  # each includes those before it
 Episodes = Sequence[Trajectory | Failure | None]  # of a group; None: not over
 
 
-def hints_need(source: Needs, settings: Feedback) -> Needs:
-    """What the hints need, whose source needs that alone (`FeedbackSource.needs`)."""
-    asks_source = settings.sibling != "only"
-    if settings.granularity == "anchor" or (asks_source and source == "group"):
+def hints_need(sources: Iterable[Needs], settings: Feedback) -> Needs:
+    """What the hints need, whose sources need that each (`FeedbackSource.needs`)."""
+    if settings.granularity == "anchor":
         return "group"
-    return "trajectory" if settings.sibling == "none" else "sibling"
+    return max(sources, key=ORDER.index, default="trajectory")
 
 
 def parts(episodes: Episodes, needs: Needs) -> list[tuple[int, ...]]:

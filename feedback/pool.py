@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from textwrap import indent
 
+from hindsight.feedback.source import PooledSource, best, worst
 from hindsight.feedback.transcript import Style, outcome, section
 from hindsight.rollout.types import Group, Turn, TurnAt
 
 FEEDBACK_TITLE = "Feedback on the actions tried in this state:"
 ACTIONS_TITLE = "Actions tried in this state:"
-
-
-Followed = tuple[str, Callable[[TurnAt], str]]  # a label, and the text of what followed one try
 
 
 def pooled_feedback(group: Group, members: Sequence[TurnAt]) -> str | None:
@@ -29,14 +27,16 @@ def pooled_feedback(group: Group, members: Sequence[TurnAt]) -> str | None:
     return section(FEEDBACK_TITLE, "\n".join(lines))
 
 
-def pooled_actions(group: Group, members: Sequence[TurnAt], style: Style, followed: Followed) -> str | None:
-    """Summarize each distinct action of an anchor's members.
+def pooled_actions(
+    group: Group, members: Sequence[TurnAt], sources: Sequence[PooledSource], style: Style
+) -> str | None:
+    """Summarize each distinct action of an anchor's members, or None if no member took one.
 
-    A summary has the number of tries and successes, the mean reward, the best and worst outcome, and what
-    followed those two.
+    A summary has the number of tries and successes, the mean reward, the best and worst outcome, and what the
+    sources say of the tries that they pick. What has been said of a better try of it is not repeated.
     """
     tries = _tries(group, members)
-    lines = [_summarize(group, action, keys, style, followed) for action, keys in tries.items()]
+    lines = [_summarize(group, action, keys, sources, style) for action, keys in tries.items()]
     return section(ACTIONS_TITLE, "\n".join(lines))
 
 
@@ -49,34 +49,30 @@ def _tries(group: Group, members: Sequence[TurnAt]) -> dict[str, list[TurnAt]]:
     return tries
 
 
-def _summarize(group: Group, action: str, keys: list[TurnAt], style: Style, followed: Followed) -> str:
+def _summarize(
+    group: Group, action: str, keys: list[TurnAt], sources: Sequence[PooledSource], style: Style
+) -> str:
     """Summarize the tries of one action."""
-    played = {key: group.trajectories[key[0]] for key in keys}
-
-    def rank(key: TurnAt) -> tuple[bool, float]:
-        return played[key].success, played[key].reward
-
-    best, worst = max(keys, key=rank), min(keys, key=rank)  # ties: the earliest
-    won = sum(trajectory.success for trajectory in played.values())
-    mean = sum(trajectory.reward for trajectory in played.values()) / len(keys)
+    played = [group.trajectories[index] for index, _ in keys]
+    won = sum(trajectory.success for trajectory in played)
+    mean = sum(trajectory.reward for trajectory in played) / len(keys)
+    first, last = (group.trajectories[pick(group, keys)[0]] for pick in (best, worst))
     lines = [
         f"- {action}: tries {len(keys)}, successes {won}, mean reward {mean:.3g}",
-        f"  best outcome: {outcome(played[best])}; worst outcome: {outcome(played[worst])}",
+        f"  best outcome: {outcome(first)}; worst outcome: {outcome(last)}",
     ]
-    shown: dict[str, None] = {}
-    for name, key in (("best", best), ("worst", worst)):
-        for label, text in _followed_by(group, key, style, followed):
-            if text and text not in shown:
-                shown[text] = None
-                lines += [f"  {label}, {name} outcome:", indent(text, "    ")]
+    picked = [
+        (which, name, key, source)
+        for source in sources
+        for which, (name, key) in enumerate(source.picks(group, keys).items())
+    ]
+    shown: set[str] = set()
+    for _, name, key, source in sorted(picked, key=lambda pick: pick[0]):  # the better tries first
+        text = source.text(group, key, style)
+        if text.strip() and text not in shown:
+            shown.add(text)
+            lines += [f"  {source.LABEL}, {name}:", indent(text, "    ")]
     return "\n".join(lines)
-
-
-def _followed_by(group: Group, key: TurnAt, style: Style, followed: Followed) -> list[tuple[str, str]]:
-    """Return (label, text) pairs of what followed one try."""
-    label, text = followed
-    feedback = _turn(group, key).result.feedback.strip()
-    return [("feedback", feedback)] * style.feedback.anchor_feedback + [(label, text(key))]
 
 
 def _turn(group: Group, key: TurnAt) -> Turn:

@@ -42,7 +42,7 @@ class Reading:
     """The hints parsed from one answer."""
 
     texts: dict[int, str] = field(default_factory=dict)  # turn -> hint
-    unreadable: int = 0  # answers without any hint, and turns missing from an answer
+    unreadable: int = 0  # answers without any hint, and turns or entries missing from one
     notes: dict[int, Note] = field(default_factory=dict)  # by turn
 
 

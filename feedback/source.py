@@ -11,16 +11,17 @@ from hindsight.configs.method import Feedback
 from hindsight.configs.registry import FEEDBACK_SOURCES
 from hindsight.feedback.needs import Needs
 from hindsight.feedback.reading import Question, Reading
-from hindsight.feedback.transcript import Style
+from hindsight.feedback.transcript import Style, section
 from hindsight.rollout.types import Group, Trajectory, TurnAt
 
 
 class FeedbackSource:
-    """A source of hints. The base class is `none`, which gives no hints; other sources override `hint`."""
+    """A source of hints."""
 
     Settings: ClassVar[type[Feedback]] = Feedback
     # "trajectory" if a turn's hint is made from its own trajectory, the task and the reference solution
-    # alone: it can then be written while other episodes of the group are played.
+    # alone, "sibling" if also from a success that `sources.sibling` picks: it can then be written while
+    # other episodes of the group are played.
     needs: ClassVar[Needs] = "group"
     settings: Feedback
 
@@ -35,16 +36,46 @@ class FeedbackSource:
         """
         return None
 
-    def pool(self, group: Group, members: Sequence[TurnAt], style: Style) -> str | None:
-        """Return one hint for turns in the same state, or None (`feedback.granularity=anchor`)."""
-        return None
-
 
 @dataclass(frozen=True)
 class Pooled(Feedback):
     """Settings of a source that supports `feedback.granularity=anchor`."""
 
     pools: ClassVar[bool] = True
+
+
+class PooledSource(FeedbackSource):
+    """A source of one text about a turn, which anchors show below an action that was tried."""
+
+    Settings = Pooled
+    TITLE: ClassVar[str]  # above the text as the hint of its own turn
+    LABEL: ClassVar[str]  # before the text about one try
+
+    @abstractmethod
+    def text(self, group: Group, at: TurnAt, style: Style) -> str:
+        """Return the text about one turn, without a title; blank if there is none."""
+
+    def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
+        return section(self.TITLE, self.text(group, at, style))
+
+    def picks(self, group: Group, tries: Sequence[TurnAt]) -> dict[str, TurnAt]:
+        """Return the tries of an action whose text an anchor shows, by what they are."""
+        return {"best outcome": best(group, tries), "worst outcome": worst(group, tries)}
+
+
+def best(group: Group, tries: Sequence[TurnAt]) -> TurnAt:
+    """Return the earliest of the tries whose trajectories ended best."""
+    return max(tries, key=lambda at: _outcome(group, at))
+
+
+def worst(group: Group, tries: Sequence[TurnAt]) -> TurnAt:
+    """Return the earliest of the tries whose trajectories ended worst."""
+    return min(tries, key=lambda at: _outcome(group, at))
+
+
+def _outcome(group: Group, at: TurnAt) -> tuple[bool, float]:
+    trajectory = group.trajectories[at[0]]
+    return trajectory.success, trajectory.reward
 
 
 @dataclass(frozen=True)
@@ -73,7 +104,7 @@ class JudgedSource(FeedbackSource):
         """
 
 
-def make_source(settings: Feedback) -> FeedbackSource:
-    """Create the source that `feedback.source` names."""
-    kind: type[FeedbackSource] = FEEDBACK_SOURCES.find(settings.source)
-    return kind(FEEDBACK_SOURCES.complete(settings))
+def make_sources(settings: Feedback) -> list[FeedbackSource]:
+    """Create the sources that `feedback.sources` names, in their order."""
+    complete = FEEDBACK_SOURCES.complete(settings)
+    return [FEEDBACK_SOURCES.find(name)(complete) for name in settings.sources]

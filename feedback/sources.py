@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from hindsight.configs.method import Feedback
-from hindsight.feedback.anchors import anchors
-from hindsight.feedback.pool import pooled_actions, pooled_feedback
-from hindsight.feedback.source import FeedbackSource, Pooled
+from hindsight.feedback.source import FeedbackSource, Pooled, PooledSource, best, worst
 from hindsight.feedback.transcript import Style, section, transcript
 from hindsight.rollout.types import Group, Trajectory, Turn, TurnAt
 
@@ -20,55 +18,56 @@ REFERENCE_TITLE = "A reference solution of this task:"
 SUCCESS_TITLE = "A successful attempt at this task:"
 
 
-class Immediate(FeedbackSource):
+class Sibling(FeedbackSource):
+    """The group's first other successful trajectory."""
+
+    Settings = Pooled
+    needs = "sibling"
+
+    def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
+        other = sibling(group, at[0])
+        return success_section(other, style.feedback) if other else None
+
+
+class Immediate(PooledSource):
     """The environment's feedback on the action."""
 
-    Settings = Pooled
+    TITLE = IMMEDIATE_TITLE
+    LABEL = "feedback"
     needs = "trajectory"
 
-    def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
-        feedback = _turn(group, at).result.feedback
-        return immediate_section(feedback) if feedback.strip() else None
-
-    def pool(self, group: Group, members: Sequence[TurnAt], style: Style) -> str | None:
-        return pooled_feedback(group, members)
+    def text(self, group: Group, at: TurnAt, style: Style) -> str:
+        return _turn(group, at).result.feedback.strip()
 
 
-class NextObservation(FeedbackSource):
+class NextObservation(PooledSource):
     """The full next observation."""
 
-    Settings = Pooled
+    TITLE = NEXT_TITLE
+    LABEL = "next observation"
     needs = "trajectory"
 
-    def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
-        return section(NEXT_TITLE, style.show(_turn(group, at).result.observation))
-
-    def pool(self, group: Group, members: Sequence[TurnAt], style: Style) -> str | None:
-        def shown(at: TurnAt) -> str:
-            return style.show(_turn(group, at).result.observation).strip()
-
-        return pooled_actions(group, members, style, ("next observation", shown))
+    def text(self, group: Group, at: TurnAt, style: Style) -> str:
+        return style.show(_turn(group, at).result.observation).strip()
 
 
-class Future(FeedbackSource):
+class Future(PooledSource):
     """The later turns of the trajectory."""
 
-    Settings = Pooled
+    TITLE = FUTURE_TITLE
+    LABEL = "what was done next"
     needs = "trajectory"
 
-    def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
-        return section(FUTURE_TITLE, self._later(group, at, style))
-
-    def pool(self, group: Group, members: Sequence[TurnAt], style: Style) -> str | None:
-        def later(at: TurnAt) -> str:
-            return self._later(group, at, style)
-
-        return pooled_actions(group, members, style, ("what was done next", later))
-
-    def _later(self, group: Group, at: TurnAt, style: Style) -> str:
+    def text(self, group: Group, at: TurnAt, style: Style) -> str:
         index, number = at
         later = group.trajectories[index].turns[number + 1 :]
         return transcript(later, style.feedback.rendering, first=number + 2)
+
+    def picks(self, group: Group, tries: Sequence[TurnAt]) -> dict[str, TurnAt]:
+        won = [at for at in tries if group.trajectories[at[0]].success]
+        lost = [at for at in tries if not group.trajectories[at[0]].success]
+        successes = {"best success": best(group, won)} if won else {}
+        return successes | ({"worst failure": worst(group, lost)} if lost else {})
 
 
 class Reference(FeedbackSource):
@@ -87,63 +86,6 @@ class Reference(FeedbackSource):
         return section(REFERENCE_TITLE, "\n".join(lines))
 
 
-def source_texts(
-    group: Group, source: FeedbackSource, style: Style, about: Collection[int]
-) -> dict[TurnAt, str]:
-    """Map (trajectory, turn) to its hint from a source that needs no judge, skipping turns without one.
-
-    Args:
-        about: the trajectories that get hints.
-    """
-    if style.feedback.granularity == "step":
-        found = {at: source.hint(group, at, style) for at in _turns(group, about)}
-    else:
-        pools = [
-            (members, source.pool(group, members, style))
-            for members in anchors(group, style.feedback.similarity)
-        ]
-        pooled = {at: text for members, text in pools for at in members}
-        found = {at: pooled[at] for at in _turns(group, about)}
-    return {at: text for at, text in found.items() if text is not None}
-
-
-def combined(
-    group: Group, texts: Mapping[TurnAt, str], feedback: Feedback, about: Collection[int]
-) -> dict[TurnAt, str]:
-    """Combine the source's hints with the successful sibling, as `feedback.sibling` says.
-
-    With `and`, a turn needs both parts to have a hint. A judge that saw the sibling already covers both.
-    """
-    if feedback.sibling == "none":
-        return dict(texts)
-    siblings = {index: sibling(group, index) for index in about}
-    found = {}
-    for key in _turns(group, about):
-        other, text = siblings[key[0]], texts.get(key)
-        shown = success_section(other, feedback) if other else None
-        if feedback.sibling == "and":
-            parts = [text] if feedback.sees_sibling else [shown, text]
-            chosen = "\n\n".join(part for part in parts if part) if shown and text else None
-        else:
-            chosen = shown or (text if feedback.sibling == "or" else None)
-        if chosen:
-            found[key] = chosen
-    return found
-
-
-def asked_about(group: Group, feedback: Feedback, about: Collection[int]) -> list[int]:
-    """Return those of the trajectories that need the source.
-
-    These are the ones without a successful sibling for `feedback.sibling=or`, the ones with a successful
-    sibling for `and`, and all for `none`.
-    """
-    return [
-        index
-        for index in about
-        if feedback.sibling == "none" or (feedback.sibling == "and") == (sibling(group, index) is not None)
-    ]
-
-
 def sibling(group: Group, index: int) -> Trajectory | None:
     """Return the first other successful trajectory of the group, or None."""
     others = (t for other, t in enumerate(group.trajectories) if other != index and t.success)
@@ -158,12 +100,6 @@ def success_section(trajectory: Trajectory, feedback: Feedback) -> str:
 def immediate_section(feedback: str) -> str:
     """Return the section that shows the environment's feedback on an action."""
     return f"{IMMEDIATE_TITLE}\n{feedback.strip()}"
-
-
-def _turns(group: Group, about: Collection[int]) -> Iterator[TurnAt]:
-    for index in about:
-        for number in range(len(group.trajectories[index].turns)):
-            yield index, number
 
 
 def _turn(group: Group, at: TurnAt) -> Turn:

@@ -80,21 +80,25 @@ class Target(JudgedSource):
     def read(self, answer: str, trajectory: Trajectory, style: Style) -> Reading:
         """Return the hints for at most `feedback.targets` turns, earliest first.
 
+        An entry with an invalid turn or an empty correction is skipped and counted.
+
         Raises:
-            Unreadable: the answer has no failure, or one with an invalid turn or an empty correction. The
-                whole answer is then discarded.
+            Unreadable: no entry is left.
         """
         failures = listed(without_thought(answer), "failures")
         corrections: dict[int, str] = {}
+        skipped = 0
         for item in failures:
             number, correction = item.get("turn"), words(item.get("correction"))
             if type(number) is not int or not 1 <= number <= len(trajectory.turns) or not correction:
-                raise Unreadable(f"not a correction of turns 1 to {len(trajectory.turns)}: {str(item)[:200]}")
-            corrections.setdefault(number - 1, correction)
+                skipped += 1
+            else:
+                corrections.setdefault(number - 1, correction)
         if not corrections:
-            raise Unreadable(f"no failure in {answer[:200]!r}")
+            raise Unreadable(f"no correction of turns 1 to {len(trajectory.turns)} in {answer[:200]!r}")
         kept = sorted(corrections.items())[: self.settings.targets]
         return Reading(
             {number: f"{TITLE}\n{correction}" for number, correction in kept},
+            unreadable=skipped,
             notes={number: Note("target", correction) for number, correction in kept},
         )

@@ -169,4 +169,4 @@ class Group:
     trajectories: tuple[Trajectory, ...]  # fewer than requested if episodes failed after all retries
     failures: tuple[Failure, ...] = ()  # after all retries
     retried: tuple[Failure, ...] = ()  # failures that were retried
-    reference: tuple[str, ...] = ()  # the task's reference solution, if feedback.source needs it
+    reference: tuple[str, ...] = ()  # the task's reference solution, if a feedback source needs it

@@ -20,7 +20,7 @@ def compare_runs(
     csv: Annotated[Path | None, typer.Option(help="write the points of the curves to this file")] = None,
     png: Annotated[Path | None, typer.Option(help="draw the curves into this file")] = None,
 ) -> None:
-    """Compare runs: settings that differ, learning curves, and success paired by task."""
+    """Compare runs: settings that differ, learning curves, and last evaluations paired by task."""
     from hindsight.cluster.report import compare
     from hindsight.cluster.report.run_folder import RunFolderError
 
@@ -33,6 +33,9 @@ def compare_runs(
         console.print(compare.settings_table(found))
     console.print(compare.curve_table(found, x))
     console.print(compare.final_table(found))
+    console.print(compare.figures_table(found))
+    if (gains := compare.gains_table(found)).row_count:
+        console.print(gains)
     for line in compare.differences(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if csv:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,12 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from hindsight.cluster.outcomes import Figure, Plays, bootstrap, figures, paired, plays_of
 from hindsight.cluster.report.run_folder import RunFolder
 
 OWN = ("out", "resume")  # settings that say nothing about what was trained
 COLD = "before warm start"  # the stage that is not on the learning curve
 TRAINING = "training"  # the stage of points that are no evaluation
-RESAMPLES, SEED = 10_000, 0  # of the bootstrap
 
 Axis = Literal["step", "turns", "seconds"]  # what learning curves are drawn over
 
@@ -36,6 +37,7 @@ class Point:
     high: float = math.nan
     episodes: int = 0
     missing: int = 0  # episodes that failures kept from finishing
+    panel: str = ""  # of the first panel: name and digest; "": the run's version did not write it
 
     def at(self, axis: Axis) -> float:
         """Its place on an axis."""
@@ -51,6 +53,8 @@ class Compared:
     training: Sequence[Point] = ()
     evaluations: Sequence[Point] = ()
     outcomes: Mapping[str, Sequence[bool]] = field(default_factory=dict)  # of the last evaluation, by task
+    plays: Plays = field(default_factory=dict)  # the same, with more of each
+    tokens: Figure | None = None  # sampled in a play, in the last evaluation
 
     @property
     def curve(self) -> list[Point]:
@@ -99,7 +103,7 @@ def read_run(path: Path, name: str) -> Compared:
     """What is compared of the run in a folder."""
     run = RunFolder(path)
     training, evaluations, turns, seconds = [], [], math.nan, 0.0
-    stages = [stage for stage in run.steps() if not stage.training]
+    stages = [stage for stage in run.steps() if not stage.training and not stage.panel]
     for row in run.metrics():
         if row["kind"] == "train":
             turns, seconds = row.get("rollout/turns_total", math.nan), seconds + row.get("time/step", 0.0)
@@ -111,28 +115,23 @@ def read_run(path: Path, name: str) -> Compared:
         evaluations = [
             replace(one, stage=one.stage or name) for one, name in zip(evaluations, names, strict=True)
         ]
-    outcomes: dict[str, list[bool]] = {}
+    plays: Plays = {}
     if evaluations and stages and stages[-1].step == evaluations[-1].step:
-        outcomes = by_task(run.episodes(stages[-1].key))
-    return Compared(name, dict(flat(run.config())), training, evaluations, outcomes)
+        plays = plays_of(run.episodes(stages[-1].key))
+    outcomes = {task: [play.success for play in own] for task, own in plays.items()}
+    last = next(iter(run.metrics("eval")[::-1]), {})
+    bounds = [f"eval/{bound}tokens_per_play" for bound in ("", "low_", "high_")]
+    known = all(last.get(key) is not None for key in bounds)  # not by earlier versions
+    tokens = Figure(*(last[key] for key in bounds)) if known else None
+    return Compared(name, dict(flat(run.config())), training, evaluations, outcomes, plays, tokens)
 
 
 def _evaluation(row: Mapping[str, Any], seconds: float) -> Point:
     figures = {name: row[f"eval/{name}"] for name in ("success", "low", "high")}
     counts = {name: int(row.get(f"eval/{name}", 0)) for name in ("episodes", "missing")}
     turns = row.get("rollout/turns_total", math.nan)
-    return Point(row.get("stage") or "", row["step"], turns, seconds, **figures, **counts)
-
-
-def by_task(episodes: Sequence[Mapping[str, Any]]) -> dict[str, list[bool]]:
-    """Outcomes of an evaluation by task. Trials of one play follow each other; it succeeds if one does."""
-    outcomes: dict[str, list[bool]] = {}
-    for row in episodes:
-        played = outcomes.setdefault(row["task"], [])
-        if row.get("trial", 1) == 1:
-            played.append(False)
-        played[-1] |= bool(row["success"])
-    return outcomes
+    panel = next((f"{name} ({digest})" for name, digest in row.get("panels", {}).items()), "")
+    return Point(row.get("stage") or "", row["step"], turns, seconds, **figures, **counts, panel=panel)
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -167,6 +166,9 @@ def difference(first: Compared, second: Compared) -> Difference:
     environments = [run.settings.get("env.name") for run in (first, second)]
     if environments[0] != environments[1]:
         raise Unpaired(f"{first.name} plays {environments[0]}, {second.name} {environments[1]}")
+    panels = [run.evaluations[-1].panel for run in (first, second)]
+    if all(panels) and panels[0] != panels[1]:
+        raise Unpaired(f"{first.name} was evaluated on panel {panels[0]}, {second.name} on {panels[1]}")
     ours, theirs = first.outcomes, second.outcomes
     for run, absent in ((first, theirs.keys() - ours.keys()), (second, ours.keys() - theirs.keys())):
         if len(absent) > run.evaluations[-1].missing:
@@ -184,12 +186,14 @@ def difference(first: Compared, second: Compared) -> Difference:
     return Difference(len(both), float(gains.mean()), low, high, better, worse, left_out)
 
 
-def bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of the mean of (n,) values, by resampling them; n > 0."""
-    rng = np.random.default_rng(SEED)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+def gains(first: Compared, second: Compared) -> dict[str, Figure]:
+    """How much higher each figure of the second run's last evaluation is, paired by task.
+
+    Raises:
+        Unpaired: as `difference`.
+    """
+    difference(first, second)
+    return paired(first.plays, second.plays)
 
 
 def settings_table(runs: Sequence[Compared]) -> Table:
@@ -221,6 +225,51 @@ def final_table(runs: Sequence[Compared]) -> Table:
         count = f"{last.episodes} of {last.episodes + last.missing}" if last.missing else f"{last.episodes}"
         table.add_row(run.name, last.stage, f"{last.step}", _rate(last), count)
     return table
+
+
+def figures_table(runs: Sequence[Compared]) -> Table:
+    """What papers print of the last evaluation of each run; intervals are over tasks."""
+    columns = [_figures(run) for run in runs]
+    table = _table("Last evaluation, by task (95 % interval)", "", *(run.name for run in runs))
+    for name in dict.fromkeys(name for own in columns for name in own):
+        table.add_row(name, *(own.get(name, "") for own in columns))
+    return table
+
+
+def gains_table(runs: Sequence[Compared]) -> Table:
+    """How each figure differs from the first run's, paired by task, for runs that can be paired."""
+    found: dict[str, dict[str, Figure]] = {}
+    for run in runs[1:]:
+        with suppress(Unpaired):  # `differences` says why
+            found[run.name] = gains(runs[0], run)
+    table = _table(f"Difference from {runs[0].name} (95 % interval)", "", *found)
+    for name in dict.fromkeys(name for own in found.values() for name in own):
+        cells = (own.get(name) for own in found.values())
+        table.add_row(printed(name), *(_interval(name, one, "+") if one else "" for one in cells))
+    return table
+
+
+def printed(name: str) -> str:
+    """A figure's name as papers print it."""
+    kind, _, k = name.rpartition("_at_" if "_at_" in name else "_hat_")
+    sign = "@" if "_at_" in name else "^"
+    own = {"avg": "Avg", "best": "Best"}.get(kind, kind)
+    return f"{own}{sign}{k}" if kind else name.replace("_", " ")
+
+
+def _figures(run: Compared) -> dict[str, str]:
+    """The figures of a run as text, by their printed name."""
+    told = figures(run.plays) | ({"tokens_per_play": run.tokens} if run.tokens else {})
+    found = {printed(name): _interval(name, one) for name, one in told.items()}
+    turns = run.evaluations[-1].turns if run.evaluations else math.nan
+    return found | ({} if math.isnan(turns) else {"training turns": f"{turns:,.0f}"})
+
+
+def _interval(name: str, one: Figure, sign: str = "") -> str:
+    """A figure with its interval: shares and scores in points of 100, as papers print them."""
+    factor, form = (1, ",.1f") if name in ("turns", "tokens_per_play") else (100, ".1f")
+    mean, low, high = (f"{factor * value:{sign}{form}}" for value in (one.mean, one.low, one.high))
+    return f"{mean} ({low} to {high})"
 
 
 def differences(runs: Sequence[Compared]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-NOT_METRICS = ("step", "kind", "time", "stage")  # columns of metrics.jsonl that say which row it is
+NOT_METRICS = ("step", "kind", "time", "stage", "panels")  # columns of metrics.jsonl that say which row it is
 
 Better = Literal["more", "less", "neither"]
 MORE: Better = "more"
@@ -75,6 +75,14 @@ EVAL = {
     "seconds": define("s", LESS, "Duration of the evaluation."),
     "tokens_read": define("tokens", NEITHER, "Tokens of the prompts of all turns and lessons."),
     "tokens_written": define("tokens", NEITHER, "Tokens sampled in all turns and lessons."),
+    "score": define("", MORE, "Environment's reward of a held-out task, mean over tasks: WebShop's score."),
+    "tokens_per_play": define("tokens", LESS, "Tokens sampled in a play of a task, mean over tasks."),
+    "avg_at_{k}": define("share", MORE, "Avg@k: the first k plays of a task that succeeded."),
+    "best_at_{k}": define("share", MORE, "Best@k: tasks of whose first k plays one succeeded."),
+    "pass_at_{k}": define("share", MORE, "Unbiased pass@k: chance that one of k plays of a task succeeds."),
+    "pass_hat_{k}": define("share", MORE, "Unbiased pass^k: chance that all of k plays of a task succeed."),
+    "low_{figure}": define("", NEITHER, "Lower bound of the 95 % bootstrap interval over tasks."),
+    "high_{figure}": define("", NEITHER, "Upper bound of the 95 % bootstrap interval over tasks."),
     "success_trial_{n}": define("share", MORE, "Held-out episodes that succeeded within n trials."),
     "low_trial_{n}": define("share", NEITHER, "Lower bound of the 95 % interval of that rate."),
     "high_trial_{n}": define("share", NEITHER, "Upper bound of the 95 % interval of that rate."),
@@ -127,7 +135,7 @@ FEEDBACK = {
     "texts": define("hints", NEITHER, "Turns that got a hint."),
     "asked": define("questions", NEITHER, "Questions to the judge."),
     "unreadable": define(
-        "", LESS, "Answers of the judge that could not be read, and turns that they left out."
+        "", LESS, "Answers of the judge and entries of them that could not be read, and turns left out."
     ),
     "tokens_read": define("tokens", NEITHER, "Prompt tokens of the judge, as it reports them."),
     "tokens_written": define("tokens", NEITHER, "Tokens that the judge generated, as it reports them."),
@@ -222,6 +230,8 @@ def gauge(name: str) -> str:
 
 def find(name: str) -> Definition | None:
     """The definition of a metric by its full name; None for one of an own tracker, signal or environment."""
+    if panel := re.fullmatch(r"eval/.+/(\w+)", name):
+        name = f"eval/{panel[1]}"
     exact = DEFINITIONS.get(name)
     return exact or next((one for pattern, one in _PATTERNS.items() if pattern.fullmatch(name)), None)
 
@@ -241,6 +251,8 @@ Written by `python -m hindsight.cluster.report.definitions > docs/metrics.md` fr
 
 1. `eval/success` between `eval/low` and `eval/high`: the result. Where the intervals of two runs overlap,
    `hindsight compare` can still tell them apart, as it pairs them by task.
+   Figures of several plays of a task (`eval/avg_at_4`, `eval/pass_hat_4`, …) are there if
+   `evaluate.episodes` is a multiple of the panel's tasks.
 2. `rollout/success`: the same of training episodes, at the sampling temperature. It is there every step,
    and noisy.
 3. `rollout/malformed`, `rollout/inadmissible`: near 1 the model does not know the format, and learns
@@ -262,7 +274,9 @@ Written by `python -m hindsight.cluster.report.definitions > docs/metrics.md` fr
 
 `metrics.jsonl` in the run's folder has a row for each training step (`kind` "train"), evaluation ("eval")
 and update of the warm start ("sft", without `sft/` in its keys). A figure that is not finite is `null`; one
-that does not apply is absent. `stage` tells evaluations apart. TensorBoard and hosted trackers use the
+that does not apply is absent. `stage` tells evaluations apart, and `panels` has the name and digest of each
+panel of tasks. Keys without a panel, such as `eval/success`, are of the first of `evaluate.panels`; those of
+another one have its name: `eval/taubench/airline/success`. TensorBoard and hosted trackers use the
 names below; the evaluation before the warm start has curves of its own, such as `eval/success before warm
 start`. Ray's metrics are called `ray_hindsight_rollout_success` and so on
 ([cluster.md](cluster.md#charts)). `now/*` are of the moment, every 5 s, evaluations included: on Ray's

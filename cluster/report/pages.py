@@ -165,7 +165,7 @@ def failures(train: Sequence[Document]) -> dict[str, float]:
 
 FACTS = (
     *("method", "model.path", "env.name", "env.train_tasks", "env.eval_tasks", "env.max_turns"),
-    *("rollout.num_groups", "rollout.group_size", "credit.advantage", "feedback.source", "signal.name"),
+    *("rollout.num_groups", "rollout.group_size", "credit.advantage", "feedback.sources", "signal.name"),
     *("learner.lr", "seed"),
 )
 

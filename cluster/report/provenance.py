@@ -9,7 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,13 +32,14 @@ GIT_SECONDS = 20.0  # on a slow network disk; without an answer the commit is un
 
 
 @contextmanager
-def recorded(out: Path, resumed_from: int | None) -> Iterator[None]:
+def recorded(out: Path, resumed_from: int | None, panels: Mapping[str, str] | None = None) -> Iterator[None]:
     """Add a start to run.json, and note how the block ended: finished, stopped by a signal, or failed.
 
     A process that is killed notes nothing: `ended` and `outcome` stay null.
 
     Args:
         resumed_from: finished steps of the checkpoint; None: the run began anew.
+        panels: what it is evaluated on, the digest of each by its name.
     """
     commit, dirty = code_version()
     start = {
@@ -49,6 +50,7 @@ def recorded(out: Path, resumed_from: int | None) -> Iterator[None]:
         "host": socket.gethostname(),
         "versions": versions(),
         "resumed_from_step": resumed_from,
+        "panels": dict(panels or {}),
         "ended": None,
         "outcome": None,
     }

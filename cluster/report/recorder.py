@@ -39,10 +39,16 @@ class Recorder:
         write_rows(self.out / EPISODES / f"{key}.jsonl", step_rows(batch, self.pieces))
         self.timeline.groups(step, (*batch, *lost))
 
-    def evaluation(self, step: int, stage: str, plays: Iterable[Sequence[Trajectory]]) -> None:
-        """Write the episodes of an evaluation; each play has one trial, or several."""
+    def evaluation(
+        self, step: int, stage: str, plays: Iterable[Sequence[Trajectory]], panel: str = ""
+    ) -> None:
+        """Write the episodes of an evaluation on a panel, of which the first needs no name.
+
+        Each play has one trial, or several.
+        """
+        key = evaluation_key(step, stage, panel)
         plays = list(plays)
-        write_rows(self.out / EPISODES / f"{evaluation_key(step, stage)}.jsonl", evaluation_rows(plays))
+        write_rows(self.out / EPISODES / f"{key}.jsonl", evaluation_rows(plays))
         self.timeline.evaluation(step, stage, chain.from_iterable(plays))
 
     def truncate(self, step: int, evaluated: Collection[tuple[int, str]] = ()) -> None:

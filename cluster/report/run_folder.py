@@ -27,7 +27,7 @@ ABOUT, CONFIG, METRICS, FAILURES, TIMELINE = (
 STATUS = "status.json"
 PHASES = ("rollout", "feedback_and_teacher", "critic", "learner", "weight_sync")  # time/… of a step, in order
 EPISODES, TOKENS, GROUPS = "trajectories", "tokens", "groups"  # folders
-KEY = re.compile(r"(step|eval)-(\d+)(?:-(.+))?")
+KEY = re.compile(r"(step|eval)-(\d+)(?:-(.+?))?(?:--(.+))?")
 
 
 class RunFolderError(RunError):
@@ -42,6 +42,7 @@ class Stage:
     key: str  # names its files: "step-000003", or "eval-000003-after-RL"
     step: int  # finished training steps
     training: bool  # or else an evaluation
+    panel: str = ""  # of an evaluation on several panels, unless it is the first
 
 
 def step_key(step: int) -> str:
@@ -49,9 +50,10 @@ def step_key(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def evaluation_key(step: int, stage: str) -> str:
-    """The key of an evaluation."""
-    return f"eval-{step:06d}-{stage.replace(' ', '-')}"
+def evaluation_key(step: int, stage: str, panel: str = "") -> str:
+    """The key of an evaluation on a panel; no name: on the first one."""
+    end = f"--{panel.replace('/', '.')}" if panel else ""
+    return f"eval-{step:06d}-{stage.replace(' ', '-')}{end}"
 
 
 def step_of(key: str) -> int | None:
@@ -114,8 +116,10 @@ class RunFolder:
         for file in (self.path / EPISODES).glob("*.jsonl"):
             if match := KEY.fullmatch(file.stem):
                 kind, step, stage = match[1], int(match[2]), (match[3] or "").replace("-", " ")
+                panel = (match[4] or "").replace(".", "/")
                 name = f"step {step}" if kind == "step" else f"eval, {stage}"
-                found.append(Stage(name, file.stem, step, kind == "step"))
+                name += f", {panel}" if panel else ""
+                found.append(Stage(name, file.stem, step, kind == "step", panel))
         return sorted(found, key=lambda one: (one.step, not one.training, "before" not in one.name, one.name))
 
     def episodes(self, key: str) -> list[dict[str, Any]]:

@@ -71,7 +71,9 @@ def stages(run: RunFolder) -> Table:
     for stage in run.steps():
         kind, row = "rollout", rows.get(stage.step, {})
         if not stage.training:
-            kind, row = "eval", measured.get((stage.step, stage.name.removeprefix("eval, ")), {})
+            kind = f"eval/{stage.panel}" if stage.panel else "eval"
+            when = stage.name.removeprefix("eval, ").removesuffix(f", {stage.panel}")
+            row = measured.get((stage.step, when), {})
         figures = [(f"{kind}/episodes", ".0f"), (f"{kind}/success", ".2f"), ("rollout/reward", ".2f")]
         figures += [("rollout/malformed", ".0%"), ("learner/samples", ".0f")]
         table.add_row(short(stage), *(_figure(row, *one) for one in figures))

@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ RULES = "You act in a text world to finish a task, one action per turn."
 LISTING = "tasks.json"  # in a folder of generated games
 FORMAT = 1  # of generated games; raised when the same seed would give other games
 TREE = "json_2.1.1"  # the official data's folder
+HELD_OUT = {"seen": "valid_seen", "unseen": "valid_unseen"}  # rooms of training, and others
 UPSTREAM_DEFAULT = Path(
     "~/.cache/alfworld"
 )  # importing alfworld puts this into $ALFWORLD_DATA where that is unset
@@ -159,6 +161,18 @@ class AlfworldFamily(EnvFamily):
             evaluation=self.draw("valid_unseen", self._config.eval_tasks),
         )
 
+    def panels(self) -> dict[str, Callable[[], tuple[TaskSpec, ...]]]:
+        """Official data: `alfworld/valid_seen`, `alfworld/valid_unseen`, with 140 and 134 games if complete.
+
+        Generated games: `seen` and `unseen`, `env.eval_tasks` games in the rooms of training and in others.
+        """
+        if self._official:
+            own = {f"{self.name}/{split}": partial(self._all, split) for split in HELD_OUT.values()}
+        else:
+            drawn = self._config.eval_tasks
+            own = {name: partial(self.draw, split, drawn) for name, split in HELD_OUT.items()}
+        return {**super().panels(), **own}
+
     def draw(self, split: str, count: int) -> tuple[TaskSpec, ...]:
         """Up to `count` tasks of "train", "valid_seen" or "valid_unseen", the kinds taking turns.
 
@@ -171,7 +185,8 @@ class AlfworldFamily(EnvFamily):
 
     def make(self) -> AlfworldEnv:
         if not self._official:
-            self.manifest()  # on another machine than the driver's the games may not be there yet
+            for listing in self.panels().values():  # on another machine the games may not be there yet
+                listing()
         return AlfworldEnv(self._root, self._cache, self._config.max_turns, self._expert)
 
     def _generated(self, split: str, count: int) -> tuple[TaskSpec, ...]:
@@ -194,13 +209,9 @@ class AlfworldFamily(EnvFamily):
 
     def _chosen(self, split: str, count: int) -> tuple[TaskSpec, ...]:
         """Solvable official games, drawn by the seed."""
-        assert self._official is not None
-        folder = self._official / TREE / split
         queues: dict[str, list[Path]] = {kind: [] for kind in self.kinds}
-        for path in sorted(folder.glob("*/*/game.tw-pddl")):
-            name = path.parent.parent.name  # <task type>-<object>-<movable receptacle>-<receptacle>-<scene>
-            kind = name.partition("-")[0]
-            if kind in queues and "Sliced" not in name:  # upstream leaves sliced objects out
+        for kind, path in self._games(split):
+            if kind in queues:
                 queues[kind].append(path)
         for kind, queue in queues.items():
             random.Random(f"{self._config.seed} {split} {kind}").shuffle(queue)
@@ -209,9 +220,27 @@ class AlfworldFamily(EnvFamily):
             for kind, queue in queues.items():
                 chosen = _next_solvable(queue)
                 if chosen and len(tasks) < count:
-                    tasks.append(_task(chosen, str(chosen.relative_to(self._official)), kind, split))
+                    tasks.append(_task(chosen, str(chosen.relative_to(self._root)), kind, split))
+        return self._found(tasks, split, self.kinds)
+
+    def _all(self, split: str) -> tuple[TaskSpec, ...]:
+        """Every solvable official game of a split, in the order of its path."""
+        solvable = ((kind, path) for kind, path in self._games(split) if _next_solvable([path]))
+        tasks = [_task(path, str(path.relative_to(self._root)), kind, split) for kind, path in solvable]
+        return self._found(tasks, split, KINDS)
+
+    def _games(self, split: str) -> Iterator[tuple[str, Path]]:
+        """The official games of a split that upstream plays, solvable or not, with their kind."""
+        for path in sorted((self._root / TREE / split).glob("*/*/game.tw-pddl")):
+            name = path.parent.parent.name  # <task type>-<object>-<movable receptacle>-<receptacle>-<scene>
+            kind = name.partition("-")[0]
+            if kind in KINDS and "Sliced" not in name:  # upstream leaves sliced objects out
+                yield kind, path
+
+    def _found(self, tasks: list[TaskSpec], split: str, kinds: Sequence[str]) -> tuple[TaskSpec, ...]:
         if not tasks:
-            raise DataMissing(f"{folder} holds no solvable game.tw-pddl of {', '.join(self.kinds)}: {HOW}")
+            folder = self._root / TREE / split
+            raise DataMissing(f"{folder} holds no solvable game.tw-pddl of {', '.join(kinds)}: {HOW}")
         return tuple(tasks)
 
 

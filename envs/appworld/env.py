@@ -16,7 +16,9 @@ import json
 import logging
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Literal
@@ -45,6 +47,7 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
 KINDS = ("difficulty_1", "difficulty_2", "difficulty_3")  # upstream's grades
 SPLITS = {"train": "train", "evaluation": "test_normal"}  # upstream's datasets that the tasks are drawn from
+HELD_OUT = ("dev", "test_normal", "test_challenge")  # upstream's datasets that nothing is trained on
 LONGEST = 30_000  # characters of one output, which the server cuts to fewer unless the agent's code broke it
 LONGEST_NOTE = 4_000  # characters of one text of the verdict; it may quote what the agent's code stored
 BEFORE = 0.9  # of a deadline: the server's is over before the owner of this process loses patience with it
@@ -221,6 +224,11 @@ class AppWorldFamily(EnvFamily):
             evaluation=self._draw("evaluation", self._config.eval_tasks),
         )
 
+    def panels(self) -> dict[str, Callable[[], tuple[TaskSpec, ...]]]:
+        """Of official data, `appworld/dev` and so on: each dataset in its order."""
+        official = {f"{self.name}/{split}": partial(self._dataset, split) for split in HELD_OUT}
+        return {**super().panels(), **(official if self._official else {})}
+
     def preload(self) -> None:
         self._zygote()
 
@@ -248,16 +256,18 @@ class AppWorldFamily(EnvFamily):
         return atomic_dir(self._cache / "appworld" / f"mini-{origin}", make)
 
     def _draw(self, part: str, count: int) -> tuple[TaskSpec, ...]:
-        split, root = SPLITS[part], self.root
+        split = SPLITS[part]
+        kept = [task for task in self._dataset(split) if task.kind in self.kinds]
+        random.Random(f"{self._config.seed} {split}").shuffle(kept)
+        return tuple(kept[:count])
+
+    def _dataset(self, split: str) -> tuple[TaskSpec, ...]:
+        root = self.root
         listing = root / "data" / "datasets" / f"{split}.txt"
         if not listing.is_file():
             raise DataMissing(f"{listing} is not there: {HOW}")
-        tasks = [
-            _task(root, line.strip(), split) for line in listing.read_text().splitlines() if line.strip()
-        ]
-        kept = [task for task in tasks if task.kind in self._config.kinds or not self._config.kinds]
-        random.Random(f"{self._config.seed} {split}").shuffle(kept)
-        return tuple(kept[:count])
+        names = (line.strip() for line in listing.read_text().splitlines())
+        return tuple(_task(root, name, split) for name in names if name)
 
 
 HOW = (

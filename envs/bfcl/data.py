@@ -15,8 +15,8 @@ import hashlib
 import inspect
 import json
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.resources import files
@@ -82,13 +82,25 @@ def draw_splits(kinds: tuple[str, ...], train: int, evaluation: int, seed: int) 
     the training tasks: the evaluation split takes as few as hold its tasks (never all of them), training
     the others. Within a split the kinds take turns, and all scenarios come once before any comes again.
     """
+    held_out, others = deal_scenarios(kinds, evaluation, seed)
+    return Manifest(
+        train=tuple(_tasks(others, kinds, "train"))[:train],
+        evaluation=tuple(_tasks(held_out, kinds, "evaluation"))[:evaluation],
+    )
+
+
+def deal_scenarios(kinds: tuple[str, ...], evaluation: int, seed: int) -> tuple[list[int], list[int]]:
+    """The scenarios that are held out, and those that training draws from."""
     scenarios = sorted({entry.scenario for entry in entries().values()})
     random.Random(f"bfcl {seed}").shuffle(scenarios)
-    held_out = min(-(-evaluation // len(kinds)), len(scenarios) - 1)
-    return Manifest(
-        train=tuple(_tasks(scenarios[held_out:], kinds, "train"))[:train],
-        evaluation=tuple(_tasks(scenarios[:held_out], kinds, "evaluation"))[:evaluation],
-    )
+    count = min(-(-evaluation // len(kinds)), len(scenarios) - 1)
+    return scenarios[:count], scenarios[count:]
+
+
+def subset_of(kind: str, scenarios: Collection[int]) -> tuple[TaskSpec, ...]:
+    """The tasks of one set that are of these scenarios, in upstream's order."""
+    found = (entry for entry in entries().values() if entry.kind == kind and entry.scenario in scenarios)
+    return tuple(replace(entry.task, split="evaluation") for entry in found)
 
 
 def _tasks(scenarios: list[int], kinds: tuple[str, ...], split: str) -> Iterator[TaskSpec]:

@@ -12,6 +12,8 @@ cannot be read is corrected and costs a step, where upstream takes it for the en
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from bfcl_eval.constants.default_prompts import (
@@ -23,7 +25,7 @@ from hindsight.configs.schema import Env
 from hindsight.envs.base import EnvError, EnvFamily, Observation, StepResult, TextEnv, Verdict
 from hindsight.envs.bfcl.backends import Backends
 from hindsight.envs.bfcl.checker import Referee
-from hindsight.envs.bfcl.data import KINDS, Entry, backend, draw_splits, entries
+from hindsight.envs.bfcl.data import KINDS, Entry, backend, deal_scenarios, draw_splits, entries, subset_of
 from hindsight.envs.boundary import LONGEST
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.envs.tool_calls import Call, MalformedCall, read_calls, write_calls
@@ -131,6 +133,16 @@ class BfclFamily(EnvFamily):
     def manifest(self) -> Manifest:
         config = self._config
         return draw_splits(self.kinds, config.train_tasks, config.eval_tasks, config.seed)
+
+    def panels(self) -> dict[str, Callable[[], tuple[TaskSpec, ...]]]:
+        """`bfcl/base` and so on: a set's entries, in its order, of scenarios that no training task is of."""
+        config = self._config
+
+        def subset(kind: str) -> tuple[TaskSpec, ...]:
+            held_out, _ = deal_scenarios(self.kinds, config.eval_tasks, config.seed)
+            return subset_of(kind, held_out)
+
+        return {**super().panels(), **{f"{self.name}/{kind}": partial(subset, kind) for kind in KINDS}}
 
     def preload(self) -> None:
         for name in {name for entry in entries().values() for name in entry.classes}:

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,14 @@ class TauFamily(EnvFamily):
             train=self._draw("train", self._config.train_tasks),
             evaluation=self._draw("test", self._config.eval_tasks),
         )
+
+    def panels(self) -> dict[str, Callable[[], tuple[TaskSpec, ...]]]:
+        """`taubench/retail` and so on: the test split of each domain in upstream's order."""
+
+        def test(kind: str) -> tuple[TaskSpec, ...]:
+            return tuple(_spec(kind, "test", task) for task in domain(kind).splits["test"])
+
+        return {**super().panels(), **{f"{self.name}/{kind}": partial(test, kind) for kind in DOMAINS}}
 
     def preload(self) -> None:
         for kind in self.kinds:

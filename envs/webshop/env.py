@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -221,6 +221,11 @@ class WebShopFamily(EnvFamily):
             evaluation=self._draw(data, "test", range(TEST_GOALS), self._config.eval_tasks),
         )
 
+    def panels(self) -> dict[str, Callable[[], tuple[TaskSpec, ...]]]:
+        """`webshop/test`: the first 500 goals in their order; `test` of generated data."""
+        name = f"{self.name}/test" if self._official else "test"
+        return {**super().panels(), name: self._test}
+
     def preload(self) -> None:
         shop = self._open()
         shop.nouns.learn(product.name for product in shop.data.products.values())
@@ -250,16 +255,23 @@ class WebShopFamily(EnvFamily):
                 "take more products or other env.kinds"
             )
         random.Random(f"{self._config.seed} {split}").shuffle(chosen)
+        return self._tasks(data, split, chosen[:count])
+
+    def _test(self) -> tuple[TaskSpec, ...]:
+        data = self._load()
+        return self._tasks(data, "test", range(min(TEST_GOALS, len(data.goals))))
+
+    def _tasks(self, data: Data, split: str, numbers: Iterable[int]) -> tuple[TaskSpec, ...]:
         shop = {"catalog": data.digest, "nouns": Nouns().name}
         return tuple(
             TaskSpec(
                 f"{split}/{number}",
                 self.name,
-                categories[number],
+                data.products[data.goals[number].asin].category,
                 split,
                 {"goal": number, "instruction": data.goals[number].instruction, **shop},
             )
-            for number in chosen[:count]
+            for number in numbers
         )
 
     def _generated(self) -> Path:

@@ -22,6 +22,7 @@ from hindsight.cluster.evaluate import Evaluation
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.machines import connect
 from hindsight.cluster.report.compare import read_runs
+from hindsight.cluster.report.run_folder import RunFolder
 from hindsight.configs.check import render
 from hindsight.configs.load import load
 from hindsight.configs.schema import Config
@@ -123,17 +124,27 @@ def test_no_evaluation_is_overwritten(trained: Path) -> None:
 def test_what_is_written_of_an_evaluation_can_be_compared(tmp_path: Path) -> None:
     folder, config = tmp_path / "eval/step-00000004/student", load("nano", ["tracker.names=[]"])
     config = replace(config, model=replace(config.model, path="/run/checkpoints/step-00000004/model"))
-    result = Evaluation("student", 4, 2, 0.5, 0.1, 0.9, 3.0)
-    write_evaluation(folder, config, "digest-1", result, [])
+    result = Evaluation("student", 4, 2, 0.5, 0.1, 0.9, 3.0, panel="evaluation", digest="d1")
+    other = replace(result, success=0.25, panel="games/far", digest="d2")
+    write_evaluation(folder, config, "digest-1", [result, other], [[], []])
     assert json.loads((folder / "evaluation.json").read_text()) == {
         "checkpoint": "/run/checkpoints/step-00000004/model",
         "agent": "student",
         "tasks": "digest-1",
+        "panels": {"evaluation": "d1", "games/far": "d2"},
     }
     assert (folder / "trajectories/eval-000004-student.jsonl").exists()
+    stages = RunFolder(folder).steps()
+    assert [(one.key, one.panel) for one in stages] == [
+        ("eval-000004-student", ""),
+        ("eval-000004-student--games.far", "games/far"),
+    ]
+    [row] = RunFolder(folder).metrics()
+    assert (row["eval/success"], row["eval/games/far/success"]) == (0.5, 0.25)
+    assert row["panels"] == {"evaluation": "d1", "games/far": "d2"}
     [found] = read_runs([folder])
     [point] = found.evaluations
-    assert (point.step, point.success, point.low) == (4, 0.5, 0.1)
+    assert (point.step, point.success, point.low, point.panel) == (4, 0.5, 0.1, "evaluation (d1)")
     assert found.settings["model.path"] == "/run/checkpoints/step-00000004/model"
 
 

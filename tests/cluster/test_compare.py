@@ -14,17 +14,19 @@ import pytest
 from typer.testing import CliRunner
 
 from hindsight.cluster.cli import app
+from hindsight.cluster.outcomes import Play, bootstrap, plays_of
 from hindsight.cluster.report.compare import (
     COLD,
     Compared,
     Point,
     Unpaired,
-    bootstrap,
-    by_task,
     curve_table,
     difference,
     differing,
+    figures_table,
+    gains_table,
     in_words,
+    printed,
     read_runs,
     short_names,
 )
@@ -76,6 +78,19 @@ def test_other_panels_are_not_paired() -> None:
     assert in_words(first, other).startswith("not paired: first and other were")
 
 
+def test_panels_of_other_digests_are_not_paired() -> None:
+    """Tasks of the same names may differ in what they hold."""
+
+    def on(panel: str) -> Compared:
+        one = run(panel, a=[True], b=[False])
+        return replace(one, evaluations=[replace(one.evaluations[-1], panel=panel)])
+
+    with pytest.raises(Unpaired, match=r"far \(1\) was evaluated on panel far \(1\), far \(2\) on far \(2\)"):
+        difference(on("far (1)"), on("far (2)"))
+    assert difference(on("far (1)"), on("far (1)")).tasks == 2
+    assert difference(on("far (1)"), on("")).tasks == 2  # of a version that did not write it
+
+
 def test_tasks_that_failures_kept_from_finishing_are_left_out() -> None:
     first, second = run("first", a=[True], b=[False], c=[False]), run("second", missing=1, a=[True], b=[True])
     found = difference(first, second)
@@ -97,8 +112,45 @@ def test_an_episode_without_a_result_is_no_failure() -> None:
 def test_a_play_succeeds_if_one_of_its_trials_does() -> None:
     trials = [("a", 1, False), ("a", 2, True), ("b", 1, False), ("b", 2, False), ("a", 1, False)]
     rows = [{"task": task, "trial": trial, "success": success} for task, trial, success in trials]
-    assert by_task(rows) == {"a": [True, False], "b": [False]}
-    assert by_task([{"task": "a", "success": True}, {"task": "a", "success": False}]) == {"a": [True, False]}
+
+    def outcomes(rows: list[dict[str, Any]]) -> dict[str, list[bool]]:
+        return {task: [play.success for play in own] for task, own in plays_of(rows).items()}
+
+    assert outcomes(rows) == {"a": [True, False], "b": [False]}
+    assert outcomes([{"task": "a", "success": True}, {"task": "a", "success": False}]) == {"a": [True, False]}
+
+
+def test_figures_are_printed_as_in_papers_and_paired_where_they_can_be() -> None:
+    def played(name: str, **rewards: list[float]) -> Compared:
+        plays = {task: [Play(one == 1, one, 4.0) for one in own] for task, own in rewards.items()}
+        outcomes = {task: [one == 1 for one in own] for task, own in rewards.items()}
+        return replace(run(name, **outcomes), plays=plays)
+
+    def cells(table: Any) -> dict[str, list[str]]:
+        rows = zip(*(map(str, column.cells) for column in table.columns), strict=True)
+        return {name: own for name, *own in rows}
+
+    names = ["avg_at_4", "best_at_8", "pass_at_1", "pass_hat_2", "tokens_per_play", "score"]
+    assert [printed(name) for name in names] == [
+        "Avg@4",
+        "Best@8",
+        "pass@1",
+        "pass^2",
+        "tokens per play",
+        "score",
+    ]
+    first = played("first", a=[1.0, 0.0], b=[0.5, 0.5])
+    second = played("second", a=[1.0, 1.0], b=[1.0, 0.5])
+    other = played("other", c=[1.0, 1.0])
+    told = cells(figures_table([first, second, other]))
+    assert [text.partition(" ")[0] for text in told["score"]] == ["50.0", "87.5", "100.0"]
+    assert [text.partition(" ")[0] for text in told["pass^2"]] == ["0.0", "50.0", "100.0"]
+    assert [text.partition(" ")[0] for text in told["Best@2"]] == ["50.0", "100.0", "100.0"]
+    assert told["turns"] == ["4.0 (4.0 to 4.0)"] * 3 and told["training turns"] == ["90"] * 3
+    gains = gains_table([first, second, other])
+    assert [column.header for column in gains.columns] == ["", "second"]  # the third played other tasks
+    assert cells(gains)["score"] == ["+37.5 (+25.0 to +50.0)"]
+    assert cells(gains)["success"] == ["+50.0 (+50.0 to +50.0)"]
 
 
 def test_settings_that_differ() -> None:

@@ -69,6 +69,8 @@ def test_patterns_and_prefixes_lead_to_the_right_definition() -> None:
     assert find("learner/importance_lag_3") is DEFINITIONS["learner/importance_lag_{n}"]
     assert find(full_name("sft", "loss")) is DEFINITIONS["sft/loss"]
     assert find("loss") is None
+    assert find("eval/taubench/airline/low_trial_2") is DEFINITIONS["eval/low_trial_{n}"]
+    assert find("eval/far/nonsense") is None
 
 
 def test_every_definition_is_a_sentence() -> None:

@@ -28,8 +28,8 @@ from hindsight.teacher.scorer import Scored
 
 TASK = TaskSpec("t", "toy", "open", "train")
 CLOSE = np.array([7, 8], dtype=np.int32)
-SERL = ("signal.name=reweight", "feedback.source=immediate")
-DISTILL = ("signal.name=distill", "signal.top_k=2", "feedback.source=immediate", "loss.policy=0")
+SERL = ("signal.name=reweight", "feedback.sources=[immediate]")
+DISTILL = ("signal.name=distill", "signal.top_k=2", "feedback.sources=[immediate]", "loss.policy=0")
 PPO = ("credit.advantage=gae",)
 
 
@@ -189,7 +189,7 @@ def test_what_a_judge_said_is_kept_with_its_time():
     async def reflects(question, schema):
         return Answer(said)
 
-    one = Produced(*DISTILL, "feedback.source=reflect", judge=reflects)
+    one = Produced(*DISTILL, "feedback.sources=[reflect]", judge=reflects)
     assert one.group.hints == {}  # what is good needs no hint
     assert one.group.notes == {(index, 0): Note("diagnosis", "good: ") for index in range(2)}
     assert one.group.times.keys() == {"rollout", "judge"}
@@ -205,7 +205,7 @@ def test_siblings_are_compared_before_anyone_is_asked():
 
 
 def test_a_judges_failure_costs_its_trajectory_and_is_counted():
-    one = Produced(*SERL, "feedback.source=judge", judge=judge)
+    one = Produced(*SERL, "feedback.sources=[judge]", judge=judge)
     assert one.scored == {(1, 0)} and one.failures == ["engine", "judge"]
     assert one.metrics["feedback/asked"] == 2
     assert (one.metrics["feedback/tokens_read"], one.metrics["feedback/tokens_written"]) == (30, 4)
@@ -216,7 +216,7 @@ def fails(*args):
 
 
 def test_a_teacher_that_fails_keeps_the_judges_failures():
-    one = Produced(*SERL, "feedback.source=judge", judge=judge, score=fails)
+    one = Produced(*SERL, "feedback.sources=[judge]", judge=judge, score=fails)
     assert one.scored == set() and one.failures == ["engine", "judge", "teacher"]
     assert one.losses["policy"] == one.group.samples  # plain GRPO
 
@@ -261,14 +261,14 @@ def test_a_task_comes_again_where_a_failure_took_all_that_it_would_have_taught()
     assert Produced(*SERL, "loss.kl=0.01", score=fails).is_requeued
     assert not Produced(*SERL, score=fails).is_requeued  # it trains as plain GRPO
     assert not Produced(*DISTILL, "loss.policy=1", score=fails).is_requeued
-    judged = Produced(*DISTILL, "feedback.source=judge", judge=judge)
+    judged = Produced(*DISTILL, "feedback.sources=[judge]", judge=judge)
     assert not judged.is_requeued  # one of two questions was answered
     assert not Produced(*DISTILL).is_requeued  # the failure of a rollout left enough
 
 
 def test_a_reference_solution_that_failed_takes_what_distillation_would_have_taught():
     """`Produced` has a failed rollout, and no reference solution."""
-    reference = (*DISTILL, "feedback.source=reference")
+    reference = (*DISTILL, "feedback.sources=[reference]")
     assert Produced(*reference).is_requeued
     assert not Produced(*reference, "loss.policy=1").is_requeued
 
@@ -293,11 +293,12 @@ def test_weights_on_whole_responses_need_no_action(tokens, turns):
         (("signal.strength=0",), {}),
         ((), {"step": 50}),  # the strength has fallen to 0
         ((), {"successes": (True, True)}),
-        (("feedback.source=none", "signal.name=none"), {}),
+        (("feedback.sources=[]", "signal.name=none"), {}),
     ],
 )
 def test_nobody_is_asked_where_it_would_not_count(overrides, more):
-    one = Produced(*SERL, "feedback.source=judge", *overrides, **more)  # without a judge, asking would raise
+    # Without a judge, asking would raise.
+    one = Produced(*SERL, "feedback.sources=[judge]", *overrides, **more)
     assert (one.scored, one.metrics["feedback/texts"], one.asked) == (set(), 0, [])
 
 
@@ -350,7 +351,7 @@ ASYNC = "rollout.max_staleness="
     ("overrides", "step", "needs"),
     [
         (SERL, 9, "trajectory"),
-        ((*SERL, "feedback.sibling=or"), 9, "sibling"),
+        (("signal.name=reweight", "feedback.sources=[sibling,immediate]"), 9, "sibling"),
         ((*SERL, ASYNC + "1"), 8, "trajectory"),  # a group that starts now is in flight during step 9
         ((*SERL, ASYNC + "1"), 9, "group"),  # the teacher is synced after step 10
         ((*SERL, ASYNC + "2"), 8, "group"),

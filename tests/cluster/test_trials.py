@@ -134,6 +134,13 @@ def test_two_plays_of_a_task_that_agree_tell_as_much_as_one():
     result = summarize("m", 0, ["a", "b", "a", "b"], [won, lost, won, lost], 1)
     assert (result.episodes, result.success) == (4, 0.5)
     assert (result.low, result.high) == wilson(0.5, 2) == result.intervals[0]
+    values = result.metrics()
+    assert (values["eval/pass_at_2"], values["eval/pass_hat_2"], values["eval/avg_at_2"]) == (0.5, 0.5, 0.5)
+    assert (values["eval/low_best_at_2"], values["eval/high_best_at_2"]) == (0.0, 1.0)
+    assert values["eval/tokens_per_play"] == result.tokens_written / 4
+    assert values["eval/low_turns"] == values["eval/turns"] == result.turns
+    far = replace(result, panel="games/far").metrics(first=False)
+    assert far == {name.replace("eval/", "eval/games/far/"): value for name, value in values.items()}
     apart = summarize("m", 0, ["a", "b", "c", "d"], [won, lost, won, lost], 1)
     assert (apart.low, apart.high) == wilson(0.5, 4)
 
@@ -309,9 +316,9 @@ def test_the_table_has_a_row_for_each_trial():
     bounds = [wilson(rate, 4) for rate in (0.25, 0.5, 0.75)]
     done = Evaluation("m", 0, 4, 0.75, *wilson(0.75, 4), 6.0, 9.0, 1200, 80, [1, 2, 3], bounds)
     old = Evaluation("after RL", 20, 4, 0.75, *wilson(0.75, 4), 6.0, 9.0)  # an older checkpoint's
-    late = replace(old, stage="late", missing=3)
+    late, far = (replace(old, stage="late", missing=3, panel=name) for name in ("near", "far"))
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(evaluation_table([done, old, late]))
+    console.print(evaluation_table([done, old, late, far]))
     text = console.export_text()
     rows = [re.split("  +", line.strip()) for line in text.splitlines() if "%" in line][1:]
     assert [row[:3] for row in rows] == [
@@ -320,6 +327,7 @@ def test_the_table_has_a_row_for_each_trial():
         ["m, trial 3", "0", "75.0%"],
         ["after RL", "20", "75.0%"],
         ["late", "20", "75.0%"],
+        ["late, far", "20", "75.0%"],
     ]
     assert rows[4][4] == "4 of 7"
     assert rows[3][3:] == ["30.1% to 95.4%", "4", "6.0", "9"]

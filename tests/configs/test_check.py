@@ -15,11 +15,7 @@ from hindsight.configs.schema import Config
 from hindsight.configs.setting import settings
 
 # Every built-in entry of every registry, as the override that names it; env.name=alfworld changes nothing.
-ENTRIES = [
-    f"{one.key}={f'[{name}]' if one.key == 'tracker.names' else name}"
-    for one in REGISTRIES.values()
-    for name in one.installed
-]
+ENTRIES = [one.override(name) for one in REGISTRIES.values() for name in one.installed]
 # By its key, a setting and the override that names the entry it belongs to.
 SETTINGS = {item.key: (entry, item) for entry in reversed(ENTRIES) for item in settings(load(None, [entry]))}
 BOUNDED = [key for key, (_, item) in SETTINGS.items() if item.low is not None or item.high is not None]
@@ -84,28 +80,29 @@ def test_numbers_that_are_none_are_refused(value: str) -> None:
     ("overrides", "named"),
     [
         (["rollout.max_tokens=2048"], "rollout.max_tokens = 2048"),
-        (["feedback.source=immediate", "feedback.max_tokens=4096"], "feedback.max_tokens = 4096"),
+        (["feedback.sources=[immediate]", "feedback.max_tokens=4096"], "feedback.max_tokens = 4096"),
         (["rollout.group_size=1"], "rollout.group_size = 1"),
         (["signal.name=reweight"], "signal.name = reweight needs hints"),
         (["signal.name=distill"], "signal.name = distill needs hints"),
         (["method=hero", "signal.tokens=action"], "signal.tokens = action"),
         (["loss.policy=0"], "loss.policy = 0"),
-        (["feedback.source=immediate", "feedback.sibling=only"], "feedback.source = immediate"),
-        (["feedback.sibling=or"], "feedback.sibling = or"),
-        (["feedback.granularity=anchor"], "feedback.granularity = anchor"),
-        (["feedback.source=reference", "feedback.granularity=anchor"], "feedback.granularity = anchor"),
-        (["feedback.source=future", "feedback.anchor_feedback=true"], "feedback.anchor_feedback = True"),
         (
-            ["feedback.source=immediate", "feedback.granularity=anchor", "feedback.anchor_feedback=true"],
-            "feedback.anchor_feedback = True",
+            ["feedback.sources=[future, sibling, future]"],
+            "feedback.sources = ['future', 'sibling', 'future']",
+        ),
+        (["feedback.granularity=anchor"], "feedback.granularity = anchor"),
+        (["feedback.sources=[reference]", "feedback.granularity=anchor"], "feedback.granularity = anchor"),
+        (
+            ["feedback.sources=[judge, sibling]", "feedback.granularity=anchor"],
+            "feedback.granularity = anchor",
         ),
         (
-            ["feedback.source=judge", "judge.source=endpoint", "judge.api_key_env=PATH"],
+            ["feedback.sources=[judge]", "judge.source=endpoint", "judge.api_key_env=PATH"],
             "judge.source = endpoint",
         ),
         (
             [
-                "feedback.source=judge",
+                "feedback.sources=[judge]",
                 "judge.source=endpoint",
                 "judge.url=http://here/v1",
                 "judge.model=m",
@@ -136,10 +133,10 @@ def test_one_contradiction_gives_one_problem(overrides: list[str], named: str) -
     "overrides",
     [
         ["signal.name=reweight", "signal.strength=0"],
-        ["signal.name=reweight", "feedback.sibling=only"],
-        ["signal.name=distill", "feedback.source=immediate", "loss.policy=0"],
-        ["feedback.source=next_observation", "feedback.granularity=anchor", "feedback.anchor_feedback=true"],
-        ["feedback.source=reflect"],
+        ["signal.name=reweight", "feedback.sources=[sibling]"],
+        ["signal.name=distill", "feedback.sources=[immediate]", "loss.policy=0"],
+        ["feedback.sources=[sibling, future, immediate]", "feedback.granularity=anchor"],
+        ["feedback.sources=[reflect]"],
         ["rollout.group_size=1", "steps=0"],
         ["rollout.group_size=1", "credit.advantage=gae"],
         [

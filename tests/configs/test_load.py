@@ -86,7 +86,7 @@ def test_an_unknown_key_names_the_nearest(wrong: str, right: str) -> None:
         ("env.data=[a]", "env.data = ['a']: expected text or null"),
         ("rollout=3", "rollout = 3: a section has no value; set rollout.engines, for example"),
         ("learner.lora=3", "learner.lora = 3: a section has no value; set learner.lora.rank, for example"),
-        ("feedback.source=null", "feedback.source = None: expected text"),
+        ("feedback.sources=null", "feedback.sources = None: expected a list of text"),
         ("signal.name=[reweight]", "signal.name = ['reweight']: expected text"),
         ("tracker.names=ray", "tracker.names = 'ray': expected a list of text"),
     ],
@@ -179,7 +179,7 @@ def test_a_replaced_method_leaves_nothing_of_its_own() -> None:
     """ALFWorld's recipe sets signal.decay_steps for its method's signal; GRPO has no such setting."""
     assert load("alfworld").signal.decay_steps == 100
     config = load("alfworld", ["method=grpo"])
-    assert config.signal == Config().signal and config.feedback.source == "none"
+    assert config.signal == Config().signal and config.feedback.sources == []
     assert not config.needs_teacher and not hasattr(config.signal, "decay_steps")
     assert config.credit.success_reward == load("alfworld").credit.success_reward == 1.0  # the recipe's own
     said = problems(None, "method=grpo", "signal.decay_steps=3")

@@ -202,7 +202,7 @@ def test_a_teacher_signal_of_ones_own(file, tmp_path: Path) -> None:
     from hindsight.learner.signals import make_signal
 
     path = file("own_signal.py", SIGNAL)
-    named = [f"signal.name={path}", "feedback.source=immediate", "signal.share=0.25"]
+    named = [f"signal.name={path}", "feedback.sources=[immediate]", "signal.share=0.25"]
     config = load(None, named)
     assert check(config) == [] and config.needs_teacher and config.signal.loss_weight == 0
     signal = make_signal(config.signal)
@@ -260,7 +260,10 @@ def test_settings_that_extend_each_other_are_one_section(file, order: tuple[str,
             "signal.name=pathlib:Path",
             "signal.name = 'pathlib:Path': Path is not a subclass of hind",
         ),
-        ("feedback.source=math:sqrt", "feedback.source = 'math:sqrt': sqrt is not a subclass of hindsight."),
+        (
+            "feedback.sources=[math:sqrt]",
+            "feedback.sources = 'math:sqrt': sqrt is not a subclass of hindsight.",
+        ),
         ("tracker.names=[ray,pathlib:Path]", "tracker.names = 'pathlib:Path': Path is not a subclass of "),
         (
             "env.name=pathlib:Path",

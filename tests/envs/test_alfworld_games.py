@@ -124,6 +124,29 @@ def test_official_data_are_taken_from_the_configuration_or_the_environment(offic
     assert family(tmp_path, eval_tasks=50).manifest() == manifest
 
 
+def test_official_panels_are_every_solvable_game_whatever_the_settings(official, tmp_path):
+    doomed = next((official / "json_2.1.1" / "valid_seen").glob("pick_heat*/*/game.tw-pddl"))
+    doomed.write_text(json.dumps({**json.loads(doomed.read_text()), "solvable": False}))
+    one = family(tmp_path, data=str(official), eval_tasks=2, kinds=["pick_and_place_simple"])
+    other = family(tmp_path, data=str(official), seed=7)
+    names = ["evaluation", "alfworld/valid_seen", "alfworld/valid_unseen"]
+    assert list(one.panels()) == names
+    for name, size in zip(names[1:], (11, 12), strict=True):
+        tasks = one.panels()[name]()
+        assert tasks == other.panels()[name]() and len(tasks) == size
+        games = [task.data["game"] for task in tasks]
+        assert games == sorted(games) and str(doomed.relative_to(official)) not in games
+        assert {f"alfworld/{task.split}" for task in tasks} == {name}
+
+
+def test_generated_panels_are_of_the_rooms_of_training_and_of_others(tmp_path):
+    made = family(tmp_path)
+    panels = {name: listing() for name, listing in made.panels().items()}
+    assert panels.keys() == {"evaluation", "seen", "unseen"} and panels["unseen"] == panels["evaluation"]
+    assert {task.split for task in panels["seen"]} == {"valid_seen"} and len(panels["seen"]) == 6
+    assert not {task.id for task in panels["seen"]} & {task.id for task in made.manifest().train}
+
+
 def test_unsolvable_official_games_are_left_out(official, tmp_path):
     doomed = next((official / "json_2.1.1" / "train").glob("pick_heat*/*/game.tw-pddl"))
     doomed.write_text(json.dumps({**json.loads(doomed.read_text()), "solvable": False}))

@@ -279,6 +279,11 @@ def test_official_data_are_found_and_played_in_their_own_layout(env, family, tas
     official = AppWorldFamily(replace(CONFIG, data=str(data.parent)), cache_root())
     manifest = official.manifest()
     assert [task.id for task in (*manifest.train, *manifest.evaluation)] == [tasks[0].id, tasks[-1].id]
+    names = [f"appworld/{split}" for split in ("dev", "test_normal", "test_challenge")]
+    assert list(official.panels()) == ["evaluation", *names] and list(family.panels()) == ["evaluation"]
+    assert [task.id for task in official.panels()["appworld/test_normal"]()] == [tasks[-1].id]
+    with pytest.raises(DataMissing, match=r"dev\.txt is not there"):
+        official.panels()["appworld/dev"]()
     assert manifest.train[0].data != tasks[0].data  # another digest for other content
     monkeypatch.setenv("APPWORLD_ROOT", str(data.parent))
     assert AppWorldFamily(CONFIG, cache_root()).manifest() == manifest

@@ -83,8 +83,9 @@ def kitchen():
 
 
 def feedback(source="immediate", **settings):
-    """The section `feedback` of a configuration that names this source."""
-    return FEEDBACK_SOURCES.settings(source)(source=source, **settings)
+    """The section `feedback` of a configuration that names these sources, parted by blanks."""
+    names = source.split()
+    return FEEDBACK_SOURCES.settings(*names)(sources=names, **settings)
 
 
 def written(texts):

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from hindsight.configs.schema import Judge, Prompt
 from hindsight.feedback import preamble
 from hindsight.feedback.judge_client import Answer, EngineAsk, JudgeClient, JudgeError, open_judge
-from hindsight.feedback.source import make_source
+from hindsight.feedback.source import make_sources
 from hindsight.feedback.transcript import SHORTEST, Style, shorten_to_fit
 from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import EngineError, Generation, Sampling
@@ -93,7 +93,7 @@ def long_questions(turns):
     found = {"lesson": preamble.question(long)}
     for name in ("judge", "reflect", "target"):
         chosen = feedback(name, rendering="pairs")
-        found[name] = make_source(chosen).question(group(long), 0, Style(chosen))
+        found[name] = make_sources(chosen)[0].question(group(long), 0, Style(chosen))
     return found
 
 

@@ -22,7 +22,7 @@ def gathered(answer, turns):
         asked.append(question.write(400))
         return Answer(answer)
 
-    feedback = load(None, [f"feedback.source={EXAMPLE}", f"feedback.advised_turns={turns}"]).feedback
+    feedback = load(None, [f"feedback.sources=[{EXAMPLE}]", f"feedback.advised_turns={turns}"]).feedback
     return asyncio.run(gather_hints(kitchen(), feedback, ask, whole_turns=True)), asked
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from feedback_toys import ROOM, TASK, trajectory, turn
@@ -68,27 +68,28 @@ def test_parts_stay_and_in_the_end_everyone_is_in_one(ways: list[str], needs: Ne
 @pytest.mark.parametrize(
     ("settings", "needs"),
     [
-        ({"source": "immediate"}, "trajectory"),
-        ({"source": "next_observation"}, "trajectory"),
-        ({"source": "future"}, "trajectory"),
-        ({"source": "reference"}, "trajectory"),
-        ({"source": "judge"}, "trajectory"),
-        ({"source": "reflect"}, "trajectory"),
-        ({"source": "target"}, "trajectory"),
-        ({"source": "immediate", "granularity": "anchor"}, "group"),
-        ({"source": "immediate", "sibling": "or"}, "sibling"),
-        ({"source": "judge", "sibling": "and"}, "sibling"),
-        ({"source": "none", "sibling": "only"}, "sibling"),
+        ({"sources": ["immediate"]}, "trajectory"),
+        ({"sources": ["next_observation"]}, "trajectory"),
+        ({"sources": ["future"]}, "trajectory"),
+        ({"sources": ["reference"]}, "trajectory"),
+        ({"sources": ["judge"]}, "trajectory"),
+        ({"sources": ["reflect"]}, "trajectory"),
+        ({"sources": ["target"]}, "trajectory"),
+        ({"sources": ["immediate"], "granularity": "anchor"}, "group"),
+        ({"sources": ["sibling", "immediate"], "combine": "first"}, "sibling"),
+        ({"sources": ["sibling", "judge"]}, "sibling"),
+        ({"sources": ["sibling"]}, "sibling"),
     ],
 )
-def test_what_hints_need(settings: dict[str, str], needs: Needs) -> None:
-    source: type[FeedbackSource] = FEEDBACK_SOURCES.find(settings["source"])
-    assert hints_need(source.needs, Feedback(**settings)) == needs  # type: ignore[arg-type]
+def test_what_hints_need(settings: dict[str, Any], needs: Needs) -> None:
+    sources: list[type[FeedbackSource]] = [FEEDBACK_SOURCES.find(name) for name in settings["sources"]]
+    assert hints_need([source.needs for source in sources], Feedback(**settings)) == needs
 
 
 def test_a_source_that_does_not_say_waits_for_the_group() -> None:
     class Own(FeedbackSource):
         pass
 
-    assert hints_need(Own.needs, Feedback(source="own.py")) == "group"
-    assert hints_need(Own.needs, Feedback(source="own.py", sibling="or")) == "group"
+    assert hints_need([Own.needs], Feedback(sources=["own.py"])) == "group"
+    assert hints_need(["sibling", Own.needs], Feedback(sources=["sibling", "own.py"])) == "group"
+    assert hints_need([], Feedback()) == "trajectory"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -21,16 +22,14 @@ from feedback_toys import (
     written,
 )
 
-from hindsight.feedback.source import make_source
-from hindsight.feedback.sources import IMMEDIATE_TITLE, asked_about, combined, sibling, source_texts
-from hindsight.feedback.transcript import Style, shortened, transcript
+from hindsight.feedback.combine import combined, lacking
+from hindsight.feedback.hints import gather_hints
+from hindsight.feedback.sources import IMMEDIATE_TITLE, sibling
+from hindsight.feedback.transcript import shortened, transcript
 
 
 def texts_of(found, **settings):
-    chosen = feedback(**settings)
-    everyone = range(len(found.trajectories))
-    texts = source_texts(found, make_source(chosen), Style(chosen, show=show), everyone)
-    return combined(found, texts, chosen, everyone)
+    return asyncio.run(gather_hints(found, feedback(**settings), show=show, whole_turns=True)).texts
 
 
 SETTINGS = {
@@ -39,20 +38,28 @@ SETTINGS = {
     "future": {"source": "future"},
     "future_pairs": {"source": "future", "rendering": "pairs"},
     "reference": {"source": "reference"},
-    "success_only": {"source": "none", "sibling": "only"},
-    "success_or_immediate": {"sibling": "or"},
-    "success_and_immediate": {"sibling": "and"},
-    "success_and_next_observation": {"source": "next_observation", "sibling": "and"},
-    "success_and_future_pairs": {"source": "future", "sibling": "and", "rendering": "pairs"},
+    "success_only": {"source": "sibling"},
+    "success_or_immediate": {"source": "sibling immediate", "combine": "first"},
+    "success_and_immediate": {"source": "sibling immediate"},
+    "success_and_next_observation": {"source": "sibling next_observation"},
+    "success_and_future_pairs": {"source": "sibling future", "rendering": "pairs"},
+    "success_and_future_and_immediate": {"source": "sibling future immediate"},
     "anchor_immediate": {"granularity": "anchor"},
     "anchor_next_observation": {"source": "next_observation", "granularity": "anchor"},
     "anchor_future": {"source": "future", "granularity": "anchor"},
-    "anchor_future_with_feedback": {"source": "future", "granularity": "anchor", "anchor_feedback": True},
-    "anchor_success_or_immediate": {"granularity": "anchor", "sibling": "or"},
-    "anchor_success_and_next_observation": {
-        "source": "next_observation",
+    "anchor_future_and_immediate": {"source": "immediate future", "granularity": "anchor"},
+    "anchor_success_or_immediate": {
+        "source": "sibling immediate",
+        "combine": "first",
         "granularity": "anchor",
-        "sibling": "and",
+    },
+    "anchor_success_and_next_observation": {
+        "source": "sibling next_observation",
+        "granularity": "anchor",
+    },
+    "anchor_success_and_future_and_immediate": {
+        "source": "sibling future immediate",
+        "granularity": "anchor",
     },
 }
 
@@ -82,7 +89,7 @@ def test_no_feedback_no_context(silent, granularity):
 
 
 def test_no_source_no_texts():
-    assert texts_of(kitchen(), source="none") == {}
+    assert texts_of(kitchen(), source="") == {}
 
 
 def test_the_last_turn_has_no_future():
@@ -102,13 +109,13 @@ def test_the_sibling_is_the_first_other_success():
     assert [sibling(group(lost, won[0]), index) for index in range(2)] == [won[0], None]
 
 
-def test_or_takes_the_source_where_no_sibling_succeeded_and_and_needs_both():
+def test_first_takes_the_source_where_no_sibling_succeeded_and_all_needs_both():
     found = kitchen()
     immediate = texts_of(found)
     either, both, only = (
-        texts_of(found, sibling="or"),
-        texts_of(found, sibling="and"),
-        texts_of(found, source="none", sibling="only"),
+        texts_of(found, source="sibling immediate", combine="first"),
+        texts_of(found, source="sibling immediate"),
+        texts_of(found, source="sibling"),
     )
     assert {key: text for key, text in either.items() if key[0] == 1} == {
         key: text for key, text in immediate.items() if key[0] == 1
@@ -116,19 +123,28 @@ def test_or_takes_the_source_where_no_sibling_succeeded_and_and_needs_both():
     assert {key for key in either if key[0] != 1} == set(only) == set(both)  # 1 is the only success
     assert all(both[key] == f"{only[key]}\n\n{immediate[key]}" for key in both)
     silent = group(trajectory(turn(ROOM, "look", "")), found.trajectories[1])
-    assert texts_of(silent, sibling="and") == {}
-    assert texts_of(silent, sibling="or").keys() == {(0, 0), (1, 0), (1, 1), (1, 2)}
+    assert texts_of(silent, source="sibling immediate") == {}
+    assert texts_of(silent, source="sibling immediate", combine="first").keys() == {
+        (0, 0),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+    }
 
 
-def test_a_judge_that_saw_the_sibling_speaks_for_both():
-    words = {(i, n): "words" for i in range(3) for n in range(3)}
-    texts = combined(kitchen(), words, feedback("judge", sibling="and"), range(3))
-    assert texts == {key: "words" for key in words if key[0] != 1}
+def test_texts_are_combined_in_the_order_of_their_sources():
+    one, other = {(0, 0): "a", (0, 1): "a"}, {(0, 1): "b", (2, 2): "b"}
+    assert combined(kitchen(), [one, other], "all", range(3)) == {(0, 1): "a\n\nb"}
+    assert combined(kitchen(), [other, one], "first", range(3)) == {(0, 0): "a", (0, 1): "b", (2, 2): "b"}
+    assert combined(kitchen(), [], "all", range(3)) == {}
 
 
-@pytest.mark.parametrize(("success", "indices"), [("none", [0, 1, 2]), ("or", [1]), ("and", [0, 2])])
-def test_a_judge_is_asked_only_where_its_answer_is_used(success, indices):
-    assert asked_about(kitchen(), feedback("judge", sibling=success), range(3)) == indices
+def test_a_judge_is_asked_only_where_its_answer_is_used():
+    found = {(1, turn): "text" for turn in range(3)} | {(2, 0): "text"}
+    assert lacking(kitchen(), [None], 0, "all", range(3)) == [0, 1, 2]
+    assert lacking(kitchen(), [None, found], 0, "all", range(3)) == [1, 2]
+    assert lacking(kitchen(), [found, None], 1, "first", range(3)) == [0, 2]
+    assert lacking(kitchen(), [None, found], 0, "first", range(3)) == [0, 1, 2]
 
 
 def test_turns_of_an_anchor_share_one_text():

@@ -130,7 +130,9 @@ class Recorder:
         words = question.write(self.config.judge.characters)
         ordinal, index = re.search(r"Log (\d+)-(\d+)\.", words).groups()
         self.questions[index] = hashlib.sha256(words.encode()).hexdigest()[:16]
-        answer = self.records[ordinal]["trajectories"][int(index)]["answers"][self.config.feedback.source]
+        answer = self.records[ordinal]["trajectories"][int(index)]["answers"][
+            self.config.feedback.sources[-1]
+        ]
         if answer is None:
             raise JudgeError("gone")
         return Answer(answer)

@@ -264,7 +264,7 @@ def test_two_trials_of_reflexion(shared: Shared, tmp_path: Path, monkeypatch: py
 def test_strength_zero_runs_no_teacher_and_staleness_stays_bounded(
     warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = ["signal.strength=0", "feedback.source=none", "rollout.max_staleness=1", "sft.demos=4"]
+    plain = ["signal.strength=0", "feedback.sources=[]", "rollout.max_staleness=1", "sft.demos=4"]
     steps = train(warmed, settings("serl", tmp_path / "run", *plain), monkeypatch)
     assert [row["rollout/staleness"] for row in steps] == [0, 1]
     assert all(row["teacher/spans"] == 0 for row in steps)

@@ -89,7 +89,7 @@ def test_rollout_scores_equal_naive_ones(preset):
     sequences = [[sequence.ids for sequence in trajectory.sequences] for trajectory in group.trajectories]
     requests = build_requests(
         group,
-        asyncio.run(gather_hints(group, Feedback(source="immediate"))).texts,
+        asyncio.run(gather_hints(group, Feedback(sources=["immediate"]))).texts,
         renderer.close_ids,
         renderer.encode,
         LIMITS,
