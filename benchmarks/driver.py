@@ -84,10 +84,7 @@ class NoLearner:
     """A learner without a model."""
 
     checkpoint_bytes = 0
-
-    async def blind(self, path: Path) -> list[str]:
-        """As `RankGroup.blind`."""
-        return []
+    ranks = ()
 
     async def update(self, samples: dict[str, Sequence[TrainingSample]], *_: float) -> dict[str, float]:
         """As `RankGroup.update`."""
