@@ -3,12 +3,12 @@
     python -m benchmarks.driver [--episodes 16,96,1000] [--steps 4] [--seconds 1.0]
     python -m benchmarks.driver --episodes 16 --steps 1000 --seconds 0 --turns 4   # does anything grow?
 
-The run is real (GRPO, the loop of `hindsight train`, worker, shards and their processes, checkpoints), but an
-engine answers each turn after `--seconds` with the same tokens, and the learner does nothing. Every episode has a
-slot, so all are in flight at once. A table has the groups per second, for each process its share of one core and
-its CPU time per turn, and how memory, open files, the machine's shared memory and the entries of $TMPDIR changed
-over the run. The last lines say how much of one core the driver would need if nothing but the engines took time:
-its CPU time per step by `--turns` × `--seconds`.
+The run is real (GRPO, the loop of `hindsight train`, worker, shards and their processes, checkpoints), but
+an engine answers each turn after `--seconds` with the same tokens, and the learner does nothing. Every
+episode has a slot, so all are in flight at once. A table has the groups per second, for each process its
+share of one core and its CPU time per turn, and how memory, open files, the machine's shared memory and the
+entries of $TMPDIR changed over the run. The last lines say how much of one core the driver would need if
+nothing but the engines took time: its CPU time per step by `--turns` × `--seconds`.
 """
 
 from __future__ import annotations
