@@ -3,7 +3,7 @@
 Five settings accept code of your own. Each has a registry here, and each entry may bring a dataclass called
 `Settings`, which extends the section of the configuration that names the entry.
 
-    env.name          an EnvFamily (hindsight.envs.base), a gymnasium.Env, or an id of Gymnasium (module:Id-v0)
+    env.name          an EnvFamily (hindsight.envs.base), a gymnasium.Env, or its id (module:Id-v0)
     feedback.source   a FeedbackSource (hindsight.feedback.source)
     credit.advantage  a function (group, credit) -> advantages (hindsight.learner.credit)
     signal.name       a TeacherSignal (hindsight.learner.signals)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +13,9 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from hindsight.cluster.report.run_folder import RunFolder
+from hindsight.cluster.report.run_folder import COLD, RunFolder, flat, short_names
 
 OWN = ("out", "resume")  # settings that say nothing about what was trained
-COLD = "before warm start"  # the stage that is not on the learning curve
 TRAINING = "training"  # the stage of points that are no evaluation
 RESAMPLES, SEED = 10_000, 0  # of the bootstrap
 
@@ -85,16 +84,6 @@ def read_runs(paths: Sequence[Path]) -> list[Compared]:
     return [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
 
 
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """The paths without the parts that all of them begin or end with."""
-    parts = [list(path.resolve().parts) for path in paths]
-    for end in (0, -1):
-        while all(len(own) > 1 for own in parts) and len({own[end] for own in parts}) == 1:
-            for own in parts:
-                own.pop(end)
-    return ["/".join(own) for own in parts]
-
-
 def read_run(path: Path, name: str) -> Compared:
     """What is compared of the run in a folder."""
     run = RunFolder(path)
@@ -114,7 +103,7 @@ def read_run(path: Path, name: str) -> Compared:
     outcomes: dict[str, list[bool]] = {}
     if evaluations and stages and stages[-1].step == evaluations[-1].step:
         outcomes = by_task(run.episodes(stages[-1].key))
-    return Compared(name, dict(flat(run.config())), training, evaluations, outcomes)
+    return Compared(name, flat(run.config()), training, evaluations, outcomes)
 
 
 def _evaluation(row: Mapping[str, Any], seconds: float) -> Point:
@@ -133,15 +122,6 @@ def by_task(episodes: Sequence[Mapping[str, Any]]) -> dict[str, list[bool]]:
             played.append(False)
         played[-1] |= bool(row["success"])
     return outcomes
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by dotted key."""
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def differing(runs: Sequence[Compared]) -> dict[str, list[Any]]:

@@ -14,7 +14,7 @@ from hindsight.cluster.report.export import ExportError, export
 from hindsight.cluster.report.pages import NoSuchPage, Pages, as_script, failures, settings
 from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
 from hindsight.cluster.report.serve import PortTaken, application, listen
-from hindsight.cluster.report.viewing import DEMO, ViewError, names, view_runs
+from hindsight.cluster.report.viewing import DEMO, ViewError, view_runs
 
 
 @pytest.fixture(scope="module")
@@ -228,11 +228,6 @@ def test_the_demo_is_small_and_shows_credit() -> None:
             turns = pages.document("tokens", step, "0")["turns"].values()
             assert all(len(turn["tokens"]) == len(turn["advantage"]) for turn in turns)
             assert any(turn.get("teacher_logprob") for turn in turns) == (folder.name != "grpo")
-
-
-def test_runs_have_short_names() -> None:
-    assert names([Path("/a/b/nano")]) == ["nano"]
-    assert names([Path("/a/x/nano"), Path("/a/y/nano")]) == ["x/nano", "y/nano"]
 
 
 @pytest.mark.parametrize(
