@@ -1,12 +1,14 @@
 """What the driver, a worker and environment shards cost, with engines and a learner that only wait.
 
-    python -m benchmarks.driver [--episodes 64,256,1024] [--steps 4] [--seconds 1.0]
+    python -m benchmarks.driver [--episodes 16,96,1000] [--steps 4] [--seconds 1.0]
     python -m benchmarks.driver --episodes 16 --steps 1000 --seconds 0 --turns 4   # does anything grow?
 
-The run is real (GRPO, the loop of `hindsight train`, worker, shards and their processes, checkpoints),
-but an engine answers each turn after `--seconds` with the same tokens, and the learner does nothing. A table
-has the groups per second, and for each process its share of one core, and how its memory, open files, the
-machine's shared memory and the entries of $TMPDIR changed over the run.
+The run is real (GRPO, the loop of `hindsight train`, worker, shards and their processes, checkpoints), but
+an engine answers each turn after `--seconds` with the same tokens, and the learner does nothing. Every
+episode has a slot, so all are in flight at once. A table has the groups per second, for each process its
+share of one core and its CPU time per turn, and how memory, open files, the machine's shared memory and the
+entries of $TMPDIR changed over the run. The last lines say how much of one core the driver would need if
+nothing but the engines took time: its CPU time per step by `--turns` × `--seconds`.
 """
 
 from __future__ import annotations
@@ -88,10 +90,7 @@ class NoLearner:
     """A learner without a model."""
 
     checkpoint_bytes = 0
-
-    async def blind(self, path: Path) -> list[str]:
-        """As `RankGroup.blind`."""
-        return []
+    ranks = ()
 
     async def update(self, samples: dict[str, Sequence[TrainingSample]], *_: float) -> dict[str, float]:
         """As `RankGroup.update`."""
@@ -146,7 +145,8 @@ def settings(out: Path, episodes: int, steps: int, turns: int) -> Config:
                 f"out={out}",
                 f"steps={steps}",
             ),
-            *(f"rollout.num_groups={episodes // GROUP}", f"rollout.group_size={GROUP}", "env.slots=32"),
+            *(f"rollout.num_groups={episodes // GROUP}", f"rollout.group_size={GROUP}"),
+            *("env.shards=1", f"env.slots={episodes}"),
             *(f"env.max_turns={turns}", "model.max_length=8192", "learner.micro_batch_tokens=8192"),
             *("evaluate.episodes=1", "evaluate.cold_episodes=0", f"checkpoint.every={max(1, steps // 10)}"),
         ],
@@ -160,6 +160,11 @@ class Process:
         self.name, self.process = name, psutil.Process(pid)
         self.cpu = list[float]()
         self.memory, self.files = list[float](), list[int]()
+
+    @property
+    def used(self) -> float:
+        """CPU seconds between the first and the last note."""
+        return self.cpu[-1] - self.cpu[0]
 
     def note(self) -> None:
         """Note where it stands."""
@@ -209,7 +214,7 @@ def change(values: Sequence[float]) -> str:
 
 
 def main(
-    episodes: Annotated[str, typer.Option(help="in flight, comma-separated")] = "64,256,1024",
+    episodes: Annotated[str, typer.Option(help="in flight, comma-separated")] = "16,96,1000",
     steps: Annotated[int, typer.Option(help="of each run; the first is not timed")] = 4,
     seconds: Annotated[float, typer.Option(help="that an engine takes for a turn")] = 1.0,
     turns: Annotated[int, typer.Option(help="of an episode")] = 20,
@@ -220,9 +225,14 @@ def main(
     with tempfile.TemporaryDirectory(prefix="hindsight-driver-") as folder:
         configs = [settings(Path(folder, str(count)), count, steps + 1, turns) for count in counts]
         connect(None, dashboard_port=0)  # actors find the environment that the settings name
+        needed = {}
         for count, config in zip(counts, configs, strict=True):
-            show(console, count, turns, asyncio.run(measure(config)))
+            done = asyncio.run(measure(config))
+            show(console, count, turns, done)
+            needed[count] = done.processes[0].used / (len(done.times) - 1) / (turns * seconds or 1.0)
         ray.shutdown()
+    for count, share in needed.items():
+        print(f"ratio driver_{count}: {share:.3f}")
 
 
 def show(console: Console, episodes: int, turns: int, done: Watched) -> None:
@@ -230,12 +240,13 @@ def show(console: Console, episodes: int, turns: int, done: Watched) -> None:
     wall = done.times[-1] - done.times[0]
     each = wall / (len(done.times) - 1)
     title = f"{episodes} episodes of {turns} turns: {episodes / GROUP / each:.2f} groups/s, step {each:.2f} s"
-    table = Table("process", "share of a core", "memory, MiB", "open files", title=title)
+    table = Table("process", "share of a core", "ms per turn", "memory, MiB", "open files", title=title)
+    taken = episodes * turns * (len(done.times) - 1)
     for one in done.processes:
-        share = f"{(one.cpu[-1] - one.cpu[0]) / wall:.0%}"
-        table.add_row(one.name, share, change(one.memory), change(one.files))
-    table.add_row("/dev/shm", "", change(done.shared), "")
-    table.add_row("temporary folder", "", "", change(done.temporary))
+        cost = f"{1000 * one.used / taken:.2f}"
+        table.add_row(one.name, f"{one.used / wall:.0%}", cost, change(one.memory), change(one.files))
+    table.add_row("/dev/shm", "", "", change(done.shared), "")
+    table.add_row("temporary folder", "", "", "", change(done.temporary))
     console.print(table)
 
 

@@ -26,7 +26,7 @@ from hindsight.cluster.planning import plan_run
 from hindsight.cluster.prepare import Ready, prepare
 from hindsight.cluster.report.lines import write_rows
 from hindsight.cluster.report.record import evaluation_rows
-from hindsight.cluster.report.run_folder import EPISODES, evaluation_key
+from hindsight.cluster.report.run_folder import CONFIG, EPISODES, evaluation_key
 from hindsight.cluster.run import Run, open_run
 from hindsight.cluster.start import STARTING, Actors, start_actors
 from hindsight.cluster.step_report import nothing_trained
@@ -280,7 +280,7 @@ def write_evaluation(
     """
     panels = {result.panel: result.digest for result in results}
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(render(config))
+    (folder / CONFIG).write_text(render(config))
     named = {"checkpoint": config.model.path, "agent": config.evaluate.agent}
     about = {**named, "tasks": digest, "panels": panels}
     (folder / "evaluation.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -327,7 +327,7 @@ def run_of(model: Path) -> Path | None:
     """The folder of the run that a model folder belongs to, if its settings are there."""
     checkpoint = checkpoint_of(model)
     run = checkpoint.parents[1] if checkpoint else model
-    return run if (run / "config.yaml").is_file() else None
+    return run if (run / CONFIG).is_file() else None
 
 
 def evaluated_step(model: Path) -> int:

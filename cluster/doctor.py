@@ -7,20 +7,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hindsight.cluster.failures import RunError
+from hindsight.cluster.links import LinkError, measure, summary
 from hindsight.cluster.machines import gpu_memory, listens, this_machine
 from hindsight.cluster.planning import plan_run
 from hindsight.configs.check import FREE_GIB
 from hindsight.configs.paths import cache_root
 from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.configs.schema import Config, Env
-from hindsight.envs.base import EnvError
+from hindsight.envs.base import EnvError, Observation
 from hindsight.envs.registry import make_family
+from hindsight.rollout.conversation import Conversation
+from hindsight.rollout.models import EMBEDDED, ModelMissing, ModelUnfit, resolve
+from hindsight.rollout.render import Renderer, load_renderer
+from hindsight.rollout.template import TemplateError
 
 PACKAGES = ("torch", "vllm", "deepspeed", "ray", "transformers")
 SHARED_GIB = 1.0  # of /dev/shm, where Ray keeps weights and trajectories in passing
@@ -42,12 +48,14 @@ class Finding:
 
 
 def examine(config: Config) -> Iterator[Finding]:
-    """Check packages, devices, disks, ports, environments, and whether the run of `config` fits."""
+    """Check packages, devices, disks, ports, template, environments, and whether the run of `config` fits."""
     yield from packages()
     yield device()
+    yield links()
     yield from memory()
     yield compiler()
     yield dashboard(config.cluster.dashboard_port)
+    yield template(config)
     for name in ENVIRONMENTS.builtin:
         yield environment(name, needed=name == config.env.name)
     yield fits(config)
@@ -73,6 +81,56 @@ def device() -> Finding:
         return Finding("GPU", names)
     fix = "install the GPU packages (`VARIANT=gpu make setup`) or a driver for their CUDA version"
     return Finding("GPU", names, fix)
+
+
+def links() -> Finding:
+    """Whether all pairs of GPUs reach each other over NCCL, and how fast."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2:
+        return Finding("NCCL", f"not checked: a pair needs two GPUs, and torch can use {count}")
+    try:
+        return Finding("NCCL", summary(measure(count, "nccl")))
+    except LinkError as error:
+        fix = (
+            f"{error}. NCCL_DEBUG=INFO says more, `nvidia-smi topo -m` how the GPUs are connected. If it "
+            "works with NCCL_P2P_DISABLE=1, set that, or mend peer access (IOMMU, ACS)"
+        )
+        return Finding("NCCL", "fails", fix)
+
+
+def template(config: Config) -> Finding:
+    """Whether the model's chat template carries an episode, in which the sampled actions are found again."""
+    name, path = "chat template", config.model.path
+    try:
+        folder = str(resolve(path)) if path in EMBEDDED else path
+        renderer = load_renderer(folder, config)
+        length = two_turns(renderer)
+    except (ModelMissing, ModelUnfit, TemplateError) as error:
+        return Finding(name, f"{path} cannot be used", str(error))
+    except OSError as error:  # transformers': neither a folder nor, in this network, a model of the hub
+        return Finding(name, f"not checked: {path} cannot be read here ({str(error).splitlines()[0][:100]})")
+    return Finding(name, f"{path}: an episode of two turns has {length} tokens, its actions are found again")
+
+
+def two_turns(renderer: Renderer) -> int:
+    """The number of tokens of an episode of two turns.
+
+    Raises:
+        TemplateError: the action of a response cannot be found in its tokens.
+    """
+    talk, actions = Conversation(renderer), ("look", "go north")
+    for action in actions:
+        talk.prompt(Observation("You are in a room.", actions))
+        reply = talk.append_sampled(renderer.respond(action))
+        span, ids = reply.action_span, talk.sequences()[reply.sequence].ids
+        if span is None or action not in renderer.decode(ids[span.start : span.end]):
+            raise TemplateError(
+                f"no action is found in the response {reply.text!r}, written as the model is asked to: set "
+                "another model, or another prompt.preset"
+            )
+    return sum(len(sequence.ids) for sequence in talk.sequences())
 
 
 def memory() -> Iterator[Finding]:
@@ -126,10 +184,19 @@ def miniature(gpu: bool) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="hindsight-doctor-") as folder:
         own = [f"out={folder}/run", f"cluster.gpus={'required' if gpu else 'none'}"]
         command = [sys.executable, "-m", "hindsight", "train", "nano", *MINIATURE, *own]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+        began = time.monotonic()
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            fix = f"run `{' '.join(command[2:-2])}` and look where it stands with `hindsight top runs/nano`"
+            yield Finding("one step of nano", f"not done within {LIMIT:g} s", fix)
+            return
         if done.returncode:
             yield Finding("one step of nano", "failed", (done.stderr or done.stdout)[-2000:])
             return
+        yield Finding(
+            "one step of nano", f"done in {time.monotonic() - began:.1f} s with starts and checkpoint"
+        )
         rows = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()]
     [step] = [row for row in rows if row["kind"] == "train"]
     for name, seconds in step.items():

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from hindsight.cluster.failures import RunError, by_kind, in_words, typical
 from hindsight.cluster.outcomes import Play, figures
+from hindsight.cluster.report.run_folder import COLD
 from hindsight.cluster.start import Actors
 from hindsight.cluster.trials import Attempts, open_trials, solved_within
 from hindsight.cluster.watch import all_but_stragglers
@@ -24,7 +25,7 @@ from hindsight.rollout.types import Failure, FailureKind, Trajectory
 class Stage(StrEnum):
     """When a training run evaluates."""
 
-    BEFORE_SFT = "before warm start"
+    BEFORE_SFT = COLD
     AFTER_SFT = "after warm start"
     DURING_RL = "during RL"
     AFTER_RL = "after RL"

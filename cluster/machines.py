@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.plan import Node
-from hindsight.configs.environ import without_secrets
+from hindsight.configs.environ import ON_EACH_NODE, without_secrets
 from hindsight.configs.paths import SOURCE
 from hindsight.configs.registry import PLUGIN_FOLDERS
 
@@ -117,7 +117,8 @@ def connect(address: str | None, dashboard_port: int) -> str | None:
     path = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))
     common: dict[str, Any] = {
         "runtime_env": {
-            "env_vars": {"PYTHONPATH": path, "HINDSIGHT_PLUGINS": os.pathsep.join(PLUGIN_FOLDERS)}
+            "env_vars": {"PYTHONPATH": path, "HINDSIGHT_PLUGINS": os.pathsep.join(PLUGIN_FOLDERS)},
+            "worker_process_setup_hook": ON_EACH_NODE,
         },
         "log_to_driver": False,  # the dashboard shows what actors print
         "logging_level": logging.WARNING,

@@ -124,10 +124,14 @@ def engine_need(shape: Shape, config: Config, parallel: int, sequences: int = 1)
 
 
 def cpu_engine_need(shape: Shape, config: Config) -> Need:
-    """An engine without a GPU: its KV cache is a setting, and vLLM keeps a packed copy of linear layers."""
+    """An engine without a GPU, whose KV cache is a setting.
+
+    vLLM packs the weights of linear layers for the CPU's kernels, and has both copies while it does.
+    """
     item = ITEM[config.model.dtype]
     parts = {
         "weights": shape.parameters * item / GIB,
+        "packed weights": shape.parameters * item / GIB,
         "KV cache": config.rollout.kv_cache_gib,
         "process": PROCESS + ENGINE,
     }

@@ -13,6 +13,7 @@ import numpy as np
 
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.report.lines import append_rows, read_rows, write_rows
+from hindsight.cluster.report.run_folder import METRICS
 from hindsight.cluster.report.timeline import covered
 from hindsight.cluster.trackers import Tracker, make_trackers
 from hindsight.configs.schema import Tracking
@@ -40,7 +41,7 @@ class Metrics:
 
     def __init__(self, folder: Path, tracker: Tracking | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / METRICS
         self._rewrite(self.rows())  # a killed run may have left a partial line
         self._tracking = tracker or Tracking()
         self._trackers: list[Tracker] = []

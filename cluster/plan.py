@@ -64,6 +64,14 @@ class Plan:
     places: tuple[Place, ...]
     gpus: int  # in the cluster
     gpu_gib: float  # memory of each
+    per_node: int = 0  # GPUs of the node that has most
+
+    def cores(self, place: Place) -> float:
+        """The share of its node's cores that an actor computes with: its bundle's share of the node's GPUs.
+
+        Without GPUs all actors share the cores; on one GPU they do, too, for most of them work in turn.
+        """
+        return self.bundles[place.bundle]["GPU"] / self.per_node if place.gpus else 1.0
 
     def of(self, role: str) -> list[Place]:
         """The places of a role."""

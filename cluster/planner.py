@@ -188,7 +188,7 @@ class _Planner:
                 progress=4,
             )
         settled = self._settled(replace(draft, engines=counts["engine"]), counts["teacher"], engine)
-        return Plan(settled, tuple(bundles), tuple(places), self.gpus, self.gib)
+        return Plan(settled, tuple(bundles), tuple(places), self.gpus, self.gib, self.widest)
 
     def _room(self, draft: Draft, beside: dict[str, Need]) -> float:
         """What is left of a shared GPU for an engine (GiB). PlanError if not even the others fit."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import open_folder
-from hindsight.cluster.set_aside import FILE, SetAsideTasks
+from hindsight.cluster.report.run_folder import FAILURES
+from hindsight.cluster.set_aside import SetAsideTasks
 from hindsight.cluster.view import View
 from hindsight.configs.schema import Config
 from hindsight.envs.base import EnvFamily
@@ -61,7 +62,7 @@ def prepare(config: Config, view: View) -> Ready:
     if newest is not None:
         require_same_run(config, newest, manifest)
     continued(config, newest)  # raises what would be raised again once the machines are known
-    set_aside = SetAsideTasks.load(Path(config.out, FILE), manifest.train, resumes=newest is not None)
+    set_aside = SetAsideTasks.load(Path(config.out, FAILURES), manifest.train, resumes=newest is not None)
     return Ready(config, newest, model, renderer, family, manifest, panels, set_aside)
 
 

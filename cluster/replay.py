@@ -27,7 +27,7 @@ from hindsight.cluster.metrics import ASKED
 from hindsight.cluster.report.groups import GroupError, read_group
 from hindsight.cluster.report.pieces import Pieces
 from hindsight.cluster.report.record import PolicyLoss, token_rows
-from hindsight.cluster.report.run_folder import RunFolder, step_key
+from hindsight.cluster.report.run_folder import CONFIG, RunFolder, step_key
 from hindsight.cluster.run import Run
 from hindsight.cluster.train import learning_rate
 from hindsight.configs.check import check
@@ -149,7 +149,7 @@ def read_settings(run: RunFolder, overrides: Sequence[str]) -> Config:
         values = without_method(values)
     values.pop("method", None)  # what its file sets is there already
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "config.yaml")
+        file = Path(folder, CONFIG)
         file.write_text(yaml.safe_dump(values))
         try:
             config = load(file, overrides)

@@ -24,8 +24,9 @@ from hindsight.cluster.prepare import FORMAT, Ready, continued, prepare, require
 from hindsight.cluster.report.pieces import Pieces
 from hindsight.cluster.report.provenance import recorded
 from hindsight.cluster.report.recorder import Recorder
+from hindsight.cluster.report.run_folder import CONFIG, FAILURES, METRICS
 from hindsight.cluster.saver import Saver, require_storage
-from hindsight.cluster.set_aside import FILE, SetAside, SetAsideTasks, now
+from hindsight.cluster.set_aside import SetAside, SetAsideTasks, now
 from hindsight.cluster.start import Actors, start_actors
 from hindsight.cluster.task_sampler import TaskSampler
 from hindsight.cluster.view import View
@@ -211,7 +212,7 @@ def announce(run: Run, newest: Path, asked: Config) -> None:
     """Say where a run resumes, and which settings have changed since."""
     left = "" if run.state.step < asked.steps else "; raise steps to train on"
     run.view.say(f"resuming from {newest} after step {run.state.step} of {asked.steps}{left}")
-    before = run.out / "config.yaml"
+    before = run.out / CONFIG
     for difference in differences(before.read_text(), asked) if before.exists() else ():
         run.view.say(f"  {difference}")
 
@@ -222,7 +223,7 @@ def open_record(config: Config, renderer: Renderer, resumes: bool) -> tuple[Metr
     recorder = Recorder(out, Pieces(renderer.token_bytes))
     if not resumes:
         recorder.truncate(-1)
-        for name in ("metrics.jsonl", FILE, "curve.png"):
+        for name in (METRICS, FAILURES, "curve.png"):
             (out / name).unlink(missing_ok=True)
     return Metrics(out, config.tracker), recorder
 
@@ -294,7 +295,7 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
         if newest is not None:
             await run.restore(newest)
             announce(run, newest, asked)
-        (run.out / "config.yaml").write_text(render(asked))
+        (run.out / CONFIG).write_text(render(asked))
         metrics.start()
         panels = {panel.name: panel.digest for panel in run.panels}
         with recorded(run.out, run.state.step if newest else None, panels):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import uuid
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import checkpoints
@@ -16,6 +20,7 @@ from hindsight.cluster.start import Actors
 from hindsight.cluster.view import View
 from hindsight.cluster.watch import Watchdog
 from hindsight.configs.schema import Config
+from hindsight.envs.runtime.remote import call
 from hindsight.learner.checkpoint import (
     CheckpointError,
     drafting,
@@ -128,23 +133,44 @@ class Saver:
 
 
 async def require_storage(config: Config, actors: Actors) -> None:
-    """Check, before hours are spent, that every rank can write its part of a checkpoint, and that it fits.
+    """Check, before hours are spent, that every actor can write its part of a checkpoint, and that it fits.
 
     Raises:
-        RunError: a rank's node does not share the run's folder.
+        RunError: an actor's node does not share the run's folder.
         CheckpointError: there is too little room.
     """
     folder = checkpoints(config)
     folder.mkdir(exist_ok=True)
     require_room(folder, actors.checkpoint_bytes)
-    marker = folder / ".seen"
+    marker = folder / f".seen-{uuid.uuid4().hex}"  # a name that no file system has in a cache
     marker.touch()
     try:
-        blind = await actors.learner.blind(marker) if actors.learner else []
+        blind = await blind_writers(actors, marker, config.cluster.start_timeout)
     finally:
         marker.unlink()
     if blind:
         raise RunError(
-            f"out = {config.out!r} is on this node alone: the learner ranks on {', '.join(blind)} do not see "
-            "it, and their part of each checkpoint would be lost. Set `out` to a folder that all nodes share"
+            f"out = {config.out!r} is on this node alone: {', '.join(blind)} cannot see it, and what they "
+            "write of each checkpoint would be lost. Set `out` to a folder that all nodes share"
         )
+
+
+async def blind_writers(actors: Actors, path: Path, timeout: float) -> list[str]:
+    """The actors who write checkpoints and whose node has no such file, as "learner on 10.0.0.2"."""
+    groups = {role: pool.replicas for role, pool in actors.scorers().items()}
+    groups |= {role: ranks.ranks for role, ranks in actors.trained().items()}
+    writers = [(role, one) for role, own in groups.items() for one in own]
+    limit: dict[str, Any] = {"timeout": timeout, "setting": "cluster.start_timeout"}
+    answers = await asyncio.gather(
+        *(
+            call(one, "__ray_call__", sees, str(path), what=f"asking the {role} for {path}", **limit)
+            for role, one in writers
+        )
+    )
+    pairs = zip(writers, answers, strict=True)
+    return sorted({f"{role} on {address}" for (role, _), (address, there) in pairs if not there})
+
+
+def sees(_: Any, path: str) -> tuple[str, bool]:
+    """In an actor: its node's address, and whether the file is there."""
+    return ray.util.get_node_ip_address(), os.path.exists(path)

@@ -17,7 +17,6 @@ from hindsight.cluster.failures import RunError
 from hindsight.envs.runtime.files import atomic_write
 from hindsight.envs.tasks import TaskSpec
 
-FILE = "failures.jsonl"  # in the run's folder
 MOST = 0.2  # share of the training tasks; if more fail, it is not the tasks
 FEW = 2  # that many may always be set aside, as long as a task is left
 

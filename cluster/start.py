@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from hindsight.cluster.heal import RESTARTS, Restarts, Watched
 from hindsight.cluster.plan import Place, Plan
 from hindsight.cluster.turns import Turns
-from hindsight.configs.environ import actor_environment
+from hindsight.configs.environ import CORE_SHARE, actor_environment
 from hindsight.envs.base import EnvFamily
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.pool import PoolHandles, start_pool
@@ -61,8 +61,8 @@ class Actors:
 
     async def stop(self) -> None:
         """End every actor and release the reservation."""
-        for trained in filter(None, (self.learner, self.critic)):
-            trained.stop()
+        for ranks in self.trained().values():
+            ranks.stop()
         handles = [*self.engines, self.worker, *self.environments.shards]
         handles += [scorer for pool in self.scorers().values() for scorer in pool.replicas]
         for handle in [*handles, *filter(None, [self.user])]:
@@ -72,7 +72,12 @@ class Actors:
     @property
     def checkpoint_bytes(self) -> int:
         """Estimated size of a checkpoint's largest parts: learner and critic."""
-        return sum(trained.checkpoint_bytes for trained in (self.learner, self.critic) if trained)
+        return sum(ranks.checkpoint_bytes for ranks in self.trained().values())
+
+    def trained(self) -> dict[str, RankGroup]:
+        """Those who are trained, by role."""
+        both: dict[str, RankGroup | None] = {"learner": self.learner, "critic": self.critic}
+        return {name: ranks for name, ranks in both.items() if ranks is not None}
 
     @property
     def stateless(self) -> list[Watched]:
@@ -180,10 +185,14 @@ class _Starting:
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(
                     self.group, placement_group_bundle_index=place.bundle
                 ),
-                **variables(env, place.gpus),
+                **variables(env | self.cores(place), place.gpus),
             }
             for place in self.plan.of(role)
         ]
+
+    def cores(self, place: Place) -> dict[str, str]:
+        """The share of its node's cores that an actor has, unless their number is a setting."""
+        return {} if self.config.cluster.threads else {CORE_SHARE: f"{self.plan.cores(place):g}"}
 
     def ranks(self, role: str, kind: type[G]) -> G | None:
         """The ranks of a role, not started yet, if the run has it."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import yaml
 
 from hindsight.cluster.report.definitions import find, full_name, gauge
+from hindsight.cluster.report.run_folder import COLD, CONFIG
 from hindsight.configs.registry import TRACKERS
 from hindsight.configs.schema import Tracking
 
@@ -35,7 +36,7 @@ class Tracker:
     @property
     def config(self) -> str:
         """The resolved settings of the run, as YAML; "" for rows without a run."""
-        file = self.folder / "config.yaml"
+        file = self.folder / CONFIG
         return file.read_text() if file.exists() else ""
 
     def write(self, step: int, kind: str, values: Mapping[str, float], stage: str | None = None) -> None:
@@ -58,9 +59,7 @@ def series(kind: str, values: Mapping[str, float], stage: str | None) -> dict[st
 
     The evaluation before the warm start has the step of the one after it, so it is no part of their curves.
     """
-    from hindsight.cluster.evaluate import Stage
-
-    apart = f" {stage}" if stage == Stage.BEFORE_SFT else ""
+    apart = f" {stage}" if stage == COLD else ""
     return {f"{full_name(kind, name)}{apart}": value for name, value in values.items()}
 
 
@@ -175,7 +174,7 @@ class MLflow(Tracker):
         mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
         known = file.read_text() if file.exists() else None
         file.write_text(mlflow.start_run(run_id=known, run_name=folder.name).info.run_id)
-        mlflow.log_text(self.config, "config.yaml")
+        mlflow.log_text(self.config, CONFIG)
 
     def write(self, step: int, kind: str, values: Mapping[str, float], stage: str | None = None) -> None:
         self._mlflow.log_metrics(series(kind, values, stage), step=step, synchronous=False)

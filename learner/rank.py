@@ -91,7 +91,7 @@ def load_safely(path: str, map_location: Any = None) -> Any:
 
 
 class Rank(ABC):
-    """One process. Every method except `address`, `host` and `sees` is collective: all ranks must call it."""
+    """One process. Every method except `address` and `host` is collective: all ranks must call it."""
 
     NAME: ClassVar[str]  # in messages, and of DeepSpeed's folder in a checkpoint
 
@@ -125,10 +125,6 @@ class Rank(ABC):
         return socket.create_server(
             (address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET
         )
-
-    def sees(self, path: str) -> tuple[str, bool]:
-        """This node's address, and whether the file is there."""
-        return ray.util.get_node_ip_address(), os.path.exists(path)
 
     def start(self, host: str, port: int) -> tuple[int, int]:
         """Join the process group and load the model; returns its parameters and how many numbers it trains.

@@ -127,6 +127,11 @@ def _split(
         )
     ending = min(found)[2]
     gap = before.removeprefix(opening + marks[0] + closing)
+    if gap.strip() and render(rounds[0], False) == render(rounds[0], True):
+        raise TemplateError(
+            "the chat template has no generation prompt: add_generation_prompt changes nothing, so the model "
+            "would have to open its turn itself. Use another model, or change chat_template.jinja"
+        )
     lead = gap if not gap.strip() else ""
     if reply is None:
         return ChatPieces(opening, closing, lead, ending, bridge="")

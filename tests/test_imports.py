@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,23 @@ def test_imports_run_one_way(file: Path) -> None:
     package = file.relative_to(PROJECT).parts[0]
     allowed = set(PACKAGES[: PACKAGES.index(package) + 1])
     assert packages_imported(file.read_text()) <= allowed
+
+
+def test_the_reader_of_runs_needs_no_actors() -> None:
+    """`cluster/report` works offline; torch is needed only by what writes the record of what is trained."""
+    code = """
+import importlib, pkgutil, sys
+import hindsight.cluster.report as report
+names = [module.name for module in pkgutil.iter_modules(report.__path__)]
+for name in sorted(names, key=lambda name: name in ("record", "recorder")):
+    importlib.import_module(f"hindsight.cluster.report.{name}")
+    heavy = {"ray", "torch", "vllm", "deepspeed", "hindsight.cluster.start", "hindsight.rollout.engine"}
+    print(name, *sorted(heavy & {*sys.modules}))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    *readers, record, recorder = [line.split() for line in found.splitlines()]
+    assert len(readers) > 10 and {tuple(own[1:]) for own in readers} == {()}
+    assert (record[0], recorder[0]) == ("record", "recorder") and {*record[1:], *recorder[1:]} <= {"torch"}
 
 
 def test_a_wrong_import_is_seen() -> None:

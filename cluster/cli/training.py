@@ -48,6 +48,7 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint on the held-out tasks, with the settings of its run."""
     from hindsight.cluster.commands import eval_run, find_model, run_of
+    from hindsight.cluster.report.run_folder import CONFIG
 
     model = find_model(lasting(checkpoint))
     if model is None:
@@ -61,7 +62,7 @@ def evaluate(
         if trained is None:
             fail(f"{checkpoint} is not of a run with a config.yaml: name a recipe after it")
         # The run's folder may have been moved since.
-        recipe, given = str(trained / "config.yaml"), [f"out={json.dumps(str(trained))}", *given]
+        recipe, given = str(trained / CONFIG), [f"out={json.dumps(str(trained))}", *given]
     config = read(recipe, given)
     user_model = config.model.path  # the simulated user stays the model of the training run
     config = replace(config, model=replace(config.model, path=str(model)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +15,9 @@ from rich import box
 from rich.table import Table
 
 from hindsight.cluster.outcomes import Figure, Plays, bootstrap, figures, paired, plays_of
-from hindsight.cluster.report.run_folder import RunFolder
+from hindsight.cluster.report.run_folder import COLD, RunFolder, flat, short_names
 
 OWN = ("out", "resume")  # settings that say nothing about what was trained
-COLD = "before warm start"  # the stage that is not on the learning curve
 TRAINING = "training"  # the stage of points that are no evaluation
 
 Axis = Literal["step", "turns", "seconds"]  # what learning curves are drawn over
@@ -89,16 +88,6 @@ def read_runs(paths: Sequence[Path]) -> list[Compared]:
     return [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
 
 
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """The paths without the parts that all of them begin or end with."""
-    parts = [list(path.resolve().parts) for path in paths]
-    for end in (0, -1):
-        while all(len(own) > 1 for own in parts) and len({own[end] for own in parts}) == 1:
-            for own in parts:
-                own.pop(end)
-    return ["/".join(own) for own in parts]
-
-
 def read_run(path: Path, name: str) -> Compared:
     """What is compared of the run in a folder."""
     run = RunFolder(path)
@@ -123,7 +112,7 @@ def read_run(path: Path, name: str) -> Compared:
     bounds = [f"eval/{bound}tokens_per_play" for bound in ("", "low_", "high_")]
     known = all(last.get(key) is not None for key in bounds)  # not by earlier versions
     tokens = Figure(*(last[key] for key in bounds)) if known else None
-    return Compared(name, dict(flat(run.config())), training, evaluations, outcomes, plays, tokens)
+    return Compared(name, flat(run.config()), training, evaluations, outcomes, plays, tokens)
 
 
 def _evaluation(row: Mapping[str, Any], seconds: float) -> Point:
@@ -132,15 +121,6 @@ def _evaluation(row: Mapping[str, Any], seconds: float) -> Point:
     turns = row.get("rollout/turns_total", math.nan)
     panel = next((f"{name} ({digest})" for name, digest in row.get("panels", {}).items()), "")
     return Point(row.get("stage") or "", row["step"], turns, seconds, **figures, **counts, panel=panel)
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by dotted key."""
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def differing(runs: Sequence[Compared]) -> dict[str, list[Any]]:

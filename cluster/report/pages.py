@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from hindsight.cluster.report.run_folder import EPISODES, PHASES, RunFolder, Stage
+from hindsight.cluster.report.run_folder import EPISODES, PHASES, RunFolder, Stage, flat
 from hindsight.configs.check import render
 from hindsight.configs.load import load, methods
 from hindsight.configs.registry import ENVIRONMENTS
@@ -185,14 +185,6 @@ def _defaults(method: str | None) -> Document:
     if method and method not in methods():  # a file, whose code is not run unasked, or of another version
         return {}
     return flat(yaml.safe_load(render(load(None, [f"method={method}"] if method else []))))
-
-
-def flat(config: Document, prefix: str = "") -> Document:
-    """Nested settings under dotted keys."""
-    found: Document = {}
-    for name, value in config.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
 
 
 def index(rows: Sequence[Document]) -> Document:

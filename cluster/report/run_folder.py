@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ ABOUT, CONFIG, METRICS, FAILURES, TIMELINE = (
 STATUS = "status.json"
 PHASES = ("rollout", "feedback_and_teacher", "critic", "learner", "weight_sync")  # time/… of a step, in order
 EPISODES, TOKENS, GROUPS = "trajectories", "tokens", "groups"  # folders
+COLD = "before warm start"  # the evaluation that is not on the learning curve
 KEY = re.compile(r"(step|eval)-(\d+)(?:-(.+?))?(?:--(.+))?")
 
 
@@ -60,6 +62,25 @@ def step_of(key: str) -> int | None:
     """The step of a key; None if it is none."""
     found = KEY.fullmatch(key)
     return int(found[2]) if found else None
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, dict) and value
+        found |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return found
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The paths without the parts that all of them begin or end with: a name for each."""
+    parts = [list(path.resolve().parts) for path in paths]
+    for end in (0, -1):
+        while all(len(own) > 1 for own in parts) and len({own[end] for own in parts}) == 1:
+            for own in parts:
+                own.pop(end)
+    return ["/".join(own) for own in parts]
 
 
 class RunFolder:

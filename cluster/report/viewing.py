@@ -9,7 +9,7 @@ from typing import Any
 
 from hindsight.cluster.report.export import ExportError, export
 from hindsight.cluster.report.pages import Pages
-from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
+from hindsight.cluster.report.run_folder import RunFolder, RunFolderError, short_names
 from hindsight.cluster.report.show import find
 
 DEMO = Path(__file__).absolute().parent / "demo"  # one run folder per method
@@ -53,7 +53,7 @@ def view_runs(
         opened = [RunFolder(folder) for folder in folders]
         runs = [
             (name, Pages(run, own_drawings, chosen(run, stages, last)))
-            for name, run in zip(names(folders), opened, strict=True)
+            for name, run in zip(short_names(folders), opened, strict=True)
         ]
         about = {"version": version("hindsight-rl"), "follow": follow}
         if out is not None:
@@ -95,13 +95,3 @@ def _serve(
         raise ViewError(str(error)) from error
     except KeyboardInterrupt:
         pass
-
-
-def names(folders: Sequence[Path]) -> list[str]:
-    """A short name for each run: the end of its path, as long as tells it from the others."""
-    paths = [folder.absolute() for folder in folders]
-    for parts in range(1, max(len(path.parts) for path in paths)):
-        short = ["/".join(path.parts[-parts:]) for path in paths]
-        if len(set(short)) == len(set(paths)):
-            return short
-    return [str(path) for path in paths]

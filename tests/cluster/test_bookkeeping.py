@@ -327,15 +327,24 @@ def test_each_scorer_divides_logits_as_the_loss_that_it_serves() -> None:
 
 
 def test_a_node_that_does_not_share_the_folder_is_named_before_training(tmp_path: Path) -> None:
-    def actors(*blind: str) -> Any:
-        async def answer(marker: Path) -> list[str]:
-            assert marker.exists()
-            return list(blind)
+    def actor(address: str, blind: bool = False) -> Any:
+        async def answer(_: Any, marker: str) -> tuple[str, bool]:
+            assert Path(marker).exists()
+            return address, not blind
 
-        return SimpleNamespace(learner=SimpleNamespace(blind=answer), checkpoint_bytes=0)
+        return SimpleNamespace(__ray_call__=SimpleNamespace(remote=answer))
 
-    config = Config(out=str(tmp_path))
-    asyncio.run(require_storage(config, actors()))
-    with pytest.raises(RunError, match=r"learner ranks on 10.0.0.2, 10.0.0.3 do not see it.*all nodes share"):
-        asyncio.run(require_storage(config, actors("10.0.0.2", "10.0.0.3")))
+    def actors(learner: list[Any], teacher: list[Any]) -> Any:
+        return SimpleNamespace(
+            trained=lambda: {"learner": SimpleNamespace(ranks=learner)},
+            scorers=lambda: {"teacher": SimpleNamespace(replicas=teacher)},
+            checkpoint_bytes=0,
+        )
+
+    config, here, there = Config(out=str(tmp_path)), actor("10.0.0.1"), actor("10.0.0.2", blind=True)
+    asyncio.run(require_storage(config, actors([here, here], [here])))
+    with pytest.raises(RunError, match=r"alone: learner on 10.0.0.2 cannot see it.*all nodes share"):
+        asyncio.run(require_storage(config, actors([here, there, there], [here])))
+    with pytest.raises(RunError, match=r"alone: teacher on 10.0.0.2 cannot see it"):
+        asyncio.run(require_storage(config, actors([here], [there])))
     assert list((tmp_path / "checkpoints").iterdir()) == []

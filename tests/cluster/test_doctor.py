@@ -16,9 +16,11 @@ from typer.testing import CliRunner
 
 from hindsight.cluster import doctor
 from hindsight.cluster.cli import app
+from hindsight.cluster.links import Link, LinkError
 from hindsight.configs.load import load
 from hindsight.configs.schema import Env
 from hindsight.envs.base import DataMissing
+from hindsight.rollout.render import Renderer
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -32,6 +34,30 @@ def test_a_driver_with_gpus_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatc
     assert not doctor.device().fix
     monkeypatch.setattr(doctor, "gpu_memory", list)
     assert doctor.device() == doctor.Finding("GPU", "none: runs use the CPU")
+
+
+def test_links_are_checked_where_there_are_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert doctor.links() == doctor.Finding("NCCL", "not checked: a pair needs two GPUs, and torch can use 1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(doctor, "measure", lambda count, backend: [Link((0, 1), 0.001, 200.0)])
+    assert doctor.links().found.startswith("1 pair, 200.0") and not doctor.links().fix
+
+    def hangs(*_: Any) -> Any:
+        raise LinkError("nccl between GPUs 0-1 did not end within 180 s")
+
+    monkeypatch.setattr(doctor, "measure", hangs)
+    assert "0-1 did not end" in doctor.links().fix and "NCCL_P2P_DISABLE" in doctor.links().fix
+
+
+@pytest.mark.parametrize("preset", ["history", "window"])
+def test_an_episode_in_the_models_template(preset: str, monkeypatch: pytest.MonkeyPatch, nano: Path) -> None:
+    found = doctor.template(load("nano", [f"prompt.preset={preset}"]))
+    assert "an episode of two turns has" in found.found and not found.fix
+    monkeypatch.setattr(Renderer, "respond", lambda self, action: self.encode("no tags"))
+    assert "no action is found in the response 'no tags'" in doctor.template(load("nano")).fix
+    monkeypatch.setattr(doctor, "resolve", lambda _: "/no/folder")
+    assert doctor.template(load("nano")).found.startswith("not checked: nano cannot be read here")
 
 
 def test_full_disks_and_small_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,12 +105,19 @@ def test_the_miniature_reports_seconds_or_the_end_of_what_was_said(monkeypatch: 
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", trains)
-    seconds, gap = doctor.miniature(gpu=True)
+    _, seconds, gap = doctor.miniature(gpu=True)
     assert seconds.found == "1.2 s" and gap.found.startswith("2.0e-06 nats") and not gap.fix
     failing = subprocess.CompletedProcess([], 1, "", "no GPU")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failing)
     [failed] = doctor.miniature(gpu=True)
     assert (failed.found, failed.fix) == ("failed", "no GPU")
+
+    def hangs(command: list[str], timeout: float, **_: Any) -> Any:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    [late] = doctor.miniature(gpu=False)
+    assert late.found == "not done within 900 s" and "hindsight train nano" in late.fix
 
 
 def test_the_command_counts_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,8 @@ def check_fits(made: Plan, gib: float) -> None:
     assert bool(made.of("teacher")) == config.needs_teacher
     assert bool(made.of("reference")) == config.needs_reference
     assert made.unused >= 0
+    for place in made.places:
+        assert made.cores(place) == (made.bundles[place.bundle]["GPU"] / made.per_node if made.gpus else 1.0)
 
 
 @pytest.mark.parametrize("gib", [40, 80, 141])

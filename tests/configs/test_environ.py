@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
 from hindsight.configs.environ import (
+    CORE_SHARE,
     actor_environment,
-    process_environment,
+    apply_in_worker,
+    everywhere,
+    of_this_node,
     public,
     secrets,
     without_secrets,
@@ -65,7 +69,24 @@ def test_secrets_are_known_by_their_name_or_by_a_password_in_an_address() -> Non
 
 
 def test_no_variable_that_a_process_of_a_run_needs_is_taken_for_a_secret() -> None:
-    assert not secrets(process_environment())
+    assert not secrets(everywhere() | of_this_node() | {CORE_SHARE: "1"})
+
+
+def test_an_actor_has_the_threads_path_and_environment_of_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    given = actor_environment()  # by a driver on another node
+    assert not {"OMP_NUM_THREADS", "PATH", "TORCH_EXTENSIONS_DIR"} & {*given}
+    for share, cores, threads in ((1.0, 8, "8"), (0.125, 64, "8"), (0.125, 4, "1"), (0.25, 6, "1")):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        monkeypatch.setattr(os, "environ", {"PATH": "/node/bin", CORE_SHARE: str(share)})
+        apply_in_worker()
+        assert os.environ["OMP_NUM_THREADS"] == threads
+        assert os.environ["PATH"] == f"{sys.prefix}/bin:/node/bin"
+        assert os.environ["TORCH_EXTENSIONS_DIR"].startswith(sys.prefix)
+    assert CORE_SHARE not in actor_environment(threads=3)
+    monkeypatch.setattr(os, "environ", actor_environment(threads=3))  # a setting holds on every node
+    apply_in_worker()
+    assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
 def test_actors_get_none_of_this_processs_secrets_but_rays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,20 @@ class Door(gymnasium.Env):
         return ("Out." if won else "A wall."), (1.2 if won else -0.1), won, False, {}
 
 
+class Open(Door):
+    """A door that its registration opens to one side."""
+
+    def __init__(self, side):
+        self.side = side
+
+    def step(self, action):
+        return super().step(self.way if action == self.side else "")
+
+
+if "tests/Door-v3" not in gymnasium.registry:  # each test imports this again
+    gymnasium.register("tests/Door-v3", "doors:Open", kwargs={"side": "left"})
+
+
 class Grid(Door):
     action_space = Discrete(4)
 
@@ -130,6 +144,16 @@ def test_episodes_follow_the_environment(module):
     assert ways == {"left", "right"}
     results = [env.step(wrong) for _ in range(4)]
     assert [result.truncated for result in results] == [False] * 3 + [True]
+
+
+def test_an_id_that_the_module_has_registered(module):
+    family = pickle.loads(pickle.dumps(family_of("doors:tests/Door-v3")))
+    env, task = family.make(), family.manifest().train[0]
+    assert env.reset(task).text == "Two doors." and env.step("left").observation.text == "Out."
+    with pytest.raises(EnvError, match=r"env.name = 'doors:tests/Door-v4'.*tests/Door.*v3"):
+        family_of("doors:tests/Door-v4")
+    with pytest.raises(SettingError, match=r"observation_space is Box.*expected gymnasium.spaces.Text"):
+        family_of("gymnasium:CartPole-v1").make()
 
 
 def test_success_is_what_info_says(module):

@@ -168,7 +168,6 @@ def test_two_ranks_of_zero_3_equal_plain_pytorch(ray_local, folder, tmp_path):
             torch.testing.assert_close(tensor, weights[name].detach(), rtol=1e-3, atol=2e-4)
         await resumes_exactly(learner, samples, tmp_path / "state")
         await loads_elsewhere(learner, tmp_path / "model")
-        assert await learner.blind(tmp_path) == [] and len(await learner.blind(tmp_path / "nothing")) == 1
 
     run(check, LargeGroup(learner_config(ranks=2, zero_stage=3, micro_batch_tokens=24), str(folder)))
 

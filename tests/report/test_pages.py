@@ -14,7 +14,7 @@ from hindsight.cluster.report.export import ExportError, export
 from hindsight.cluster.report.pages import NoSuchPage, Pages, as_script, failures, settings
 from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
 from hindsight.cluster.report.serve import PortTaken, application, listen
-from hindsight.cluster.report.viewing import DEMO, ViewError, names, view_runs
+from hindsight.cluster.report.viewing import DEMO, ViewError, view_runs
 
 
 @pytest.fixture(scope="module")
@@ -273,11 +273,6 @@ def test_the_demo_is_small_and_shows_credit() -> None:
             played = [turn for one in pages.run.episodes(step) for turn in one["turns"]]
             notes = {note["kind"] for turn in played for note in turn.get("notes", [])}
             assert notes == said.get(folder.name, set())
-
-
-def test_runs_have_short_names() -> None:
-    assert names([Path("/a/b/nano")]) == ["nano"]
-    assert names([Path("/a/x/nano"), Path("/a/y/nano")]) == ["x/nano", "y/nano"]
 
 
 def test_a_stage_that_a_run_does_not_have_is_said(toy: Path, tmp_path: Path) -> None:

@@ -199,6 +199,13 @@ def test_template_without_an_ending(preset):
         Renderer(make_tokenizer(NO_ENDING), Prompt(preset=preset), 512)
 
 
+@pytest.mark.parametrize("preset", ["history", "window"])
+def test_template_without_a_generation_prompt(preset):
+    silent = CHATML.partition("{% if add_generation_prompt")[0]
+    with pytest.raises(TemplateError, match=r"no generation prompt.*Use another model"):
+        Renderer(make_tokenizer(silent), Prompt(preset=preset), 512)
+
+
 def test_template_that_drops_the_system_message():
     """The rules then open the first user message instead."""
     skips = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")

@@ -1,9 +1,11 @@
 """Actors on GPUs that only Ray believes in: where each lands, and one weight sync between them.
 
     python tests/runs/simulated_gpus.py NODES    (a Ray cluster of that many nodes with one GPU each)
+    python tests/runs/simulated_gpus.py ranks    (two nodes with a rank each; the second has one core)
 
 Prints one JSON object: by role the node and the GPUs of each actor, and the log-prob gap of a weight sync. Of
-several nodes, one with an engine then leaves and another joins: where that engine is now, and its gap.
+several nodes, one with an engine then leaves and another joins: where that engine is now, and its gap. Of two
+ranks: what their processes have of their nodes, and what a training step and a checkpoint come to.
 """
 
 from __future__ import annotations
@@ -12,23 +14,30 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hindsight.cluster.heal import Watched, keep
 from hindsight.cluster.plan import Node
 from hindsight.cluster.planner import plan
 from hindsight.cluster.planning import model_shape
+from hindsight.cluster.saver import blind_writers
 from hindsight.cluster.start import Actors, start_actors
-from hindsight.configs.environ import actor_environment
+from hindsight.configs.environ import actor_environment, apply_in_worker
 from hindsight.configs.load import load
 from hindsight.configs.paths import SOURCE
 from hindsight.envs.registry import make_family
+from hindsight.learner.group import LearnerGroup
+from hindsight.learner.samples import TrainingSample
 from hindsight.learner.weight_sync import Canary, SyncReport, sync_weights
 from hindsight.rollout.models import resolve
 from hindsight.rollout.outline import outline
@@ -43,6 +52,7 @@ SETTINGS = [
 
 def compute_on_cpu() -> None:
     """In every worker: an actor that was given a GPU takes the CPU instead of failing."""
+    apply_in_worker()
     import hindsight.rollout.device as device
 
     device.find_device = lambda: "cpu"
@@ -105,11 +115,62 @@ async def main(nodes: int, cluster: Cluster) -> dict[str, Any]:
     return found
 
 
+def process(_: Any) -> dict[str, Any]:
+    """What an actor's process has of its node."""
+    import torch
+
+    own = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "PATH")}
+    return own | {"node": ray.get_runtime_context().get_node_id(), "threads": torch.get_num_threads()}
+
+
+def samples() -> list[TrainingSample]:
+    """Four of different lengths."""
+    draw = np.random.default_rng(0)
+    made = []
+    for length in (20, 30, 40, 50):
+        ids = draw.integers(10, 200, length).astype(np.int32)
+        places = np.arange(length - 8, length, dtype=np.int32)
+        advantages, logprobs = np.linspace(-1, 1, 8, dtype=np.float32), np.full(8, -8.0, np.float32)
+        made.append(TrainingSample(ids, places, advantages=advantages, rollout_logprobs=logprobs))
+    return made
+
+
+async def ranks(cluster: Cluster) -> dict[str, Any]:
+    """A training step of two ranks on two nodes, and their checkpoint."""
+    config = load(CONFIGS / "nano.yaml", [*SETTINGS, "learner.ranks=2", "learner.zero_stage=2"])
+    group = placement_group([{"CPU": 0.5, "GPU": 1.0}] * 2, strategy="STRICT_SPREAD")
+    places = [
+        {
+            "num_cpus": 0.5,
+            "num_gpus": 1,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, index),
+        }
+        for index in range(2)
+    ]
+    learner = LearnerGroup(config, str(resolve("nano")), places)
+    await learner.start()
+    found = [await one.__ray_call__.remote(process) for one in learner.ranks]
+    actors: Any = SimpleNamespace(trained=lambda: {"learner": learner}, scorers=dict)
+    stats, sums = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        await learner.save(folder)
+        for _ in range(2):
+            stats.append(await learner.update({"policy": samples()}, 0.0, 1e-3))
+            sums.append((await learner.export(1)).checksum)
+            await learner.load(folder)
+        blind = [await blind_writers(actors, Path(folder, name), 60.0) for name in (".", "nothing")]
+    learner.stop()
+    return {"processes": found, "stats": stats, "sums": sums, "blind": blind}
+
+
 if __name__ == "__main__":
-    count = int(sys.argv[1])
-    cluster = Cluster()
-    for _ in range(count):
+    mode, cluster = sys.argv[1], Cluster()
+    for index in range(2 if mode == "ranks" else int(mode)):
+        if mode == "ranks" and index:
+            os.environ["PATH"] += f"{os.pathsep}/second/node"
+            os.sched_setaffinity(0, {0})
         add_node(cluster)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
     path = os.pathsep.join([SOURCE, str(Path(__file__).parent)])
     ray.init(
         address=cluster.address,
@@ -119,6 +180,6 @@ if __name__ == "__main__":
             "worker_process_setup_hook": compute_on_cpu,
         },
     )
-    print(json.dumps(asyncio.run(main(count, cluster))))
+    print(json.dumps(asyncio.run(ranks(cluster) if mode == "ranks" else main(int(mode), cluster))))
     ray.shutdown()
     cluster.shutdown()

@@ -34,7 +34,8 @@ WIDE = ContextLimits(section=512, context=4096)
 def requests_of(preset, limits=WIDE, texts=None, message=False, tokens="action"):
     renderer = make_renderer(preset)
     group = make_group(renderer)
-    texts = asyncio.run(gather_hints(group, Feedback(sources=["immediate"]))).texts if texts is None else texts
+    if texts is None:
+        texts = asyncio.run(gather_hints(group, Feedback(sources=["immediate"]))).texts
     opening = renderer.second_message() if message else None
     requests = build_requests(group, texts, renderer.close_ids, renderer.encode, limits, opening, tokens)
     return renderer, group, requests
