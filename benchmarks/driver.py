@@ -85,6 +85,9 @@ class NoLearner:
 
     checkpoint_bytes = 0
 
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
     async def blind(self, path: Path) -> list[str]:
         """As `RankGroup.blind`."""
         return []
@@ -97,7 +100,7 @@ class NoLearner:
         """As `LearnerGroup.score`."""
         return np.zeros(len(ids) - 1, np.float32)
 
-    async def export(self, version: int) -> WeightSet:
+    async def export(self, version: int, *_: Any) -> WeightSet:
         """As `LearnerGroup.export`."""
         return WeightSet(version, (), "none", ray.put(np.zeros(0, np.uint8)))
 
@@ -123,7 +126,7 @@ def starter(seconds: float) -> Any:
         environments = start_pool(config, family)
         await environments.ready(config.cluster.start_timeout)
         worker = ray.remote(Worker).options(**place).remote(model, config, [engine], environments.shards)
-        learner: Any = NoLearner()
+        learner: Any = NoLearner(config)
         return Actors([engine], worker, environments, learner, None, None, None, None, await reserve(plan))
 
     return start

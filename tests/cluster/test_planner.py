@@ -97,12 +97,26 @@ def test_every_recipe_has_a_plan_that_fits_or_a_refusal_that_says_what_to_change
 def test_small_models_run_on_one_gpu_side_by_side_and_large_ones_in_turn() -> None:
     small = planned("alfworld", 1, 1, 40)
     assert counts(small) == {"engine": 1, "learner": 1, "teacher": 1} and not small.in_turn
-    assert small.crowded and small.config.weight_sync.transport == "object_store"
+    assert small.crowded and small.config.weight_sync.transport == "ipc"
     large = planned("webshop_4b_gpu", 1, 1, 141)
     assert large.in_turn and large.config.cluster.sharing == "in_turn"
     with pytest.raises(PlanError, match=r"1 GPU of 141 GiB: an engine needs at least .*it may use 7.6 GiB"):
         planned("webshop_4b_gpu", 1, 1, 141, "cluster.sharing=side_by_side")
     assert planned("alfworld", 1, 1, 40, "cluster.sharing=in_turn").in_turn
+
+
+def test_cuda_ipc_needs_an_engine_beside_each_rank() -> None:
+    assert (
+        planned("alfworld", 1, 1, 40, "cluster.sharing=in_turn").config.weight_sync.transport
+        == "object_store"
+    )
+    assert planned("alfworld", 1, 1, 40, "learner.lora.rank=8").config.weight_sync.transport == "object_store"
+    both = planned("alfworld", 1, 2, 80, "weight_sync.transport=ipc")
+    assert both.crowded and counts(both)["engine"] == counts(both)["learner"]
+    with pytest.raises(PlanError, match=r"weight_sync.transport = ipc needs engine and learner side by side"):
+        planned("alfworld", 1, 1, 40, "weight_sync.transport=ipc", "cluster.sharing=in_turn")
+    with pytest.raises(PlanError, match=r"weight_sync.transport = ipc needs GPUs"):
+        planned("alfworld", 1, 0, 0, "weight_sync.transport=ipc")
 
 
 def test_two_gpus_are_split_between_engine_and_learner() -> None:

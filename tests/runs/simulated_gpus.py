@@ -29,7 +29,8 @@ from hindsight.configs.environ import actor_environment
 from hindsight.configs.load import load
 from hindsight.configs.paths import SOURCE
 from hindsight.envs.registry import make_family
-from hindsight.learner.weight_sync import Canary, SyncReport, sync_weights
+from hindsight.learner.weight_sync import Canary, SyncReport
+from hindsight.learner.weight_sync_store import sync_weights
 from hindsight.rollout.models import resolve
 from hindsight.rollout.outline import outline
 
