@@ -122,13 +122,13 @@ class Method:
         return figures | {"learner/strength": strength, "learner/samples": samples}
 
     async def sync(
-        self, step: int, version: int, share: Callable[[], Awaitable[WeightSet]], everywhere: bool
+        self, step: int, version: int, export: Callable[[], Awaitable[WeightSet]], everywhere: bool
     ) -> None:
         """Send the learner's new weights to the teacher, if it is due.
 
         Args:
             step: number of the training step that has just finished; 0: none has.
-            share: gives the weights that the engines got.
+            export: gives the weights that the engines got.
             everywhere: also to the reference policy and the critic, which start from the same weights.
         """
         config, learner, critic = self.config, self.actors.learner, self.actors.critic
@@ -138,7 +138,7 @@ class Method:
         names = [name for name in self.actors.scorers() if everywhere or (due and name == "teacher")]
         if not names and not (everywhere and critic):
             return
-        weights = await share()
+        weights = await export()
         sent = dict.fromkeys(names, weights)
         if config.averages_adapter and "teacher" in sent:
             share = 1.0 if everywhere else 1.0 - config.teacher.ema_decay

@@ -12,7 +12,7 @@ import weakref
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -99,7 +99,8 @@ def fetch(weights: WeightSet) -> np.ndarray:
         return mapped
     import ray
 
-    found: np.ndarray = ray.get(weights.data)
+    data: Any = weights.data
+    found: np.ndarray = ray.get(data)
     return found
 
 

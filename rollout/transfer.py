@@ -49,7 +49,7 @@ class Summing:
 
 
 class Received(WeightTransferEngine[Any, Any]):
-    """What every transport adds to an engine of vLLM that receives weights."""
+    """What every transport adds to an engine of vLLM that receives weights; it comes before it as a base."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -59,21 +59,22 @@ class Received(WeightTransferEngine[Any, Any]):
     def start_weight_update(self) -> None:
         """Prepare the model to load checkpoint tensors again."""
         self.checksum, self.summing = "", Summing(self.model)
-        super().start_weight_update()
+        super().start_weight_update()  # type: ignore[safe-super]
 
     def receive_weights(self, update_info: Any) -> None:
         """Load the tensors of an update, or of a part of it."""
-        model, self.model = self.model, self.summing  # type: ignore[assignment]
+        own: Any = self
+        model, own.model = own.model, self.summing
         try:
-            super().receive_weights(update_info)
+            super().receive_weights(update_info)  # type: ignore[safe-super]
         finally:
-            self.model = model
+            own.model = model
 
     def finish_weight_update(self) -> None:
         """Convert the tensors to the format that the kernels use. Raises ValueError if any are missing."""
         if missing := sorted(self.parameters - self.summing.loaded):
             raise ValueError(f"synced weights lack {len(missing)} of the engine's parameters: {missing[:8]}")
-        super().finish_weight_update()
+        super().finish_weight_update()  # type: ignore[safe-super]
         refresh_packed_head(self.model)
         self.checksum = digest(self.summing.sums)
 
