@@ -92,6 +92,9 @@ class NoLearner:
     checkpoint_bytes = 0
     ranks = ()
 
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
     async def update(self, samples: dict[str, Sequence[TrainingSample]], *_: float) -> dict[str, float]:
         """As `RankGroup.update`."""
         return {"samples": float(sum(map(len, samples.values())))}
@@ -100,7 +103,7 @@ class NoLearner:
         """As `LearnerGroup.score`."""
         return np.zeros(len(ids) - 1, np.float32)
 
-    async def export(self, version: int) -> WeightSet:
+    async def export(self, version: int, *_: Any) -> WeightSet:
         """As `LearnerGroup.export`."""
         return WeightSet(version, (), "none", ray.put(np.zeros(0, np.uint8)))
 
@@ -126,7 +129,7 @@ def starter(seconds: float) -> Any:
         environments = start_pool(config, family)
         await environments.ready(config.cluster.start_timeout)
         worker = ray.remote(Worker).options(**place).remote(model, config, [engine], environments.shards)
-        learner: Any = NoLearner()
+        learner: Any = NoLearner(config)
         return Actors([engine], worker, environments, learner, None, None, None, None, await reserve(plan))
 
     return start

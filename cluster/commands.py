@@ -49,7 +49,7 @@ from hindsight.rollout.models import ModelMissing, ModelUnfit, resolve
 from hindsight.rollout.render import Renderer, load_renderer
 from hindsight.rollout.template import TemplateError
 from hindsight.rollout.types import EngineError, Failure, Trajectory
-from hindsight.rollout.weights import WeightSet, checksum, pack
+from hindsight.rollout.weights import WeightSet, pack
 from hindsight.teacher.plan import BudgetError
 from hindsight.teacher.scorer import WeightsError
 
@@ -298,8 +298,8 @@ def serving(adapter: Saved | None, config: Config) -> Callable[[Any], Awaitable[
     limit: dict[str, Any] = {"timeout": config.cluster.start_timeout, "setting": STARTING}
     if adapter is None:
         return partial(call, method="serve", **limit)
-    flat, layout = pack(adapter.tensors.items())
-    weights = WeightSet(1, layout, checksum(flat, layout), ray.put(flat))
+    flat, layout, checksum = pack(adapter.tensors.items())
+    weights = WeightSet(1, layout, checksum, ray.put(flat))
 
     async def load(engine: Any) -> None:
         if (await call(engine, "stats", **limit))["version"] == weights.version:

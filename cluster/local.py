@@ -43,7 +43,7 @@ class LocalLearner(LearnerGroup):
         self.ranks = [rank]
         return {}
 
-    def _call(self, actor: Any, method: str, *args: Any, **limit: Any) -> Coroutine[Any, Any, Any]:
+    def call(self, actor: Any, method: str, *args: Any, **limit: Any) -> Coroutine[Any, Any, Any]:
         async def answer() -> Any:
             return getattr(actor, method)(*args)
 

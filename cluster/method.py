@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -151,12 +151,14 @@ class Method:
         samples = float(sum(map(len, losses.values())))
         return figures | {"learner/strength": strength, "learner/samples": samples}
 
-    async def sync(self, step: int, version: int, weights: WeightSet | None, everywhere: bool) -> None:
+    async def sync(
+        self, step: int, version: int, export: Callable[[], Awaitable[WeightSet]], everywhere: bool
+    ) -> None:
         """Send the learner's new weights to the teacher, if it is due.
 
         Args:
             step: number of the training step that has just finished; 0: none has.
-            weights: as exported for the engines; None if they were broadcast.
+            export: gives the weights that the engines got.
             everywhere: also to the reference policy and the critic, which start from the same weights.
         """
         config, learner, critic = self.config, self.actors.learner, self.actors.critic
@@ -165,7 +167,7 @@ class Method:
         names = [name for name in self.actors.scorers() if everywhere or (due and name == "teacher")]
         if not names and not (everywhere and critic):
             return
-        weights = weights or await learner.export(version)
+        weights = await export()
         sent = dict.fromkeys(names, weights)
         if config.averages_adapter and "teacher" in sent:
             share = 1.0 if everywhere else 1.0 - config.teacher.ema_decay

@@ -41,6 +41,12 @@ class Draft:
     checkpointing: bool
     together: bool = False  # a GPU has an engine, a rank and its scorers
     in_turn: bool = False  # and they use it one after another
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether an engine can open its rank's parameters: whole, and on the same GPU at the same time."""
+        return self.ranks > 0 and self.together and not self.in_turn and self.stage < 3
+
     alone: bool = False  # scorers and simulated user have GPUs of their own
 
 

@@ -60,6 +60,8 @@ def plan(
     planner = _Planner(config, nodes, shape, user or shape, learner=learner, teacher=teacher)
     closest = PlanError(planner.contradiction, progress=-1)
     for draft in planner.drafts():
+        if config.weight_sync.transport == "ipc" and not draft.shares_memory:
+            continue
         try:
             return planner.build(draft)
         except PlanError as error:
@@ -98,6 +100,11 @@ class _Planner:
             f"{self.machines}: engine and learner have to share, which allows neither "
             "rollout.tensor_parallel > 1 nor weight_sync.transport = nccl, and as many engines as ranks"
         )
+        if config.weight_sync.transport == "ipc":
+            self.contradiction = (
+                f"{self.machines}: weight_sync.transport = ipc needs engine and learner side by side on the "
+                "same GPUs, and learner.zero_stage below 3: set it to auto"
+            )
 
     def drafts(self) -> Iterator[Draft]:
         """What could be done, best first.
@@ -307,8 +314,10 @@ class _Planner:
                 "cluster.gpus = required, and Ray sees no GPU: start Ray where there are GPUs, or set "
                 "cluster.gpus=none to run on CPUs"
             )
-        if self.config.weight_sync.transport == "nccl":
-            raise PlanError("weight_sync.transport = nccl needs GPUs, and none is used: set it to auto")
+        if (transport := self.config.weight_sync.transport) in ("nccl", "ipc"):
+            raise PlanError(
+                f"weight_sync.transport = {transport} needs GPUs, and none is used: set it to auto"
+            )
 
     def _on_cpus(self, draft: Draft) -> Plan:
         needs, config = self._beside(draft), self.config
@@ -338,8 +347,9 @@ class _Planner:
         """The settings with what has been decided."""
         config, transport = self.config, self.config.weight_sync.transport
         if transport == "auto":
-            apart = self.gpus > 0 and not draft.together and not config.learner.lora.rank
-            transport = "nccl" if apart else "object_store"
+            transport = "object_store"
+            if self.gpus > 0 and not config.learner.lora.rank:
+                transport = transport if draft.together else "nccl"
         share = config.rollout.gpu_memory_utilization
         if not share:
             share = round(engine.total / self.gib, 4) if draft.together else USABLE

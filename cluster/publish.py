@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
+
+import ray
 
 from hindsight.cluster.heal import Watched, keep
 from hindsight.cluster.method import Method
 from hindsight.cluster.run import Run
 from hindsight.envs.runtime.remote import call
 from hindsight.learner.group import DEADLINE, LearnerGroup
-from hindsight.learner.weight_sync import Canary, SyncReport, broadcast, sync_weights
+from hindsight.learner.weight_sync import Canary, SyncReport, Transport
+from hindsight.learner.weight_sync_ipc import Ipc
+from hindsight.learner.weight_sync_nccl import Nccl
+from hindsight.learner.weight_sync_store import ObjectStore
 from hindsight.rollout.weights import WeightSet
 
 
@@ -37,20 +42,41 @@ class Publisher:
         self.run.now("syncing weights")
         self.run.state.version += 1
         report, weights = await self.publish(self.actors.engines)
-        await self.method.sync(step, self.run.state.version, weights, everywhere)
+
+        async def share() -> WeightSet:
+            return weights or await self.store.export(self.run.state.version)
+
+        await self.method.sync(step, self.run.state.version, share, everywhere)
         return report
 
     async def publish(self, engines: Sequence[Any]) -> tuple[SyncReport, WeightSet | None]:
-        """Send the weights to engines and verify them; returns them as well, unless they were broadcast."""
+        """Send the weights to engines and verify them; return them as well, if others can read them."""
         run, config = self.run, self.config
-        expected, timeout = await self.learner.score(run.canary), config.learner.timeout
+        expected = await self.learner.score(run.canary)
         canary = Canary(run.canary, expected, config.weight_sync.max_logprob_gap)
-        if config.broadcasts:
-            return await broadcast(engines, self.learner, run.state.version, canary, timeout), None
-        weights = await self.learner.export(run.state.version)
-        async with self.actors.turns.of("engine"):
-            starting = config.cluster.start_timeout
-            return await sync_weights(engines, weights, canary, timeout, starting), weights
+        return await self.transport.send(run.state.version, engines, canary)
+
+    @cached_property
+    def store(self) -> ObjectStore:
+        """What shares the weights with all who can read them."""
+        return ObjectStore(
+            self.learner,
+            self.config.cluster.start_timeout,
+            copied=several_nodes,
+            kept=lambda: {pool.kept for pool in self.actors.scorers().values() if pool.kept is not None},
+            turn=partial(self.actors.turns.of, "engine"),
+        )
+
+    @cached_property
+    def transport(self) -> Transport:
+        """The way to the engines."""
+        return self.choose()
+
+    def choose(self) -> Transport:
+        """The configured transport to the engines, which has not met one yet."""
+        if not self.config.broadcasts:
+            return self.store
+        return (Nccl if self.config.weight_sync.transport == "nccl" else Ipc)(self.learner)
 
     async def keep(self) -> None:
         """Until cancelled, count replaced processes; engines among them get the weights of the last sync."""
@@ -72,7 +98,12 @@ class Publisher:
             if self.run.state.version == 0:
                 await call(engine, "serve", **limit)
             elif self.config.broadcasts:  # the group of processes that receive is broken: all meet again
-                self.learner.message = None
+                self.transport = self.choose()
                 await self.publish(self.actors.engines)
             else:
                 await self.publish([engine])
+
+
+def several_nodes() -> bool:
+    """Whether Ray's cluster has more than one machine, so that somebody may be on another one."""
+    return sum(node["Alive"] for node in ray.nodes()) > 1

@@ -169,8 +169,10 @@ class Learner:
 class WeightSync:
     """How engines get new weights."""
 
-    transport: Literal["auto", "object_store", "nccl"] = setting(
-        "auto", "how weights reach the engines; auto: nccl from GPU to GPU, else object_store"
+    transport: Literal["auto", "object_store", "nccl", "ipc"] = setting(
+        "auto",
+        "how weights reach the engines; auto: nccl from GPU to GPU, else object_store (shared memory); ipc: "
+        "CUDA IPC within a GPU",
     )
     max_logprob_gap: float = setting(
         0.25, "largest mean |log-prob gap| between learner and engine on the canary prompt (nats)", low=0.0
@@ -296,5 +298,5 @@ class Config:
 
     @property
     def broadcasts(self) -> bool:
-        """Whether weights go to the engines by NCCL. Adapters never do: vLLM loads them from a file."""
-        return self.weight_sync.transport == "nccl" and not self.learner.lora.rank
+        """Whether weights go from GPU to GPU. Adapters never do: vLLM loads them from a file."""
+        return self.weight_sync.transport in ("nccl", "ipc") and not self.learner.lora.rank

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from torch import nn
 
@@ -16,6 +15,7 @@ from hindsight.learner.gae import GaeSettings, fit
 from hindsight.learner.group import RankGroup
 from hindsight.learner.rank import Rank
 from hindsight.learner.samples import TrainingSample
+from hindsight.rollout.segment import fetch
 from hindsight.rollout.weights import WeightSet, unpack
 
 
@@ -64,7 +64,7 @@ class CriticRank(Rank):
         """Copy the student's trunk."""
         import deepspeed
 
-        tensors = dict(unpack(ray.get(weights.data), weights.layout))
+        tensors = dict(unpack(fetch(weights), weights.layout))
         for name, parameter in self.engine.module.named_parameters():
             if name.startswith("value_head."):
                 continue

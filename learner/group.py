@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -64,8 +64,8 @@ class RankGroup:
             options = place | {"runtime_env": {"env_vars": env | own}}
             self.ranks.append(actor.options(**options).remote(self.config, self.model, rank))
         limit = {"timeout": self.config.cluster.start_timeout, "setting": "cluster.start_timeout"}
-        [(host, port)] = await answers([self._call(self.ranks[0], "host", **limit)])
-        starts = [self._call(rank, "start", host, port, **limit) for rank in self.ranks]
+        [(host, port)] = await answers([self.call(self.ranks[0], "host", **limit)])
+        starts = [self.call(rank, "start", host, port, **limit) for rank in self.ranks]
         parameters, trained = (await answers(starts))[0]
         frozen = parameters if self.config.learner.lora.rank else 0
         self.checkpoint_bytes = trained * STATE_BYTES + frozen * FROZEN_BYTES
@@ -107,7 +107,7 @@ class RankGroup:
             for rank in range(self.config.learner.ranks)
         ]
         sums = await self._together(
-            self._call(rank, "update", share, strength, lr)
+            self.call(rank, "update", share, strength, lr)
             for rank, share in zip(self.ranks, work, strict=True)
         )
         stats: dict[str, float] = {}
@@ -143,7 +143,7 @@ class RankGroup:
 
     async def move(self, method: str) -> None:
         """Move the ranks off their GPUs or back: "to_host" or "to_device"."""
-        await answers(self._call(rank, method) for rank in self.ranks)
+        await answers(self.call(rank, method) for rank in self.ranks)
 
     def stop(self) -> None:
         """End the ranks."""
@@ -159,7 +159,7 @@ class RankGroup:
         lengths = [len(sample.ids) for sample in samples]
         places = over_ranks(lengths, learner.micro_batch_tokens, learner.ranks)
         calls = [
-            self._call(rank, method, [[samples[i] for i in micro] for micro in place], *args)
+            self.call(rank, method, [[samples[i] for i in micro] for micro in place], *args)
             for rank, place in zip(self.ranks, places, strict=True)
         ]
         found: dict[int, np.ndarray] = {}
@@ -172,7 +172,7 @@ class RankGroup:
         """Call a collective method with the same arguments on every rank."""
         if not self.ranks:
             raise LearnerError(f"learner.{method}: the ranks are not running; call start first")
-        return await self._together(self._call(rank, method, *args) for rank in self.ranks)
+        return await self._together(self.call(rank, method, *args) for rank in self.ranks)
 
     async def _write(self, method: str, folder: str) -> None:
         """Call a method that writes on every rank. If one fails, the others first finish: the caller may then
@@ -184,7 +184,7 @@ class RankGroup:
 
         async def attempt(rank: Any) -> RemoteDefect | None:
             try:
-                await self._call(rank, method, folder)
+                await self.call(rank, method, folder)
             except RemoteDefect as error:
                 return error
             return None
@@ -197,7 +197,7 @@ class RankGroup:
         async with self.turn():
             return await answers(calls)
 
-    def _call(self, actor: Any, method: str, *args: Any, **limit: Any) -> Coroutine[Any, Any, Any]:
+    def call(self, actor: Any, method: str, *args: Any, **limit: Any) -> Coroutine[Any, Any, Any]:
         """Call one actor, with `learner.timeout` by default."""
         limit = limit or {"timeout": self.config.learner.timeout, "setting": DEADLINE}
         return call(actor, method, *args, what=f"learner.{method}", **limit)
@@ -208,22 +208,14 @@ class LearnerGroup(RankGroup):
 
     RANK = PolicyRank
     OBJECTIVES = OBJECTIVES
-    message: dict[str, Any] | None = (
-        None  # what engines need to receive a broadcast; known once they have joined
-    )
-
-    def stop(self) -> None:
-        """End the ranks; the engines join the next ones again."""
-        super().stop()
-        self.message = None
 
     async def candidates(self, samples: Sequence[TrainingSample], k: int) -> list[np.ndarray]:
         """Per sample, (P, k) int32: the student's k most likely tokens at each position, in order."""
         return await self._per_sample("candidates", samples, k)
 
-    async def export(self, version: int) -> WeightSet:
-        """Put what is trained into the object store: all weights, or the adapter."""
-        return (await self._same("export", version))[0]
+    async def export(self, version: int, kept: Collection[int] = (), copied: bool = True) -> WeightSet:
+        """Share what is trained, all weights or the adapter; see `PolicyRank.export`."""
+        return (await self._same("export", version, kept, copied))[0]
 
     async def export_merged(self, version: int) -> WeightSet:
         """Put all weights into the object store, with an adapter merged in float32."""
@@ -232,43 +224,6 @@ class LearnerGroup(RankGroup):
     async def export_average(self, version: int, share: float) -> WeightSet:
         """Move the adapter's average by `share` toward the adapter, and put it into the object store."""
         return (await self._same("export_average", version, share))[0]
-
-    async def broadcast(self, version: int, engines: Sequence[Any]) -> None:
-        """Send all weights from the ranks' GPUs to the engines' GPUs by NCCL, as `version`.
-
-        Raises:
-            LearnerError, EngineError: a rank or an engine failed or missed its deadline.
-        """
-        if self.message is None:
-            self.message = await self._join(engines)
-        await answers(self._call(engine, "start_update") for engine in engines)
-        # Neither finishes without the other.
-        sending = [self._call(rank, "broadcast") for rank in self.ranks]
-        receiving = [self._call(engine, "receive_update", self.message) for engine in engines]
-        await answers(sending + receiving)
-        await answers(self._call(engine, "finish_update", version) for engine in engines)
-
-    async def _join(self, engines: Sequence[Any]) -> dict[str, Any]:
-        """Put rank 0 and all workers of the engines into one NCCL group, in this order.
-
-        Returns:
-            what an engine has to know to receive.
-        """
-        workers = self.config.rollout.tensor_parallel
-        [(host, port)] = await answers([self._call(self.ranks[0], "address")])
-        meeting = {
-            "master_address": host,
-            "master_port": port,
-            "world_size": 1 + len(engines) * workers,
-            # Packing needs gigabytes of buffers and its own streams, which DeepSpeed does not know.
-            "packed": False,
-        }
-        ranks = [self._call(rank, "join", meeting) for rank in self.ranks]
-        joining = [
-            self._call(engine, "init_transfer", meeting | {"rank_offset": 1 + index * workers})
-            for index, engine in enumerate(engines)
-        ]
-        return (await answers(ranks + joining))[0]
 
     async def score(self, ids: np.ndarray) -> np.ndarray:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,11 @@ from hindsight.learner.rank import LearnerError, Rank
 from hindsight.learner.samples import TrainingSample
 from hindsight.learner.signals import make_signal
 from hindsight.rollout.adapter import FOLDER, Adapter, Pair, named, write
-from hindsight.rollout.weights import Layout, WeightSet, checksum, describe, pack
+from hindsight.rollout.segment import Segment
+from hindsight.rollout.weights import Layout, WeightSet, describe, offsets, pack
 
 if TYPE_CHECKING:
-    from hindsight.learner.weight_sync_nccl import Sender
+    from hindsight.learner.senders import Sender
 
 
 class PolicyRank(Rank):
@@ -45,15 +47,32 @@ class PolicyRank(Rank):
             made: TokenScores = self.engine(tokens[None], torch.zeros_like(cols), cols, tokens[1:])
         return made.logprobs.cpu().numpy()
 
-    def export(self, version: int) -> WeightSet | None:
-        """Put what is trained into the object store: all weights, or the adapter. None unless rank 0."""
-        if self.adapter is None:
-            return self.export_merged(version)
-        return self._put(version, named(self._pairs()).items())
+    def export(self, version: int, kept: Collection[int] = (), copied: bool = True) -> WeightSet | None:
+        """Share what is trained: all weights in shared memory, or the adapter. None unless rank 0.
+
+        Args:
+            kept: versions that others still read from shared memory; the next free segment is written.
+            copied: whether a copy goes into the object store, as an adapter always does.
+
+        Raises:
+            SegmentError: there is not enough memory.
+        """
+        if self.adapter is not None:
+            return self._put(version, named(self._pairs()).items())
+        if self.rank:
+            return self._put(version, self._parameters())
+        free = [old for old in self.segments if old == version or old not in kept]
+        segment = self.segments.pop(max(free)) if free else Segment(offsets(self.layout)[-1])
+        packed = pack(self._parameters(), self.layout, segment.data)
+        self.segments[version] = segment
+        data = ray.put(packed.flat) if copied else None
+        return WeightSet(version, packed.layout, packed.checksum, data, segment.handle)
 
     def export_merged(self, version: int) -> WeightSet | None:
         """Put all weights into the object store, with an adapter merged in float32."""
-        return self._put(version, self._parameters(), None if self.adapter else self.layout)
+        merged = self.adapter.pairs if self.adapter else {}
+        layout = (replace(meta, dtype="float32") if meta.name in merged else meta for meta in self.layout)
+        return self._put(version, self._parameters(), tuple(layout))
 
     def export_average(self, version: int, share: float) -> WeightSet | None:
         """Move the adapter's average by `share` toward the adapter; then export the average.
@@ -69,17 +88,20 @@ class PolicyRank(Rank):
         return self._put(version, named(self.adapter.average).items())
 
     def join(self, meeting: dict[str, Any]) -> dict[str, Any]:
-        """Join the engines in an NCCL group; return what an engine needs to receive a broadcast."""
-        from hindsight.learner.weight_sync_nccl import (
-            Sender,  # vLLM, which only this transport needs in the learner
-        )
+        """Get ready to send all weights to engines on GPUs; return what an engine needs to receive them.
 
-        self.sender = Sender(self.weights, self.rank, meeting)
+        Args:
+            meeting: see `learner.senders.Sender`.
+        """
+        from hindsight.learner.senders import GatheredSource, Sender  # vLLM, which only GPUs need here
+
+        source = GatheredSource(self.layout, self._parameters, borrowed=self._sharded)
+        self.sender = Sender(source, self.config.weight_sync.transport, self.rank, meeting)
         return self.sender.message()
 
-    def broadcast(self) -> None:
-        """Send all weights to the engines' GPUs while those receive; after `join`."""
-        self.sender.send()
+    def send(self) -> tuple[dict[str, Any], str]:
+        """Send all weights to the engines' GPUs; after `join`. See `learner.senders.Sender.send`."""
+        return self.sender.send()
 
     def save_model(self, folder: str) -> None:
         """Write a folder that transformers and vLLM load: weights, configuration, tokenizer.
@@ -92,7 +114,9 @@ class PolicyRank(Rank):
                 pass
             self._pairs()
             return
-        weights, adapter = dict(self._parameters()), named(self._pairs())
+        # A gathered parameter is freed when the next one comes, so copy it.
+        weights = {name: one.to("cpu", copy=self._sharded) for name, one in self._parameters()}
+        adapter = named(self._pairs())
         from transformers import AutoTokenizer
 
         lm = self.engine.module.lm
@@ -110,7 +134,7 @@ class PolicyRank(Rank):
         """Wrap the LM; `self.weights` is what is exported, under the LM's names."""
         self.weights = dict(lm.named_parameters())  # an adapter would rename them
         self.layout = tuple(describe(name, weight) for name, weight in self.weights.items())
-        self.buffers: dict[Layout, np.ndarray] = {}  # of earlier exports
+        self.segments: dict[int, Segment] = {}  # of exports, by version
         self.signal = make_signal(self.config.signal)
         lora = self.config.learner.lora
         self.adapter = Adapter(lm, lora, self.config.seed) if lora.rank else None
@@ -165,22 +189,20 @@ class PolicyRank(Rank):
             for _ in tensors:  # all ranks may have to gather
                 pass
             return None
-        flat, layout = pack(tensors, layout, self.buffers)
-        return WeightSet(version=version, layout=layout, checksum=checksum(flat, layout), data=ray.put(flat))
+        flat, layout, checksum = pack(tensors, layout)
+        return WeightSet(version, layout, checksum, ray.put(flat))
 
     def _parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield every full parameter on the CPU, under the model's name; each rank must exhaust it.
+        """Yield every full parameter under the model's name; each rank must exhaust it.
 
-        An adapter is merged into float32 copies of the weights that it adds to.
+        Under ZeRO-3 a parameter is valid until the next is taken. An adapter is merged into float32 copies of
+        the weights that it adds to.
         """
         adapter = self.adapter
         for name, weight in self.weights.items():
             pair = adapter.pairs.get(name, ()) if adapter else ()
             with self._whole((weight, *pair)):
-                full = adapter.merged(name, weight) if adapter and pair else weight.detach()
-                # A gathered parameter is freed when the block ends, so copy it.
-                full = full.to("cpu", copy=self._sharded)
-            yield name, full
+                yield name, adapter.merged(name, weight) if adapter and pair else weight.detach()
 
     def _pairs(self) -> dict[str, Pair]:
         """Return the adapter's full A and B on the CPU; every rank must call it."""

@@ -1,18 +1,19 @@
-"""Send new weights to every engine, and verify that each engine computes with them."""
+"""How new weights reach the engines, and the proof that each engine computes with them.
+
+A `Transport` is one of `weight_sync_store`, `weight_sync_nccl` and `weight_sync_ipc`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from hindsight.envs.runtime.remote import ActorUnavailable, back, call
-from hindsight.learner.group import DEADLINE, LearnerGroup
-from hindsight.rollout.types import EngineLost
+from hindsight.envs.runtime.remote import call
+from hindsight.learner.group import DEADLINE
 from hindsight.rollout.weights import WeightSet
 
 
@@ -26,7 +27,7 @@ class SyncReport:
 
     seconds: float
     logprob_gap: float  # largest over the engines of the mean |log-prob gap| to the learner, nats
-    checksum: str  # of the bytes that every engine loaded; empty after a broadcast
+    checksum: str  # of the tensors that every engine loaded, as `weights.digest`
 
 
 @dataclass(frozen=True)
@@ -38,47 +39,33 @@ class Canary:
     tolerance: float  # largest mean |log-prob gap| that rounding may explain, nats
 
 
-async def sync_weights(
-    engines: Sequence[Any], weights: WeightSet, canary: Canary, timeout: float, start_timeout: float
-) -> SyncReport:
-    """Load `weights` into all engines at once and verify each one.
+class Transport(Protocol):
+    """A way from the learner to the engines."""
 
-    Args:
-        engines: handles of `rollout.engine.Engine` actors.
-        timeout: seconds for each call of an engine.
-        start_timeout: seconds in which an engine whose process is replaced meanwhile must be back.
+    async def send(
+        self, version: int, engines: Sequence[Any], canary: Canary
+    ) -> tuple[SyncReport, WeightSet | None]:
+        """Load the learner's weights into all engines as `version`, and verify each engine.
 
-    Raises:
-        RemoteError: an engine is lost for good or missed a deadline.
-        EngineError: an engine failed to load.
-        WeightSyncError: an engine holds other weights, or computes with others.
-    """
-    started = time.monotonic()
+        Args:
+            engines: handles of `rollout.engine.Engine` actors.
 
-    async def install(index: int, engine: Any) -> float:
-        while True:
-            try:
-                what = f"loading weights {weights.version} on engine {index}"
-                await call(engine, "load_weights", weights, timeout=timeout, setting=DEADLINE, what=what)
-                return await verify(index, engine, weights.version, weights.checksum, canary, timeout)
-            except (ActorUnavailable, EngineLost):
-                await back(engine, timeout=start_timeout)
+        Returns:
+            The weights as well, where others can read them too.
 
-    gaps = await asyncio.gather(*(install(*one) for one in enumerate(engines)))
-    return SyncReport(time.monotonic() - started, max(gaps, default=0.0), weights.checksum)
+        Raises:
+            LearnerError, RemoteError: a rank or an engine is lost for good or missed a deadline.
+            EngineError: an engine failed to load.
+            WeightSyncError: an engine holds other weights, or computes with others.
+        """
 
 
-async def broadcast(
-    engines: Sequence[Any], learner: LearnerGroup, version: int, canary: Canary, timeout: float
-) -> SyncReport:
-    """As `sync_weights`, from GPU to GPU by NCCL. No bytes are hashed, so the canary alone is proof.
-
-    Raises: as `sync_weights`, and LearnerError if a rank or engine fails during the transfer.
-    """
-    started = time.monotonic()
-    await learner.broadcast(version, engines)
-    gaps = await asyncio.gather(*(verify(*one, version, "", canary, timeout) for one in enumerate(engines)))
-    return SyncReport(time.monotonic() - started, max(gaps, default=0.0), "")
+async def verify_all(
+    engines: Sequence[Any], version: int, checksum: str, canary: Canary, timeout: float
+) -> float:
+    """`verify` each engine; return the largest gap."""
+    checks = (verify(*one, version, checksum, canary, timeout) for one in enumerate(engines))
+    return max(await asyncio.gather(*checks), default=0.0)
 
 
 async def verify(
@@ -86,7 +73,7 @@ async def verify(
 ) -> float:
     """Check an engine's checksum and canary log-probs; return their mean gap.
 
-    Raises: as `sync_weights`.
+    Raises: as `Transport.send`.
     """
     limit: dict[str, Any] = {
         "timeout": timeout,
@@ -101,7 +88,7 @@ async def verify(
 
 
 def check_fingerprint(index: int, held: tuple[int, set[str]], version: int, checksum: str) -> None:
-    """Raises WeightSyncError unless the engine loaded exactly the learner's bytes, as that version."""
+    """Raises WeightSyncError unless the engine loaded what the learner sent, as that version."""
     if held == (version, {checksum}):
         return
     raise WeightSyncError(

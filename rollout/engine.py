@@ -28,6 +28,7 @@ from hindsight.rollout.adapter import write
 from hindsight.rollout.device import find_device
 from hindsight.rollout.outline import layer_names
 from hindsight.rollout.sampled import to_generation
+from hindsight.rollout.segment import Mirror, fetch
 from hindsight.rollout.sockets import use_own_folder
 from hindsight.rollout.starting import file_of, telling
 from hindsight.rollout.types import EngineError, EngineLost, Generation, Sampling
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from vllm import AsyncEngineArgs, RequestOutput, SamplingParams
     from vllm.config.model import ModelDType
     from vllm.lora.request import LoRARequest
-
-    from hindsight.rollout.transfer import SharedCopy
 
 ADAPTERS = 2  # in one batch: the newest and the one that older requests started with
 GPU_BATCH = 8192  # tokens per step; vLLM's default of 2,048 is slow for long prompts
@@ -51,13 +50,17 @@ def engine_env(config: Config) -> dict[str, str]:
     They limit threads: Ray would set OMP_NUM_THREADS to the actor's CPUs, and idle OpenMP threads that spin
     would take those cores from other processes.
     """
-    return actor_environment(config.cluster.threads) | {
+    env = {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # otherwise all engines of a machine use the same cores
         "VLLM_NO_USAGE_STATS": "1",
         # Matters on CPU only: vLLM's worker then runs inside the engine core, which saves one process and its
         # imports. The engine core is still a separate process.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
+    if config.weight_sync.transport == "ipc":
+        # Handles of GPU memory are Python objects, which vLLM passes to its own processes only by pickle.
+        env["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    return actor_environment(config.cluster.threads) | env
 
 
 def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
@@ -95,7 +98,7 @@ def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
         # Log-probs of the distribution that tokens are sampled from, including the temperature.
         logprobs_mode="processed_logprobs",
         disable_log_stats=True,
-        weight_transfer_config=WeightTransferConfig(backend=config.weight_sync.transport),
+        weight_transfer_config=WeightTransferConfig(backend=f"hindsight_{config.weight_sync.transport}"),
         worker_extension_cls="hindsight.rollout.transfer.WeightsExtension",
         **memory,
         **lora_args(model, config),
@@ -148,19 +151,16 @@ class Engine:
         self.totals = dict.fromkeys(
             ("running", "requests", "prompt_tokens", "cached_tokens", "generated_tokens"), 0
         )
-        self.shared: SharedCopy | None = None  # of the weights, for vLLM's processes
+        self.mirror = Mirror()  # of weights from another machine, for vLLM's processes
         self.adapters: list[Served] = []  # oldest first; new requests use the last
         with telling(file_of(config.out, index)):
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            from hindsight.rollout.engine_stats import EngineStats
+            from hindsight.rollout.engine_stats import EngineStats, stats_of
 
             args = engine_args(model, config, index)
             self.llm = AsyncLLM.from_engine_args(args, stat_loggers=[EngineStats])
-        assert self.llm.logger_manager is not None
-        [stats] = self.llm.logger_manager.stat_loggers
-        assert isinstance(stats, EngineStats)
-        self.scheduler = stats
+        self.scheduler = stats_of(self.llm)
         self.llm.log_stats = False  # statistics of each token, which cost some microseconds of it
         self.start_seconds = time.monotonic() - started
 
@@ -240,18 +240,17 @@ class Engine:
         finish with the adapter they started with.
 
         Raises:
+            SegmentUnreachable: this machine has no copy of the weights.
             EngineError: the update failed. The engine is then disabled, since the update may be incomplete.
         """
-        from hindsight.rollout.transfer import SharedCopy, update_info
+        from hindsight.rollout.transfer import update_info
 
-        flat = await weights.data
         if self.config.learner.lora.rank:
-            await self.add_adapter(weights, flat)
+            await self.add_adapter(weights, await asyncio.to_thread(fetch, weights))
             return
-        self.shared = self.shared or SharedCopy()
-        path = self.shared.hold(flat)
+        handle = await asyncio.to_thread(self.mirror.find, weights)
         await self.start_update()
-        await self.receive_update(update_info(path, weights.layout))
+        await self.receive_update(update_info(handle, weights.layout))
         await self.finish_update(weights.version)
 
     async def add_adapter(self, weights: WeightSet, flat: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.stats import SchedulerStats
 
 
@@ -50,3 +51,11 @@ class EngineStats(PrometheusStatLogger):
 
     def record_admission_rejection(self, reason: str) -> None:
         """Nothing to do."""
+
+
+def stats_of(llm: AsyncLLM) -> EngineStats:
+    """The figures of an engine that was made with `EngineStats`."""
+    assert llm.logger_manager is not None
+    [stats] = llm.logger_manager.stat_loggers
+    assert isinstance(stats, EngineStats)
+    return stats

@@ -1,52 +1,82 @@
-"""The object-store transport in vLLM's worker processes, as a backend of vLLM's weight-transfer API.
+"""The receiving end of each transport in vLLM's workers, as backends of vLLM's weight-transfer API.
 
-vLLM's worker processes are not Ray workers. The engine actor therefore copies the buffer from Ray's object
-store into anonymous shared memory (`SharedCopy`), and `ObjectStoreTransfer` loads it in the workers. vLLM
-imports this module there because it contains the worker extension. The import registers the backend.
+Each sums every tensor that arrives and refuses an update that lacks parameters; `Received` adds that to
+vLLM's own backends for NCCL and CUDA IPC, which have not been run on a GPU. vLLM imports this module in its
+workers because it contains the worker extension; the import registers the backends.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from vllm.config import VllmConfig
-from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from hindsight.rollout.weights import Layout, TensorMeta, checksum, unpack
+from hindsight.rollout.segment import SegmentHandle, attach
+from hindsight.rollout.weights import Layout, TensorMeta, digest, unpack, word_sum
 
-BACKEND = "object_store"
+
+class Summing:
+    """A vLLM model that sums each tensor before it loads it."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.sums: list[torch.Tensor] = []
+        self.loaded: set[str] = set()
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load tensors by the checkpoint's names; return the model's names of the loaded parameters."""
+        loaded: set[str] = self.model.load_weights(self._summed(weights))
+        self.loaded |= loaded
+        return loaded
+
+    def _summed(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in weights:
+            self.sums.append(word_sum(tensor))
+            yield name, tensor
 
 
-class SharedCopy:
-    """A copy of weights that other processes of this user on this machine can map.
+class Received(WeightTransferEngine[Any, Any]):
+    """What every transport adds to an engine of vLLM that receives weights; it comes before it as a base."""
 
-    It is a memfd, so it disappears if this process is killed and does not depend on the size of /dev/shm. Its
-    pages are written again by the next copy: new ones cost several times the copy itself.
-    """
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.parameters = {name for name, _ in self.model.named_parameters()}
+        self.checksum = ""  # of the last update, as `weights.digest`
 
-    def __init__(self) -> None:
-        self._descriptor = os.memfd_create("weights")
+    def start_weight_update(self) -> None:
+        """Prepare the model to load checkpoint tensors again."""
+        self.checksum, self.summing = "", Summing(self.model)
+        super().start_weight_update()  # type: ignore[safe-super]
 
-    def hold(self, flat: np.ndarray) -> str:
-        """Replace what is held; return the path to map."""
-        with open(self._descriptor, "wb", closefd=False) as file:
-            file.seek(0)
-            file.write(flat.data)
-            file.truncate()
-        return f"/proc/{os.getpid()}/fd/{self._descriptor}"
+    def receive_weights(self, update_info: Any) -> None:
+        """Load the tensors of an update, or of a part of it."""
+        own: Any = self
+        model, own.model = own.model, self.summing
+        try:
+            super().receive_weights(update_info)  # type: ignore[safe-super]
+        finally:
+            own.model = model
+
+    def finish_weight_update(self) -> None:
+        """Convert the tensors to the format that the kernels use. Raises ValueError if any are missing."""
+        if missing := sorted(self.parameters - self.summing.loaded):
+            raise ValueError(f"synced weights lack {len(missing)} of the engine's parameters: {missing[:8]}")
+        super().finish_weight_update()  # type: ignore[safe-super]
+        refresh_packed_head(self.model)
+        self.checksum = digest(self.summing.sums)
 
 
 @dataclass
@@ -55,59 +85,62 @@ class NoInit(WeightTransferInitInfo):
 
 
 @dataclass
-class BufferUpdate(WeightTransferUpdateInfo):
-    """Path and layout of the buffer, in plain types for vLLM's message encoding."""
+class SegmentUpdate(WeightTransferUpdateInfo):
+    """Handle and layout of a segment, in plain types for vLLM's message encoding."""
 
-    path: str
+    handle: dict[str, Any]  # the fields of a `SegmentHandle`
     layout: list[list[Any]]  # [name, shape, dtype] of each tensor
 
 
-def update_info(path: str, layout: Layout) -> dict[str, Any]:
-    """Create the update message for `ObjectStoreTransfer`."""
-    return {"path": path, "layout": [[meta.name, list(meta.shape), meta.dtype] for meta in layout]}
+def update_info(handle: SegmentHandle, layout: Layout) -> dict[str, Any]:
+    """Create the update message for `SegmentTransfer`."""
+    tensors = [[meta.name, list(meta.shape), meta.dtype] for meta in layout]
+    return {"handle": asdict(handle), "layout": tensors}
 
 
-class ObjectStoreTransfer(WeightTransferEngine[NoInit, BufferUpdate]):
-    """Loads a full set of weights from shared memory through vLLM's layerwise reload."""
+class Mapped(WeightTransferEngine[NoInit, SegmentUpdate]):
+    """Loads a full set of weights from a segment through vLLM's layerwise reload."""
 
     init_info_cls = NoInit
-    update_info_cls = BufferUpdate
-
-    def __init__(
-        self,
-        config: WeightTransferConfig,
-        vllm_config: VllmConfig,
-        device: torch.device,
-        model: torch.nn.Module,
-    ) -> None:
-        super().__init__(config, vllm_config, device, model)
-        self.parameters = {name for name, _ in model.named_parameters()}
-        self.checksum = ""
+    update_info_cls = SegmentUpdate
 
     def init_transfer_engine(self, init_info: NoInit) -> None:
         """Do nothing: there is nothing to set up."""
 
     def start_weight_update(self) -> None:
         """Prepare the model to load checkpoint tensors again."""
-        self.checksum = ""
         initialize_layerwise_reload(self.model)
 
-    def receive_weights(self, update_info: BufferUpdate) -> None:
-        """Load all parameters. Raises ValueError if the buffer lacks any."""
+    def receive_weights(self, update_info: SegmentUpdate) -> None:
+        """Load all tensors."""
         layout = tuple(TensorMeta(name, tuple(shape), dtype) for name, shape, dtype in update_info.layout)
-        flat = np.memmap(update_info.path, dtype=np.uint8, mode="r")
-        self.checksum = checksum(flat, layout)
-        loaded = cast("Any", self.model).load_weights(unpack(flat, layout))
-        if missing := sorted(self.parameters - loaded):
-            raise ValueError(f"synced weights lack {len(missing)} of the engine's parameters: {missing[:8]}")
+        self.model.load_weights(unpack(attach(SegmentHandle(**update_info.handle)), layout))  # type: ignore[operator]
 
     def finish_weight_update(self) -> None:
         """Convert the tensors to the format that the kernels use."""
         finalize_layerwise_reload(self.model, self.model_config)
-        refresh_packed_head(self.model)
 
     def shutdown(self) -> None:
         """Do nothing: there is nothing to release."""
+
+
+class SegmentTransfer(Received, Mapped):
+    """Shared memory (`weight_sync.transport=object_store`)."""
+
+
+class NcclTransfer(Received, NCCLWeightTransferEngine):
+    """NCCL from GPU to GPU."""
+
+
+class IpcTransfer(Received, IPCWeightTransferEngine):
+    """CUDA IPC within a GPU."""
+
+
+BACKENDS: dict[str, type[Received]] = {
+    "object_store": SegmentTransfer,
+    "nccl": NcclTransfer,
+    "ipc": IpcTransfer,
+}
 
 
 def refresh_packed_head(model: torch.nn.Module) -> None:
@@ -126,12 +159,12 @@ def refresh_packed_head(model: torch.nn.Module) -> None:
 class WeightsExtension:
     """Methods that vLLM adds to its worker for the engine to call."""
 
-    weight_transfer_engine: Any
+    weight_transfer_engine: Received
 
     def received_checksum(self) -> str:
-        """Return the checksum of the last buffer that this worker loaded, or "" if there is none."""
-        transfer = self.weight_transfer_engine
-        return transfer.checksum if isinstance(transfer, ObjectStoreTransfer) else ""
+        """Return the checksum of the tensors that this worker loaded last, or "" if there are none."""
+        return self.weight_transfer_engine.checksum
 
 
-WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreTransfer)
+for transport, kind in BACKENDS.items():
+    WeightTransferEngineFactory.register_engine(f"hindsight_{transport}", kind)  # vLLM has an "nccl" too

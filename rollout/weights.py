@@ -9,9 +9,9 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ import torch
 if TYPE_CHECKING:
     import ray
 
+    from hindsight.rollout.segment import SegmentHandle
+
+WORD = 8  # bytes
 ALIGNMENT = 64  # bytes; a multiple of every dtype's size, so that a tensor of any dtype can be a view
 
 
@@ -41,12 +44,21 @@ Layout = tuple[TensorMeta, ...]
 
 @dataclass(frozen=True)
 class WeightSet:
-    """One version of all weights, in memory."""
+    """One version of all weights, in memory; read it by `segment.fetch`."""
 
     version: int
     layout: Layout
-    checksum: str  # of the buffer, from `checksum`
-    data: ray.ObjectRef  # flat uint8 array, from `pack`
+    checksum: str  # of the buffer, from `pack`
+    data: ray.ObjectRef | None = None  # flat uint8 array in the object store
+    segment: SegmentHandle | None = None  # the same bytes in shared memory; rewritten by a later version
+
+
+class Packed(NamedTuple):
+    """Tensors in one buffer."""
+
+    flat: np.ndarray  # (bytes,) uint8
+    layout: Layout
+    checksum: str
 
 
 def describe(name: str, tensor: torch.Tensor) -> TensorMeta:
@@ -63,8 +75,8 @@ def offsets(layout: Sequence[TensorMeta]) -> list[int]:
 def pack(
     named_tensors: Iterable[tuple[str, torch.Tensor]],
     layout: Layout | None = None,
-    buffers: dict[Layout, np.ndarray] | None = None,
-) -> tuple[np.ndarray, Layout]:
+    into: np.ndarray | None = None,
+) -> Packed:
     """Copy tensors into one buffer.
 
     Pass `named_parameters()`: it omits the second name of tied weights, as the engines expect. With a
@@ -72,34 +84,37 @@ def pack(
     between. Without one, all tensors are in memory at once.
 
     Args:
-        buffers: earlier buffers, to write into again: new memory costs several times the copy.
+        into: the buffer, (bytes,) uint8, whose padding is zero; new memory costs several times the copy.
 
     Returns:
-        The buffer, (bytes,) uint8, and its layout. The same tensors always give the same bytes.
+        The buffer, its layout and its checksum. The same tensors always give the same bytes.
 
     Raises:
-        ValueError: the tensors do not match `layout`.
+        ValueError: the tensors do not match `layout`, or `into` is too small or too large.
     """
     if layout is None:
         named_tensors = list(named_tensors)
         layout = tuple(describe(name, tensor) for name, tensor in named_tensors)
-    starts = offsets(layout)
-    held = {} if buffers is None else buffers
-    if layout not in held:
-        held[layout] = np.zeros(starts[-1], dtype=np.uint8)
-    flat = held[layout]
-    for meta, start, (name, tensor) in zip(layout, starts[:-1], named_tensors, strict=True):
+    flat = np.zeros(offsets(layout)[-1], dtype=np.uint8) if into is None else into
+    sums = []
+    for meta, (_, target), (name, tensor) in zip(layout, unpack(flat, layout), named_tensors, strict=True):
         if (found := describe(name, tensor)) != meta:
             raise ValueError(f"weights do not match their layout: expected {meta}, got {found}")
-        if not meta.nbytes:
-            continue  # torch cannot view zero bytes as another dtype
-        target = torch.from_numpy(flat[start : start + meta.nbytes])
-        target.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
-    return flat, layout
+        copy(tensor.detach(), target)
+        sums.append(word_sum(target))  # now: small tensors are still in the processor's cache
+    return Packed(flat, layout, digest(sums))
+
+
+def copy(tensor: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy into a contiguous tensor on the CPU, past the processor's caches where they would be too small."""
+    if tensor.device.type == "cpu" and tensor.is_contiguous():  # torch's own copy goes through the caches
+        np.copyto(as_bytes(target).numpy(), as_bytes(tensor).numpy())
+    else:
+        target.copy_(tensor)
 
 
 def unpack(flat: np.ndarray, layout: Sequence[TensorMeta]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield views of the buffer in layout order. They are read-only, as the buffer may be shared memory.
+    """Yield views of the buffer in layout order. They must not be written where the buffer is read-only.
 
     Raises:
         ValueError: the buffer's size does not match `layout`.
@@ -116,11 +131,40 @@ def unpack(flat: np.ndarray, layout: Sequence[TensorMeta]) -> Iterator[tuple[str
 
 
 def checksum(flat: np.ndarray, layout: Sequence[TensorMeta]) -> str:
-    """Return a text that differs if any tensor's bytes do: the wrapping sums of their 64-bit words, hashed.
+    """Return the `digest` of the tensors in a buffer."""
+    return digest([word_sum(tensor) for _, tensor in unpack(flat, layout)])
 
-    It is for accidents, not for adversaries, and costs less than a copy of the buffer; a cryptographic hash
-    of all bytes would cost ten.
+
+def digest(sums: Sequence[torch.Tensor]) -> str:
+    """Return a text that differs if the `word_sum` of any tensor does, or their order.
+
+    It is for accidents, not for adversaries: a cryptographic hash of all bytes would cost ten copies.
     """
-    words, starts = flat.view(np.uint64), [start // 8 for start in offsets(layout)]
-    sums = [words[start:end].sum(dtype=np.uint64) for start, end in pairwise(starts)]
-    return hashlib.sha256(np.array(sums, dtype=np.uint64).tobytes()).hexdigest()
+    joined = torch.stack(list(sums)).cpu().numpy() if sums else np.zeros(0, dtype=np.int64)
+    return hashlib.sha256(joined.tobytes()).hexdigest()
+
+
+def word_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the wrapping sum of a tensor's bytes seen as 64-bit words, () int64 on its device.
+
+    The last word is filled up with zeros. A sum changes with every bit, and costs less than a copy.
+    """
+    data = as_bytes(tensor.detach().contiguous())
+    if data.storage_offset() % WORD:
+        data = data.clone()
+    whole = data.numel() // WORD * WORD
+    words = data[:whole].view(torch.int64)
+    on_cpu = words.device.type == "cpu"  # where torch's threads would wait for each other
+    total = torch.as_tensor(words.numpy().sum()) if on_cpu else words.sum()
+    if whole < data.numel():
+        rest = torch.zeros(WORD, dtype=torch.uint8, device=data.device)
+        rest[: data.numel() - whole] = data[whole:]
+        total = total + rest.view(torch.int64)[0]
+    return total
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous tensor's bytes as a view, (bytes,) uint8."""
+    if not tensor.numel():  # torch cannot view zero bytes as another dtype
+        return torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return tensor.view(-1).view(torch.uint8)

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from hindsight.envs.runtime.remote import ActorUnavailable, answer, back, call
+from hindsight.envs.runtime.remote import ActorUnavailable, AnswerLost, answer, back, call
+from hindsight.rollout.segment import SegmentUnreachable
 from hindsight.rollout.weights import WeightSet
 from hindsight.teacher.contexts import ScoreRequest
 from hindsight.teacher.scorer import Outdated, Scored
@@ -120,6 +121,11 @@ class ScorerPool:
             for replica in held:
                 self._free.put_nowait(replica)
 
+    @property
+    def kept(self) -> int | None:
+        """Version of the learner's weights that a new process would read from shared memory, if any."""
+        return self._kept.version if self._kept and self._kept.segment else None
+
     async def save(self, path: Path) -> None:
         """Write the weights, which all replicas share, to a safetensors file."""
         await self._call(self.replicas[0], "save", str(path), self.version, what=f"saving the {self.role}")
@@ -167,10 +173,22 @@ class ScorerPool:
                     raise  # a new process would have what the old one started with
                 began = time.monotonic()
                 await back(replica, timeout=self.start_timeout)
-                if self._kept is not None:
-                    restoring = f"restoring the {self.role}"
-                    await call(replica, "load_weights", self._kept, what=restoring, **self._limit)
+                overwrites = method == "load" or (method == "load_weights" and args[1])  # all weights
+                if self._kept is not None and not overwrites:
+                    await self._restore(replica, self._kept)
                 self._note(self.role, time.monotonic() - began)
+
+    async def _restore(self, replica: Any, weights: WeightSet) -> None:
+        """Give a new process the weights of the last sync.
+
+        Raises:
+            AnswerLost: they were in the memory of a learner that is lost too.
+        """
+        restoring = f"restoring the {self.role}"
+        try:
+            await call(replica, "load_weights", weights, what=restoring, **self._limit)
+        except SegmentUnreachable as error:
+            raise AnswerLost(f"{restoring}: {error}") from error
 
 
 def spread(requests: Sequence[ScoreRequest], parts: int) -> list[list[int]]:

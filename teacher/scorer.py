@@ -17,6 +17,7 @@ from hindsight.configs.environ import actor_environment
 from hindsight.configs.schema import Config
 from hindsight.rollout.adapter import Adapter, named
 from hindsight.rollout.device import find_device
+from hindsight.rollout.segment import fetch
 from hindsight.rollout.weights import Layout, WeightSet, checksum, pack, unpack
 from hindsight.teacher.contexts import ScoreRequest
 from hindsight.teacher.plan import Tails, lay_out, plan_batches, plan_forwards
@@ -256,13 +257,12 @@ class TeacherScorer:
 
         Raises:
             Outdated: this process has other weights.
+            SegmentUnreachable: this machine has no copy of the weights.
             WeightsError: the buffer is corrupt or does not match this model.
         """
-        import ray
-
         if not whole:
             self._require(since)
-        flat = ray.get(weights.data)
+        flat = fetch(weights)
         if (found := checksum(flat, weights.layout)) != weights.checksum:
             raise WeightsError(
                 f"weights {weights.version}: sent checksum {weights.checksum}, arrived as {found}"
@@ -277,8 +277,8 @@ class TeacherScorer:
             Outdated: this process has not the weights of that version.
         """
         self._require(version)
-        flat, layout = pack((self._average or self._held).items())
-        return (self._version, layout, checksum(flat, layout)), flat
+        flat, layout, checksum = pack((self._average or self._held).items())
+        return (self._version, layout, checksum), flat
 
     def save(self, path: str, version: int | None = None) -> None:
         """Write the weights of that version to a safetensors file, which a resumed run needs.

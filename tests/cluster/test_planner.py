@@ -107,6 +107,20 @@ def test_small_models_run_on_one_gpu_side_by_side_and_large_ones_in_turn() -> No
     assert planned("alfworld", 1, 1, 40, "cluster.sharing=in_turn").in_turn
 
 
+def test_cuda_ipc_needs_an_engine_beside_each_rank() -> None:
+    assert (
+        planned("alfworld", 1, 1, 40, "cluster.sharing=in_turn").config.weight_sync.transport
+        == "object_store"
+    )
+    assert planned("alfworld", 1, 1, 40, "learner.lora.rank=8").config.weight_sync.transport == "object_store"
+    both = planned("alfworld", 1, 2, 80, "weight_sync.transport=ipc")
+    assert both.crowded and counts(both)["engine"] == counts(both)["learner"]
+    with pytest.raises(PlanError, match=r"weight_sync.transport = ipc needs engine and learner side by side"):
+        planned("alfworld", 1, 1, 40, "weight_sync.transport=ipc", "cluster.sharing=in_turn")
+    with pytest.raises(PlanError, match=r"weight_sync.transport = ipc needs GPUs"):
+        planned("alfworld", 1, 0, 0, "weight_sync.transport=ipc")
+
+
 def test_two_gpus_are_split_between_engine_and_learner() -> None:
     made = planned("alfworld", 1, 2, 80)
     [engine], [learner], [teacher] = made.of("engine"), made.of("learner"), made.of("teacher")

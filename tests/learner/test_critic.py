@@ -127,7 +127,7 @@ def test_ranks_equal_plain_pytorch(ray_local, folder, tmp_path, ranks, stage):
 
     async def check():
         await critic.start()
-        flat, layout = pack(tiny_llama(seed=1).named_parameters())
+        flat, layout, _ = pack(tiny_llama(seed=1).named_parameters())
         await critic.load_weights(WeightSet(1, layout, checksum(flat, layout), ray.put(flat)))
         for values, norm, loss in plain_updates(samples, 3):
             found = np.concatenate(await critic.values(samples))

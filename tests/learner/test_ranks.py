@@ -366,7 +366,7 @@ def test_all_ranks_finish_before_a_failed_write_is_reported(monkeypatch):
 
     group = LearnerGroup(CONFIG, "model")
     group.ranks = [0, 1]
-    monkeypatch.setattr(group, "_call", call)
+    monkeypatch.setattr(group, "call", call)
     with pytest.raises(RemoteDefect, match="No space left"):
         asyncio.run(group.save("folder"))
     assert finished == [(1, "save", "folder")]

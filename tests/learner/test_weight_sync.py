@@ -6,12 +6,18 @@ import asyncio
 
 import numpy as np
 import pytest
+import torch
+from learner_toys import tiny_llama
 from ray.exceptions import ActorUnavailableError, RayActorError
 
+from hindsight.configs.schema import Config
 from hindsight.envs.runtime.remote import ActorLost, RemoteTimeout
-from hindsight.learner.weight_sync import Canary, WeightSyncError, sync_weights
+from hindsight.learner.policy import PolicyRank
+from hindsight.learner.weight_sync import Canary, WeightSyncError
+from hindsight.learner.weight_sync_store import sync_weights
+from hindsight.rollout.segment import attach
 from hindsight.rollout.types import EngineError
-from hindsight.rollout.weights import WeightSet
+from hindsight.rollout.weights import WeightSet, unpack
 
 CANARY = np.arange(4, dtype=np.int32)
 LEARNER = np.array([-1.0, -2.0, -3.0], dtype=np.float32)
@@ -113,3 +119,29 @@ def test_engines_load_at_the_same_time():
         return await sync_weights(engines, WEIGHTS, Canary(CANARY, LEARNER, 0.25), 5.0, 5.0)
 
     assert asyncio.run(both()).logprob_gap == 0.0
+
+
+def test_shared_memory_is_written_again_unless_somebody_keeps_it():
+    rank = PolicyRank(Config(), "toy", 0)
+    rank._wrap(tiny_llama())
+
+    def export(version, kept=()):
+        made = rank.export(version, kept, False)
+        assert made.data is None
+        return made
+
+    def weights(sent):
+        return dict(unpack(attach(sent.segment), sent.layout))
+
+    first = export(1)
+    assert all(torch.equal(weights(first)[name], one) for name, one in rank.weights.items())
+    again = export(2)
+    assert again.segment == first.segment and again.checksum == first.checksum
+    before = rank.weights["model.norm.weight"].detach().clone()
+    with torch.no_grad():
+        rank.weights["model.norm.weight"].add_(1.0)
+    third = export(3, kept={2})
+    assert third.segment != first.segment and third.checksum != first.checksum
+    assert torch.equal(weights(again)["model.norm.weight"], before)
+    assert export(3, kept={2, 3}).segment == third.segment  # for an engine that was replaced
+    assert export(4, kept={3}).segment == first.segment and len(rank.segments) == 2

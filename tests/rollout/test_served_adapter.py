@@ -16,7 +16,8 @@ from settled import on_cpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model, Rollout
-from hindsight.learner.weight_sync import Canary, WeightSyncError, sync_weights
+from hindsight.learner.weight_sync import Canary, WeightSyncError
+from hindsight.learner.weight_sync_store import sync_weights
 from hindsight.rollout.adapter import Adapter, named
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.types import EngineError, Sampling
@@ -62,7 +63,7 @@ class Student:
             for _, b in self.adapter.pairs.values():
                 b.normal_(std=std)
         self.version += 1
-        flat, layout = pack(named(self.adapter.pairs).items())
+        flat, layout, _ = pack(named(self.adapter.pairs).items())
         return WeightSet(self.version, layout, checksum(flat, layout), ray.put(flat))
 
     def sync(self, weights):

@@ -38,7 +38,8 @@ from hindsight.configs.paths import SOURCE
 from hindsight.envs.registry import make_family
 from hindsight.learner.group import LearnerGroup
 from hindsight.learner.samples import TrainingSample
-from hindsight.learner.weight_sync import Canary, SyncReport, sync_weights
+from hindsight.learner.weight_sync import Canary, SyncReport
+from hindsight.learner.weight_sync_store import sync_weights
 from hindsight.rollout.models import resolve
 from hindsight.rollout.outline import outline
 

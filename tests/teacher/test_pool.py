@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import ActorUnavailableError
 
-from hindsight.envs.runtime.remote import RemoteTimeout
+from hindsight.envs.runtime.remote import AnswerLost, RemoteTimeout
+from hindsight.rollout.segment import SegmentHandle, SegmentUnreachable
 from hindsight.rollout.types import Span
 from hindsight.rollout.weights import WeightSet
 from hindsight.teacher.contexts import ScoreRequest
@@ -49,6 +51,8 @@ class Replica:
         if not whole:
             self.require(since)
         given: Any = weights.data
+        if given is None:
+            raise SegmentUnreachable("/proc/1/fd/2 cannot be opened")
         self.weights = given if whole else (self.weights + given) / 2
         self.version = weights.version
 
@@ -197,6 +201,41 @@ def test_a_replaced_replica_gets_the_weights_of_the_last_sync(moment: str, tmp_p
         await both.score([], [request(0, 1, 1), request(1, 1, 1)], "scoring")
         assert (own.weights, own.version) == (other.weights, other.version) == (0.375, 3)
         assert replaced == ["teacher"]
+
+    asyncio.run(run())
+
+
+def shared(version: int, weights: Any) -> WeightSet:
+    """As `sent`, in the learner's memory too."""
+    handle = SegmentHandle("boot", "/proc/1/fd/2", 3, 64)
+    return WeightSet(version, (), "checksum", weights, handle)
+
+
+def test_the_learner_keeps_what_a_new_process_would_need() -> None:
+    async def run() -> list[int | None]:
+        made, kept = pool(Replica()), list[int | None]()
+        for weights, whole in ((shared(3, 0.5), True), (shared(4, 0.5), False), (sent(5, 0.5), True)):
+            await made.load_weights(weights, whole)
+            kept.append(made.kept)
+        return [pool(Replica()).kept, *kept]
+
+    assert asyncio.run(run()) == [None, 3, None, None]  # an average is kept by the pool
+
+
+def test_weights_that_went_with_the_learner_are_missed_only_until_there_are_others(tmp_path: Path) -> None:
+    async def run() -> None:
+        one, weights = Replica(), shared(3, 0.5)
+        made = pool(one)
+        await made.load_weights(weights, True)
+        made._kept = replace(weights, data=None)  # no longer to be had
+        one.lose()
+        with pytest.raises(AnswerLost, match="restoring the teacher: /proc/1/fd/2 cannot be opened"):
+            await made.score([], [request(0, 5, 3)], "scoring")
+        one.lose()
+        await made.load_weights(shared(4, 0.25), True)
+        one.lose()
+        await made.load(tmp_path)
+        assert (one.version, one.weights, made.version) == (7, 0.75, 7)
 
     asyncio.run(run())
 

@@ -16,7 +16,7 @@ from hindsight.configs.schema import Cluster, Config, Feedback, Model
 from hindsight.configs.schema import Teacher as Settings
 from hindsight.feedback.hints import gather_hints
 from hindsight.rollout.types import Span
-from hindsight.rollout.weights import WeightSet, checksum, pack, unpack
+from hindsight.rollout.weights import WeightSet, checksum, pack
 from hindsight.teacher import plan
 from hindsight.teacher.contexts import ContextLimits, ScoreRequest, build_requests
 from hindsight.teacher.scorer import (
@@ -143,7 +143,7 @@ def test_loaded_weights_score_like_their_model(tied):
     expected = naive(student, 1.0, sequences, requests)
     scorer = SpanScorer(teacher, 4096, 1.0)
     assert not np.allclose(scorer.score(sequences, requests)[0].logprobs, expected[0], atol=0.1)
-    load_strictly(dict(teacher.named_parameters()), unpack(*pack(student.named_parameters())))
+    load_strictly(dict(teacher.named_parameters()), student.named_parameters())
     assert_equal_scores(scorer.score(sequences, requests), expected)
 
 
@@ -172,7 +172,7 @@ def test_actor_takes_verified_weights(tmp_path, ray_local):
     teacher, student = actor.remote(str(tmp_path), config, 1.0), make_model(seed=1)
     assert ray.get(teacher.ready.remote()) == {"version": 0, "context": 1024}
 
-    flat, layout = pack(student.named_parameters())
+    flat, layout, _ = pack(student.named_parameters())
     reference = ray.put(flat)
     with pytest.raises(WeightsError, match="arrived as"):
         ray.get(
@@ -233,7 +233,7 @@ def test_a_new_process_refuses_what_it_lacks_and_a_snapshot_brings_it(tmp_path, 
         return TeacherScorer(str(tmp_path / "model"), config, 1.0, share=0.05)
 
     monkeypatch.setattr(ray, "get", lambda held: held)
-    flat, layout = pack(make_model(seed=3).named_parameters())
+    flat, layout, _ = pack(make_model(seed=3).named_parameters())
     weights = WeightSet(4, layout, checksum(flat, layout), flat)
     old = process()
     old.load_weights(weights, whole=False, since=0)
