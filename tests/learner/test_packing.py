@@ -187,7 +187,7 @@ def test_one_call_of_the_kernel_equals_attention_row_by_row(monkeypatch):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("kernel", ["agrees", "differs"])
+@pytest.mark.parametrize("kernel", ["agrees", "differs", "fails"])
 def test_a_kernel_that_gives_something_else_is_not_used(kernel, monkeypatch):
     """Another alignment of queries and keys would be such a difference."""
 
@@ -195,7 +195,10 @@ def test_a_kernel_that_gives_something_else_is_not_used(kernel, monkeypatch):
         made = aligned_at_the_end(query, key, value, own_ends, row_ends, *most, **given)
         return made.roll(1, 0)
 
-    run = aligned_at_the_end if kernel == "agrees" else aligned_at_the_start
+    def fails(*given, **more):
+        raise RuntimeError("no kernel for this GPU")
+
+    run = {"agrees": aligned_at_the_end, "differs": aligned_at_the_start, "fails": fails}[kernel]
     monkeypatch.setattr(varlen, "varlen_attn", run)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(packing.PackedRows, "to", lambda rows, device: rows)
