@@ -3,7 +3,7 @@
     python -m benchmarks.learner [--groups 1] [--size 4] [--layers 0] [--rounds 3] [--budget 4096]
 
 Timed in turn within each round:
-    ours     `learner.policy.PolicyRank` on DeepSpeed, as in a run; with --plain as in a replay
+    ours     the learner's rank as `hindsight replay` has it: without what DeepSpeed does around a step
     rows     the same rank with micro-batches of one row: nothing is packed or shared
     padded   a plain PyTorch loop: padded rows, logits at all positions, log-softmax in float32, AdamW
     trl      `GRPOTrainer.compute_loss` of TRL on padded rows, backward pass, AdamW; left out without TRL
@@ -37,7 +37,6 @@ from hindsight.learner.batching import over_ranks
 from hindsight.learner.packing import common
 from hindsight.learner.plain import PlainRank
 from hindsight.learner.plan import plan_updates
-from hindsight.learner.policy import PolicyRank
 from hindsight.learner.rank import learner_env
 from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.models import resolve
@@ -156,7 +155,7 @@ class Trl(Plain):
         return made
 
 
-def ours(rank: PolicyRank, samples: Sequence[TrainingSample], config: Config, alone: bool) -> None:
+def ours(rank: PlainRank, samples: Sequence[TrainingSample], config: Config, alone: bool) -> None:
     """One update by a rank, planned as in a run."""
     plan = plan_updates("policy", samples, config, 1.0, alone)
     [work] = plan.work
@@ -245,7 +244,6 @@ def main(
     layers: int = 0,
     rounds: int = 3,
     threads: int = 1,
-    plain: bool = False,
 ) -> None:
     """Print median [least, most] of each part over the rounds, and the ratios.
 
@@ -266,8 +264,8 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(str(resolve(config.model.path)))
         path = shortened(path, layers, folder) if layers else path
-        rank = (PlainRank if plain else PolicyRank)(config, str(path), 0)
-        rank.start(*rank.host())
+        rank = PlainRank(config, str(path), 0)
+        rank.start()
         rank.engine.module.train()
         model = rank.engine.module.lm
         samples = draw(groups, size, prompt, longest, model.config.vocab_size)
