@@ -24,7 +24,8 @@ def over_ranks(rows: Sequence[np.ndarray], budget: int, ranks: int) -> list[list
 
     A micro-batch computes at most `budget` tokens, or is one row that is longer. What rows begin with in
     common is computed once per micro-batch, so rows that begin alike are kept together in runs, as long as
-    that makes the slowest rank faster. A rank gets an empty micro-batch only if there are too few rows.
+    that makes the slowest rank faster. Without common beginnings, a micro-batch is empty only if there are
+    too few rows.
 
     Args:
         rows: the ids of each.
@@ -81,7 +82,7 @@ def _spread(costs: dict[Run, int], budget: int, ranks: int) -> Spread:
         rank = min((rank for rank in range(ranks) if len(shares[rank]) < each), key=lambda r: sum(loads[r]))
         shares[rank].append(runs)
         loads[rank].append(load)
-    return Spread(shares, sum(map(max, zip(*loads, strict=True))))
+    return Spread(shares, sum(max(column) for column in zip(*loads, strict=True)))
 
 
 def _fill(
