@@ -39,7 +39,7 @@ class LocalLearner(LearnerGroup):
 
     async def start(self) -> dict[str, float]:
         rank = PlainRank(self.config, self.model, 0)
-        rank.start()
+        self.alone = bool(rank.start()[2])
         self.ranks = [rank]
         return {}
 

@@ -154,9 +154,9 @@ class Learner:
     schedule: Literal["constant", "linear"] = setting("constant", "after the warm-up; linear falls to 0")
     weight_decay: float = setting(0.01, "AdamW weight decay", low=0.0)
     max_grad_norm: float = setting(1.0, "the global gradient norm is clipped to this", low=0.0)
-    micro_batch_tokens: int = setting(8192, "token budget of a micro-batch, padding included", low=64)
+    micro_batch_tokens: int = setting(8192, "tokens that a micro-batch computes at most", low=64)
     mini_batches: int = setting(
-        1, "optimizer steps per training step; above 1 the old log-probs are recomputed first", low=1
+        1, "optimizer steps per training step; old log-probs of the second to the last come first", low=1
     )
     gradient_checkpointing: bool | None = setting(
         None, "recompute activations to save memory; null: if they would not fit"

@@ -1,14 +1,16 @@
-"""Pack samples into micro-batches, and spread those over ranks. Every sample is used exactly once."""
+"""Put samples into micro-batches, and spread those over ranks. Every sample is used exactly once."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
+from itertools import pairwise
 
 import numpy as np
 import torch
 
+from hindsight.learner.packing import PackedRows, common, pack
 from hindsight.learner.samples import TrainingSample
 
 
@@ -17,63 +19,92 @@ def split(samples: Sequence[TrainingSample], parts: int) -> list[list[TrainingSa
     return [part for start in range(parts) if (part := list(samples[start::parts]))]
 
 
-def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Return indices by micro-batch, longest first; sequences × longest one is within `budget` tokens.
-
-    A sequence longer than the budget is a micro-batch of its own.
-    """
-    batches: list[list[int]] = []
-    longest = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not batches or (len(batches[-1]) + 1) * longest > budget:
-            batches.append([])
-            longest = lengths[index]
-        batches[-1].append(index)
-    return batches
-
-
-def over_ranks(lengths: Sequence[int], budget: int, ranks: int) -> list[list[list[int]]]:
+def over_ranks(rows: Sequence[np.ndarray], budget: int, ranks: int) -> list[list[list[int]]]:
     """Return indices by rank and micro-batch; every rank has equally many, so collectives stay aligned.
 
-    There are as few micro-batches as the budget allows, about equally heavy, heaviest first on each rank; a
-    heavy one is paired with light ones. A rank gets an empty one only if there are too few sequences.
+    A micro-batch computes at most `budget` tokens, or is one row that is longer. What rows begin with in
+    common is computed once per micro-batch, so rows that begin alike are kept together in runs, as long as
+    that makes the slowest rank faster. Without common beginnings, a micro-batch is empty only if there are
+    too few rows.
+
+    Args:
+        rows: the ids of each.
     """
-
-    def cost(batch: list[int]) -> int:
-        return len(batch) * max((lengths[i] for i in batch), default=0)
-
-    each = -(-len(micro_batches(lengths, budget)) // ranks)
-    batches = _even(lengths, budget, each * ranks)
-    while len(batches) < each * ranks and any(len(batch) > 1 for batch in batches):
-        heavy = max((batch for batch in batches if len(batch) > 1), key=cost)
-        batches.remove(heavy)
-        middle = len(heavy) // 2
-        batches += [heavy[:middle], heavy[middle:]]
-    batches += [[] for _ in range(each * ranks - len(batches))]
-    shares: list[list[list[int]]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    # Longest processing time first (Graham 1969), with a limit on how many each rank gets.
-    for batch in sorted(batches, key=lambda batch: (-cost(batch), batch)):
-        rank = min((rank for rank in range(ranks) if len(shares[rank]) < each), key=loads.__getitem__)
-        shares[rank].append(batch)
-        loads[rank] += cost(batch)
-    return shares
+    order = sorted(range(len(rows)), key=lambda index: rows[index].tobytes())  # those that begin alike
+    lengths = [len(rows[index]) for index in order]
+    shared = [0, *(common(rows[one], rows[other]) for one, other in pairwise(order))][: len(rows)]
+    longest = [1 << power for power in range(len(rows).bit_length())] if any(shared) else [1]
+    spreads = [_spread(_runs(lengths, shared, budget, most), budget, ranks) for most in longest]
+    best = min(spreads, key=lambda spread: spread.cost)
+    return [
+        [[order[place] for run in sorted(runs) for place in range(*run)] for runs in micros]
+        for micros in best.runs
+    ]
 
 
-def _even(lengths: Sequence[int], budget: int, count: int) -> list[list[int]]:
-    """At most `count` micro-batches under the smallest budget that needs no more; `budget` needs no more."""
-    budgets = range(min(budget, max(lengths, default=budget)), budget)
-    fits = bisect_left(budgets, True, key=lambda smaller: len(micro_batches(lengths, smaller)) <= count)
-    return micro_batches(lengths, budgets.start + fits)
+Run = tuple[int, int]  # the first of some rows in their order, and the one after the last
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Runs by rank and micro-batch."""
+
+    runs: list[list[list[Run]]]
+    cost: int  # tokens, if ranks wait for each other after each micro-batch
+
+
+def _runs(lengths: Sequence[int], shared: Sequence[int], budget: int, most: int) -> dict[Run, int]:
+    """Cut rows into runs of at most `most` rows and `budget` tokens; return the tokens of each."""
+    runs: dict[Run, int] = {}
+    first = tokens = 0
+    for place, (length, same) in enumerate(zip(lengths, shared, strict=True)):
+        if place > first and (place - first == most or tokens + length - same > budget):
+            runs[first, place] = tokens
+            first, tokens = place, 0
+        tokens += length - same if place > first else length
+    if lengths:
+        runs[first, len(lengths)] = tokens
+    return runs
+
+
+def _spread(costs: dict[Run, int], budget: int, ranks: int) -> Spread:
+    """Put runs into about equally heavy micro-batches, as few as fit into the budget.
+
+    Each run, heaviest first, goes into the lightest micro-batch (longest processing time first, Graham 1969).
+    """
+    heaviest = sorted(costs, key=lambda run: (-costs[run], run))
+    each = max(1, -(-sum(min(cost, budget) for cost in costs.values()) // (budget * ranks)))
+    while (micros := _fill(heaviest, costs, budget, each * ranks)) is None:
+        each += 1
+    shares: list[list[list[Run]]] = [[] for _ in range(ranks)]
+    loads: list[list[int]] = [[] for _ in range(ranks)]
+    for load, runs in sorted(micros, key=lambda micro: (-micro[0], micro[1])):
+        rank = min((rank for rank in range(ranks) if len(shares[rank]) < each), key=lambda r: sum(loads[r]))
+        shares[rank].append(runs)
+        loads[rank].append(load)
+    return Spread(shares, sum(max(column) for column in zip(*loads, strict=True)))
+
+
+def _fill(
+    heaviest: Sequence[Run], costs: dict[Run, int], budget: int, count: int
+) -> list[tuple[int, list[Run]]] | None:
+    """`count` micro-batches with their tokens; None if a run fits into none of them."""
+    micros: list[tuple[int, int, list[Run]]] = [(0, number, []) for number in range(count)]
+    for run in heaviest:
+        load, number, held = micros[0]  # the lightest
+        if held and load + costs[run] > budget:
+            return None
+        heapreplace(micros, (load + costs[run], number, [*held, run]))
+    return [(load, held) for load, _, held in micros]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch, padded on the right. B rows of L tokens, P tokens with a loss over all rows."""
+    """A micro-batch of B rows in one sequence of N tokens; P tokens with a loss over all rows."""
 
-    ids: torch.Tensor  # (B, L) int64
+    packed: PackedRows  # the rows
     rows: torch.Tensor  # (P,) int64, row of each token with a loss
-    cols: torch.Tensor  # (P,) int64, position whose logits predict it: the one before
+    places: torch.Tensor  # (P,) int64, where in the sequence the token before it is, which predicts it
     targets: torch.Tensor  # (P,) int64, the token
     advantages: torch.Tensor  # (P,) float32
     rollout: torch.Tensor  # (P,) float32
@@ -92,16 +123,15 @@ class Batch:
 
 def collate(samples: Sequence[TrainingSample]) -> Batch:
     """Make tensors of samples; without samples, a batch of P = 0 that forward and backward passes accept."""
-    ids = np.zeros((max(1, len(samples)), max((len(one.ids) for one in samples), default=2)), dtype=np.int64)
-    for index, sample in enumerate(samples):
-        ids[index, : len(sample.ids)] = sample.ids
-    rows = np.repeat(np.arange(len(samples)), [len(one.positions) for one in samples]).astype(np.int64)
-    positions = np.concatenate([np.zeros(0, np.int64), *(one.positions for one in samples)])
+    packed, places = pack([one.ids for one in samples] or [np.zeros(2, np.int32)])
+    rows = np.repeat(np.arange(len(samples)), [len(one.positions) for one in samples])
+    predictors = [place[one.positions - 1] for one, place in zip(samples, places, strict=False)]
+    targets = [one.ids[one.positions] for one in samples]
     return Batch(
-        ids=torch.from_numpy(ids),
-        rows=torch.from_numpy(rows),
-        cols=torch.from_numpy(positions - 1),
-        targets=torch.from_numpy(ids[rows, positions]),
+        packed=packed,
+        rows=torch.from_numpy(rows.astype(np.int64)),
+        places=_integers(predictors),
+        targets=_integers(targets),
         advantages=_column(samples, "advantages"),
         rollout=_column(samples, "rollout_logprobs"),
         lags=_column(samples, "lags"),
@@ -112,6 +142,10 @@ def collate(samples: Sequence[TrainingSample]) -> Batch:
         values=_column(samples, "values"),
         returns=_column(samples, "returns"),
     )
+
+
+def _integers(parts: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0), *parts]).astype(np.int64))
 
 
 def _column(samples: Sequence[TrainingSample], name: str) -> torch.Tensor:

@@ -13,6 +13,7 @@ from hindsight.learner import losses
 from hindsight.learner.batching import Batch
 from hindsight.learner.gae import GaeSettings, fit
 from hindsight.learner.group import RankGroup
+from hindsight.learner.packing import PackedRows, hidden_states
 from hindsight.learner.rank import Rank
 from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.segment import fetch
@@ -43,11 +44,10 @@ class TokenValues(nn.Module):
         self.add_module(self.trunk_name, lm.base_model)
         self.value_head = ValueHead(lm.config.get_text_config().hidden_size, lm.dtype)
 
-    def forward(self, ids: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
-        """(P,) float32 V of the states that end with the tokens at `rows`, `cols`; see `TokenLogprobs`."""
-        trunk = getattr(self, self.trunk_name)
-        hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
-        values: torch.Tensor = self.value_head(hidden[rows, cols])
+    def forward(self, rows: PackedRows, places: torch.Tensor) -> torch.Tensor:
+        """(P,) float32 V of the states that end with the tokens at `places`; see `TokenLogprobs`."""
+        hidden = hidden_states(getattr(self, self.trunk_name), rows)
+        values: torch.Tensor = self.value_head(hidden[places])
         return values
 
 
@@ -79,7 +79,7 @@ class CriticRank(Rank):
         return TokenValues(lm)
 
     def _values(self, batch: Batch) -> torch.Tensor:
-        values: torch.Tensor = self.engine(batch.ids, batch.rows, batch.cols)
+        values: torch.Tensor = self.engine(batch.packed, batch.places)
         return values
 
     def _old(self, batch: Batch, objective: str) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -22,6 +23,7 @@ from hindsight.learner.rank import LearnerError, Rank, RanksLost, learner_env
 from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.weights import WeightSet
 
+log = logging.getLogger(__name__)
 DEADLINE = "learner.timeout"  # the setting that limits every call after the start
 # Bytes per parameter in a checkpoint, at most: float32 weight, two Adam moments, and the weight in the model
 # that is saved for other tools, which has the frozen ones too.
@@ -51,6 +53,7 @@ class RankGroup:
         self.config, self.model, self.turn = config, model, turn
         self.places = list(places) or [{"num_cpus": 1}] * config.learner.ranks
         self.ranks: list[Any] = []
+        self.alone = False  # whether the model reads one row at a time (`packing.obstacle`)
         self.checkpoint_bytes = 0  # estimated size of what `save` writes; known after `start`
 
     async def start(self) -> dict[str, float]:
@@ -66,7 +69,10 @@ class RankGroup:
         limit = {"timeout": self.config.cluster.start_timeout, "setting": "cluster.start_timeout"}
         [(host, port)] = await answers([self.call(self.ranks[0], "host", **limit)])
         starts = [self.call(rank, "start", host, port, **limit) for rank in self.ranks]
-        parameters, trained = (await answers(starts))[0]
+        parameters, trained, alone = (await answers(starts))[0]
+        self.alone = bool(alone)
+        if alone:
+            log.warning("%s reads one row at a time, so updates are slower: %s", self.model, alone)
         frozen = parameters if self.config.learner.lora.rank else 0
         self.checkpoint_bytes = trained * STATE_BYTES + frozen * FROZEN_BYTES
         seconds = time.monotonic() - began
@@ -92,7 +98,7 @@ class RankGroup:
             raise ValueError(f"an update needs samples for one of {known} (got {list(samples)})")
         began = time.monotonic()
         plans = [
-            plan_updates(objective, own, self.config, weigh(objective, self.config))
+            plan_updates(objective, own, self.config, weigh(objective, self.config), self.alone)
             for objective, own in samples.items()
         ]
         work = [
@@ -156,8 +162,8 @@ class RankGroup:
     ) -> list[np.ndarray]:
         """Call a method of the ranks that takes micro-batches; return its result for each sample."""
         learner = self.config.learner
-        lengths = [len(sample.ids) for sample in samples]
-        places = over_ranks(lengths, learner.micro_batch_tokens, learner.ranks)
+        budget = 1 if self.alone else learner.micro_batch_tokens
+        places = over_ranks([sample.ids for sample in samples], budget, learner.ranks)
         calls = [
             self.call(rank, method, [[samples[i] for i in micro] for micro in place], *args)
             for rank, place in zip(self.ranks, places, strict=True)

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from hindsight.learner.packing import PackedRows, hidden_states
+
 CHUNK = 1024  # positions whose (chunk, vocabulary) float32 logits are held at once
 
 
@@ -79,7 +81,7 @@ class TokenLogprobs(nn.Module):
     PREFIX = "lm."
 
     def __init__(self, lm: Any) -> None:
-        """`lm`: a transformers causal LM.
+        """`lm`: a transformers causal LM, after `packing.prepare`.
 
         Raises:
             UnsupportedModel: its logits are scaled or capped after the head.
@@ -95,9 +97,8 @@ class TokenLogprobs(nn.Module):
 
     def forward(
         self,
-        ids: torch.Tensor,
-        rows: torch.Tensor,
-        cols: torch.Tensor,
+        rows: PackedRows,
+        places: torch.Tensor,
         targets: torch.Tensor,
         temperature: float = 1.0,
         candidates: torch.Tensor | None = None,
@@ -106,9 +107,8 @@ class TokenLogprobs(nn.Module):
         """Log-probs and entropy at P positions.
 
         Args:
-            ids: (B, L), padded on the right. Attention is causal, so no real token sees the padding and no
-                mask is needed, which keeps the fastest attention kernels.
-            rows, cols: (P,) where the hidden state that predicts each target lies.
+            rows: of N tokens.
+            places: (P,) where the hidden state that predicts each target lies.
             targets: (P,) token ids.
             temperature: divides the logits, as the sampler did.
             candidates: (P, k) other tokens whose log-probs are wanted at the same positions.
@@ -116,6 +116,6 @@ class TokenLogprobs(nn.Module):
         """
         if candidates is None:
             candidates = targets[:, None][:, :0]
-        hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        made: TokenScores = self.head(hidden[rows, cols], targets, temperature, candidates, likeliest)
+        hidden = hidden_states(self.lm.base_model, rows)[places]
+        made: TokenScores = self.head(hidden, targets, temperature, candidates, likeliest)
         return made

@@ -86,11 +86,11 @@ class PlainEngine:
 class PlainRank(PolicyRank):
     """The policy's only rank. Sum its gradients as `learner.ranks=1`."""
 
-    def start(self, host: str = "", port: int = 0) -> tuple[int, int]:
+    def start(self, host: str = "", port: int = 0) -> tuple[int, int, str]:
         """Load the model; no process group is joined."""
         module, trained, parameters = self._open()
         module.to(self.device)
         learner = self.config.learner
         optimizer = PlainOptimizer(trained, learner.lr, learner.weight_decay)
         self.engine = PlainEngine(module, optimizer, learner.max_grad_norm)
-        return parameters, sum(parameter.numel() for parameter in trained)
+        return parameters, sum(parameter.numel() for parameter in trained), self.alone

@@ -30,11 +30,16 @@ def weigh(objective: str, config: Config) -> float:
     return weights.get(objective, 1.0)
 
 
-def plan_updates(objective: str, samples: Sequence[TrainingSample], config: Config, weight: float) -> Plan:
+def plan_updates(
+    objective: str, samples: Sequence[TrainingSample], config: Config, weight: float, alone: bool = False
+) -> Plan:
     """Spread samples over mini-batches, ranks and micro-batches; every rank gets equally many micro-batches.
 
     Every loss has equally many mini-batches, so that each optimizer step sees all losses; with fewer samples,
     the last ones are empty.
+
+    Args:
+        alone: whether the model reads one row at a time.
     """
     learner = config.learner
     count = 1 if objective == "sft" else learner.mini_batches
@@ -42,7 +47,7 @@ def plan_updates(objective: str, samples: Sequence[TrainingSample], config: Conf
     parts += [[] for _ in range(count - len(parts))]
     denominators = [_denominator(objective, part, config) for part in parts]
     places = [
-        over_ranks([len(sample.ids) for sample in part], learner.micro_batch_tokens, learner.ranks)
+        over_ranks([sample.ids for sample in part], 1 if alone else learner.micro_batch_tokens, learner.ranks)
         for part in parts
     ]
     work = [

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 import torch
 
-from hindsight.learner import losses
+from hindsight.learner import losses, packing
 from hindsight.learner.batching import Batch
 from hindsight.learner.distill import Likelihoods
 from hindsight.learner.logprobs import TokenLogprobs, TokenScores
@@ -41,10 +41,10 @@ class PolicyRank(Rank):
 
     def score(self, ids: np.ndarray) -> np.ndarray:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""
-        tokens = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(self.device)
-        cols = torch.arange(len(tokens) - 1, device=self.device)
+        rows = packing.pack([ids])[0].to(self.device)
+        places = torch.arange(len(ids) - 1, device=self.device)
         with self._reading():
-            made: TokenScores = self.engine(tokens[None], torch.zeros_like(cols), cols, tokens[1:])
+            made: TokenScores = self.engine(rows, places, rows.ids[1:])
         return made.logprobs.cpu().numpy()
 
     def export(self, version: int, kept: Collection[int] = (), copied: bool = True) -> WeightSet | None:
@@ -147,7 +147,7 @@ class PolicyRank(Rank):
         own = config.signal.temperature if objective == "signal" else None
         temperature = own or config.rollout.temperature
         made: TokenScores = self.engine(
-            batch.ids, batch.rows, batch.cols, batch.targets, temperature, batch.candidates, likeliest
+            batch.packed, batch.places, batch.targets, temperature, batch.candidates, likeliest
         )
         return made
 

@@ -30,6 +30,7 @@ from hindsight.learner import losses, rank_state
 from hindsight.learner.batching import Batch, collate
 from hindsight.learner.checkpoint import CheckpointError
 from hindsight.learner.compiled import load_collectives
+from hindsight.learner.packing import prepare
 from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.adapter import named
 from hindsight.rollout.device import find_device
@@ -126,8 +127,9 @@ class Rank(ABC):
             (address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET
         )
 
-    def start(self, host: str, port: int) -> tuple[int, int]:
-        """Join the process group and load the model; returns its parameters and how many numbers it trains.
+    def start(self, host: str, port: int) -> tuple[int, int, str]:
+        """Join the process group and load the model; return its parameters, how many numbers it trains, and
+        why it cannot read packed rows, or "".
 
         Raises:
             AdapterError: the model cannot carry `learner.lora`.
@@ -164,7 +166,7 @@ class Rank(ABC):
         else:
             module.to(self.device)
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-        return parameters, count
+        return parameters, count, self.alone
 
     def _open(self) -> tuple[torch.nn.Module, list[torch.nn.Parameter], int]:
         """Load the model; return it as it is trained, its trained parameters, and how many it has in all."""
@@ -173,6 +175,7 @@ class Rank(ABC):
         lm = AutoModelForCausalLM.from_pretrained(self.model, dtype=getattr(torch, self.config.model.dtype))
         if self.config.learner.gradient_checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.alone = prepare(lm, self.device)
         parameters = sum(parameter.numel() for parameter in lm.parameters())
         module = self._wrap(lm.train())
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -200,20 +203,20 @@ class Rank(ABC):
         # A resumed run continues with the same dropout.
         torch.manual_seed(hash((self.config.seed, self.engine.global_steps, self.rank)))
         batches = [[collate(samples).to(self.device) for _, samples, _ in micros] for micros in work]
-        old: list[list[torch.Tensor]] | None = None
-        if len(work) > 1:
-            with torch.no_grad():
-                old = [
-                    [self._old(batch, piece[0]) for batch, piece in zip(held, micros, strict=True)]
-                    for held, micros in zip(batches, work, strict=True)
-                ]
+        with (
+            torch.no_grad()
+        ):  # of the first mini-batch, its own pass gives them: the weights are the old ones
+            old = [
+                [self._old(batch, piece[0]) for batch, piece in zip(held, micros, strict=True)]
+                for held, micros in zip(batches[1:], work[1:], strict=True)
+            ]
         parts: dict[str, list[dict[str, float]]] = defaultdict(list)
         norms = []
         for step, micros in enumerate(work):
             for index, (objective, _, scale) in enumerate(micros):
                 self.engine.set_gradient_accumulation_boundary(index == len(micros) - 1)
                 batch = batches[step][index]
-                before = old[step][index] if old else None
+                before = old[step - 1][index] if step else None
                 with self._training(objective):
                     total, sums = self._loss(batch, before, objective, strength)
                     if not math.isfinite(sums["loss"]):
@@ -318,7 +321,7 @@ class Rank(ABC):
         """The loss's sum over one micro-batch and the sums of its statistics.
 
         Args:
-            old: (P,) by `_old`; None in the only optimizer step, whose weights are the old ones.
+            old: (P,) by `_old`; None in the first optimizer step, whose weights are the old ones.
         """
 
     def _training(self, objective: str) -> AbstractContextManager[None]:

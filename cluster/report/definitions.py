@@ -35,7 +35,9 @@ UPDATE = {
     "grad_norm": define("", NEITHER, "Norm of the gradient before clipping, mean of the optimizer steps."),
     "lr": define("", NEITHER, "Learning rate."),
     "tokens": define("tokens", NEITHER, "Sampled tokens that the loss was computed on."),
-    "tokens_read": define("tokens", NEITHER, "Tokens of the forward passes: prompts and responses."),
+    "tokens_read": define(
+        "tokens", NEITHER, "Tokens of the samples; what several begin with counts in each."
+    ),
     "samples": define("samples", NEITHER, "Token sequences in the update."),
     "micro_batches": define("", NEITHER, "Forward and backward passes of each rank."),
     "seconds": define("s", LESS, "Duration of the update, as the driver sees it."),

@@ -9,8 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hindsight.configs.schema import Loss
 from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
-from hindsight.learner.batching import collate, micro_batches
+from hindsight.learner.batching import collate, over_ranks
 from hindsight.learner.losses import Tokens, denominator, policy, token_weights
+from hindsight.learner.packing import prepare
 from hindsight.learner.samples import TrainingSample
 from hindsight.learner.signals import Reweight
 from hindsight.rollout.types import Group, Span, TokenSequence, Trajectory, Turn
@@ -98,7 +99,19 @@ def tiny_llama(tied=True, seed=0, dtype=torch.float32):
         tie_word_embeddings=tied,
         initializer_range=0.3,
     )
-    return LlamaForCausalLM(shape).to(dtype)
+    lm = LlamaForCausalLM(shape).to(dtype)
+    assert prepare(lm, torch.device("cpu")) == ""
+    return lm
+
+
+def logits_of(lm, samples):
+    """(P, vocabulary) the model's own logits at all positions of all samples, each read by itself."""
+    lm.set_attn_implementation("sdpa")
+    tables = [
+        lm(torch.from_numpy(one.ids.astype(np.int64))[None]).logits[0][one.positions - 1] for one in samples
+    ]
+    prepare(lm, torch.device("cpu"))
+    return torch.cat(tables)
 
 
 def held_tokens(batch, old, aggregation="token-mean"):
@@ -114,9 +127,9 @@ def token_mean(model, samples, budget, loss=None, strength=0.5, order=None):
     whole_batch = denominator(samples, loss)
     model.zero_grad()
     whole = 0.0
-    for indices in micro_batches([len(sample.ids) for sample in samples], budget):
+    for indices in over_ranks([sample.ids for sample in samples], budget, 1)[0]:
         batch = collate([samples[i] for i in indices])
-        logprobs, entropy, _ = model(batch.ids, batch.rows, batch.cols, batch.targets)
+        logprobs, entropy, _ = model(batch.packed, batch.places, batch.targets)
         held = held_tokens(batch, logprobs.detach(), loss.aggregation)
         total, _ = policy(logprobs, entropy, held, loss, REWEIGHT, strength)
         (total / whole_batch).backward()

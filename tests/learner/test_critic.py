@@ -50,13 +50,14 @@ def test_loss_by_hand():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_are_read_before_each_sampled_token(dtype):
     lm = tiny_llama(tied=False, dtype=dtype).eval()
+    lm.set_attn_implementation("sdpa")
     critic = TokenValues(tiny_llama(tied=False, dtype=dtype).eval())
     samples = random_samples(4)
     batch = collate(samples)
-    assert (critic(batch.ids, batch.rows, batch.cols) == 0).all()
+    assert (critic(batch.packed, batch.places) == 0).all()
     torch.nn.init.normal_(critic.value_head.weight)
     torch.nn.init.constant_(critic.value_head.bias, 0.5)
-    found = critic(batch.ids, batch.rows, batch.cols)
+    found = critic(batch.packed, batch.places)
     assert found.dtype == torch.float32
     weight = critic.value_head.weight[0].float()
     expected = []
@@ -102,7 +103,7 @@ def plain_updates(samples, count):
     history = []
     for _ in range(count):
         optimizer.zero_grad()
-        values = critic(batch.ids, batch.rows, batch.cols)
+        values = critic(batch.packed, batch.places)
         loss = 0.5 * (values - batch.returns).square().mean()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(critic.parameters(), CONFIG.learner.max_grad_norm)

@@ -91,7 +91,7 @@ def test_no_token_gives_no_loss_and_no_gradient():
 def test_distillation_has_a_temperature_of_its_own():
     """The policy loss has the one that the answers were sampled with; so has a signal that sets none."""
     rank, asked = object.__new__(PolicyRank), []
-    rank.engine = lambda ids, rows, cols, targets, temperature, *_: asked.append(temperature)
+    rank.engine = lambda rows, places, targets, temperature, *_: asked.append(temperature)
     for settings in (Distill.Settings(name="distill"), Config().signal):
         rank.config = Config(rollout=Rollout(temperature=0.6), signal=settings)
         for objective in ("signal", "policy", "sft"):

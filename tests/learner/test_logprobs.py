@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learner_toys import REWEIGHT, VOCABULARY, held_tokens, random_samples, tiny_llama, token_mean
+from learner_toys import REWEIGHT, VOCABULARY, held_tokens, logits_of, random_samples, tiny_llama, token_mean
 
 from hindsight.configs.schema import Loss
 from hindsight.learner import logprobs as module
 from hindsight.learner.batching import collate
 from hindsight.learner.logprobs import TokenLogprobs, UnsupportedModel
 from hindsight.learner.losses import Tokens, policy
+from hindsight.learner.packing import pack
 from hindsight.learner.samples import TrainingSample
 
 
@@ -24,10 +25,10 @@ from hindsight.learner.samples import TrainingSample
 @pytest.mark.parametrize("chunk", [1024, 3])
 def test_equal_to_the_models_own_logits(tied, temperature, chunk, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", chunk)
-    lm = tiny_llama(tied)
-    batch = collate(random_samples(5))
-    made, entropy, _ = TokenLogprobs(lm)(batch.ids, batch.rows, batch.cols, batch.targets, temperature)
-    table = (lm(batch.ids).logits / temperature).log_softmax(-1)[batch.rows, batch.cols]
+    lm, samples = tiny_llama(tied), random_samples(5)
+    batch = collate(samples)
+    made, entropy, _ = TokenLogprobs(lm)(batch.packed, batch.places, batch.targets, temperature)
+    table = (logits_of(lm, samples) / temperature).log_softmax(-1)
     torch.testing.assert_close(made, table.gather(1, batch.targets[:, None])[:, 0])
     torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=table).entropy())
 
@@ -35,9 +36,10 @@ def test_equal_to_the_models_own_logits(tied, temperature, chunk, monkeypatch):
 @pytest.mark.parametrize("chunk", [1024, 3])
 def test_candidates_and_the_likeliest(chunk, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", chunk)
-    model, batch = TokenLogprobs(tiny_llama()), collate(random_samples(5))
-    place = (batch.ids, batch.rows, batch.cols, batch.targets, 0.7)
-    table = (model.lm(batch.ids).logits / 0.7).log_softmax(-1)[batch.rows, batch.cols]
+    model, samples = TokenLogprobs(tiny_llama()), random_samples(5)
+    batch = collate(samples)
+    place = (batch.packed, batch.places, batch.targets, 0.7)
+    table = (logits_of(model.lm, samples) / 0.7).log_softmax(-1)
     chosen = model(*place, None, 4).candidates
     torch.testing.assert_close(table.gather(1, chosen), table.topk(4).values)
     torch.testing.assert_close(model(*place, chosen).candidates, table.topk(4).values)
@@ -80,11 +82,11 @@ def test_gradient_of_a_weight_equals_finite_differences():
     batch = collate(samples)
 
     def value():
-        logprobs, entropy, _ = model(batch.ids, batch.rows, batch.cols, batch.targets)
+        logprobs, entropy, _ = model(batch.packed, batch.places, batch.targets)
         held = Tokens(*(column.double() for column in vars(held_tokens(batch, old)).values()))
         return policy(logprobs.double(), entropy.double(), held, loss, REWEIGHT, 0.5)[0]
 
-    old = model(batch.ids, batch.rows, batch.cols, batch.targets)[0].detach().double()
+    old = model(batch.packed, batch.places, batch.targets)[0].detach().double()
     value().backward()
     weight = model.lm.model.layers[0].self_attn.q_proj.weight
     for place in ((0, 0), (5, 9), (31, 31)):
@@ -101,7 +103,7 @@ def test_gradient_of_a_weight_equals_finite_differences():
 
 def test_an_empty_batch_runs_and_moves_nothing():
     model, batch = TokenLogprobs(tiny_llama()), collate([])
-    logprobs, entropy, _ = model(batch.ids, batch.rows, batch.cols, batch.targets)
+    logprobs, entropy, _ = model(batch.packed, batch.places, batch.targets)
     held = held_tokens(batch, logprobs.detach())
     policy(logprobs, entropy, held, Loss(), REWEIGHT, 0.5)[0].backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
@@ -129,7 +131,7 @@ def test_an_update_follows_a_frozen_teacher():
 
     def table(model):
         targets, at = torch.arange(VOCABULARY), torch.full((VOCABULARY,), 2)
-        return model(torch.tensor([[1, 2, 3]]), torch.zeros_like(targets), at, targets)[0]
+        return model(pack([np.array([1, 2, 3])])[0], at, targets)[0]
 
     def odds_after(preference, strength):
         model = TokenLogprobs(tiny_llama())

@@ -265,7 +265,7 @@ def test_ranks_and_micro_batches_change_no_mean(sizes, budget, ranks, aggregatio
     values = [[100.0 * index + number for number in range(size)] for index, size in enumerate(sizes)]
     whole = denominator([sample_of(size) for size in sizes], loss)
     per_rank = []
-    for micros in over_ranks(sizes, budget, ranks):
+    for micros in over_ranks([np.full(size, 7, np.int32) for size in sizes], budget, ranks):
         sums = 0.0
         for micro in micros:
             owners = torch.tensor(

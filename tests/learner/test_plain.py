@@ -6,9 +6,13 @@ import math
 
 import pytest
 import torch
+from learner_toys import random_samples, tiny_llama
+from settled import on_cpus
 
+from hindsight.configs.schema import Config, Learner, Model
 from hindsight.learner import rank_state
-from hindsight.learner.plain import PlainEngine, PlainOptimizer
+from hindsight.learner.plain import PlainEngine, PlainOptimizer, PlainRank
+from hindsight.learner.plan import plan_updates
 
 INPUT = torch.arange(12, dtype=torch.float32).reshape(4, 3) / 10
 
@@ -73,3 +77,49 @@ def test_a_saved_state_goes_on_the_same(tmp_path):
         update(one, INPUT + 1)
     for ours, theirs in zip(first.module.parameters(), second.module.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+class CountingRank(PlainRank):
+    """Counts what it reads."""
+
+    read = 0
+
+    def _forward(self, batch, objective, likeliest=0):
+        self.read += 1
+        return super()._forward(batch, objective, likeliest)
+
+
+class EarlyRank(CountingRank):
+    """Computes the old log-probs of every mini-batch by a pass of their own."""
+
+    def _loss(self, batch, old, objective, strength):
+        if old is None:
+            with torch.no_grad():
+                old = self._old(batch, objective)
+        return super()._loss(batch, old, objective, strength)
+
+
+@pytest.mark.parametrize("mini_batches", [1, 3])
+def test_the_first_mini_batch_is_its_own_old_policy(mini_batches, tmp_path):
+    """Its log-probs, detached, are what a pass before the update would give: for every loss and setting."""
+    tiny_llama().save_pretrained(tmp_path)
+    learner = Learner(mini_batches=mini_batches, micro_batch_tokens=64, ranks=1)
+    config = on_cpus(Config(model=Model(dtype="float32"), learner=learner))
+    plan = plan_updates("policy", random_samples(12), config, 1.0)
+    [work] = plan.work
+    made = []
+    for kind in (CountingRank, EarlyRank):
+        rank = kind(config, str(tmp_path), 0)
+        rank.start()
+        pieces = [
+            [("policy", micro, scale) for micro in micros]
+            for micros, scale in zip(work, plan.scales, strict=True)
+        ]
+        sums, norm = rank.update(pieces, 0.5, 1e-2)
+        made.append((rank, sums["policy"], norm))
+    (late, sums, norm), (early, others, other) = made
+    assert norm == pytest.approx(other, rel=1e-5) and sums == pytest.approx(others, rel=1e-4, abs=1e-5)
+    for one, two in zip(late.engine.module.parameters(), early.engine.module.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    counts = [len(micros) for micros in work]
+    assert late.read == 2 * sum(counts) - counts[0] and early.read == 2 * sum(counts)
