@@ -24,6 +24,7 @@ from hindsight.cluster.machines import cluster_nodes, connect
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.planning import plan_run
 from hindsight.cluster.prepare import Ready, prepare
+from hindsight.cluster.report.compare import since_warm_start
 from hindsight.cluster.report.lines import write_rows
 from hindsight.cluster.report.record import evaluation_rows
 from hindsight.cluster.report.run_folder import CONFIG, EPISODES, evaluation_key
@@ -159,6 +160,7 @@ def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
     newest = latest(checkpoints(run.config))
     lines = [
         *nothing_trained(rows),
+        *since_warm_start(run.out),
         *cost_lines(rows),
         f"model (for transformers and vLLM): {newest / 'model' if newest else 'none'}",
         f"also in {run.out}: curve.png, metrics.jsonl, trajectories/, tokens/, config.yaml, log.txt",

@@ -176,6 +176,24 @@ def gains(first: Compared, second: Compared) -> dict[str, Figure]:
     return paired(first.plays, second.plays)
 
 
+def since_warm_start(out: Path) -> list[str]:
+    """How the last evaluation of a run differs from the last one before RL, paired by task; in a line.
+
+    No line if the run has not both. Its evaluations have the same seeds, so what differs is the policy.
+    """
+    folder, run = RunFolder(out), read_run(out, out.name)
+    stages = [stage for stage in folder.steps() if not stage.training and not stage.panel]
+    begun = [number for number, point in enumerate(run.evaluations) if point.step == 0]
+    if not begun or run.evaluations[-1].step == 0 or len(stages) != len(run.evaluations):
+        return []
+    until = begun[-1] + 1
+    plays = plays_of(folder.episodes(stages[until - 1].key))
+    outcomes = {task: [play.success for play in own] for task, own in plays.items()}
+    first, last = run.evaluations[until - 1].stage, run.evaluations[-1].stage
+    before = replace(run, name=first, evaluations=run.evaluations[:until], outcomes=outcomes)
+    return [f"{last} − {first}: {in_words(before, replace(run, name=last))}"]
+
+
 def settings_table(runs: Sequence[Compared]) -> Table:
     """The settings that differ, a column per run."""
     table = _table("Settings that differ", "setting", *(run.name for run in runs))

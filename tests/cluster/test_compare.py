@@ -29,6 +29,7 @@ from hindsight.cluster.report.compare import (
     printed,
     read_runs,
     short_names,
+    since_warm_start,
 )
 
 
@@ -207,6 +208,32 @@ def test_runs_are_read_from_their_folders(tmp_path: Path) -> None:
         (2, 20, 8, 0.25),
     ]
     assert math.isnan(found.training[0].low) and found.curve[1].high == 0.6
+
+
+def test_a_run_is_compared_with_itself_before_rl(tmp_path: Path) -> None:
+    """By task: +1, 0, +1, 0; resampled means of four such gains are k/4: P(0) = P(1) = 6 %."""
+    after = {"a": True, "b": False, "c": True, "d": True}
+    out, before = write(tmp_path, "one", "lr: 0.1", after), {**after, "a": False, "c": False}
+    assert since_warm_start(out) == []  # the episodes before are not on file
+    rows = [{"task": task, "success": success} for task, success in before.items()]
+    file = out / "trajectories/eval-000000-after-warm-start.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    metrics = (out / "metrics.jsonl").read_text().replace('"eval/episodes": 2.0', '"eval/episodes": 4.0')
+    (out / "metrics.jsonl").write_text(metrics)
+    [line] = since_warm_start(out)
+    assert line == (
+        "after RL − after warm start: +50.0 points (95 % interval +0.0 to +100.0) on 4 tasks: "
+        "2 better, 0 worse"
+    )
+    file.write_text(json.dumps({"task": "a", "success": False}) + "\n")
+    assert "not paired: after warm start has 1 episodes for the 4 results" in since_warm_start(out)[0]
+
+
+def test_a_run_without_rl_has_nothing_to_compare(tmp_path: Path) -> None:
+    out = write(tmp_path, "one", "lr: 0.1", {"a": True})
+    kept = [row for row in (out / "metrics.jsonl").read_text().splitlines() if '"step": 2' not in row]
+    (out / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    assert since_warm_start(out) == []
 
 
 def test_names_are_as_short_as_tells_runs_apart() -> None:
