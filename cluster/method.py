@@ -72,6 +72,8 @@ class Method:
             if weighs or distills:
                 hints = await self._gather(group)
                 await self._score_hints(group, hints, distills)
+            if weighs:
+                self.signal.shape_group(group, self.strength(step))
         except (RemoteTimeout, ActorUnavailable, AnswerLost, RemoteDefect) as error:
             group.failures.append(Failure("teacher", str(error), group.group.task.id))
 
@@ -93,7 +95,7 @@ class Method:
     def losses(self, batch: Sequence[SampleGroup]) -> dict[str, list[TrainingSample]]:
         """The samples of each loss of the policy."""
         return {
-            "policy": self.policy_samples(batch),
+            "policy": [sample.as_shaped() for sample in self.policy_samples(batch)],
             "signal": [one.select("signal") for group in batch for one in group.samples if self._taught(one)],
         }
 

@@ -62,8 +62,8 @@ class Feedback(Section):
 
     source: str = setting(
         "none",
-        "source of hints: none, immediate, next_observation, future, reference, judge, reflect, target or "
-        "your own",
+        "source of hints: none, immediate, next_observation, future, reference, skills, judge, reflect, "
+        "target, extracted_skills, guide or your own",
     )
     sibling: Literal["none", "only", "or", "and"] = setting(
         "none",
@@ -151,7 +151,10 @@ class Signal(Section):
 
     temperature: ClassVar[float | None] = None  # of the log-probs compared; None: the sampling temperature
 
-    name: str = setting("none", "teacher signal: none, reweight, distill or your own")
+    name: str = setting(
+        "none",
+        "teacher signal: none, reweight, distill, shift, gate, sampled_kl, belief, turn_gap or your own",
+    )
     tokens: Literal["action", "response"] = setting(
         "action", "tokens of a turn that the teacher scores: the action, or all that was sampled"
     )
