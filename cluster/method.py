@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from hindsight.cluster.run import Run
 from hindsight.envs.runtime.remote import ActorUnavailable, AnswerLost, RemoteDefect, RemoteTimeout
+from hindsight.feedback.controls import Control
 from hindsight.feedback.hints import Hints, gather_hints
 from hindsight.feedback.judge_client import Answer, Schema, patience
 from hindsight.feedback.reading import Question
@@ -36,7 +37,7 @@ class Method:
 
     def __init__(self, run: Run) -> None:
         self.run, self.config, self.actors = run, run.config, run.actors
-        self.signal = make_signal(run.config.signal)
+        self.signal, self.control = make_signal(run.config.signal), Control(run.config)
         policy, signal = {"advantages"}, {"teacher_logprobs"}
         if run.config.loss.kl > 0:
             policy.add("reference_logprobs")
@@ -205,6 +206,7 @@ class Method:
                 self.run.renderer.show,
                 whole_turns=self.config.signal.tokens == "response",
             )
+        hints = replace(hints, texts=self.control.hints(group.group, hints.texts))
         group.failures += hints.failures
         group.count(hints.figures)
         group.notes = hints.notes
@@ -239,7 +241,9 @@ class Method:
                 sample.mark("signal", where)
             requests = await self._with_candidates(group, requests, found)
         scored, seconds = await self._score("teacher", group, requests)
-        group.put("teacher_logprobs", found, [one.logprobs for one in scored])
+        rollout = [sample.column("rollout_logprobs")[where] for sample, where in found]
+        logprobs = self.control.logprobs(group.group, [one.logprobs for one in scored], rollout)
+        group.put("teacher_logprobs", found, logprobs)
         group.hints = {(one.trajectory, one.turn): one.tail[: one.hint] for one in requests}
         if distills and self.signal.num_candidates:
             group.put("teacher_candidates", found, [one.candidates for one in scored])

@@ -84,6 +84,10 @@ class Feedback(Section):
     placement: Literal["section", "message"] = setting(
         "section", "put the hint into the last user message, or into a message of its own"
     )
+    control: Literal["none", "other_task", "no_hindsight", "random_turns", "shuffled"] = setting(
+        "none",
+        "control arm: hints of another task; none at all; at random turns; weights permuted within a turn",
+    )
     max_tokens: int = setting(512, "longest hint; a longer one is shortened in its middle", low=8)
 
     @property
