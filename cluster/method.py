@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from hindsight.cluster.annotation import Annotation, Inquiry
 from hindsight.cluster.run import Run
+from hindsight.feedback.controls import Control
 from hindsight.feedback.hints import Hints, gather_hints
 from hindsight.feedback.judge_client import Answer, Schema, patience
 from hindsight.feedback.needs import Needs, hints_need
@@ -39,7 +40,7 @@ class Method:
 
     def __init__(self, run: Run) -> None:
         self.run, self.config, self.actors = run, run.config, run.actors
-        self.signal = make_signal(run.config.signal)
+        self.signal, self.control = make_signal(run.config.signal), Control(run.config)
         policy, signal = {"advantages"}, {"teacher_logprobs"}
         if run.config.loss.kl > 0:
             policy.add("reference_logprobs")
@@ -96,7 +97,8 @@ class Method:
         staleness = config.rollout.max_staleness
         in_flight = range(step + 1, step + 1 + staleness)  # steps that may end while the group is played
         candidates = self.signal.num_candidates > 0 and (staleness > 0 or config.learner.ranks > 1)
-        if candidates or any(map(self.syncs_teacher, in_flight)):
+        controlled = config.feedback.control != "none"  # draws from the hints of the whole group
+        if candidates or controlled or any(map(self.syncs_teacher, in_flight)):
             return "group"
         return hints_need([source.needs for source in make_sources(config.feedback)], config.feedback)
 
@@ -113,6 +115,8 @@ class Method:
             sample.lags = self.run.state.version - sample.column("versions")
         critic, credit = self.actors.critic, self.config.credit
         if critic is None:
+            for group in filter(self._learns, batch):
+                self.signal.shape_group(group, self.strength(self.run.state.step))
             return
         assert isinstance(credit, GaeSettings)
         self.run.now("asking the critic")
@@ -123,7 +127,7 @@ class Method:
     def losses(self, batch: Sequence[SampleGroup]) -> dict[str, list[TrainingSample]]:
         """The samples of each loss of the policy."""
         return {
-            "policy": self.policy_samples(batch),
+            "policy": [sample.as_shaped() for sample in self.policy_samples(batch)],
             "signal": [one.select("signal") for group in batch for one in group.samples if self._taught(one)],
         }
 
@@ -233,6 +237,7 @@ class Method:
                 whole_turns=self.config.signal.tokens == "response",
                 about=about,
             )
+        hints = replace(hints, texts=self.control.hints(group.group, hints.texts))
         group.failures += hints.failures
         group.count(hints.figures)
         group.notes = hints.notes
@@ -268,7 +273,9 @@ class Method:
                 sample.mark("signal", where)
             requests = await self._with_candidates(group, requests, found)
         scored = await self._score("teacher", group, requests)
-        group.put("teacher_logprobs", found, [one.logprobs for one in scored])
+        rollout = [sample.column("rollout_logprobs")[where] for sample, where in found]
+        logprobs = self.control.logprobs(group.group, [one.logprobs for one in scored], rollout)
+        group.put("teacher_logprobs", found, logprobs)
         group.hints = {(one.trajectory, one.turn): one.tail[: one.hint] for one in requests}
         if distills and self.signal.num_candidates:
             group.put("teacher_candidates", found, [one.candidates for one in scored])

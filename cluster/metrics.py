@@ -18,6 +18,7 @@ from hindsight.cluster.report.timeline import covered
 from hindsight.cluster.trackers import Tracker, make_trackers
 from hindsight.configs.schema import Tracking
 from hindsight.learner.samples import SampleGroup
+from hindsight.rollout.types import Group
 
 # Always reported, even if a step asks neither judge nor teacher.
 ASKED = (
@@ -136,6 +137,12 @@ def _plain(value: float) -> float | None:
     return round(float(value), 6) if math.isfinite(value) else None
 
 
+def distinct(group: Group) -> float:
+    """Share of a group's trajectories whose actions, in order, no trajectory before them has taken."""
+    taken = {tuple(turn.action or turn.response for turn in one.turns) for one in group.trajectories}
+    return len(taken) / len(group.trajectories)
+
+
 def step_metrics(
     batch: Sequence[SampleGroup],
     times: Mapping[str, float],
@@ -178,4 +185,8 @@ def step_metrics(
         "rollout/staleness": float(lags.max()),
         "rollout/staleness_mean": float(lags.mean()),
         "rollout/mixed_groups": float(np.mean(mixed)),
+        "rollout/solved_groups": float(
+            np.mean([any(t.success for t in group.trajectories) for group in groups])
+        ),
+        "rollout/distinct": float(np.mean([distinct(group) for group in groups])),
     }

@@ -64,7 +64,7 @@ class Feedback(Section):
     sources: list[str] = setting(
         [],
         "sources of hints, in their order: sibling (a successful one), immediate, next_observation, future, "
-        "reference, judge, reflect, target or your own",
+        "reference, skills, judge, reflect, target, extracted_skills, guide or your own",
     )
     combine: Literal["all", "first"] = setting(
         "all", "a hint needs all sources and shows them, or is of the first that has something to show"
@@ -80,6 +80,10 @@ class Feedback(Section):
     )
     placement: Literal["section", "message"] = setting(
         "section", "put the hint into the last user message, or into a message of its own"
+    )
+    control: Literal["none", "other_task", "no_hindsight", "random_turns", "shuffled"] = setting(
+        "none",
+        "control arm: hints of another task; none at all; at random turns; weights permuted within a turn",
     )
     max_tokens: int = setting(512, "longest hint; a longer one is shortened in its middle", low=8)
 
@@ -130,7 +134,10 @@ class Signal(Section):
 
     temperature: ClassVar[float | None] = None  # of the log-probs compared; None: the sampling temperature
 
-    name: str = setting("none", "teacher signal: none, reweight, distill or your own")
+    name: str = setting(
+        "none",
+        "teacher signal: none, reweight, distill, shift, gate, sampled_kl, belief, turn_gap or your own",
+    )
     tokens: Literal["action", "response"] = setting(
         "action", "tokens of a turn that the teacher scores: the action, or all that was sampled"
     )

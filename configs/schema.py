@@ -28,7 +28,9 @@ class Model:
 class Env(Section):
     """The environment and its tasks. An environment may extend it."""
 
-    name: str = setting("alfworld", "environment: alfworld, webshop, taubench, appworld, bfcl or your own")
+    name: str = setting(
+        "alfworld", "environment: alfworld, webshop, taubench, appworld, bfcl, searchqa or your own"
+    )
     data: str | None = setting(
         None,
         "folder of official data; null uses generated or packaged tasks "

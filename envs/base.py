@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from hindsight.configs.schema import Env
 from hindsight.envs.tasks import Manifest, TaskSpec
 
-# <action>…</action>, calls of tools (`envs.tool_calls`), a block of code
-ACTION_FORMATS = ("tags", "tools", "code")
+# <action>…</action>; calls of tools (`envs.tool_calls`); a block of code; <search>…</search> or <answer>
+ACTION_FORMATS = ("tags", "tools", "code", "search")
 EVALUATION = "evaluation"  # the panel that every environment has
 
 

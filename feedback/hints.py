@@ -6,8 +6,9 @@ group ─► sources (environment feedback, siblings or a judge's answers) ─�
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from hindsight.configs.method import Feedback
 from hindsight.feedback.combine import Texts, anchor_texts, combined, lacking, source_texts
@@ -17,6 +18,8 @@ from hindsight.feedback.source import FeedbackSource, JudgedSource, make_sources
 from hindsight.feedback.sources import Sibling
 from hindsight.feedback.transcript import Show, Style, plain
 from hindsight.rollout.types import Failure, Group, TurnAt
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -117,29 +120,38 @@ async def _ask(group: Group, source: JudgedSource, style: Style, ask: Ask, indic
     """Ask about these trajectories, concurrently."""
     given: list[Answer] = []
 
-    async def put(index: int, question: Question) -> Reading | Failure:
+    async def asked(question: Question, read: Callable[[str], Read]) -> Read | Failure | Unreadable:
         try:
             answer = await ask(question, source.SCHEMA)
             given.append(answer)
-            return source.read(answer.text, group.trajectories[index], style)
+            return read(answer.text)
         except JudgeError as error:
             return Failure("judge", str(error), group.task.id)
-        except Unreadable:
-            return Reading(unreadable=1)
+        except Unreadable as error:
+            return error
+
+    def about(index: int, question: Question) -> Coroutine[Any, Any, Reading | Failure | Unreadable]:
+        return asked(question, lambda answer: source.read(answer, group.trajectories[index], style))
 
     questions = {
         index: question for index in indices if (question := source.question(group, index, style)) is not None
     }
-    answers = await asyncio.gather(*(put(*item) for item in questions.items()))
+    answers: list[Any] = await asyncio.gather(*(about(*item) for item in questions.items()))
     readings = {
         index: answer for index, answer in zip(questions, answers, strict=True) if isinstance(answer, Reading)
     }
+    texts = {(i, turn): text for i, reading in readings.items() for turn, text in reading.texts.items()}
+    last = source.conclusion(group, readings, style)
+    if last is not None:
+        answers.append(said := await asked(last, lambda answer: source.conclude(answer, group, style)))
+        texts = said if isinstance(said, dict) else {}
+    unreadable = sum(isinstance(answer, Unreadable) for answer in answers)
     return Hints(
-        texts={(i, turn): text for i, reading in readings.items() for turn, text in reading.texts.items()},
+        texts=texts,
         notes={(i, turn): note for i, reading in readings.items() for turn, note in reading.notes.items()},
         failures=tuple(answer for answer in answers if isinstance(answer, Failure)),
-        asked=len(questions),
-        unreadable=sum(reading.unreadable for reading in readings.values()),
+        asked=len(answers),
+        unreadable=unreadable + sum(reading.unreadable for reading in readings.values()),
         tokens_read=sum(answer.tokens_read for answer in given),
         tokens_written=sum(answer.tokens_written for answer in given),
     )

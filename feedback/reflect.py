@@ -9,7 +9,7 @@ from hindsight.configs.setting import setting
 from hindsight.feedback.reading import Note, Question, Reading, Unreadable, listed, words
 from hindsight.feedback.source import Judged, JudgedSource
 from hindsight.feedback.sources import NEXT_TITLE
-from hindsight.feedback.transcript import ELLIPSIS, Style, outcome, section, shortened, steps, task
+from hindsight.feedback.transcript import ELLIPSIS, Style, attempt_with, section
 from hindsight.rollout.action_format import without_thought
 from hindsight.rollout.types import Group, Trajectory
 
@@ -91,17 +91,8 @@ class Reflect(JudgedSource):
         """Show the task, every turn and the outcome. The answer's token limit grows with the turns."""
         trajectory = group.trajectories[index]
         turns = len(trajectory.turns)
-
-        def write(characters: int) -> str:
-            parts = [
-                section("Task:", task(trajectory)),
-                *shortened(steps(trajectory), characters),
-                section("How it ended:", outcome(trajectory)),
-                REQUEST.format(turns=turns, words=LONGEST),
-            ]
-            return "\n\n".join(part for part in parts if part)
-
-        return Question(write, tokens=TURN_TOKENS * turns)
+        request = REQUEST.format(turns=turns, words=LONGEST)
+        return Question(attempt_with(trajectory, request), tokens=TURN_TOKENS * turns)
 
     def read(self, answer: str, trajectory: Trajectory, style: Style) -> Reading:
         """Return hints with the next observation, the diagnosis and the final reward.

@@ -103,6 +103,22 @@ class JudgedSource(FeedbackSource):
             Unreadable: the answer cannot be parsed.
         """
 
+    def conclusion(self, group: Group, readings: Mapping[int, Reading], style: Style) -> Question | None:
+        """Return a last question about the whole group, or None. Its answer replaces the hints read so far.
+
+        Args:
+            readings: by trajectory, what was read in the answers.
+        """
+        return None
+
+    def conclude(self, answer: str, group: Group, style: Style) -> dict[TurnAt, str]:
+        """Parse the hints of all trajectories from the answer to `conclusion`.
+
+        Raises:
+            Unreadable: the answer cannot be parsed.
+        """
+        raise NotImplementedError(f"{type(self).__name__} asks a last question and does not read its answer")
+
 
 def make_sources(settings: Feedback) -> list[FeedbackSource]:
     """Create the sources that `feedback.sources` names, in their order."""

@@ -78,6 +78,21 @@ def steps(trajectory: Trajectory) -> list[str]:
     return blocks
 
 
+def attempt_with(trajectory: Trajectory, request: str) -> Callable[[int], str]:
+    """The task, every turn and the outcome, then a request: as a function of the characters for the turns."""
+
+    def write(characters: int) -> str:
+        parts = [
+            section("Task:", task(trajectory)),
+            *shortened(steps(trajectory), characters),
+            section("How it ended:", outcome(trajectory)),
+            request,
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    return write
+
+
 def shortened(texts: Sequence[str], characters: int) -> list[str]:
     """Cut the middle of long texts so that all have about `characters` together. Each gets an equal share."""
     if sum(map(len, texts)) <= characters:

@@ -20,6 +20,7 @@ COLUMNS = (
     "versions",
     "lags",
     "advantages",
+    "shaped",
     "teacher_logprobs",
     "reference_logprobs",
     "values",
@@ -40,6 +41,7 @@ class TrainingSample:
     versions: np.ndarray | None = None  # (P,) int32, the weight version that sampled the token
     lags: np.ndarray | None = None  # (P,) int32, how many versions ahead of that the learner is
     advantages: np.ndarray | None = None  # (P,) float32, A before a teacher reweights it; in SFT the weight
+    shaped: np.ndarray | None = None  # (P,) float32, A' of a signal that weighs turns
     teacher_logprobs: np.ndarray | None = None  # (P,) float32, by the teacher, who saw a hint
     reference_logprobs: np.ndarray | None = None  # (P,) float32, by the reference policy
     values: np.ndarray | None = None  # (P,) float32, V of the state before the token, before the update
@@ -75,6 +77,10 @@ class TrainingSample:
             held = np.full((len(self.positions), *values.shape[1:]), blank, values.dtype)
             setattr(self, column, held)
         held[where] = values
+
+    def as_shaped(self) -> TrainingSample:
+        """The sample with A' in place of A, where a signal has written it."""
+        return self if self.shaped is None else replace(self, advantages=self.shaped)
 
     def select(self, loss: str) -> TrainingSample:
         """The sample with the tokens of one loss only."""

@@ -1,7 +1,7 @@
 """What the teacher's log-probs do to the update: reweight the policy loss, or a loss of their own.
 
-A teacher signal scales the advantages (`shape`), adds a loss (`loss`), or both. An own one extends
-`TeacherSignal`; it needs no change here.
+A teacher signal scales the advantages, token by token (`shape`) or when a group is scored (`shape_group`), or
+adds a loss (`loss`). An own one extends `TeacherSignal`; it needs no change here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the configuration loads this module, and torch takes second
     import torch
 
     from hindsight.learner.distill import Likelihoods
+    from hindsight.learner.samples import SampleGroup
 
 
 class TeacherSignal:
@@ -48,6 +49,12 @@ class TeacherSignal:
             strength: λ of this step.
         """
         return advantages
+
+    def shape_group(self, group: SampleGroup, strength: float) -> None:
+        """Write the column `shaped`, advantages that depend on more than one token, if this signal has any.
+
+        The driver calls it when a group is trained, once all its teacher log-probs are known.
+        """
 
     def weights(self, advantages: torch.Tensor, gap: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(P,) weights of scored tokens, and (P,) the same before they were clipped, to report them."""
@@ -108,6 +115,37 @@ class Reweight(TeacherSignal):
 
         raw, clip = raw_weights(advantages, gap), self.settings.clip
         return raw.clamp(1.0 - clip, 1.0 + clip), raw
+
+
+class Shift(TeacherSignal):
+    """OPID (arXiv 2606.26790): A' = A + λ·Δ."""
+
+    @dataclass(frozen=True)
+    class Settings(Signal):
+        """Of the shift."""
+
+        tokens: Literal["action", "response"] = setting(
+            "response", "tokens of a turn that the teacher scores"
+        )
+        strength: float = setting(0.001, "λ: weight of the teacher's log-ratio", low=0.0)
+
+        @property
+        def asks_teacher(self) -> bool:
+            return self.strength > 0
+
+        @property
+        def summary(self) -> str:
+            return f"advantage + {self.strength:g}·Δ"
+
+    settings: Shift.Settings
+
+    def strength(self, step: int) -> float:
+        return self.settings.strength
+
+    def shape(self, advantages: torch.Tensor, gap: torch.Tensor, strength: float) -> torch.Tensor:
+        import torch
+
+        return advantages + strength * torch.nan_to_num(gap, nan=0.0)
 
 
 class Distill(TeacherSignal):

@@ -3,6 +3,7 @@
     tags   <action>go to desk 1</action>                     text worlds and shops
     tools  a message, or tool calls as in `envs.tool_calls`  customer service, function calling
     code   one ```python block                               programs that call an API
+    search <search>…</search> or <answer>…</answer>          questions and a search engine
 
 Any of them may follow a thought, <think>…</think>, whose content is ignored.
 """
@@ -20,6 +21,7 @@ from hindsight.rollout.types import Span
 
 OPEN, CLOSE = "<action>", "</action>"
 THOUGHT, THOUGHT_END = "<think>", "</think>"
+SEARCH_TAGS = ("search", "answer")
 FENCE = re.compile(r"^```(?:python|py)?[ \t]*\n", re.MULTILINE)
 FENCE_END = re.compile(r"^```[ \t]*$", re.MULTILINE)
 
@@ -69,6 +71,23 @@ def find_code(text: str) -> Span | None:
         blocks.append((opened.end(), closed.start()))
         at = closed.end()
     return _stripped(text, *blocks[0]) if len(blocks) == 1 else None
+
+
+def find_search(text: str) -> Span | None:
+    """Return the characters of the one search or answer after the thought, tags included.
+
+    Return None if there is none, more than one, or an empty one.
+    """
+    body = _behind_thought(text)
+    found = [tag for tag in SEARCH_TAGS for _ in range(text.count(f"<{tag}>", body))]
+    if len(found) != 1:
+        return None
+    opened, closed = f"<{found[0]}>", f"</{found[0]}>"
+    start = text.find(opened, body)
+    end = text.find(closed, start)
+    if end < 0 or text.count(closed, body) != 1 or not text[start + len(opened) : end].strip():
+        return None
+    return Span(start, end + len(closed))
 
 
 def describe_tools(tools: Sequence[Mapping[str, Any]]) -> str:
@@ -127,5 +146,14 @@ FORMS: dict[str, Form] = {
         "```python and ends with ``` on its own line.",
         find=find_code,
         write=lambda action: f"```python\n{action}\n```",
+    ),
+    "search": Form(
+        request="Reply with <search>words to look for</search> or, once you know it, with "
+        "<answer>the answer</answer>.",
+        request_think="Reply with a short thought, <think>your thought</think>, then with "
+        "<search>words to look for</search> or, once you know it, with <answer>the answer</answer>.",
+        correction="Your reply contained neither one <search>…</search> nor one <answer>…</answer>.",
+        find=find_search,
+        write=lambda action: action,
     ),
 }

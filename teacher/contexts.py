@@ -78,7 +78,8 @@ def build_requests(
     trains with weight 1. The number of skipped turns is `len(texts) - len(requests)`.
 
     Args:
-        texts: (trajectory, turn) -> hint, from `feedback.hints.gather_hints`.
+        texts: (trajectory, turn) -> hint, from `feedback.hints.gather_hints`. With an empty one the teacher
+            sees the student's own context.
         close_ids: (c,) ids that end the user message and open the assistant's turn.
         encode: the renderer's encoding of text inside a message.
         opening: ids between two user messages (`Renderer.second_message`), to put the hint in a separate
@@ -94,7 +95,8 @@ def build_requests(
         ids = group.trajectories[trajectory].sequences[turn.sequence].ids
         cut, scored = _locate(ids, turn, close_ids, tokens)
         behind = np.concatenate([close_ids, ids[turn.start : scored.end]])
-        hint = hint_ids(text, encode, limits.section, limits.context - cut - len(behind), opening)
+        room = limits.context - cut - len(behind)
+        hint = hint_ids(text, encode, limits.section, room, opening) if text else np.zeros(0, np.int32)
         if hint is None:
             continue
         tail = np.concatenate([hint, behind]).astype(np.int32)

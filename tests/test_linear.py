@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hindsight.envs.searchqa import env as searchqa
 from hindsight.envs.tool_calls import CLOSE, DEPTH, OPEN, MalformedCall, depth, read_calls
 from hindsight.envs.webshop.pages import read_action
 from hindsight.feedback.reading import Unreadable, json_objects
@@ -35,15 +36,19 @@ PARSERS = {
     "tags": FORMS["tags"].find,
     "tools": FORMS["tools"].find,
     "code": FORMS["code"].find,
+    "search": FORMS["search"].find,
     "calls": calls,
     "objects": lambda text: list(json_objects(text)),
     "diagnoses": diagnosed,
     "thought": without_thought,
     "shop": read_action,
+    "question": searchqa.read_action,
 }
 HOSTILE = {
     "tags": ["<action>", "</action><action>"],
     "tools": [OPEN, CLOSE + OPEN],
+    "search": ["<search>", "</search><search>", "<search>a</search>"],
+    "question": ["<search>", "</search>", "<search>a</search>"],
     "code": ["```python\n", "```\n", "```py \t\n```x\n"],
     "calls": [OPEN, f'{OPEN}{{"a":', f"{OPEN}[[[[", f"{OPEN}[{CLOSE}"],
     "objects": [

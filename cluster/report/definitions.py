@@ -58,6 +58,8 @@ ROLLOUT = {
     "mixed_groups": define(
         "share", MORE, "Groups with a success and a failure: group advantages learn from these."
     ),
+    "solved_groups": define("share", MORE, "Groups with a success: pass@k, with k episodes in a group."),
+    "distinct": define("share", MORE, "Episodes of a group whose actions differ from the others: diversity."),
     "tokens_per_second": define("tokens/s", MORE, "Sampled tokens over the time of the rollouts."),
     "episodes_per_second": define("episodes/s", MORE, "Episodes over the time of the rollouts."),
     "turns_per_second": define("turns/s", MORE, "Turns over the time of the rollouts."),

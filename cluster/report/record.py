@@ -135,11 +135,11 @@ def loss_columns(samples: Sequence[TrainingSample], loss: PolicyLoss) -> dict[st
     As in the loss, but Δ is against the rollout's log-probs: those that the learner has during its update are
     not kept. raw_weight is absent if the signal's λ is 0.
     """
-    read = ("advantages", "teacher_logprobs", "rollout_logprobs")
-    advantages, teacher, rollout = (torch.from_numpy(_column(samples, name)) for name in read)
+    read = ("advantages", "shaped", "teacher_logprobs", "rollout_logprobs")
+    advantages, shaped, teacher, rollout = (torch.from_numpy(_column(samples, name)) for name in read)
     gap = teacher - rollout
     scored = ~torch.isnan(gap)
-    shaped = loss.signal.shape(advantages, gap, loss.strength)
+    shaped = loss.signal.shape(torch.where(shaped.isnan(), advantages, shaped), gap, loss.strength)
     kept = torch.where(shaped == advantages, 1.0, shaped / advantages)
     found = {"weight": torch.where(scored, kept, torch.nan)}
     if loss.strength > 0:

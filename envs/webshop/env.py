@@ -23,6 +23,7 @@ from typing import Any, Literal
 from hindsight.configs.schema import Env
 from hindsight.configs.setting import setting
 from hindsight.envs.base import DataMissing, Demonstration, DemoStep, EnvError, EnvFamily, StepResult, TextEnv
+from hindsight.envs.lucene import Index
 from hindsight.envs.runtime.files import atomic_dir
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.envs.webshop.catalog import FORMAT, PRODUCTS, generate
@@ -42,7 +43,6 @@ from hindsight.envs.webshop.pages import (
     text,
 )
 from hindsight.envs.webshop.reward import alike, score, shade
-from hindsight.envs.webshop.search import Index
 
 KINDS = ("beauty", "electronics", "fashion", "garden", "grocery")
 RULES = (

@@ -15,8 +15,8 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
+from hindsight.envs.lucene import terms
 from hindsight.envs.webshop.pages import BACK, BUY, FORM, NEXT, PREVIOUS, SEPARATOR, Page
-from hindsight.envs.webshop.search import terms
 
 PRICE = re.compile(r", and price lower than ([\d.]+) dollars$")
 OPTIONS = re.compile(r" with ((?:(?! with )[^:])+: .*)$")  # " with color: blue, and size: 9"

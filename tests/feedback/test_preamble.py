@@ -83,7 +83,11 @@ def test_nothing_stands_before_the_students_task(renderer):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_answer_of_an_example_can_be_read(form):
-    action = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>' if form == "tools" else "look(1)"
+    written = {
+        "tools": '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>',
+        "search": "<search>a</search>",
+    }
+    action = written.get(form, "look(1)")
     step = demonstration().steps[0]
     shown = Demonstration(
         TaskSpec("t", "toy", "k", "train"),

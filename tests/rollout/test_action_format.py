@@ -48,6 +48,13 @@ CALL = write_calls([Call("cd", {"folder": "docs"})])
         ("code", "```python\n\n```", None),
         ("code", "```python\na\n```\n```python\nb\n```", None),
         ("code", "x = 1", None),
+        ("search", "I see. <search> a film </search>", "<search> a film </search>"),
+        ("search", "<think><search>no</search></think><answer>yes</answer>", "<answer>yes</answer>"),
+        ("search", "<search>a</search><answer>b</answer>", None),
+        ("search", "<search>a</search><search>b</search>", None),
+        ("search", "<search> </search>", None),
+        ("search", "<search>a</answer>", None),
+        ("search", "</search><search>a", None),
     ],
 )
 def test_what_counts_as_the_action(form, text, action):
@@ -62,6 +69,7 @@ def test_written_answers_are_found_and_garbage_is_no_error(form, action, garbage
     for mark in ("<", "`", "\r"):
         action = action.replace(mark, " ")
     if action.strip():
+        action = f"<answer>{action}</answer>" if form == "search" else action
         text = f"<think>hm</think>\n{FORMS[form].write(action)}"
         span = FORMS[form].find(text)
         assert span is not None and text[span.start : span.end] == action.strip()

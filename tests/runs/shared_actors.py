@@ -34,7 +34,14 @@ from hindsight.teacher.scorer import TeacherScorer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Tokens of a demonstration in the nano words: they are ALFWorld's, other texts take two or three a word.
-CONTEXTS = {"alfworld": 1024, "webshop": 4096, "taubench": 20480, "appworld": 8192, "bfcl": 16384}
+CONTEXTS = {
+    "alfworld": 1024,
+    "webshop": 4096,
+    "taubench": 20480,
+    "appworld": 8192,
+    "bfcl": 16384,
+    "searchqa": 4096,
+}
 WIDE = [  # budgets that hold the longest of them
     f"learner.micro_batch_tokens={max(CONTEXTS.values())}",
     f"teacher.batch_tokens={max(CONTEXTS.values())}",

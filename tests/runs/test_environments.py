@@ -18,7 +18,7 @@ from hindsight.configs.schema import Config
 from hindsight.envs.runtime.interpreters import install
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-TURNS = {"alfworld": 12, "webshop": 6, "taubench": 2, "appworld": 4, "bfcl": 2}
+TURNS = {"alfworld": 12, "webshop": 6, "taubench": 2, "appworld": 4, "bfcl": 2, "searchqa": 3}
 UNTAUGHT = ("taubench", "bfcl")  # a demonstration would take 10 turns of thousands of nano words each
 TINY = [
     "model.path=nano",  # its words are ALFWorld's: other texts take it two or three tokens a word

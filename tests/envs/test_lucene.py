@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webshop_data_folder import OFFICIAL, needs_official
 
+from hindsight.envs.lucene import Index, stored_length, terms
 from hindsight.envs.webshop.data import load
 from hindsight.envs.webshop.env import document
-from hindsight.envs.webshop.search import Index, stored_length, terms
 
 
 def plain_ranking(counts: dict[str, Counter], query: str) -> list[tuple[float, str]]:

@@ -1,0 +1,245 @@
+"""Search-QA: the generated world, episodes, exact match, official files, and a server of passages."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hindsight.configs.load import load
+from hindsight.envs.base import DataMissing, EnvError
+from hindsight.envs.drawing import blocks
+from hindsight.envs.registry import make_family
+from hindsight.envs.searchqa.corpus import LocalRetriever, Passage, RemoteRetriever, read_corpus
+from hindsight.envs.searchqa.env import SearchQAEnv, contains, exact_match, normalized, read_action
+from hindsight.envs.searchqa.facts import RELATIONS, chains, world
+from hindsight.envs.tasks import TaskSpec
+
+PAGES = [
+    Passage("0", "Vela", "Vela is a film. It was directed by Mo Rin."),
+    Passage("1", "Mo Rin", "Mo Rin is a person. This person was born in the city of Tabo."),
+    Passage("2", "Tabo", "Tabo is a city."),
+]
+ASKED = {
+    "question": "Where was the director of Vela born?",
+    "answers": ["Tabo", "the Tabo"],
+    "pages": ["Vela", "Mo Rin"],
+}
+TASK = TaskSpec("test/0", "searchqa", "2_hop", "test", ASKED)
+
+
+def reader(turns=4, passages=1):
+    return SearchQAEnv(LocalRetriever(PAGES), passages, turns)
+
+
+def test_an_episode_searches_and_answers():
+    env = reader()
+    first = env.reset(TASK)
+    assert first.text == "Question: Where was the director of Vela born?" and "<search>" in first.rules
+    found = env.step("<search>film Vela</search>")
+    assert found.observation.text == (
+        '<information>Doc 1 (Title: "Vela") Vela is a film. It was directed by Mo Rin.</information>'
+    )
+    assert found.feedback.endswith("None of these passages has the answer.")
+    assert (found.info["hop"], found.info["holds_answer"], found.reward) == (1, False, 0.0)
+    found = env.step("<search>Mo Rin person</search>")
+    assert found.info == {"passages": ["Mo Rin"], "holds_answer": True, "hop": 2}
+    ended = env.step("<answer>the tabo!</answer>")
+    assert (ended.terminated, ended.success, ended.reward) == (True, True, 1.0)
+
+
+def test_a_wrong_answer_ends_the_episode_and_its_feedback_tells_the_right_one():
+    env = reader()
+    env.reset(TASK)
+    ended = env.step("<answer>The city of Tabo</answer>")
+    assert (ended.terminated, ended.success, ended.reward, ended.info["contained"]) == (
+        True,
+        False,
+        0.0,
+        True,
+    )
+    assert ended.feedback == "The answer is wrong. It is: Tabo"
+
+
+def test_what_is_no_action_takes_a_turn_and_a_search_on_the_last_turn_earns_nothing():
+    env = reader(turns=3)
+    env.reset(TASK)
+    assert env.step("look").feedback.startswith("Nothing happened")
+    assert env.step("<search>zzz</search>").observation.text == "<information>No passage fits.</information>"
+    last = env.step("<search>Vela</search>")
+    assert last.truncated and not last.success and last.reward == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("<search> a b </search>", ("search", "a b")),
+        ("<answer>x</answer>", ("answer", "x")),
+        ("<search>x</answer>", ("", "")),
+        ("<search></search>", ("", "")),
+        ("x <search>y</search>", ("", "")),
+    ],
+)
+def test_actions(text, read):
+    assert read_action(text) == read
+
+
+def slow_normal_form(text):
+    kept = "".join(letter for letter in text.lower() if letter not in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+@given(st.text(alphabet="aAnthe .,-'xé1", max_size=30), st.text(alphabet="aAnthe .,-'xé1", max_size=30))
+def test_exact_match_is_squads(first, second):
+    assert normalized(first) == slow_normal_form(first)
+    assert exact_match(first, [second]) == (slow_normal_form(first) == slow_normal_form(second))
+
+
+def test_a_gold_answer_is_found_as_whole_words():
+    assert contains("He was born in New York, in 1900.", ["new york"]) and not contains(
+        "newyork", ["new york"]
+    )
+    assert not contains("anything", ["the"])  # nothing is left of it
+
+
+def test_the_generated_world_has_one_answer_to_each_question():
+    entities = world(500, seed=3)
+    by_title = {entity.title: entity for entity in entities}
+    assert len(by_title) == len(entities) and entities == world(500, seed=3)
+    assert {entity.kind for entity in entities} == set(RELATIONS)
+    for hops in (1, 2, 3):
+        asked = list(islice(chains(entities, hops, seed=3), 100))
+        assert len({chain.question for chain in asked}) == 100
+        for chain in asked:
+            assert len(chain.pages) == hops and chain.answer not in chain.question
+            for page, following in zip(chain.pages, [*chain.pages[1:], chain.answer], strict=True):
+                assert following in by_title[page].values.values()
+            assert by_title[chain.pages[0]].subject in chain.question
+
+
+@pytest.fixture
+def family(tmp_path, monkeypatch):
+    """The default family over a small generated world, with a cache of its own."""
+    monkeypatch.setattr("hindsight.envs.searchqa.env.PAGES", 600)
+    monkeypatch.setattr("hindsight.envs.searchqa.env.QUESTIONS", {"train": 30, "test": 10})
+    monkeypatch.setenv("HINDSIGHT_CACHE", str(tmp_path))
+    return make_family(load("searchqa", ["env.kinds=[]", "env.train_tasks=60", "env.eval_tasks=30"]).env)
+
+
+def test_generated_questions_are_answered_by_their_reference(family):
+    manifest = family.manifest()
+    assert Counter(task.kind for task in manifest.evaluation) == {"1_hop": 10, "2_hop": 10, "3_hop": 10}
+    assert manifest.digest == family.manifest().digest
+    questions = [{task.data["question"] for task in tasks} for tasks in (manifest.train, manifest.evaluation)]
+    assert not questions[0] & questions[1]
+    env = family.make()
+    played = [env.demonstrate(task, 0, 0.0) for task in manifest.evaluation]
+    assert all(demonstration.success for demonstration in played)
+    assert {len(one.steps) for one in played} == {2, 3, 4}  # 3 hops just fit into four turns
+
+
+def official(
+    folder, corpus='{"id": "7", "contents": "\\"Oslo\\"\\nOslo is the capital of Norway."}\n', **splits
+):
+    folder.mkdir()
+    (folder / "corpus.jsonl").write_text(corpus)
+    for split, rows in splits.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return make_family(load("searchqa", [f"env.data={folder}", "env.kinds=[]"]).env)
+
+
+ROW = {"data_source": "nq", "question": "what is the capital of norway", "answers": ["Oslo"]}
+
+
+def test_official_files(tmp_path):
+    family = official(tmp_path / "data", train=[ROW] * 2, test=[ROW, ROW | {"data_source": "musique"}])
+    manifest = family.manifest()
+    assert [task.kind for task in manifest.evaluation] == ["nq", "musique"]
+    env = family.make()
+    assert env.reset(manifest.train[0]).text.endswith("norway?") and env.reference(manifest.train[0]) is None
+    assert env.step("<search>Norway</search>").info["holds_answer"]
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ({"question": "q"}, "line 1: it must have data_source"),
+        (ROW | {"answers": []}, "answers"),
+        (ROW | {"data_source": "x"}, "no questions"),
+    ],
+)
+def test_files_of_another_form_are_refused(tmp_path, row, wrong):
+    with pytest.raises(DataMissing, match=wrong):
+        official(tmp_path / "data", train=[row], test=[row]).manifest()
+
+
+def test_a_corpus_of_another_form_is_refused(tmp_path):
+    for text, wrong in [("{", "JSON lines"), ('{"id": 1}', "line 1"), ("[]", "line 1")]:
+        (tmp_path / "corpus.jsonl").write_text(text)
+        with pytest.raises(DataMissing, match=wrong):
+            list(read_corpus(tmp_path / "corpus.jsonl"))
+    with pytest.raises(DataMissing, match="cannot be read"):
+        list(read_corpus(tmp_path / "none.jsonl"))
+
+
+@pytest.fixture
+def server():
+    """A server with both interfaces; `failing` makes it answer with an error."""
+    state = {"asked": [], "failing": False}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state["asked"].append(asked)
+            found = [{"document": {"id": "3", "contents": '"Oslo"\nA city.'}, "score": 1.0}] * 5
+            answer = json.dumps({"result": [found]}).encode()
+            self.send_response(500 if state["failing"] else 200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *args):
+            pass
+
+    served = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    state["url"] = f"http://127.0.0.1:{served.server_port}/retrieve"
+    yield state
+    served.shutdown()
+    served.server_close()
+
+
+@pytest.mark.parametrize(
+    ("dialect", "key"), [("search_r1", {"queries": ["q"]}), ("verl_agent", {"query": "q"})]
+)
+def test_a_server_is_asked_in_its_dialect(server, dialect, key):
+    found = RemoteRetriever(server["url"], dialect).search("q", 3)
+    assert found == [Passage("3", "Oslo", "A city.")] * 3
+    assert server["asked"] == [{"topk": 3, "return_scores": True} | key]
+
+
+def test_a_server_that_fails_is_an_infrastructure_failure(server):
+    server["failing"] = True
+    with pytest.raises(EnvError, match=r"env\.retriever_url = .* failed"):
+        RemoteRetriever(server["url"], "search_r1").search("q", 3)
+    with pytest.raises(EnvError, match=r"env\.retriever_url"):
+        RemoteRetriever("http://127.0.0.1:9/retrieve", "search_r1").search("q", 3)
+
+
+def test_a_turn_is_drawn_as_a_query_and_passages():
+    env = reader(passages=2)
+    env.reset(TASK)
+    result = env.step("<search>Vela</search>")
+    drawn = blocks("searchqa", "", "<search>Vela</search>", result.feedback)
+    assert [block["kind"] for block in drawn] == ["call", "list", "text"]
+    assert drawn[0]["arguments"] == {"query": "Vela"} and drawn[1]["items"][0].startswith('(Title: "Vela")')
+    assert blocks("searchqa", "no passage", "look", "") == [
+        {"kind": "text", "text": t} for t in ("no passage", "look")
+    ]
