@@ -107,16 +107,20 @@ class Method:
         every = self.config.teacher.sync_every
         return every > 0 and step > 0 and step % every == 0
 
-    async def finish(self, batch: Sequence[SampleGroup]) -> None:
+    async def finish(self, batch: Sequence[SampleGroup], step: int) -> None:
         """Fill in what is known when the batch is trained: how far each token's weights lag behind the
-        learner's; a critic's values, and the advantages they give.
+        learner's; advantages that the signal computes from whole trajectories; a critic's values, and the
+        advantages they give.
+
+        Args:
+            step: finished training steps.
         """
         for sample in (sample for group in batch for sample in group.samples):
             sample.lags = self.run.state.version - sample.column("versions")
         critic, credit = self.actors.critic, self.config.credit
         if critic is None:
             for group in filter(self._learns, batch):
-                self.signal.shape_group(group, self.strength(self.run.state.step))
+                self.signal.shape_group(group, self.strength(step))
             return
         assert isinstance(credit, GaeSettings)
         self.run.now("asking the critic")

@@ -90,7 +90,7 @@ async def replay(path: Path, step: int, overrides: Sequence[str] = (), update: b
             await local.actors.open_learner(config, local.model, start)
         for group in groups:
             await method.annotate(group, step - 1)
-    await method.finish(groups)
+    await method.finish(groups, step - 1)
     figures = {name: sum(group.figures.get(name, 0.0) for group in groups) for name in ASKED}
     if update:
         figures |= await method.update(groups, step - 1, lambda peak: learning_rate(config, step - 1, peak))

@@ -103,7 +103,7 @@ class Trainer:
         batch, lost = await self.take_batch()
         taken = time.monotonic()
         with timeline.span(number, "critic", "values") if self.actors.critic else nullcontext():
-            await self.method.finish(batch)
+            await self.method.finish(batch, self.run.state.step)
         finished = time.monotonic()
         async with self.run.changing():
             self.run.now("updating")

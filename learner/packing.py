@@ -213,10 +213,11 @@ def _by_row(
     """(1, heads, N, D). Shared queries are computed again in each row: then no mask is needed."""
     grouped = query.shape[1] != key.shape[1]
     made = []
-    for shared, *whole in zip(rows.shared, *(_whole(one, rows) for one in (query, key, value)), strict=True):
-        if whole[0].shape[2] > shared:
+    queries, keys, values = (_whole(one, rows) for one in (query, key, value))
+    for shared, q, k, v in zip(rows.shared, queries, keys, values, strict=True):
+        if q.shape[2] > shared:
             seen = nn.functional.scaled_dot_product_attention(
-                *whole, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
+                q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
             )
             made.append(seen[:, :, shared:])
     return torch.cat(made, dim=2)
@@ -230,8 +231,11 @@ def _at_once(
 
     if any(rows.shared):
         key, value = (torch.cat(list(_whole(one, rows)), dim=2) for one in (key, value))
+    q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))
     made = varlen_attn(
-        *(one[0].transpose(0, 1) for one in (query, key, value)),
+        q,
+        k,
+        v,
         rows.own_ends,
         rows.row_ends,
         max(rows.own),

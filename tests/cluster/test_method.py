@@ -114,7 +114,7 @@ class Produced:
             judge=judge,
             watchdog=Watchdog(60),
             now=lambda doing: None,
-            state=SimpleNamespace(version=6, step=step),
+            state=SimpleNamespace(version=6),
         )
         trainer = Trainer(run)
         self.method = trainer.method
@@ -325,7 +325,7 @@ def test_a_reference_is_asked_for_all_that_was_sampled():
 
 def test_each_token_has_the_version_that_sampled_it():
     one = Produced()
-    asyncio.run(one.method.finish([one.group]))
+    asyncio.run(one.method.finish([one.group], 0))
     for sample in one.group.samples:
         assert sample.versions.tolist() == [4, 5, 5] and sample.lags.tolist() == [2, 1, 1]
     assert collate(one.losses["policy"]).lags.tolist() == [2.0, 1.0, 1.0] * 2
@@ -338,7 +338,7 @@ def test_a_critic_takes_the_place_of_siblings():
     """Nothing is compared in a group; the critic is asked about the whole batch, once."""
     one = Produced(*PPO, "credit.step=turn", "credit.whiten=false", successes=(True, True))
     assert all(sample.advantages is None for sample in one.group.samples)
-    asyncio.run(one.method.finish([one.group]))
+    asyncio.run(one.method.finish([one.group], 0))
     assert [sample.positions.tolist() for sample in one.valued] == [[4], [4]]  # a turn's first token
     for sample in one.group.samples:
         assert sample.advantages.tolist() == [10.0] * 3  # the reward of success, less a value of 0
@@ -394,7 +394,7 @@ def test_control_arms_change_what_the_teacher_sees_and_nothing_else():
 
 def test_a_signal_that_weighs_turns_gets_the_whole_group():
     made = Produced("signal.name=belief", "feedback.sources=[immediate]")
-    asyncio.run(made.method.finish([made.group]))
+    asyncio.run(made.method.finish([made.group], 0))
     assert all(sample.shaped is not None for sample in made.group.samples)
     policy = made.method.losses([made.group])["policy"]
     assert [sample.advantages.tolist() for sample in policy] == [

@@ -158,7 +158,7 @@ def compute_step(config: Config, records: list[dict[str, Any]], step: int) -> di
         asyncio.run(_annotate(method, made, step))
         hints[str(group.ordinal)] = _hints(method, made, run)
         batch.append(made)
-    asyncio.run(method.finish(batch))
+    asyncio.run(method.finish(batch, step))
     losses = method.losses(batch)
     if (
         config.signal.loss_weight
