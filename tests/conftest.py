@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
-from hindsight.configs.environ import actor_environment
+from hindsight.configs.environ import ON_EACH_NODE, actor_environment
 from hindsight.configs.paths import SOURCE
 
 os.environ.update(actor_environment(threads=2))  # before any test module imports torch
@@ -71,7 +71,10 @@ def ray_local() -> Iterator[None]:
         num_cpus=4,  # logical: the actors of one small run, whatever the machine has
         include_dashboard=False,
         log_to_driver=True,
-        runtime_env={"env_vars": {**actor_environment(threads=2), "PYTHONPATH": path}},
+        runtime_env={
+            "env_vars": {**actor_environment(threads=2), "PYTHONPATH": path},
+            "worker_process_setup_hook": ON_EACH_NODE,
+        },
     )
     yield
     ray.shutdown()

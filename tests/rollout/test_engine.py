@@ -317,7 +317,7 @@ def test_an_engine_that_misses_weights_is_out_of_use(students):
     try:
         ray.get(pending, timeout=10)
     except EngineError as error:
-        assert "receiving weights failed" in str(error)
+        assert "activating weights 2 failed" in str(error)
     with pytest.raises(EngineError, match="is disabled"):
         untied.generate(prompt(20, seed=9), Sampling(1.0, 4))
 
