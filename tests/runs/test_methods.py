@@ -43,10 +43,12 @@ TINY = [
     "teacher.batch_tokens=4096",
 ]
 TURNS = {"alfworld": 6, "webshop": 3}
-# What HERO and HINT-SD read, whatever happened: the nano model's own answers say nothing that can be read.
+# What judges answer, whatever happened: the nano model's own answers say nothing that can be read.
 ANSWER = {
     "turns": [{"turn": n, "verdict": "wrong", "cause": "It did not help.", "fix": None} for n in range(1, 7)],
     "failures": [{"turn": 2, "correction": "Look around first."}],
+    "episode": "Look around first.",
+    "steps": [{"turn": 1, "skill": "Open what is closed."}],
 }
 
 
@@ -118,8 +120,9 @@ def test_two_steps(
     steps = train(warmed, config, monkeypatch)
     assert total(steps, "failures/total") == 0 < total(steps, "learner/samples")
     distills = config.signal.loss_weight > 0
-    assert (total(steps, "teacher/spans") > 0) == config.signal.asks_teacher
-    assert (total(steps, "teacher/seconds_busy") > 0) == config.signal.asks_teacher
+    if name != "grsd":  # its guide needs a success beside a failure
+        assert (total(steps, "teacher/spans") > 0) == config.signal.asks_teacher
+        assert (total(steps, "teacher/seconds_busy") > 0) == config.signal.asks_teacher
     assert (total(steps, "learner/signal_tokens") > 0) == distills
     if config.feedback.judged and distills:
         assert total(steps, "feedback/tokens_read") > 0 == total(steps, "feedback/unreadable")
