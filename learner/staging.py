@@ -6,6 +6,7 @@ while training goes on. This takes memory for the whole checkpoint meanwhile, an
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -70,6 +71,7 @@ class Stage:
         self._remover = subprocess.Popen(
             ["sh", "-c", 'read -r _; rm -rf -- "$0"', str(self.folder)],
             stdin=subprocess.PIPE,
+            env={"PATH": os.defpath},  # no secrets
             start_new_session=True,  # Ctrl-C in a terminal is not for it
         )
 
