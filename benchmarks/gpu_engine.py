@@ -73,7 +73,8 @@ def engine(run: Run) -> None:
 
 async def publish(run: Run, version: int, handle: Any, learning: Any, scorer: Any) -> None:
     """An update, and its weights to engine and teacher."""
-    from hindsight.learner.weight_sync import Canary, sync_weights
+    from hindsight.learner.weight_sync import Canary
+    from hindsight.learner.weight_sync_store import sync_weights
 
     vocabulary, limit = SHAPES[run.shape("0.5b")][5], 120.0
     stats = await learning.update({"policy": samples(8, 64 if run.small else 512, vocabulary)}, 0.5, 1e-5)

@@ -288,7 +288,7 @@ def learner(run: Run) -> None:
         os.environ.update(learner_env(config, run.device == "cuda"))
         rank = PolicyRank(config, folder, 0)
         began = time.perf_counter()
-        parameters, _ = rank.start(*rank.host())
+        parameters, *_ = rank.start(*rank.host())
         finished()
         start, held = time.perf_counter() - began, peak()
         rows = samples(batches * micro // length, length, SHAPES[shape][5])

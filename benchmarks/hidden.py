@@ -82,6 +82,8 @@ def steps_of(folder: Path) -> list[Step]:
     for row in run.metrics("train")[1:]:
         spans: dict[str, list[tuple[float, float]]] = {}
         for one in run.timeline(row["step"]):
+            if "stage" in one:  # an episode of an evaluation
+                continue
             spans.setdefault(one["role"], []).append((one["start"], one["end"]))
         if "teacher" in spans:
             scoring, rollouts = covered(spans["teacher"]), spans["rollout"]

@@ -87,6 +87,7 @@ def engine_parts(model: str) -> Iterator[tuple[Sync, dict[str, Callable[[], Any]
     """What a real engine and Ray add to a sync of a model's weights."""
     from transformers import AutoModelForCausalLM
 
+    from hindsight.configs.environ import ON_EACH_NODE
     from hindsight.configs.load import load
     from hindsight.rollout.engine import Engine, engine_env
     from hindsight.rollout.models import resolve
@@ -96,7 +97,12 @@ def engine_parts(model: str) -> Iterator[tuple[Sync, dict[str, Callable[[], Any]
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     sync, version = Sync([(name, one.detach()) for name, one in lm.named_parameters()]), iter(range(1, 10**6))
     sync.write()
-    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"worker_process_setup_hook": ON_EACH_NODE},
+    )
     engine: Any = ray.remote(Engine).options(runtime_env={"env_vars": engine_env(config)})
     engine = engine.remote(folder, config, 0)
     ray.get(engine.ready.remote())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -117,6 +118,8 @@ async def _train(config: Config, view: View, ready: Ready, starts: Starts) -> No
         try:
             print_summary(run, await signals.train(run, asyncio.create_task(guarded)))
         finally:
+            # A checkpoint in flight may take longer than what the end of everything else is given.
+            await run.saver.end(None, sys.exc_info()[1])
             signals.end_within(signals.CLOSING)
 
 

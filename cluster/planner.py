@@ -60,7 +60,7 @@ def plan(
     planner = _Planner(config, nodes, shape, user or shape, learner=learner, teacher=teacher)
     closest = PlanError(planner.contradiction, progress=-1)
     for draft in planner.drafts():
-        if config.weight_sync.transport == "ipc" and not draft.shares_memory:
+        if learner and config.weight_sync.transport == "ipc" and not draft.shares_memory:
             continue
         try:
             return planner.build(draft)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -238,6 +238,11 @@ def close_metrics(metrics: Metrics, view: View, _: object, error: BaseException 
         view.say(str(failed))
 
 
+def digests(panels: Iterable[Panel]) -> dict[str, str]:
+    """The panels' digests by name."""
+    return {panel.name: panel.digest for panel in panels}
+
+
 @asynccontextmanager
 async def open_run(config: Config, view: View, ready: Ready | None = None) -> AsyncIterator[Run]:
     """Start the actors, restore the newest checkpoint if `resume=auto`, and close everything at the end.
@@ -252,7 +257,6 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
     newest, model, renderer, manifest, set_aside = (
         ready.newest, ready.model, ready.renderer, ready.manifest, ready.set_aside
     )  # fmt: skip
-    opening = renderer.second_message() if config.feedback.placement == "message" else None
     asked = config  # what the plan decides is not written to config.yaml: another machine decides anew
     plan = plan_run(continued(asked, newest), cluster_nodes(), str(model))
     config = plan.config
@@ -278,7 +282,7 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
             panels=ready.panels,
             sampler=TaskSampler(manifest.train, config.seed, set_aside.ids),
             renderer=renderer,
-            opening=opening,
+            opening=renderer.second_message() if config.feedback.placement == "message" else None,
             judge=judge,
             canary=renderer.encode(renderer.rules()),
             actors=actors,
@@ -297,6 +301,5 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
             announce(run, newest, asked)
         (run.out / CONFIG).write_text(render(asked))
         metrics.start()
-        panels = {panel.name: panel.digest for panel in run.panels}
-        with recorded(run.out, run.state.step if newest else None, panels):
+        with recorded(run.out, run.state.step if newest else None, digests(run.panels)):
             yield run

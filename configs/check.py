@@ -77,6 +77,11 @@ def _feedback(config: Config) -> Iterator[str]:
     names = config.feedback.sources
     if len(set(names)) < len(names):
         yield f"feedback.sources = {names} names a source twice: remove one"
+    if config.feedback.control == "shuffled" and not config.signal.by_token:
+        yield (
+            f"feedback.control = shuffled changes nothing with signal.name = {config.signal.name}, which "
+            "does not weigh sampled tokens one by one: choose another control, or signal.divergence=sampled"
+        )
     apart = [name for name in names if not FEEDBACK_SOURCES.settings(name)().pools]
     if config.feedback.granularity == "anchor" and (apart or not names):
         yield (

@@ -72,9 +72,6 @@ class Feedback(Section):
     granularity: Literal["step", "anchor"] = setting(
         "step", "one hint per turn, or one for all turns of the group in the same state"
     )
-    similarity: float = setting(
-        1.0, "anchor: minimum difflib ratio of two equal states; 1 is an exact match", low=0.0, high=1.0
-    )
     rendering: Literal["responses", "pairs"] = setting(
         "responses", "show a trajectory as responses without reasoning, or as observation-action pairs"
     )
@@ -106,7 +103,8 @@ class Feedback(Section):
 
 @dataclass(frozen=True)
 class Judge:
-    """The model that writes hints (feedback.sources judge, reflect or target) and Reflexion's lessons.
+    """The model that writes hints (feedback.sources judge, reflect, target, extracted_skills or guide), and
+    Reflexion's lessons.
 
     Lessons always come from the run's own engines.
     """
@@ -146,6 +144,11 @@ class Signal(Section):
     def loss_weight(self) -> float:
         """Weight of the signal's own loss; 0: it has none."""
         return 0.0
+
+    @property
+    def by_token(self) -> bool:
+        """Whether it matters to which of a turn's tokens a log-ratio belongs."""
+        return True
 
     @property
     def asks_teacher(self) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from hindsight.feedback.anchors import anchors
 from hindsight.feedback.pool import pooled_actions, pooled_feedback
-from hindsight.feedback.source import FeedbackSource, PooledSource
+from hindsight.feedback.source import FeedbackSource, Pooled, PooledSource
 from hindsight.feedback.sources import Immediate, Sibling
 from hindsight.feedback.transcript import Style
 from hindsight.rollout.types import Group, TurnAt
@@ -79,6 +79,7 @@ def anchor_texts(
         AnchorError: an observation has no `state_key`.
     """
     found: dict[TurnAt, str] = {}
+    assert isinstance(style.feedback, Pooled), "the configuration is checked for sources that cannot pool"
     for members in anchors(group, style.feedback.similarity):
         if len(sources) == 1 and isinstance(sources[0], Immediate):
             alone = pooled_feedback(group, members)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from hindsight.configs.method import Feedback
 from hindsight.configs.registry import FEEDBACK_SOURCES
+from hindsight.configs.setting import setting
 from hindsight.feedback.needs import Needs
 from hindsight.feedback.reading import Question, Reading
 from hindsight.feedback.transcript import Style, section
@@ -42,6 +43,10 @@ class Pooled(Feedback):
     """Settings of a source that supports `feedback.granularity=anchor`."""
 
     pools: ClassVar[bool] = True
+
+    similarity: float = setting(
+        1.0, "anchor: minimum difflib ratio of two equal states; 1 is an exact match", low=0.0, high=1.0
+    )
 
 
 class PooledSource(FeedbackSource):

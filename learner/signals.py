@@ -179,6 +179,10 @@ class Distill(TeacherSignal):
         )
 
         @property
+        def by_token(self) -> bool:
+            return self.divergence == "sampled"
+
+        @property
         def loss_weight(self) -> float:
             return self.weight
 

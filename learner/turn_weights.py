@@ -51,6 +51,10 @@ class TurnSignal(TeacherSignal):
         strength: float = setting(0.5, "λ; 0 turns the signal off", low=0.0, high=1.0)
 
         @property
+        def by_token(self) -> bool:
+            return False
+
+        @property
         def asks_teacher(self) -> bool:
             return self.strength > 0
 
@@ -85,7 +89,7 @@ class Belief(TurnSignal):
     """AgentOPSD (arXiv 2608.05987): turns are weighed by how much they change the belief in success.
 
     The belief starts at the group's success rate B₀ and moves with the turns' gaps: c_t = γ·c_{t−1} + Σ_j Δ_j
-    and B_t = σ(logit B₀ + c_t). z_t is the z-score of B_t − B_{t−1} over the turns of a trajectory, and
+    and B_t = σ(logit B₀ + c_t). z_t is the z-score of B_t − B_{t−1} over a trajectory's scored turns, and
     A' = A·[(1−λ) + λ·clip(1 + b·sign(A)·z_t, 1−b, 1+b)].
     """
 
@@ -109,10 +113,11 @@ class Belief(TurnSignal):
         found = []
         for turns in trajectories:
             changes = belief_changes([turn.gap.sum() for turn in turns], rate, self.settings.discount)
-            signs = np.array([turn.sign for turn in turns])
-            weights = 1.0 + (self.settings.bound * signs * z_scores(changes)).clip(
-                -self.settings.bound, self.settings.bound
-            )
+            signs, bound = np.array([turn.sign for turn in turns]), self.settings.bound
+            scored = np.array([len(turn.gap) > 0 for turn in turns])
+            scores = np.zeros(len(turns))
+            scores[scored] = z_scores(changes[scored])
+            weights = 1.0 + (bound * signs * scores).clip(-bound, bound)
             found.append(((1.0 - strength) + strength * weights).astype(np.float32))
         return found
 

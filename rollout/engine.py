@@ -146,7 +146,8 @@ class Engine:
         self.version = 0
         self.failure = ""  # why the weights can no longer be trusted
         # Ray may have replaced a process that had newer weights than those it is made from.
-        self.outdated = ray.get_runtime_context().was_current_actor_reconstructed
+        here = ray.get_runtime_context()
+        self.outdated = bool(here.get_actor_id()) and here.was_current_actor_reconstructed
         self.requests = count()
         self.totals = dict.fromkeys(
             ("running", "requests", "prompt_tokens", "cached_tokens", "generated_tokens"), 0

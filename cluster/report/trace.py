@@ -219,7 +219,7 @@ def _instants(run: RunFolder, spans: Iterable[Row]) -> Iterator[Instant]:
         if time:
             yield Instant(thread, name, datetime.fromisoformat(time).timestamp(), about)
     for row in spans:
-        if row["role"] == "checkpoint":
+        if row["role"] == "checkpoint" and row["name"] == "save":  # a copy in memory is not saved yet
             yield Instant(OF_DRIVER["checkpoint"], f"step {row['step']} is saved", row["end"], {})
 
 

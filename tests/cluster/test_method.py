@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
-from hindsight.cluster.metrics import distinct, step_metrics
+from hindsight.cluster.metrics import step_metrics
 from hindsight.cluster.report.record import episode_row
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.turns import Turns
@@ -377,34 +376,3 @@ def test_no_sync_falls_between_two_scorings_of_a_group(staleness):
             ends = range(step + 1, step + 1 + staleness)  # of steps before its own
             synced = any(every and end % every == 0 for end in ends)
             assert (method.needs(step) == "group") == synced
-
-
-def test_control_arms_change_what_the_teacher_sees_and_nothing_else():
-    plain = Produced(*SERL)
-    bare = Produced(*SERL, "feedback.control=no_hindsight")
-    assert plain.scored == bare.scored and len(bare.asked) == len(plain.asked) > 0
-    for own, control in zip(plain.asked, bare.asked, strict=True):
-        behind = len(control.tail)
-        assert control.hint == 0 and own.hint > 0 and own.tail[-behind:].tolist() == control.tail.tolist()
-    assert Produced(*SERL, "feedback.control=other_task").asked == []  # no other task came before
-    assert Produced(*SERL, "feedback.control=random_turns").scored == plain.scored  # each has one turn
-    shuffled = Produced(*SERL, "feedback.control=shuffled").group.samples[0].teacher_logprobs
-    assert shuffled.tolist() == pytest.approx(plain.group.samples[0].teacher_logprobs.tolist(), nan_ok=True)
-
-
-def test_a_signal_that_weighs_turns_gets_the_whole_group():
-    made = Produced("signal.name=belief", "feedback.sources=[immediate]")
-    asyncio.run(made.method.finish([made.group], 0))
-    assert all(sample.shaped is not None for sample in made.group.samples)
-    policy = made.method.losses([made.group])["policy"]
-    assert [sample.advantages.tolist() for sample in policy] == [
-        s.shaped.tolist() for s in made.group.samples
-    ]
-    assert all(sample.shaped is None for sample in Produced(*SERL).group.samples)
-
-
-def test_a_group_counts_the_sequences_of_actions_that_differ():
-    made = Produced(*SERL, successes=(True, False, False)).group.group
-    assert distinct(made) == pytest.approx(1 / 3)  # all looked
-    stared = replace(made.trajectories[0], turns=(replace(made.trajectories[0].turns[0], action="stare"),))
-    assert distinct(replace(made, trajectories=(stared, *made.trajectories[1:]))) == pytest.approx(2 / 3)

@@ -19,7 +19,7 @@ from hindsight.feedback.skill_writing import extracted
 from hindsight.feedback.skills import SHIPPED, SkillsError, load_skills, skills_for
 
 OWN = Path(__file__).parents[2] / "examples" / "env.py"
-SHIPPING = ("alfworld", "webshop", "taubench", "appworld", "bfcl")
+SHIPPING = ("alfworld", "webshop", "taubench", "appworld", "bfcl", "searchqa")
 
 
 def gathered(group, settings, answer):

@@ -106,10 +106,12 @@ def slow_agentopsd(outcomes, gaps, returns, strength=0.5, bound=0.2):
             now = min(max(now, 1e-6), 1 - 1e-6)
             changes.append(now - belief)
             belief = now
-        mean = sum(changes) / len(changes)
-        spread = math.sqrt(sum((change - mean) ** 2 for change in changes) / len(changes))
-        for change in changes:
-            z = (change - mean) / spread if spread > 1e-12 else 0.0
+        scored = [any(gap is not None for gap in turn) for turn in own]
+        known = [change for change, seen in zip(changes, scored, strict=True) if seen] or [0.0]
+        mean = sum(known) / len(known)
+        spread = math.sqrt(sum((change - mean) ** 2 for change in known) / len(known))
+        for change, seen in zip(changes, scored, strict=True):
+            z = (change - mean) / spread if spread > 1e-12 and seen else 0.0
             sign = (advantage > 0) - (advantage < 0)
             weight = min(max(1 + bound * sign * z, 1 - bound), 1 + bound)
             found += [advantage * ((1 - strength) + strength * weight)] * 2

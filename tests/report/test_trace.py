@@ -74,6 +74,7 @@ def run(tmp_path: Path) -> RunFolder:
         episode(
             104.0, 105.0, 0, [[0.0004, 1.0006]]
         ),  # an evaluation's; its turn ends in the next millisecond
+        {"step": 1, "role": "checkpoint", "name": "copy", "start": START + 160, "end": START + 161},
         {"step": 1, "role": "checkpoint", "name": "save", "start": START + 161, "end": START + 162},
     ]
     with (folder / "timeline.jsonl").open("a") as file:
@@ -115,7 +116,7 @@ def test_processes_are_roles_and_threads_are_what_works_at_once(run: RunFolder) 
         ("waits for rollout", 0, 30_000_000),
         ("waits for feedback and teacher", 30_000_000, 10_000_000),
     ]
-    assert [one["name"] for one in found["driver"]["checkpoints"]] == ["save", "step 1 is saved"]
+    assert [one["name"] for one in found["driver"]["checkpoints"]] == ["copy", "save", "step 1 is saved"]
 
 
 def test_a_step_has_its_own_spans_and_a_run_has_all(run: RunFolder) -> None:
