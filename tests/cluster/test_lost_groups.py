@@ -99,7 +99,7 @@ class Toy:
         group.rolled_out = time.monotonic()
         return group
 
-    async def finish(self, batch: Iterable[SampleGroup]) -> None:
+    async def finish(self, batch: Iterable[SampleGroup], step: int) -> None:
         for sample in (sample for group in batch for sample in group.samples):
             sample.lags = self.run.state.version - sample.column("versions")
 
