@@ -31,6 +31,7 @@ TITLES = {
     "taubench": "TauBench",
     "appworld": "AppWorld",
     "bfcl": "BFCL",
+    "searchqa": "SearchQA",
 }
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Unicode's basic plane without surrogates; a space of all characters would take hundreds of megabytes.

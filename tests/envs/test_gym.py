@@ -30,7 +30,7 @@ def env(request, tmp_path_factory):
         env.close()
 
 
-def test_all_five_are_registered():
+def test_all_are_registered():
     assert set(gym_env.TITLES) == set(ENVIRONMENTS.builtin)
     for title in gym_env.TITLES.values():
         assert gymnasium.spec(f"hindsight/{title}-v0").entry_point == "hindsight.envs.gym:GymEnv"
