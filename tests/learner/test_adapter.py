@@ -17,9 +17,16 @@ LORA = Lora(rank=4, alpha=6, dropout=0.2)
 IDS = torch.arange(1, 30)[None]
 
 
+def plain_llama(**shape):
+    """The tiny model with its own attention, for whole sequences without packing."""
+    model = tiny_llama(**shape)
+    model.set_attn_implementation("sdpa")
+    return model
+
+
 def adapted(lora=LORA, seed=0):
     """A tiny model with an adapter that does something, its own parameters by name, and the adapter."""
-    model = tiny_llama()
+    model = plain_llama()
     own = dict(model.named_parameters())
     adapter = Adapter(model, lora, seed)
     with torch.no_grad():
@@ -33,12 +40,12 @@ def test_the_merge_is_pefts_own():
     model, own, adapter = adapted()
     before = {name: weight.clone() for name, weight in own.items()}
     merged = {name: adapter.merged(name, own[name]) if name in adapter.pairs else own[name] for name in own}
-    plain = tiny_llama()
+    plain = plain_llama()
     plain.load_state_dict(merged, strict=False)
     torch.testing.assert_close(plain(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-4)
     assert len(adapter.pairs) == 14  # seven linear layers in each of two blocks
 
-    peft = get_peft_model(tiny_llama(), LoraConfig(r=4, lora_alpha=6, target_modules="all-linear"))
+    peft = get_peft_model(plain_llama(), LoraConfig(r=4, lora_alpha=6, target_modules="all-linear"))
     theirs = dict(peft.named_parameters())
     for name, pair in adapter.pairs.items():
         for letter, tensor in zip("AB", pair, strict=True):
@@ -77,13 +84,13 @@ def test_the_average_is_of_a_and_b():
 def test_files_give_the_adapter_back(tmp_path):
     model, _, adapter = adapted()
     base = tmp_path / "base"
-    tiny_llama().save_pretrained(base)
+    plain_llama().save_pretrained(base)
     assert read(base) is None
     write(tmp_path / "made" / FOLDER, named(adapter.pairs), LORA, str(base))
     saved = read(tmp_path / "made")
     assert saved.base == base and saved.settings == replace(LORA, dropout=0.0)
     assert all(torch.equal(tensor, saved.tensors[name]) for name, tensor in named(adapter.pairs).items())
-    peft = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "made" / FOLDER))
+    peft = PeftModel.from_pretrained(plain_llama(), str(tmp_path / "made" / FOLDER))
     torch.testing.assert_close(peft(IDS).logits, model(IDS).logits)
     seven = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     assert layer_names(str(base), LORA) == seven  # the head is not among them
@@ -110,4 +117,4 @@ def test_the_same_seed_draws_the_same_adapter_and_dropout_is_off_outside_its_blo
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "q_prjo"])
 def test_layers_that_cannot_carry_it_are_refused(target):
     with pytest.raises(AdapterError, match=r"learner\.lora\.targets"):
-        Adapter(tiny_llama(tied=False), replace(LORA, targets=[target]), 0)
+        Adapter(plain_llama(tied=False), replace(LORA, targets=[target]), 0)
