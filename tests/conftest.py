@@ -35,9 +35,9 @@ def scope(nodeid: str) -> str:
     text = (PROJECT / file).read_text()
     if not any(fixture in text for fixture in ("ray_local", "shared_actors", "own_ray")):
         return file
-    folder = Path(file).parts[1]
-    if folder == "runs":
+    if "shared_actors" in text:
         return "ray, shared actors"
+    folder = Path(file).parts[1]
     return "ray, small" if folder in ("envs", "learner", "rollout", "teacher") else "ray, whole runs"
 
 

@@ -1,4 +1,7 @@
-"""A plan on a Ray cluster whose GPUs exist for Ray only: actors land where it says, and sync weights."""
+"""A plan on a Ray cluster whose GPUs exist for Ray only: actors land where it says, and sync weights.
+
+Each has a Ray of its own (own_ray), so it runs where no actors are shared.
+"""
 
 from __future__ import annotations
 
