@@ -39,7 +39,7 @@ class Attempts:
 
     @property
     def play(self) -> Play:
-        """What came of it: as good as its last trial, and as long as its mean one."""
+        """Its result: the outcome of the last trial, with the mean number of turns over all trials."""
         turns = sum(len(trajectory.turns) for trajectory in self.trajectories) / len(self.trajectories)
         last = self.trajectories[-1]
         return Play(last.success, last.reward, turns, float(self.tokens_written))

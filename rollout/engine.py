@@ -141,8 +141,7 @@ class Engine:
         started = time.monotonic()
         use_own_folder()  # of sockets
         self.device = find_device()  # raises if the GPU is unusable; vLLM would silently use the CPU
-        self.config = config
-        self.index = index
+        self.config, self.index = config, index
         self.version = 0
         self.failure = ""  # why the weights can no longer be trusted
         # Ray may have replaced a process that had newer weights than those it is made from.
