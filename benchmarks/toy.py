@@ -23,8 +23,9 @@ class ToyFamily(EnvFamily):
     turn_limit = 50
 
     def manifest(self) -> Manifest:
-        tasks = tuple(TaskSpec(f"toy-{index}", "toy", "toy", "train") for index in range(16))
-        return Manifest(train=tasks, evaluation=tasks)
+        train = tuple(TaskSpec(f"toy-{index}", "toy", "toy", "train") for index in range(16))
+        held_out = (TaskSpec("toy-held-out", "toy", "toy", "valid"),)
+        return Manifest(train, held_out)
 
     def make(self) -> TextEnv:
         return ToyEnv(max_turns=1_000_000)
