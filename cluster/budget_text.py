@@ -76,7 +76,7 @@ def command(train: str, config: Config, seeds: int) -> str:
         train: the command with the recipe and its settings.
     """
     numbers = " ".join(str(config.seed + index) for index in range(seeds))
-    out = f"{os.path.relpath(config.out)}-{Path(config.method).stem}-$seed"
+    out = "-".join(filter(None, (os.path.relpath(config.out), Path(config.method).stem, "$seed")))
     return f'for seed in {numbers}; do {train} seed=$seed out="{out}"; done'
 
 

@@ -323,4 +323,6 @@ def test_tables_have_a_row_for_each_figure() -> None:
         console.print(table)
     text = console.export_text()
     assert all(item.key in text for item in figures.all()) and "3 seeds" not in text
-    assert command("hindsight train x", load("nano"), 1).startswith("for seed in 0; do")
+    own = replace(load("nano"), out="runs/own", method="", seed=4)
+    trains = 'hindsight train x seed=$seed out="runs/own-$seed"'
+    assert command("hindsight train x", own, 2) == f"for seed in 4 5; do {trains}; done"
