@@ -3,8 +3,9 @@
     python -m benchmarks.gpu all --out DIR [--parts versions,teacher,...] [--small]
     python -m benchmarks.gpu PART --out DIR [--small]      (one part, in this process)
 
-Every result is a line of JSON, printed and appended to DIR/gpu.jsonl. `--small` rehearses the same code with
-tiny shapes, on the CPU where there is no GPU. Models have random weights, but for smollm2's.
+Every result is a line of JSON, printed and appended to DIR/gpu.jsonl; at the end, DIR/rates.yaml has the
+rates for `hindsight plan --rates`. `--small` rehearses the same code with tiny shapes, on the CPU where there
+is no GPU. Models have random weights, but for smollm2's.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Annotated
 import typer
 from benchmarks.gpu_engine import engine, raw
 from benchmarks.gpu_parts import Run, finished, learner, model, teacher
+from benchmarks.gpu_rates import write_rates
 
 from hindsight.configs.environ import apply
 from hindsight.configs.paths import SOURCE
@@ -187,7 +189,11 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     if part != "all":
         known[part](Run(part, out.resolve(), small))
-    elif not every(Run("all", out.resolve(), small), wanted):
+        return
+    fine = every(Run("all", out.resolve(), small), wanted)
+    if not small and (file := write_rates(out)):
+        print(f"rates for `hindsight plan --rates`: {file}")
+    if not fine:
         raise SystemExit(1)
 
 

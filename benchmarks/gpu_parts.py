@@ -263,68 +263,86 @@ def settings(run: Run, folder: str, *own: str) -> Config:
 
 def learner(run: Run) -> None:
     """Updates of the project's own rank, outside Ray."""
-    import torch
-
-    from hindsight.learner.plan import plan_updates, weigh
-    from hindsight.learner.policy import PolicyRank
-    from hindsight.learner.rank import learner_env
-
     seven = run.part.endswith("7b")
-    shape = run.shape("7b/4" if seven else "0.5b")
     variants = [(8192, 1, False), (8192, 1, True)]
     if not seven:
         variants = [(8192, 1, False), (16384, 1, False), (16384, 2, False), (16384, 1, True)]
-    length, batches = (128, 2) if run.small else (2048, 4)
-    folder = run.folder(shape)
     for micro, zero, checkpointing in variants:
-        micro = micro // 16 if run.small else micro
-        config = settings(
-            run,
-            folder,
-            f"learner.micro_batch_tokens={micro}",
-            f"learner.zero_stage={zero}",
-            f"learner.gradient_checkpointing={checkpointing}",
-        )
-        os.environ.update(learner_env(config, run.device == "cuda"))
-        rank = PolicyRank(config, folder, 0)
+        updates(run, run.shape("7b/4" if seven else "0.5b"), micro, zero, checkpointing)
+
+
+def updates(run: Run, shape: str, micro: int, zero: int, checkpointing: bool) -> None:
+    """Three updates of a new rank, then one that is profiled.
+
+    Args:
+        micro: tokens of a micro-batch. zero: ZeRO stage.
+    """
+    import torch
+
+    from hindsight.learner.policy import PolicyRank
+    from hindsight.learner.rank import learner_env
+
+    length, batches, folder = 128 if run.small else 2048, 2 if run.small else 4, run.folder(shape)
+    micro = micro // 16 if run.small else micro
+    config = settings(
+        run,
+        folder,
+        f"learner.micro_batch_tokens={micro}",
+        f"learner.zero_stage={zero}",
+        f"learner.gradient_checkpointing={checkpointing}",
+    )
+    os.environ.update(learner_env(config, run.device == "cuda"))
+    rank = PolicyRank(config, folder, 0)
+    began = time.perf_counter()
+    parameters, *_ = rank.start(*rank.host())
+    finished()
+    start, held = time.perf_counter() - began, peak()
+    rows = samples(batches * micro // length, length, SHAPES[shape][5])
+    work = pieces(rows, config)
+    times = []
+    for _ in range(3):
         began = time.perf_counter()
-        parameters, *_ = rank.start(*rank.host())
+        sums, norm = rank.update(work, 0.5, 1e-6)
         finished()
-        start, held = time.perf_counter() - began, peak()
-        rows = samples(batches * micro // length, length, SHAPES[shape][5])
-        plan = plan_updates("policy", rows, config, weigh("policy", config))
-        work = [
-            [("policy", micro, scale) for micro in micros]
-            for micros, scale in zip(plan.work[0], plan.scales, strict=True)
-        ]
-        times = []
-        for _ in range(3):
-            began = time.perf_counter()
-            sums, norm = rank.update(work, 0.5, 1e-6)
-            finished()
-            times.append(time.perf_counter() - began)
-        tokens, scored = sum(len(row.ids) for row in rows), sum(len(row.positions) for row in rows)
-        hidden, _, layers, *_ = SHAPES[shape]
-        flops = 6 * (products(shape, False) + layers * hidden * length) * tokens
-        flops += 6 * (products(shape, True) - products(shape, False)) * scored
-        run.emit(
-            micro_batch_tokens=micro,
-            zero=zero,
-            checkpointing=checkpointing,
-            parameters=parameters,
-            start_s=round(start, 1),
-            seconds=[round(own, 3) for own in times],
-            tokens=tokens,
-            tokens_per_s=round(tokens / min(times)),
-            model_tflops=round(flops / min(times) / 1e12, 2),
-            held_gib=held,
-            peak_gib=peak(),
-            norm=norm,
-            loss=sums["policy"]["loss"],
-            micro_batches=len(work[0]),
-        )
-        again = partial(rank.update, work, 0.5, 1e-6)
-        profiled(run, f"update, micro-batch {micro}, ZeRO {zero}", again)
-        del rank, again
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        times.append(time.perf_counter() - began)
+    tokens = sum(len(row.ids) for row in rows)
+    run.emit(
+        micro_batch_tokens=micro,
+        zero=zero,
+        checkpointing=checkpointing,
+        parameters=parameters,
+        start_s=round(start, 1),
+        seconds=[round(own, 3) for own in times],
+        tokens=tokens,
+        tokens_per_s=round(tokens / min(times)),
+        model_tflops=round(update_flops(shape, rows, length) / min(times) / 1e12, 2),
+        held_gib=held,
+        peak_gib=peak(),
+        norm=norm,
+        loss=sums["policy"]["loss"],
+        micro_batches=len(work[0]),
+    )
+    again = partial(rank.update, work, 0.5, 1e-6)
+    profiled(run, f"update, micro-batch {micro}, ZeRO {zero}", again)
+    del rank, again
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def pieces(rows: list[Any], config: Config) -> list[Any]:
+    """The work of one rank for an update on these samples."""
+    from hindsight.learner.plan import plan_updates, weigh
+
+    plan = plan_updates("policy", rows, config, weigh("policy", config))
+    return [
+        [("policy", micro, scale) for micro in micros]
+        for micros, scale in zip(plan.work[0], plan.scales, strict=True)
+    ]
+
+
+def update_flops(shape: str, rows: list[Any], length: int) -> float:
+    """FLOPs of an update on rows of that length: six per parameter and token, the head's on scored ones."""
+    hidden, _, layers, *_ = SHAPES[shape]
+    tokens, scored = sum(len(row.ids) for row in rows), sum(len(row.positions) for row in rows)
+    block = products(shape, False)
+    return 6 * (block + layers * hidden * length) * tokens + 6 * (products(shape, True) - block) * scored

@@ -234,6 +234,34 @@ def ratio(name: str, values: Sequence[float]) -> str:
     return f"ratio {name}: {statistics.median(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
 
 
+def settings(recipe: str, budget: int, device: torch.device) -> Config:
+    """The recipe's settings for one rank and one mini-batch, without recomputing activations."""
+    fixed = ["learner.ranks=1", "learner.zero_stage=1", "learner.mini_batches=1"]
+    config = load(recipe, [f"learner.micro_batch_tokens={budget}", *fixed])
+    return replace(
+        config,
+        model=replace(config.model, dtype="bfloat16" if device.type == "cuda" else "float32"),
+        learner=replace(config.learner, gradient_checkpointing=False),
+    )
+
+
+def timed(
+    parts: dict[str, Callable[[], object]], model: Any, device: torch.device, rounds: int
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of each part, in turn within each round; FLOP/s of the fastest matmul of the same rounds."""
+    spent: dict[str, list[float]] = {name: [] for name in parts}
+    peaks = []
+    for turn in range(rounds + 1):
+        found = {name: seconds(part) for name, part in parts.items()}
+        reached = peak(model, device)
+        typer.echo(f"round {turn}: {found}, {reached / 1e9:.1f} GFLOP/s", err=True)
+        if turn:  # the first round gets its memory from the system
+            peaks.append(reached)
+            for name, own in found.items():
+                spent[name].append(own)
+    return spent, peaks
+
+
 def main(
     recipe: str = "alfworld",
     groups: int = 1,
@@ -250,15 +278,8 @@ def main(
     Args:
         layers: keep so many of the model's; 0: all.
     """
-    fixed = ["learner.ranks=1", "learner.zero_stage=1", "learner.mini_batches=1"]
-    config = load(recipe, [f"learner.micro_batch_tokens={budget}", *fixed])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = "bfloat16" if device.type == "cuda" else "float32"
-    config = replace(
-        config,
-        model=replace(config.model, dtype=dtype),
-        learner=replace(config.learner, gradient_checkpointing=False),
-    )
+    config, console = settings(recipe, budget, device), Console()
     os.environ.update(learner_env(config, device.type == "cuda"))
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -275,7 +296,6 @@ def main(
             "rows": lambda: ours(rank, samples, config, True),
             "padded": loop.update,
         }
-        console = Console()
         try:
             trl = Trl(path, samples, config, device)
         except ImportError as error:
@@ -283,17 +303,9 @@ def main(
         else:
             parts["trl"] = trl.update
         flops, share = work_of(model, samples, budget)
-        spent: dict[str, list[float]] = {name: [] for name in parts}
-        peaks = []
-        for turn in range(rounds + 1):
-            found = {name: seconds(part) for name, part in parts.items()}
-            reached = peak(model, device)
-            typer.echo(f"round {turn}: {found}, {reached / 1e9:.1f} GFLOP/s", err=True)
-            if turn:  # the first round gets its memory from the system
-                peaks.append(reached)
-                for name, own in found.items():
-                    spent[name].append(own)
-    table = Table(title=f"{len(samples)} rows of {config.model.path} ({layers or 'all'} layers), {dtype}")
+        spent, peaks = timed(parts, model, device, rounds)
+    title = f"{len(samples)} rows of {config.model.path} ({layers or 'all'} layers), {config.model.dtype}"
+    table = Table(title=title)
     table.add_column("part")
     table.add_column("seconds, median [least, most]", justify="right")
     for name, times in spent.items():

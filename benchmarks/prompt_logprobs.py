@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -22,7 +23,40 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
+from hindsight.teacher.contexts import ScoreRequest
 from hindsight.teacher.scorer import SpanScorer
+
+
+def load_vllm(model: str, dtype: str, longest: int, budget: int, kv_cache_gib: float) -> Any:
+    """vLLM's engine for the model, in this process."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process, so one set of threads
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    memory = {"kv_cache_memory_bytes": int(kv_cache_gib * 2**30)} if current_platform.is_cpu() else {}
+    return LLM(
+        model,
+        dtype=dtype,
+        max_model_len=longest,
+        max_num_batched_tokens=budget,
+        enforce_eager=True,
+        disable_log_stats=True,
+        **memory,  # type: ignore[arg-type]
+    )
+
+
+def by_vllm(llm: Any, requests: Sequence[ScoreRequest], contexts: list[list[int]]) -> list[np.ndarray]:
+    """The log-probs of each request's span, from those of the whole prompt."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0)
+    answers = llm.generate([{"prompt_token_ids": ids} for ids in contexts], sampling, use_tqdm=False)
+    found = []
+    for request, ids, answer in zip(requests, contexts, answers, strict=True):
+        start, end = request.cut + request.span.start, request.cut + request.span.end
+        found.append(np.array([answer.prompt_logprobs[at][ids[at]].logprob for at in range(start, end)]))
+    return found
 
 
 def main(
@@ -36,47 +70,21 @@ def main(
     kv_cache_gib: float = 1.0,
 ) -> None:
     """Compare both on synthetic full-history trajectories."""
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process, so one set of threads
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    from vllm import LLM, SamplingParams
-    from vllm.platforms import current_platform
-
-    longest = tokens + 256
-    memory = {"kv_cache_memory_bytes": int(kv_cache_gib * 2**30)} if current_platform.is_cpu() else {}
-    llm = LLM(
-        model,
-        dtype=dtype,
-        max_model_len=longest,
-        max_num_batched_tokens=budget,
-        enforce_eager=True,
-        disable_log_stats=True,
-        **memory,  # type: ignore[arg-type]
-    )
+    llm = load_vllm(model, dtype, tokens + 256, budget, kv_cache_gib)
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scorer = SpanScorer(torch.nn.Module.to(lm, device), budget, temperature=1.0)
     sequences, requests = synthetic_rollout(trajectories, turns, tokens, lm.config.vocab_size)
     contexts = [context_ids(sequences, request)[0].tolist() for request in requests]
-    sampling = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0)
-
-    def by_teacher() -> list[np.ndarray]:
-        return [scored.logprobs for scored in scorer.score(sequences, requests)]
-
-    def by_vllm() -> list[np.ndarray]:
-        answers = llm.generate([{"prompt_token_ids": ids} for ids in contexts], sampling, use_tqdm=False)
-        found = []
-        for request, ids, answer in zip(requests, contexts, answers, strict=True):
-            given = answer.prompt_logprobs
-            assert given is not None
-            start, end = request.cut + request.span.start, request.cut + request.span.end
-            found.append(np.array([given[at][ids[at]].logprob for at in range(start, end)]))  # type: ignore[index]
-        return found
-
-    seconds: dict[str, list[float]] = {"teacher": [], "vLLM": []}
+    ways: dict[str, Callable[[], list[np.ndarray]]] = {
+        "teacher": lambda: [scored.logprobs for scored in scorer.score(sequences, requests)],
+        "vLLM": lambda: by_vllm(llm, requests, contexts),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     gaps = []
     for number in range(rounds + 1):  # the first is not counted
         answers = {}
-        for name, score in (("teacher", by_teacher), ("vLLM", by_vllm)):
+        for name, score in ways.items():
             began = time.perf_counter()
             answers[name] = np.concatenate(score())
             if number:

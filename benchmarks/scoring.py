@@ -2,9 +2,10 @@
 
     python -m benchmarks.scoring [--replicas 6] [--ranks 6] [--draws 20]
 
-Nothing runs: ends of trajectories are drawn, and replicas take them first come, first served. Rates and step
-are those of `benchmarks.scale`, trained synchronously. A group with equal rewards teaches nothing by sibling
-advantages, so scoring by them has to wait until two rewards differ; distillation scores everything.
+Nothing runs: ends of trajectories are drawn, and replicas take them first come, first served. Rates and
+tokens are those that `hindsight plan alfworld_7b_gpu --budget` assumes, trained synchronously. A group with
+equal rewards teaches nothing by sibling advantages, so scoring by them has to wait until two rewards differ;
+distillation scores everything.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from benchmarks.scale import Load, Rates
 from rich.console import Console
 from rich.table import Table
 
+from hindsight.cluster.rates import EPISODES, Gpu
+
 GROUPS, SIZE = 16, 8
+GPU, EPISODE, WINDOW = Gpu(), EPISODES["alfworld"], 2
+PROMPT = EPISODE.first + WINDOW * EPISODE.observation  # tokens of a turn
+RESPONSE = EPISODE.thought + EPISODE.action
+SCORED = PROMPT + EPISODE.hint + RESPONSE  # tokens of a turn that a teacher reads
+UPDATE = 8 / 6  # activations are computed twice
 NOISE = 0.3  # standard deviation of the log of a turn's time
 
 
@@ -50,8 +57,8 @@ GAMES = (
 
 def rollouts(game: Game, success: float, seed: int) -> list[list[Ended]]:
     """Groups whose tasks differ in difficulty, each sorted by when its trajectories end."""
-    draw, rates, load = np.random.default_rng(seed), Rates(), Load(GROUPS * SIZE)
-    seconds = load.prompt / rates.prefill + load.response * rates.latency + rates.step
+    draw = np.random.default_rng(seed)
+    seconds = PROMPT / GPU.prefill + RESPONSE * GPU.token + EPISODE.step
 
     def play(chance: float) -> Ended:
         won = bool(draw.random() < chance)
@@ -77,7 +84,7 @@ def after(jobs: Sequence[tuple[float, int]], replicas: int, ended: float) -> tup
     """Seconds of scoring after the last rollout, and the share of the scoring that was done before."""
     free, last, hidden, total = [0.0] * replicas, ended, 0.0, 0.0
     for at, turns in sorted(jobs):
-        start, seconds = max(heapq.heappop(free), at), turns * Load(0).context / Rates().score
+        start, seconds = max(heapq.heappop(free), at), turns * SCORED / GPU.score
         heapq.heappush(free, start + seconds)
         last, total = max(last, start + seconds), total + seconds
         hidden += max(0.0, min(start + seconds, ended) - start)
@@ -103,12 +110,12 @@ def main(
                     groups = rollouts(game, success, seed)
                     ended = max(group[-1].at for group in groups)
                     whole, each = (list(work(groups, distills, early)) for early in (False, True))
-                    tokens = Load(0).context * sum(turns for _, turns in whole)
+                    turns = sum(own for _, own in whole)
                     done = [after(jobs, replicas, ended) for jobs in (whole, each)]
                     left, hidden = zip(*done, strict=True)
-                    step = ended + left[0] + Load(0).passes * tokens / (ranks * Rates().learn)
+                    step = ended + left[0] + UPDATE * turns * (PROMPT + RESPONSE) / ranks / GPU.learn
                     share = (left[0] - left[1]) / step
-                    figures.append((tokens / Rates().score / replicas, *left, share, *hidden))
+                    figures.append((turns * SCORED / GPU.score / replicas, *left, share, *hidden))
                 busy, by_group, by_trajectory, gained, *shares = np.mean(figures, axis=0)
                 scored = "everything" if distills else "unequal groups"
                 seconds = (f"{one:.0f} s" for one in (busy, by_group, by_trajectory))

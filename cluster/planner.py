@@ -32,7 +32,7 @@ USABLE = 0.92  # of a GPU's memory: the rest is for fragmentation
 WEIGHTS = 0.75  # most of an engine's memory that weights should take: the rest is its cache
 EPISODES = 4  # per engine and per rank at least, for another one to be worth its GPU
 # The learner's share of the GPUs. With one message per turn it reads each prompt again that the engines have
-# in their cache, so it has more to do (benchmarks/scale.py).
+# in their cache, so it has more to do (cluster/budget.py).
 LEARNERS = {"history": 0.5, "window": 0.75}
 USERS = 4  # conversations that a simulated user's cache should hold
 CPUS = 0.5  # that Ray counts for an actor with a GPU

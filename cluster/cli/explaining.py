@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -20,6 +21,9 @@ from hindsight.configs.check import render
 from hindsight.configs.load import ConfigError, load, methods
 from hindsight.configs.registry import unknown
 
+if TYPE_CHECKING:  # it imports Ray, which `hindsight --help` does without
+    from hindsight.cluster.plan import Plan
+
 app = typer.Typer()
 
 
@@ -30,6 +34,9 @@ def show_plan(
     gpus: Annotated[int | None, typer.Option(help="GPUs per node; by default this machine's")] = None,
     gpu_gib: Annotated[float, typer.Option(help="memory of each GPU (GiB), with --gpus")] = 80.0,
     nodes: Annotated[int, typer.Option(help="machines", min=1)] = 1,
+    budget: Annotated[bool, typer.Option("--budget", help="also print what the run would cost")] = False,
+    rates: Annotated[Path | None, typer.Option(help="as --budget, with the figures of a YAML file")] = None,
+    seeds: Annotated[int, typer.Option(help="runs of --budget, each with its seed", min=1)] = 3,
 ) -> None:
     """Print who would run where, with the memory that each needs. Starts nothing."""
     from hindsight.cluster.commands import expected_errors
@@ -47,6 +54,28 @@ def show_plan(
     PlainConsole().print(plan_table(made))
     for note in plan_notes(made):
         typer.echo(note)
+    if budget or rates:
+        _show_budget(made, rates, seeds, shlex.join(["hindsight", "train", recipe, *(overrides or [])]))
+
+
+def _show_budget(made: Plan, rates: Path | None, seeds: int, train: str) -> None:
+    """Print seconds by phase and GPU-hours, what they are computed from, and the command."""
+    from hindsight.cluster.budget import budget
+    from hindsight.cluster.budget_text import command, tables, verdict
+    from hindsight.cluster.planning import model_shape
+    from hindsight.cluster.rates import RatesError, figures_for
+    from hindsight.rollout.outline import outline
+
+    if not made.gpus:
+        fail("--budget counts GPU-hours, and this plan has no GPU: add --gpus 8, for example")
+    try:
+        figures = figures_for(made.config.env.name, rates)
+    except RatesError as error:
+        fail(str(error))
+    shape = model_shape(outline(made.config.model.path), made.config.learner.lora)
+    for table in tables(budget(made, shape, figures), figures, seeds):
+        PlainConsole().print(table)
+    typer.echo(f"{verdict(figures)}\nTrain with:\n  {command(train, made.config, seeds)}")
 
 
 @app.command()
