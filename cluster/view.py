@@ -38,6 +38,7 @@ from hindsight.cluster.step_report import (
     trained_line,
 )
 from hindsight.configs.schema import Config
+from hindsight.envs.base import TRAINING
 from hindsight.envs.runtime.files import atomic_write
 from hindsight.learner.samples import SampleGroup
 
@@ -224,10 +225,10 @@ def draw(progress: Progress) -> Table:
 
 
 def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Held-out success per stage, with intervals, after each trial. Fits 80 columns."""
+    """Success per stage, with intervals, after each trial. Fits 80 columns."""
     read, written = (sum(getattr(e, f"tokens_{what}") for e in evaluations) for what in ("read", "written"))
     caption = f"{read:,} prompt tokens, {written:,} generated"
-    table = Table(title="Held-out success", caption=caption, box=box.SIMPLE, pad_edge=False)
+    table = Table(title=success_on(first_panel(evaluations)), caption=caption, box=box.SIMPLE, pad_edge=False)
     for name in ("stage", "step", "success", "95 % interval", "episodes", "turns", "s"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for e in evaluations:
@@ -242,6 +243,11 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
         figures = (episodes, f"{e.turns:.1f}", f"{e.seconds:.0f}")
         table.add_row(stage, str(e.step), f"{e.success:.1%}", interval, *figures)
     return table
+
+
+def success_on(panel: str) -> str:
+    """What the success on a panel is: only that on training tasks is not held out."""
+    return "Success on training tasks" if panel == TRAINING else "Held-out success"
 
 
 def cost_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -272,7 +278,7 @@ def cost_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
 def draw_curve(
     rows: Sequence[dict[str, Any]], evaluations: Sequence[Evaluation], path: Path, title: str
 ) -> None:
-    """The learning curve: training success per step and held-out success with its intervals, as a PNG."""
+    """The learning curve: success of training rollouts per step and of evaluations, with intervals; a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -301,7 +307,8 @@ def draw_curve(
             [e.step for e in trained],
             [e.success for e in trained],
             yerr=[[e.success - e.low for e in trained], [e.high - e.success for e in trained]],
-            fmt="o", color="#c2410c", capsize=4, label="held-out, 95 % interval",
+            fmt="o", color="#c2410c", capsize=4,
+            label=f"{success_on(first_panel(evaluations)).lower()}, 95 % interval",
         )  # fmt: skip
     axes.set(xlabel="training step", ylabel="success", ylim=(0, 1), title=title)
     axes.grid(alpha=0.25)

@@ -13,7 +13,7 @@ from hindsight.envs.tasks import Manifest, TaskSpec
 
 # <action>…</action>; calls of tools (`envs.tool_calls`); a block of code; <search>…</search> or <answer>
 ACTION_FORMATS = ("tags", "tools", "code", "search")
-EVALUATION = "evaluation"  # the panel that every environment has
+EVALUATION, TRAINING = "evaluation", "training"  # the panels that every environment has
 
 
 class EnvError(RuntimeError):
@@ -269,11 +269,12 @@ class EnvFamily(ABC):
     def panels(self) -> dict[str, Callable[[], tuple[TaskSpec, ...]]]:
         """The panels that `evaluate.panels` may name, each with what lists its tasks.
 
-        EVALUATION has the tasks that `manifest` holds out, as many and drawn as the settings say. A panel
+        EVALUATION has the tasks that `manifest` holds out, as many and drawn as the settings say; TRAINING
+        has those that it trains on, which shows what a run has fitted, not what it has learned. A panel
         with the benchmark's name before a slash is canonical: all tasks of an official split, in its order,
         whatever `env.kinds`, `env.eval_tasks` and `env.seed` are.
         """
-        return {EVALUATION: lambda: self.manifest().evaluation}
+        return {EVALUATION: lambda: self.manifest().evaluation, TRAINING: lambda: self.manifest().train}
 
     def preload(self) -> None:  # noqa: B027 - a family without shared data needs none
         """Load the data that all instances read. It is called once, in the process that slots are forked

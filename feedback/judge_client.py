@@ -29,6 +29,7 @@ Schema = Mapping[str, Any]
 RETRIES = 2  # after a failed attempt
 LONGEST_PAUSE = 10.0  # seconds between two attempts
 SMALLEST_ANSWER = 64  # tokens: one diagnosis or correction with its JSON
+LONGEST_TEXT = 200  # characters of one text in an answer in JSON from the run's engines
 SHARE = 3  # a question is shortened until its answer has room for its tokens or context / SHARE, if fewer
 
 
@@ -151,7 +152,7 @@ class EngineAsk:
             room,
             seed=derive_seed(*ids.tolist()),
             top_p=settings.top_p,
-            json_schema=None if schema is None else json.dumps(schema),
+            json_schema=None if schema is None else json.dumps(bounded(schema)),
         )
         first = next(self._asked)
         for retry in range(RETRIES + 1):
@@ -188,6 +189,24 @@ class EngineAsk:
 
     async def close(self) -> None:
         """Do nothing: the run owns the engines."""
+
+
+def bounded(schema: Any) -> Any:
+    """A JSON schema in which every text has at most LONGEST_TEXT characters and no list is empty.
+
+    Without these a model that is far from writing JSON ends the list at once, or never its first text.
+    """
+    if isinstance(schema, list):
+        return [bounded(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kinds = schema.get("type", ())
+    limits: dict[str, Any] = {}
+    if "string" in ([kinds] if isinstance(kinds, str) else kinds) and "enum" not in schema:
+        limits["maxLength"] = LONGEST_TEXT
+    if kinds == "array":
+        limits["minItems"] = 1
+    return limits | {name: bounded(value) for name, value in schema.items()}
 
 
 class JudgeClient:

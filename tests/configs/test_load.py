@@ -222,7 +222,7 @@ def test_a_base_names_no_environment_and_no_method(base: str) -> None:
 
 
 def test_another_environment_drops_the_task_types_and_data_of_a_recipes_own(tmp_path: Path) -> None:
-    assert load("nano").env.kinds == ["pick_and_place_simple"]
+    assert load("nano").env.kinds == ["look_at_obj_in_light"]
     assert load("nano", ["env.name=webshop"]).env.kinds == []
     assert load("nano", ["env.name=webshop", "env.kinds=[garden]"]).env.kinds == ["garden"]
     recipe = write(tmp_path, "mine.yaml", "base: nano\nenv: {name: bfcl, kinds: [base]}\n")

@@ -1,5 +1,7 @@
 """The searching player on texts made up here."""
 
+from random import Random
+
 import pytest
 from alfworld.gen.goal_library import gdict
 from hypothesis import given
@@ -44,6 +46,12 @@ def test_surfaces_are_searched_before_drawers_and_drawers_are_opened():
     expert.see("go to drawer 2", "You arrive at drawer 2. The drawer 2 is closed.")
     at_drawer = Observation("", ("go to drawer 1", "go to shelf 1", "open drawer 2"))
     assert expert.act(at_drawer) == "open drawer 2"
+
+
+def test_the_order_of_the_search_is_drawn():
+    first = room("put a pen in shelf")
+    orders = {tuple(SearchExpert(first, Random(seed)).receptacles) for seed in range(60)}
+    assert len(orders) == 6 and tuple(SearchExpert(first).receptacles) in orders
 
 
 def test_both_verbs_of_placing_are_spoken():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hindsight.configs.schema import Env
-from hindsight.envs.base import EVALUATION, SettingError
+from hindsight.envs.base import EVALUATION, TRAINING, SettingError
 from hindsight.envs.bfcl.data import KINDS as SETS
 from hindsight.envs.bfcl.data import entries
 from hindsight.envs.bfcl.env import BfclFamily
@@ -44,7 +44,7 @@ def test_an_own_environment_has_the_panel_of_its_held_out_tasks():
     found = panel(Plain(1, 2, 3, 4), EVALUATION)
     assert [task.id for task in found.tasks] == ["3", "4"]
     assert str(found) == f"panel evaluation: 2 tasks, digest {found.digest}"
-    with pytest.raises(SettingError, match=r"has no panel 'far' with these settings. Use evaluation$"):
+    with pytest.raises(SettingError, match=r"no panel 'far' with these settings. Use evaluation, training$"):
         panel(Plain(1, 2, 3), "far")
     with pytest.raises(SettingError, match="evaluation has no tasks"):
         panel(Plain(1, 2), EVALUATION)
@@ -99,3 +99,8 @@ def test_webshop_tests_the_first_goals_in_their_order(tmp_path):
     found = panel(family, "test").tasks
     assert [task.data["goal"] for task in found] == list(range(500)) and len({t.kind for t in found}) > 1
     assert {task for task in map(str, panel(family, EVALUATION).tasks)} <= set(map(str, found))
+
+
+def test_the_training_tasks_are_a_panel_under_their_own_name():
+    family = Plain(1, 2, 3)
+    assert panel(family, TRAINING) == Panel("training", family.manifest().train)

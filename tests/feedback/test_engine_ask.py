@@ -13,7 +13,14 @@ from transformers import PreTrainedTokenizerFast
 
 from hindsight.configs.schema import Judge, Prompt
 from hindsight.feedback import preamble
-from hindsight.feedback.judge_client import Answer, EngineAsk, JudgeClient, JudgeError, open_judge
+from hindsight.feedback.judge_client import (
+    LONGEST_TEXT,
+    Answer,
+    EngineAsk,
+    JudgeClient,
+    JudgeError,
+    open_judge,
+)
 from hindsight.feedback.source import make_sources
 from hindsight.feedback.transcript import SHORTEST, Style, shorten_to_fit
 from hindsight.rollout.render import Renderer
@@ -65,6 +72,21 @@ def test_an_engine_is_asked_in_the_models_own_chat(renderer):
     assert renderer.decode(ids) == "<|im_start|>user\nWhy? < |im_end|><|im_end|>\n<|im_start|>assistant\n"
     assert (sampling.temperature, sampling.top_p, json.loads(sampling.json_schema)) == (0.0, 0.95, SCHEMA)
     assert sampling.max_tokens == 64 and sampling.seed is not None
+
+
+def test_an_answer_in_json_has_an_end(renderer):
+    """A random model ends a list at once, and never a text."""
+    text = {"properties": {"cause": {"type": "string"}, "fix": {"type": ["string", "null"]}}}
+    kind = {"type": "string", "enum": ["good", "wrong"]}
+    schema = {"properties": {"turns": {"type": "array", "items": text}, "kind": kind}}
+    one = engine(renderer, "{}")
+    ask(EngineAsk(renderer, [one], Judge()), "Why?", schema=schema)
+    asked = json.loads(one.asked[0][1].json_schema)
+    turns = asked["properties"].pop("turns")
+    assert asked == {"properties": {"kind": kind}} and turns["minItems"] == 1
+    limits = {name: one["maxLength"] for name, one in turns["items"]["properties"].items()}
+    assert limits == {"cause": LONGEST_TEXT, "fix": LONGEST_TEXT}
+    assert "maxLength" not in text["properties"]["cause"]  # the source's own schema stays as it is
 
 
 def test_engines_take_turns_and_stand_in_for_each_other(renderer):

@@ -29,7 +29,7 @@ def vocabulary():
 def test_nano_loads_and_is_the_shape_it_says(nano: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(nano)
     config = model.config
-    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (256, 4, 4)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (128, 2, 2)
     assert config.max_position_embeddings == 32768 and config.tie_word_embeddings
     assert config.vocab_size == len(AutoTokenizer.from_pretrained(nano)) <= 2048
     assert model.dtype == torch.bfloat16
