@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
+from hindsight.rollout.models import resolve
 from hindsight.teacher.scorer import SpanScorer
 
 
 def main(
-    model: Annotated[str, typer.Argument(help="folder of a causal LM")],
+    model: Annotated[str, typer.Argument(help="name or folder of a causal LM")],
     trajectories: int = 4,
     turns: int = 20,
     tokens: int = 1200,
@@ -41,7 +42,7 @@ def main(
     from vllm import LLM, SamplingParams
     from vllm.platforms import current_platform
 
-    longest = tokens + 256
+    model, longest = str(resolve(model)), tokens + 256
     memory = {"kv_cache_memory_bytes": int(kv_cache_gib * 2**30)} if current_platform.is_cpu() else {}
     llm = LLM(
         model,

@@ -20,6 +20,7 @@ import numpy as np
 import ray
 import torch
 import typer
+from benchmarks.ratio import ratio_line
 from rich.console import Console
 from rich.table import Table
 
@@ -133,7 +134,7 @@ def main(mib: int = 512, tensors: int = 300, rounds: int = 5, model: str = "") -
         with engine_parts(model) as (own, parts):
             apart = measure(parts, Clock(own.segment.data, time.perf_counter), rounds)
         show(f"apart: {model}, {own.segment.data.size / 2**20:.0f} MiB, {rounds} rounds", apart)
-    print(f"ratio publish: {spread(ratio)}")
+    print(ratio_line("weight sync ÷ copy", ratio))
 
 
 def show(title: str, costs: Costs) -> None:
