@@ -1,10 +1,11 @@
 """Steps per second of environments against upstream's own loop on the same episodes.
 
-    python -m benchmarks.environments [alfworld bfcl taubench] [--episodes 6] [--rounds 3]
+    python -m benchmarks.environments [alfworld appworld bfcl taubench] [--episodes 6] [--rounds 3]
 
 Each way plays the reference solutions of the same tasks in a process of its own, in turn, resets and verdicts
 included. Upstream's loop is
     alfworld  `textworld.gym` as upstream's `AlfredTWEnv` sets it up, one game at a time
+    appworld  `AppWorld.execute` and `evaluate` in its own interpreter, without a sandbox
     bfcl      `execute_multi_turn_func_call` for each call, then `multi_turn_checker`
     taubench  tau2's orchestrator and evaluator on the environments of tau2's registry; our scripted
               customer
@@ -14,6 +15,9 @@ The first round of each, which fills caches, is not counted.
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -125,8 +129,49 @@ def taubench(name: str, tasks: int) -> Play:
     return ours(family(name, tasks).make())
 
 
+LOOP = """
+import json, os, shutil, sys
+out = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+from appworld import AppWorld, update_root
+update_root(os.getcwd())
+for line in sys.stdin:
+    task, actions = json.loads(line)
+    with AppWorld(task, "upstream", load_ground_truth=True) as world:
+        for code in actions:
+            world.execute(code)
+            if world.task_completed():
+                break
+        world.evaluate()
+    print("done", file=out, flush=True)
+shutil.rmtree(os.getcwd())
+"""
+
+
+def appworld(name: str, tasks: int) -> Play:
+    """Upstream's `AppWorld` in its own interpreter, which starts once, on a folder of its own."""
+    from hindsight.envs.runtime.interpreters import interpreter
+
+    made: Any = family(name, tasks)
+    folder = Path(tempfile.mkdtemp(prefix="hindsight-bench-"))
+    (folder / "data").symlink_to(made.root / "data")
+    command = [str(interpreter(name, made.cache)), "-c", LOOP]
+    process = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin and process.stdout
+    asked, answers = process.stdin, process.stdout
+
+    def play(task: TaskSpec, actions: Sequence[str]) -> int:
+        print(json.dumps([task.id, list(actions)]), file=asked, flush=True)
+        if answers.readline() != "done\n":
+            raise RuntimeError(f"upstream's AppWorld failed on {task.id}")
+        return len(actions)
+
+    return play
+
+
 UPSTREAM: dict[str, Callable[[str, int], Play]] = {
     "alfworld": alfworld,
+    "appworld": appworld,
     "bfcl": bfcl,
     "taubench": taubench,
 }

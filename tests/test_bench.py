@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import yaml
@@ -80,3 +81,16 @@ def test_every_row_has_a_command_or_a_reason() -> None:
 def test_every_quick_row_has_a_record_and_no_other_has() -> None:
     records = yaml.safe_load(bench.RECORDS.read_text())
     assert set(records) == {row.name for row in ROWS if row.quick}
+
+
+def test_what_is_worse_is_measured_again_and_new_records_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answers = [measured(ROW, 1.0), measured(ROW, 3.9), measured(ROW, 5.0)]
+    monkeypatch.setattr(bench, "run", lambda command, limit: answers.pop(0))
+    monkeypatch.setattr(bench, "RECORDS", tmp_path / "records.yaml")
+    bench.RECORDS.write_text(yaml.safe_dump({ROW.name: 4.0}))
+    assert bench.check_quick([ROW], record=False) == []
+    assert len(answers) == 1
+    assert bench.check_quick([ROW], record=True) == []
+    assert yaml.safe_load(bench.RECORDS.read_text()) == {ROW.name: 5.0}
