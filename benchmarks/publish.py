@@ -94,6 +94,7 @@ def engine_parts(model: str) -> Iterator[tuple[Sync, dict[str, Callable[[], Any]
     from hindsight.rollout.models import resolve
 
     overrides = ["model.max_length=512", "weight_sync.transport=object_store", "model.dtype=float32"]
+    overrides.append("rollout.tensor_parallel=1")
     config, folder = load("nano", [*overrides, f"model.path={model}"]), str(resolve(model))
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     sync, version = Sync([(name, one.detach()) for name, one in lm.named_parameters()]), iter(range(1, 10**6))

@@ -172,7 +172,7 @@ def main(model: str = "nano", turns: int = 20, episodes: int = 32, slots: int = 
         *(f"env.name={Path(__file__).with_name('drawn.py')}", "env.kinds=[]", f"env.slots={slots}"),
         *(f"env.max_turns={turns}", f"model.path={model}", "model.max_length=4096"),
         *(f"rollout.max_num_seqs={slots}", "rollout.max_tokens=48", "rollout.kv_cache_gib=1"),
-        "rollout.tensor_parallel=1",
+        *("rollout.tensor_parallel=1", "weight_sync.transport=object_store"),  # as a plan would set them
     ]
     config = load("nano", overrides)
     connect(None, dashboard_port=0)
