@@ -81,7 +81,13 @@ ROWS = (
     Row("learner ÷ TRL's loss step", LEARNER, "trl/ours", 2.0),
     Row("learner ÷ a plain loop on padded rows", LEARNER, "padded/ours", quick=QUICK_LEARNER),
     Row("learner ÷ itself without packing and sharing", LEARNER, "rows/ours", quick=QUICK_LEARNER),
-    Row("learner as a share of the matmul peak", LEARNER, "ours/peak", 0.55),
+    Row(
+        "learner as a share of the matmul peak",
+        LEARNER,
+        "ours/peak",
+        0.55,
+        why="attention and element-wise passes run below the rate of matmuls (docs/performance.md)",
+    ),
     Row(
         "whole step ÷ TRL's GRPO, on a random model of 25M parameters",
         f"trl_step {STEP}",
@@ -89,7 +95,14 @@ ROWS = (
         2.0,
     ),
     Row("asynchronous ÷ synchronous, time of a step", METHODS, "step of serl:rollout.max_staleness=1 ÷ serl"),
-    Row("SERL ÷ GRPO, time of a step", METHODS, "step of serl ÷ grpo", 1.1, less=True),
+    Row(
+        "SERL ÷ GRPO, time of a step",
+        METHODS,
+        "step of serl ÷ grpo",
+        1.1,
+        less=True,
+        why="without GPUs the teacher takes the cores that rollouts and learner use",
+    ),
     Row(
         "SERL after its decay ÷ GRPO, time of a step",
         METHODS,

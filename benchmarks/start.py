@@ -58,7 +58,9 @@ def answers(folder: Path) -> list[float]:
     if not (folder / "timeline.jsonl").exists():
         return []
     spans = RunFolder(folder).timeline()
-    return [one["start"] + one["turns"][0][1] for one in spans if one["role"] == "engine" and one["turns"]]
+    return [
+        one["start"] + one["turns"][0][1] for one in spans if one["role"] == "engine" and one.get("turns")
+    ]
 
 
 def main(
