@@ -44,8 +44,10 @@ class DrawnFamily(EnvFamily):
     turn_limit = 50
 
     def manifest(self) -> Manifest:
-        tasks = tuple(TaskSpec(f"drawn-{index}", "drawn", "drawn", "train") for index in range(64))
-        return Manifest(train=tasks, evaluation=tasks[:8])
+        def tasks(split: str, count: int) -> tuple[TaskSpec, ...]:
+            return tuple(TaskSpec(f"{split}-{index}", "drawn", "drawn", split) for index in range(count))
+
+        return Manifest(train=tasks("train", 64), evaluation=tasks("evaluation", 8))
 
     def make(self) -> TextEnv:
         return DrawnEnv(self.settings.max_turns)

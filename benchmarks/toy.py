@@ -23,8 +23,10 @@ class ToyFamily(EnvFamily):
     turn_limit = 50
 
     def manifest(self) -> Manifest:
-        tasks = tuple(TaskSpec(f"toy-{index}", "toy", "toy", "train") for index in range(16))
-        return Manifest(train=tasks, evaluation=tasks)
+        def tasks(split: str) -> tuple[TaskSpec, ...]:
+            return tuple(TaskSpec(f"{split}-{index}", "toy", "toy", split) for index in range(16))
+
+        return Manifest(train=tasks("train"), evaluation=tasks("evaluation"))
 
     def make(self) -> TextEnv:
         return ToyEnv(max_turns=1_000_000)

@@ -13,6 +13,10 @@ from benchmarks.bench import Outcome, execute, is_worse, judged, page, reached
 from benchmarks.ratio import Ratio, ratio_line, read_ratios
 from benchmarks.rows import ROWS, Row
 
+from hindsight.configs.schema import Env
+from hindsight.envs.panels import find_panels
+from hindsight.envs.registry import make_family
+
 ROW = Row("a ÷ b", "some --option", "a/b", target=2.0, quick="some --small")
 COST = Row("c ÷ d", "some", "c/d", target=3.0, less=True, quick="some")
 
@@ -94,3 +98,11 @@ def test_what_is_worse_is_measured_again_and_new_records_are_kept(
     assert len(answers) == 1
     assert bench.check_quick([ROW], record=True) == []
     assert yaml.safe_load(bench.RECORDS.read_text()) == {ROW.name: 5.0}
+
+
+@pytest.mark.parametrize("name", ["drawn", "toy"])
+def test_environments_of_benchmarks_can_be_trained_on(name: str) -> None:
+    family = make_family(Env(name=str(bench.HERE / f"{name}.py")))
+    manifest = family.manifest()
+    assert find_panels(family, manifest, ["evaluation"])[0].tasks
+    assert family.make().reset(manifest.train[0]).text
