@@ -1,5 +1,5 @@
 # make train [ARGS="steps=200"] · make test [ARGS="-k loss"] · make lint · make format · make setup · make clean
-.PHONY: setup train test chaos lint format docs viewer lock clean
+.PHONY: setup train test chaos bench bench-quick lint format docs viewer lock clean
 .DEFAULT_GOAL := help
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,10 +14,12 @@ help:
 	@echo 'make train    set up, then train $(CONFIG) or resume it; ARGS="key=value ..." overrides settings'
 	@echo 'make test     set up, then run the tests; ARGS goes to pytest'
 	@echo 'make chaos    kill every kind of process of a small run, which must end as if nothing had happened'
+	@echo 'make bench    measure every ratio of benchmarks/rows.py into benchmarks/RESULTS.md, in about 40 minutes'
+	@echo 'make bench-quick  measure those that are the same on all machines; fail if one fell by more than 25 %'
 	@echo 'make lint     check style, formatting and types; make format fixes the first two'
 	@echo 'make docs     build the documentation as a site in site/; a broken link is an error'
 	@echo 'make viewer   build the web page of `hindsight view` again (needs node and npm)'
-	@echo 'make lock     update all package versions; make clean removes .venv*, site/ and caches, never runs/'
+	@echo 'make lock     update all package versions; make clean removes .venv*, .bench/, site/ and caches, never runs/'
 
 setup:
 	@VENV=$(VENV) scripts/setup
@@ -32,6 +34,16 @@ test:
 chaos:
 	@VARIANT=cpu VENV=$(TEST_VENV) scripts/setup
 	CUDA_VISIBLE_DEVICES= $(TEST_VENV)/bin/python -m benchmarks.chaos $(ARGS)
+
+bench:
+	@VARIANT=cpu VENV=$(TEST_VENV) scripts/setup
+	@$(TEST_VENV)/bin/uv pip install --quiet --python $(TEST_VENV)/bin/python --target .bench/site-packages --no-deps \
+		-r requirements/bench.txt || echo 'bench: without TRL, whose rows are not measured'
+	CUDA_VISIBLE_DEVICES= $(TEST_VENV)/bin/python -m benchmarks.bench $(ARGS)
+
+bench-quick:
+	@VARIANT=cpu VENV=$(TEST_VENV) scripts/setup
+	CUDA_VISIBLE_DEVICES= $(TEST_VENV)/bin/python -m benchmarks.bench --quick $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -52,5 +64,5 @@ lock: setup
 	scripts/lock
 
 clean:
-	rm -rf .venv .venv-cpu .venv-docs site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-cpu .venv-docs .bench site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,8 +7,9 @@ The run is real (GRPO, the loop of `hindsight train`, worker, shards and their p
 an engine answers each turn after `--seconds` with the same tokens, and the learner does nothing. Every
 episode has a slot, so all are in flight at once. A table has the groups per second, for each process its
 share of one core and its CPU time per turn, and how memory, open files, the machine's shared memory and the
-entries of $TMPDIR changed over the run. The last lines say how much of one core the driver would need if
-nothing but the engines took time: its CPU time per step by `--turns` × `--seconds`.
+entries of $TMPDIR changed over the run. The last lines have the groups per second as a share of what these
+engines allow (an episode in `--turns` × `--seconds`), and how much of one core the driver would need at that
+rate.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +27,7 @@ import numpy as np
 import psutil
 import ray
 import typer
+from benchmarks.ratio import ratio_line
 from benchmarks.toy import ACTIONS
 from rich.console import Console
 from rich.table import Table
@@ -228,14 +231,18 @@ def main(
     with tempfile.TemporaryDirectory(prefix="hindsight-driver-") as folder:
         configs = [settings(Path(folder, str(count)), count, steps + 1, turns) for count in counts]
         connect(None, dashboard_port=0)  # actors find the environment that the settings name
-        needed = {}
+        found, needed = {}, {}
         for count, config in zip(counts, configs, strict=True):
             done = asyncio.run(measure(config))
             show(console, count, turns, done)
+            steps_taken = [after - before for before, after in pairwise(done.times)]
+            found[count] = [turns * seconds / one for one in steps_taken]
             needed[count] = done.processes[0].used / (len(done.times) - 1) / (turns * seconds or 1.0)
         ray.shutdown()
+    for count, shares in found.items():
+        print(ratio_line(f"driver, {count}", shares))
     for count, share in needed.items():
-        print(f"ratio driver_{count}: {share:.3f}")
+        print(ratio_line(f"driver's share of a core, {count}", [share]))
 
 
 def show(console: Console, episodes: int, turns: int, done: Watched) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import typer
+from benchmarks.ratio import ratio_line
 from rich.console import Console
 from rich.table import Table
 
@@ -79,6 +81,11 @@ def padded(samples: Sequence[TrainingSample], device: Any) -> dict[str, torch.Te
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
+def find_trl() -> None:
+    """Make TRL importable where `make bench` has put it; what the environment has comes first."""
+    sys.path.append(str(Path(__file__).resolve().parents[1] / ".bench" / "site-packages"))
+
+
 class Plain:
     """A model with AdamW in float32 that reads padded micro-batches."""
 
@@ -115,6 +122,7 @@ class Trl(Plain):
     """As `Plain`, with TRL's loss. It computes log-probs of all tokens after the prompt."""
 
     def __init__(self, path: Path, samples: Sequence[TrainingSample], config: Config, device: Any) -> None:
+        find_trl()
         from datasets import Dataset
         from transformers import AutoTokenizer
         from trl import GRPOConfig, GRPOTrainer
@@ -229,11 +237,6 @@ def shortened(path: Path, layers: int, folder: str) -> Path:
     return Path(folder)
 
 
-def ratio(name: str, values: Sequence[float]) -> str:
-    """A line for other programs."""
-    return f"ratio {name}: {statistics.median(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
-
-
 def settings(recipe: str, budget: int, device: torch.device) -> Config:
     """The recipe's settings for one rank and one mini-batch, without recomputing activations."""
     fixed = ["learner.ranks=1", "learner.zero_stage=1", "learner.mini_batches=1"]
@@ -315,8 +318,8 @@ def main(
         f"peak {statistics.median(peaks) / 1e9:.1f} GFLOP/s; {share:.0%} of the tokens are computed"
     )
     for name in list(spent)[1:]:
-        print(ratio(f"{name}/ours", [b / a for a, b in zip(spent["ours"], spent[name], strict=True)]))
-    print(ratio("ours/peak", [flops / own / top for own, top in zip(spent["ours"], peaks, strict=True)]))
+        print(ratio_line(f"{name}/ours", [b / a for a, b in zip(spent["ours"], spent[name], strict=True)]))
+    print(ratio_line("ours/peak", [flops / own / top for own, top in zip(spent["ours"], peaks, strict=True)]))
 
 
 if __name__ == "__main__":

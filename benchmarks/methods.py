@@ -5,7 +5,8 @@
 
 Each round trains with every method once, one after another, with the same seed and so on the same tasks. The
 first step of a run is not counted: it compiles. A method may have settings of its own: `serl:KEY=VALUE`.
-Ratios are of the steps' time to that of the first method named, within a round. "s feedback_and_teacher" is
+Ratios are of the times of two steps with the same number, so with the same tasks: each method ÷ the first one
+named, and ÷ the same method without its settings where that was named too. "s feedback_and_teacher" is
 what a step waited for after its rollouts, whoever writes feedback included; "s scoring" is the teacher's own.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,7 +42,7 @@ def train(recipe: str, method: str, steps: int, overrides: Iterable[str]) -> lis
     with tempfile.TemporaryDirectory(prefix="hindsight-bench-") as folder:
         own = [f"method={name}", f"out={folder}/run", f"steps={steps + 1}", "sft.demos=0"]
         own += [*overrides, *filter(None, settings.split(","))]
-        command = ["hindsight", "train", recipe, "cluster.dashboard_port=0", *own]
+        command = [sys.executable, "-m", "hindsight", "train", recipe, "cluster.dashboard_port=0", *own]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{method} did not train:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -76,13 +78,12 @@ def main(
         )
     Console(soft_wrap=True).print(table)
 
-    def mean(rows: list[dict[str, Any]]) -> float:
-        return statistics.mean(row["time/step"] for row in rows)
-
-    first, *others = methods
-    for method in others:
-        ratios = [mean(own) / mean(base) for base, own in zip(runs[first], runs[method], strict=True)]
-        print(ratio_line(f"step of {method} ÷ {first}", ratios))
+    pairs = [(own, methods[0]) for own in methods[1:]]
+    plain = {own: own.partition(":")[0] for own in methods if ":" in own}
+    pairs += [(own, base) for own, base in plain.items() if base in methods[1:]]
+    for own, base in pairs:
+        steps_of = [[row["time/step"] for rows in runs[name] for row in rows] for name in (own, base)]
+        print(ratio_line(f"step of {own} ÷ {base}", [a / b for a, b in zip(*steps_of, strict=True)]))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
+from hindsight.rollout.models import resolve
 from hindsight.teacher.contexts import ScoreRequest
 from hindsight.teacher.scorer import SpanScorer
 
@@ -60,7 +61,7 @@ def by_vllm(llm: Any, requests: Sequence[ScoreRequest], contexts: list[list[int]
 
 
 def main(
-    model: Annotated[str, typer.Argument(help="folder of a causal LM")],
+    model: Annotated[str, typer.Argument(help="name or folder of a causal LM")],
     trajectories: int = 4,
     turns: int = 20,
     tokens: int = 1200,
@@ -70,6 +71,7 @@ def main(
     kv_cache_gib: float = 1.0,
 ) -> None:
     """Compare both on synthetic full-history trajectories."""
+    model = str(resolve(model))
     llm = load_vllm(model, dtype, tokens + 256, budget, kv_cache_gib)
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,6 +20,7 @@ import numpy as np
 import ray
 import torch
 import typer
+from benchmarks.ratio import ratio_line
 from rich.console import Console
 from rich.table import Table
 
@@ -93,6 +94,7 @@ def engine_parts(model: str) -> Iterator[tuple[Sync, dict[str, Callable[[], Any]
     from hindsight.rollout.models import resolve
 
     overrides = ["model.max_length=512", "weight_sync.transport=object_store", "model.dtype=float32"]
+    overrides.append("rollout.tensor_parallel=1")
     config, folder = load("nano", [*overrides, f"model.path={model}"]), str(resolve(model))
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     sync, version = Sync([(name, one.detach()) for name, one in lm.named_parameters()]), iter(range(1, 10**6))
@@ -133,7 +135,7 @@ def main(mib: int = 512, tensors: int = 300, rounds: int = 5, model: str = "") -
         with engine_parts(model) as (own, parts):
             apart = measure(parts, Clock(own.segment.data, time.perf_counter), rounds)
         show(f"apart: {model}, {own.segment.data.size / 2**20:.0f} MiB, {rounds} rounds", apart)
-    print(f"ratio publish: {spread(ratio)}")
+    print(ratio_line("weight sync ÷ copy", ratio))
 
 
 def show(title: str, costs: Costs) -> None:

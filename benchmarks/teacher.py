@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hindsight.rollout.models import resolve
 from hindsight.rollout.types import Span
 from hindsight.teacher.contexts import ScoreRequest
 from hindsight.teacher.scorer import SpanScorer
@@ -93,7 +94,7 @@ def timed(score: Callable[[], list[np.ndarray]]) -> tuple[float, np.ndarray]:
 
 
 def main(
-    model: Annotated[str, typer.Argument(help="folder of a causal LM")],
+    model: Annotated[str, typer.Argument(help="name or folder of a causal LM")],
     trajectories: int = 4,
     turns: int = 20,
     tokens: int = 1200,
@@ -103,7 +104,8 @@ def main(
 ) -> None:
     """Compare the three ways on synthetic full-history trajectories."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    lm = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    folder, kind = resolve(model), getattr(torch, dtype)
+    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation="sdpa")
     lm = lm.to(device).eval()
     sequences, requests = synthetic_rollout(trajectories, turns, tokens, lm.config.vocab_size)
     scorer = SpanScorer(lm, budget, temperature=1.0)
