@@ -54,7 +54,7 @@ async def probe(config: Config, tasks: int, every: bool, run: Path | None = None
             "the environment needs a model that a run serves, and a probe serves none: change env.*"
         )
     with View() as view, storing(Path(config.out)), recorded_judge(config, run or Path(config.out)) as judge:
-        config = settled(replace(config, learner=replace(config.learner, lora=Lora())), None)
+        config = whole(config, model)
         renderer = load_renderer(str(model), config)
         if run is not None:
             played, left, origin = recorded(run, tasks)
@@ -95,15 +95,20 @@ def named_model(path: str) -> tuple[str, Path]:
     """A short name of a model, and its folder.
 
     Raises:
-        RunError: it is an adapter. ModelMissing, ModelUnfit: there is none, or it is no agent's.
+        ModelMissing, ModelUnfit: there is none, or it is no agent's.
     """
     folder = Path(path).expanduser()
     model = (find_model(folder) if folder.is_dir() else None) or resolve(path)
-    if (model / ADAPTER).is_dir():
-        raise RunError(f"{model} holds an adapter, and a probe reads whole models: merge it first")
     checkpoint = checkpoint_of(model)
     name = f"{checkpoint.parents[1].name}/{checkpoint.name}" if checkpoint else folder.name
     return name, model
+
+
+def whole(config: Config, model: Path) -> Config:
+    """The settings of a probe: without an adapter, which a checkpoint has merged into float32 weights."""
+    merged = (model / ADAPTER).is_dir()
+    settings = replace(config.model, dtype="float32" if merged else config.model.dtype)
+    return settled(replace(config, model=settings, learner=replace(config.learner, lora=Lora())), None)
 
 
 async def play(config: Config, renderer: Renderer, tasks: int, view: View) -> Found:

@@ -52,18 +52,18 @@ def table(result: Result) -> Table:
         title=result.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
     made.add_column("feedback")
-    for name in ("tasks", "likelier", "shift prefers", "control", "own − control", "margin", "clipped"):
-        made.add_column(name, justify="right")
+    for name in ("tasks", "likelier", "shift\nprefers", "control", "own −\ncontrol", "margin", "clipped"):
+        made.add_column(name, justify="right", no_wrap=True)
     for one in result.found:
         figures = one.figures
         made.add_row(
             one.feedback,
             str(one.tasks),
             f"{_share(figures.get('without'))} → {_share(figures.get('with'))}",
-            _interval(figures.get("shift"), 100, ".0f"),
+            _interval(figures.get("shift"), ".0f"),
             _share(figures.get("other_shift")),
-            _interval(figures.get("content"), 100, "+.0f"),
-            _interval(figures.get("margin"), 1, "+.2f"),
+            _interval(figures.get("content"), "+.0f"),
+            f"{figures['margin'].mean:+.2f}" if "margin" in figures else "–",
             _share(figures.get("clipped")),
         )
     return made
@@ -145,8 +145,8 @@ def _share(one: Figure | None) -> str:
     return "–" if one is None else f"{100 * one.mean:.0f}"
 
 
-def _interval(one: Figure | None, factor: float, form: str) -> str:
+def _interval(one: Figure | None, form: str) -> str:
     if one is None:
         return "–"
-    mean, low, high = (f"{factor * value:{form}}" for value in (one.mean, one.low, one.high))
+    mean, low, high = (f"{100 * value:{form}}" for value in (one.mean, one.low, one.high))
     return f"{mean}\n{low} to {high}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import replace
 from math import log
 from pathlib import Path
@@ -14,7 +15,7 @@ from replay_toys import ROOM, TASK, Door, make_run
 
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.outcomes import Figure
-from hindsight.cluster.probe.command import named_model, probe, recorded, settings_of
+from hindsight.cluster.probe.command import named_model, probe, recorded, settings_of, whole
 from hindsight.cluster.probe.figures import Row, Verdict, judge, measures, probed, sentence
 from hindsight.cluster.probe.pairs import Pair, recorded_pairs
 from hindsight.cluster.probe.play import Played, Unplayable, choices, play_task
@@ -54,6 +55,13 @@ class DoorSeat(Door):
         result = await super().step(action)
         self.seen = result.observation
         return result
+
+
+class Open(Observation):
+    """A page with a form: what is typed there is not listed."""
+
+    def admits(self, action):
+        return True
 
 
 def row(task="a", without=(-1.0, -2.0), shown=(-0.5, -2.5), other=(-1.0, -1.0), clipped=0.5, feedback="f"):
@@ -129,6 +137,7 @@ def test_random_actions_are_the_listed_ones_or_those_of_other_tasks():
     form = Observation("", ("search[words]",))
     assert choices(form, ["climb"], ()) == ["search[words]"]  # not admissible, so the form itself
     assert choices(form, [], {"search[words]"}) == []
+    assert choices(Open("", ("search[words]",)), ["search[a mug]"], ()) == ["search[a mug]"]
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +167,16 @@ def test_a_branch_leaves_the_reference_solution_at_one_turn(config, renderer):
         assert (index, same) == (number, at) and turns[at].action == "look"  # the rest is in the solution
         assert [turn.action for turn in turns[:at]] == SOLUTIONS["door"][:at]
         assert turns[at].observation == expert.turns[at].observation
+
+
+def test_a_branch_that_succeeds_is_dropped(config, renderer):
+    """After "look" in place of "climb", a random "open door" still wins."""
+    solutions = {"door": ["take key", "climb", "open door"]}
+    kept = []
+    for seed in range(12):
+        with suppress(Unplayable):  # both branches succeeded
+            kept += door(replace(config, seed=seed), renderer, solutions).group.trajectories[1:-1]
+    assert 0 < len(kept) < 24 and not any(branch.success for branch in kept)
 
 
 def test_a_task_without_a_pair_says_why(config, renderer):
@@ -287,7 +306,21 @@ def test_what_cannot_be_probed_is_named(tmp_path: Path):
     with pytest.raises(RunError, match="no feedback to probe"):
         asyncio.run(probe(settings_of(out, ["method=grpo"]), 4, every=False, run=out))
     assert not (out / "probe").exists()
-    (tmp_path / "model/adapter").mkdir(parents=True)
-    (tmp_path / "model/config.json").touch()
-    with pytest.raises(RunError, match="adapter"):
-        named_model(str(tmp_path / "model"))
+
+
+def test_an_adapter_is_read_as_its_checkpoint_merged_it(tmp_path: Path):
+    config = load("nano", ["method=hint_sd", "model.dtype=bfloat16"])
+    assert whole(config, tmp_path).model.dtype == "bfloat16"
+    (tmp_path / "adapter").mkdir()
+    read = whole(config, tmp_path)
+    assert (read.model.dtype, read.learner.lora.rank) == ("float32", 0)
+
+
+def test_models_are_named_as_they_are_given(tmp_path: Path):
+    model = tmp_path / "run/checkpoints/step-00000004/model"
+    model.mkdir(parents=True)
+    (model / "config.json").touch()
+    (model.parent / "driver.json").write_text(json.dumps({"step": 4}))
+    assert named_model(str(tmp_path / "run")) == ("run/step-00000004", model)
+    assert named_model(str(model.parent)) == ("run/step-00000004", model)
+    assert named_model("nano") == ("nano", resolve("nano"))
