@@ -42,10 +42,9 @@ def probe(
     recipe = "" if "=" in recipe else recipe
     if folder is not None and recipe:
         fail("name a recipe or --run, not both: a run has settings of its own")
-    config = read(recipe, given) if folder is None else None
 
     async def start() -> None:
-        settings = config or command.settings_of(folder, given)
+        settings = command.settings_of(folder, given) if folder else read(recipe, given)
         await command.probe(settings, tasks, every_source, folder)
 
     run(start)

@@ -14,7 +14,7 @@ from enum import StrEnum
 from hindsight.cluster.outcomes import Figure, summary
 
 FEWEST_TASKS = 12  # with fewer, the bootstrap's intervals are too narrow
-WEAK = 0.65  # a preference that is surely below it changes little: two in three pairs would be 0.67
+WEAK = 0.15  # an effect on the share of pairs that is surely smaller changes little
 
 Two = tuple[float, float]  # of the better and the worse action
 
@@ -38,9 +38,11 @@ class Verdict(StrEnum):
     """What a model does with the hints."""
 
     READS = "reads"
-    ANY_HINT = "any hint"
-    IGNORES = "ignores"
+    PARTLY = "partly"
     MISREADS = "misreads"
+    ANY_HINT = "any hint"
+    DISTURBED = "disturbed"
+    IGNORES = "ignores"
     UNDECIDED = "undecided"
     TOO_FEW = "too few tasks"
 
@@ -116,13 +118,17 @@ def judge(tasks: int, figures: Mapping[str, Figure]) -> Verdict:
     """The verdict on a feedback, from the intervals of `shift` and `content`."""
     if tasks < FEWEST_TASKS:
         return Verdict.TOO_FEW
-    shift, content = figures["shift"], figures.get("content")
-    adds = content is not None and content.low > 0
-    if shift.high < 0.5:
+    shift, content = figures["shift"], figures.get("content", Figure(0.0, -1.0, 1.0))
+    if content.low > 0:
+        return Verdict.READS if shift.low > 0.5 else Verdict.PARTLY
+    if content.high < 0:
         return Verdict.MISREADS
     if shift.low > 0.5:
-        return Verdict.READS if adds else Verdict.ANY_HINT
-    return Verdict.IGNORES if shift.high < WEAK and not adds else Verdict.UNDECIDED
+        return Verdict.ANY_HINT
+    if shift.high < 0.5:
+        return Verdict.DISTURBED
+    small = max(shift.high - 0.5, 0.5 - shift.low, content.high, -content.low) < WEAK
+    return Verdict.IGNORES if small else Verdict.UNDECIDED
 
 
 def sentence(one: Probed, model: str, env: str) -> str:
@@ -131,15 +137,16 @@ def sentence(one: Probed, model: str, env: str) -> str:
     match one.verdict:
         case Verdict.READS:
             return f"{model} reads {about}: it moves towards the better action."
+        case Verdict.PARTLY:
+            return f"{model} reads {about} in part: more than a hint of another task, but not enough."
+        case Verdict.MISREADS:
+            return f"{model} misreads {about}: a hint of another task would be better."
         case Verdict.ANY_HINT:
-            return (
-                f"{model} moves towards the better action with {about}, but not measurably more than with "
-                "a hint of another task."
-            )
+            return f"{model} moves towards the better action with {about}, but with any other hint, too."
+        case Verdict.DISTURBED:
+            return f"{model} moves towards the worse action with {about}, as with any other hint."
         case Verdict.IGNORES:
             return f"{model} ignores {about}."
-        case Verdict.MISREADS:
-            return f"{model} misreads {about}: it moves towards the worse action."
         case Verdict.UNDECIDED:
             return f"{about}: undecided, the interval is too wide. Use more tasks."
         case Verdict.TOO_FEW:

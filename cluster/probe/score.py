@@ -56,7 +56,7 @@ def feedbacks(config: Config, every: bool) -> list[Feedback]:
     base = Feedback(**{item.name: getattr(config.feedback, item.name) for item in fields(Feedback)})
     found = {one.summary: one for one in own}
     for name in FEEDBACK_SOURCES.builtin:
-        kind = FEEDBACK_SOURCES.settings(name)
+        kind: type[Feedback] = FEEDBACK_SOURCES.settings(name)
         for granularity in ("step", "anchor") if kind.pools else ("step",):
             alone = replace(base, sources=[name], combine="all", granularity=granularity)
             if kind.judged:
@@ -127,7 +127,7 @@ class Reader:
         one = hinted[place]
         group, pairs = one.played.group, one.played.pairs
         turns = {at for own in one.texts for at in own}
-        asked = [(WITHOUT, 0, dict.fromkeys(sorted(turns), ""))]
+        asked: list[tuple[str, int, Texts]] = [(WITHOUT, 0, dict.fromkeys(sorted(turns), ""))]
         for number, own in enumerate(one.texts):
             other = of_another_task(hinted, place, number)
             asked += [(SHOWN, number, own), (OTHER, number, foreign(pairs, own, other, shift=place))]
@@ -149,11 +149,13 @@ class Reader:
 
     def _row(self, one: Hinted, number: int, pair: Pair, logprobs: Mapping[Label, np.ndarray]) -> Row | None:
         """The scores of a pair with one feedback; None if a hint is missing or did not fit."""
-        plain, shown, other = (
-            [logprobs.get((condition, place, at)) for at in pair.turns]
-            for condition, place in ((WITHOUT, 0), (SHOWN, number), (OTHER, number))
-        )
-        if any(scores is None for scores in shown):
+
+        def known(condition: str, place: int) -> list[np.ndarray] | None:
+            labels = [(condition, place, at) for at in pair.turns]
+            return [logprobs[label] for label in labels] if all(map(logprobs.__contains__, labels)) else None
+
+        plain, shown, other = known(WITHOUT, 0), known(SHOWN, number), known(OTHER, number)
+        if plain is None or shown is None:
             return None
         group = one.played.group
         actions = [group.trajectories[index].turns[turn].action or "" for index, turn in pair.turns]
@@ -166,7 +168,7 @@ class Reader:
             hints=tuple(one.texts[number][at] for at in pair.turns),
             without=means(plain),
             shown=means(shown),
-            other=None if any(scores is None for scores in other) else means(other),
+            other=means(other) if other else None,
             clipped=clipped_share(self.signal, gaps),
         )
 

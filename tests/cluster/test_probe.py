@@ -101,19 +101,24 @@ def test_a_task_counts_once_however_many_pairs_it_has():
     assert probed("none", rows).tasks == 0
 
 
-UNSURE = Figure(0.0, -0.2, 0.2)
+UNSURE, SMALL = Figure(0.0, -0.2, 0.2), Figure(0.0, -0.1, 0.1)
 
 
 @pytest.mark.parametrize(
     ("shift", "content", "verdict"),
     [
         ((0.6, 0.9), Figure(0.3, 0.1, 0.5), Verdict.READS),
+        ((0.4, 0.6), Figure(0.3, 0.1, 0.5), Verdict.PARTLY),
+        ((0.1, 0.4), Figure(0.3, 0.1, 0.5), Verdict.PARTLY),
+        ((0.4, 0.6), Figure(-0.3, -0.5, -0.1), Verdict.MISREADS),
         ((0.6, 0.9), UNSURE, Verdict.ANY_HINT),
         ((0.6, 0.9), None, Verdict.ANY_HINT),
-        ((0.4, 0.6), UNSURE, Verdict.IGNORES),
-        ((0.4, 0.6), Figure(0.3, 0.1, 0.5), Verdict.UNDECIDED),  # the content counts, the sum does not
-        ((0.4, 0.7), UNSURE, Verdict.UNDECIDED),  # too wide
-        ((0.2, 0.4), UNSURE, Verdict.MISREADS),
+        ((0.2, 0.4), UNSURE, Verdict.DISTURBED),
+        ((0.4, 0.6), SMALL, Verdict.IGNORES),
+        ((0.4, 0.6), UNSURE, Verdict.UNDECIDED),
+        ((0.4, 0.6), None, Verdict.UNDECIDED),
+        ((0.4, 0.7), SMALL, Verdict.UNDECIDED),
+        ((0.3, 0.6), SMALL, Verdict.UNDECIDED),
     ],
 )
 def test_verdicts(shift, content, verdict):
