@@ -80,7 +80,7 @@ def measures(row: Row) -> dict[str, float]:
     shift, margin        whether its shift is larger, and by how many nats per token
     up_better, up_worse  the shifts
     other_shift, …       the same with a hint of another task
-    content              shift − other_shift: what the hint's content adds
+    content              shift − other_shift: what the hint's content adds; content_margin of the margins
     clipped              share of tokens whose weight is clipped
     """
     own = shifts(row, row.shown)
@@ -96,6 +96,7 @@ def measures(row: Row) -> dict[str, float]:
         other = shifts(row, row.other)
         found |= {"other_with": prefers(row.other), "other_shift": prefers(other)}
         found |= {"other_margin": other[0] - other[1], "content": prefers(own) - prefers(other)}
+        found["content_margin"] = found["margin"] - found["other_margin"]
     return found if row.clipped is None else found | {"clipped": row.clipped}
 
 

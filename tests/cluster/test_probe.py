@@ -81,6 +81,7 @@ def test_measures_of_a_pair():
         "other_shift": 0.0,
         "other_margin": -1.0,
         "content": 1.0,
+        "content_margin": 2.0,
         "clipped": 0.5,
     }
     bare = measures(row(without=(-2.0, -1.0), shown=(-2.0, -1.0), other=None, clipped=None))
