@@ -1,4 +1,4 @@
-"""A run's actors as objects in this process, for `cluster.replay`: no Ray, no engines, no environments."""
+"""A run's actors as objects in this process, for `hindsight replay` and `probe`: no Ray, no engines."""
 
 from __future__ import annotations
 
@@ -165,9 +165,9 @@ def recorded_judge(config: Config, path: Path) -> Iterator[JudgeClient | None]:
     there = settings.source == "endpoint" and bool(os.environ.get(settings.api_key_env))
     if not there and (settings.source == "engine" or not answers.is_dir()):
         raise ReplayError(
-            f"feedback.sources = {config.feedback.sources} needs a judge. Replay has no engines, and {path} "
-            "has no recorded answers: set judge.source=endpoint, judge.url and judge.model, and export the "
-            f"variable {settings.api_key_env} (judge.api_key_env)"
+            f"feedback.sources = {config.feedback.sources} needs a judge. There are no engines here, and "
+            f"{path} has no recorded answers: set judge.source=endpoint, judge.url and judge.model, and "
+            f"export the variable {settings.api_key_env} (judge.api_key_env)"
         )
     with tempfile.TemporaryDirectory() as scratch:  # new answers are not written into the run's folder
         if answers.is_dir():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hindsight.cluster.cli import comparing, envs, explaining, looking, replaying, training
+from hindsight.cluster.cli import comparing, envs, explaining, looking, probing, replaying, training
 from hindsight.configs.environ import apply
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for commands in (training, looking, comparing, replaying, explaining):
+for commands in (training, looking, comparing, probing, replaying, explaining):
     app.add_typer(commands.app)
 app.add_typer(envs.app, name="envs")
 

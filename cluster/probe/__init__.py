@@ -1,0 +1,1 @@
+"""Whether a model can read hints, asked before it is trained: `hindsight probe`."""

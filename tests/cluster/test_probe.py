@@ -1,0 +1,332 @@
+"""The probe's pairs, requests, figures and verdicts, by numbers that are worked out by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from dataclasses import replace
+from math import log
+from pathlib import Path
+
+import numpy as np
+import pytest
+from replay_toys import ROOM, TASK, Door, make_run
+
+from hindsight.cluster.failures import RunError
+from hindsight.cluster.outcomes import Figure
+from hindsight.cluster.probe.command import named_model, probe, recorded, settings_of, whole
+from hindsight.cluster.probe.figures import Row, Verdict, judge, measures, probed, sentence
+from hindsight.cluster.probe.pairs import Pair, recorded_pairs
+from hindsight.cluster.probe.play import Played, Unplayable, choices, play_task
+from hindsight.cluster.probe.score import (
+    Hinted,
+    Reader,
+    clipped_share,
+    feedbacks,
+    foreign,
+    of_another_task,
+    rooted,
+)
+from hindsight.configs.load import load
+from hindsight.envs.base import Observation
+from hindsight.envs.tasks import TaskSpec
+from hindsight.learner.signals import make_signal
+from hindsight.rollout.models import resolve
+from hindsight.rollout.render import load_renderer
+from hindsight.rollout.types import Group
+from hindsight.teacher.contexts import ContextLimits, build_requests
+from hindsight.teacher.scorer import Scored
+
+OTHER = TaskSpec("window", "toy", "open", "train")
+SOLUTIONS = {"door": ["take key", "open door"], "window": ["climb", "look"]}
+
+
+class DoorSeat(Door):
+    """A seat at the toy environment."""
+
+    seen = ROOM
+
+    async def reset(self, task):
+        self.key, self.seen = False, ROOM
+        return ROOM
+
+    async def step(self, action):
+        result = await super().step(action)
+        self.seen = result.observation
+        return result
+
+
+class Open(Observation):
+    """A page with a form: what is typed there is not listed."""
+
+    def admits(self, action):
+        return True
+
+
+def row(task="a", without=(-1.0, -2.0), shown=(-0.5, -2.5), other=(-1.0, -1.0), clipped=0.5, feedback="f"):
+    return Row(feedback, task, 0, ("go", "look"), ("h", "i"), without, shown, other, clipped)
+
+
+def test_measures_of_a_pair():
+    # shifts: own 0.5 and −0.5; of the other task's hint 0 and 1
+    assert measures(row()) == {
+        "without": 1.0,
+        "with": 1.0,
+        "shift": 1.0,
+        "margin": 1.0,
+        "up_better": 0.5,
+        "up_worse": -0.5,
+        "other_with": 0.5,
+        "other_shift": 0.0,
+        "other_margin": -1.0,
+        "content": 1.0,
+        "content_margin": 2.0,
+        "clipped": 0.5,
+    }
+    bare = measures(row(without=(-2.0, -1.0), shown=(-2.0, -1.0), other=None, clipped=None))
+    assert bare == {
+        "without": 0.0, "with": 0.0, "shift": 0.5, "margin": 0.0, "up_better": 0.0, "up_worse": 0.0
+    }  # fmt: skip
+
+
+def test_a_task_counts_once_however_many_pairs_it_has():
+    same = (-1.0, -2.0)
+    rows = [row("a"), row("a", shown=same), row("b", shown=(-2.0, -2.0)), row("c", feedback="another")]
+    found = probed("f", rows)
+    assert (found.tasks, found.pairs) == (2, 3)
+    # shift: a has 1 and ½, b has 0; margin: a has 1 and 0, b has −1
+    assert found.figures["shift"].mean == pytest.approx((0.75 + 0.0) / 2)
+    assert found.figures["margin"].mean == pytest.approx((0.5 - 1.0) / 2)
+    assert (found.figures["shift"].low, found.figures["shift"].high) == (0.0, 0.75)
+    assert probed("none", rows).tasks == 0
+
+
+UNSURE, SMALL = Figure(0.0, -0.2, 0.2), Figure(0.0, -0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("shift", "content", "verdict"),
+    [
+        ((0.6, 0.9), Figure(0.3, 0.1, 0.5), Verdict.READS),
+        ((0.4, 0.6), Figure(0.3, 0.1, 0.5), Verdict.PARTLY),
+        ((0.1, 0.4), Figure(0.3, 0.1, 0.5), Verdict.PARTLY),
+        ((0.4, 0.6), Figure(-0.3, -0.5, -0.1), Verdict.MISREADS),
+        ((0.6, 0.9), UNSURE, Verdict.ANY_HINT),
+        ((0.6, 0.9), None, Verdict.ANY_HINT),
+        ((0.2, 0.4), UNSURE, Verdict.DISTURBED),
+        ((0.4, 0.6), SMALL, Verdict.IGNORES),
+        ((0.4, 0.6), UNSURE, Verdict.UNDECIDED),
+        ((0.4, 0.6), None, Verdict.UNDECIDED),
+        ((0.4, 0.7), SMALL, Verdict.UNDECIDED),
+        ((0.3, 0.6), SMALL, Verdict.UNDECIDED),
+    ],
+)
+def test_verdicts(shift, content, verdict):
+    figures = {"shift": Figure(0.5, *shift)} | ({"content": content} if content else {})
+    assert judge(12, figures) == verdict
+    assert judge(11, figures) == Verdict.TOO_FEW
+
+
+def test_a_verdict_in_words():
+    read = [row(f"t{n}", feedback="immediate, per step") for n in range(12)]
+    told = sentence(probed("immediate, per step", read), "nano", "webshop")
+    assert told == "nano reads “immediate, per step” in webshop: it moves towards the better action."
+    ignored = [row(f"t{n}", shown=(-1.0, -2.0), other=(-1.0, -2.0)) for n in range(12)]
+    assert sentence(probed("f", ignored), "nano", "webshop") == "nano ignores “f” in webshop."
+
+
+def test_random_actions_are_the_listed_ones_or_those_of_other_tasks():
+    listed = Observation("", ("look", "go", "take"))
+    assert choices(listed, ["climb"], {"go"}) == ["look", "take"]
+    assert choices(Observation(""), ["climb", "go", "climb"], {"go"}) == ["climb"]
+    form = Observation("", ("search[words]",))
+    assert choices(form, ["climb"], ()) == ["search[words]"]  # not admissible, so the form itself
+    assert choices(form, [], {"search[words]"}) == []
+    assert choices(Open("", ("search[words]",)), ["search[a mug]"], ()) == ["search[a mug]"]
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load("nano", ["model.dtype=float32"])
+
+
+@pytest.fixture(scope="module")
+def renderer(config):
+    return load_renderer(str(resolve("nano")), config)
+
+
+def door(config, renderer, solutions=SOLUTIONS):
+    return asyncio.run(play_task(TASK, 0, DoorSeat(), config, renderer, solutions))
+
+
+def test_a_branch_leaves_the_reference_solution_at_one_turn(config, renderer):
+    played = door(config, renderer)
+    expert, *branches, copy = played.group.trajectories
+    assert [turn.action for turn in expert.turns] == SOLUTIONS["door"] and copy is expert
+    assert expert.success and not any(branch.success for branch in branches)
+    assert played.group.reference == ("take key", "open door")
+    assert [pair.better for pair in played.pairs] == [(0, 0), (0, 1)]
+    for number, pair in enumerate(played.pairs, start=1):
+        (_, at), (index, same) = pair.turns
+        turns = branches[number - 1].turns
+        assert (index, same) == (number, at) and turns[at].action == "look"  # the rest is in the solution
+        assert [turn.action for turn in turns[:at]] == SOLUTIONS["door"][:at]
+        assert turns[at].observation == expert.turns[at].observation
+
+
+def test_a_branch_that_succeeds_is_dropped(config, renderer):
+    """After "look" in place of "climb", a random "open door" still wins."""
+    solutions = {"door": ["take key", "climb", "open door"]}
+    kept = []
+    for seed in range(12):
+        with suppress(Unplayable):  # both branches succeeded
+            kept += door(replace(config, seed=seed), renderer, solutions).group.trajectories[1:-1]
+    assert 0 < len(kept) < 24 and not any(branch.success for branch in kept)
+
+
+def test_a_task_without_a_pair_says_why(config, renderer):
+    with pytest.raises(Unplayable, match="no reference solution"):
+        door(config, renderer, {"window": ["climb"]})
+    with pytest.raises(Unplayable, match="did not succeed in 1 turns"):
+        door(config, renderer, {"door": ["open door"]})
+    with pytest.raises(Unplayable, match="no other action"):
+        door(config, renderer, {"door": ["look", "take key", "open door"]})
+
+
+def test_pairs_of_recorded_rollouts_are_actions_of_unequal_outcome(tmp_path):
+    out = make_run(tmp_path / "run")
+    [played], left, origin = recorded(out, 4)
+    assert left == {} and origin == "rollouts of run on 1 tasks"
+    # In the first state "take key" led to success and "look" to failure; no other state was met twice.
+    assert played.pairs == (Pair((0, 0), (1, 0)),)
+    won, lost = played.group.trajectories
+    assert recorded_pairs(Group(0, TASK, (lost, won))) == [Pair((1, 0), (0, 0))]
+    assert recorded_pairs(Group(0, TASK, (lost, lost))) == [] == recorded_pairs(Group(0, TASK, (won, won)))
+    assert recorded_pairs(played.group, most=0) == []
+
+
+def test_the_control_shows_both_actions_the_same_hint_by_turns():
+    pairs = [Pair((0, 0), (1, 0)), Pair((0, 2), (2, 2))]
+    own = {at: "own" for pair in pairs for at in pair.turns}
+    assert foreign(pairs, own, ["good", "bad"], shift=0) == {
+        (0, 0): "good", (1, 0): "good", (0, 2): "bad", (2, 2): "bad"
+    }  # fmt: skip
+    assert foreign(pairs[:1], own, ["good", "bad"], shift=1) == {(0, 0): "bad", (1, 0): "bad"}
+    assert foreign(pairs[1:], {}, ["good", "bad"], shift=0) == {} == foreign(pairs, own, [], shift=0)
+
+
+def test_the_control_is_of_the_next_task_that_has_hints():
+    def hinted(task, *texts):
+        own = {(0, n): text for n, text in enumerate(texts)}
+        return Hinted(Played(Group(0, replace(TASK, id=task), ()), ()), (own,))
+
+    tasks = [hinted("a", "1"), hinted("a", "2"), hinted("b"), hinted("c", "3", "4")]
+    assert of_another_task(tasks, 0, 0) == ["3", "4"]
+    assert of_another_task(tasks, 3, 0) == ["1"]
+    assert of_another_task(tasks[:2], 0, 0) == []
+
+
+def test_tokens_whose_weight_is_clipped(config):
+    # Half of the better action's tokens gain more than ε = 0.2 allows, half of the worse one's lose more.
+    gaps = [np.array([log(1.1), log(1.5)]), np.array([log(1 / 1.1), log(1 / 1.5)])]
+    assert clipped_share(make_signal(config.signal), gaps) == 0.5
+    assert clipped_share(make_signal(config.signal), [-gaps[1], gaps[1] * 0]) == 0.25
+    assert clipped_share(make_signal(load("nano", ["method=hero_environment"]).signal), gaps) is None
+
+
+def test_what_is_probed(config):
+    assert [one.summary for one in feedbacks(config, every=False)] == ["immediate, per step"]
+    every = [one.summary for one in feedbacks(config, every=True)]
+    assert every[0] == "immediate, per step" and len(every) == len(set(every)) == 10
+    assert {"immediate, per anchor", "reference, per step", "skills, per step"} < set(every)
+    assert not any("judge" in one for one in every)
+    without = load("nano", ["method=grpo"])
+    assert feedbacks(without, every=False) == [] and len(feedbacks(without, every=True)) == 10
+
+
+class Words:
+    """Scores a request by what its hint says, and counts how many tokens it read before."""
+
+    context = 1000
+
+    def __init__(self, renderer):
+        self.renderer, self.asked = renderer, []
+
+    async def score(self, sequences, requests, what):
+        self.asked += requests
+        scores = {"win": 0.0, "Nothing": -3.0}
+        return [self.one(request, scores) for request in requests], []
+
+    def one(self, request, scores):
+        said = self.renderer.decode(request.tail[: request.hint])
+        value = next((score for word, score in scores.items() if word in said), -1.0 - bool(request.hint))
+        return Scored(np.full(len(request.span), value, np.float32), np.zeros((0, 0), np.float32))
+
+
+def test_scores_go_to_their_pair_and_condition(config, renderer):
+    """The door's hints: taking the key wins nothing yet, opening it wins, looking does nothing."""
+    scorer, tasks = Words(renderer), [door(config, renderer)]
+    tasks.append(replace(tasks[0], group=replace(tasks[0].group, task=OTHER)))
+    reader = Reader(config, renderer, scorer, feedbacks(config, every=False))
+    hinted = [asyncio.run(reader.hints(one)) for one in tasks]
+    first, second = asyncio.run(reader.rows(hinted, 0))
+    assert first.actions == ("take key", "look") and second.actions == ("open door", "look")
+    assert "You hold the key." in first.hints[0] and "Nothing happens." in first.hints[1]
+    assert (first.without, second.without) == ((-1.0, -1.0), (-1.0, -1.0))
+    assert (first.shown, second.shown) == ((-2.0, -3.0), (0.0, -3.0))
+    # Hints of the other task, by turns: its first says that the key is held, its second that nothing happens.
+    assert (first.other, second.other) == ((-2.0, -2.0), (-3.0, -3.0))
+    # Contexts are read once: all requests are on the expert's sequence.
+    assert {(one.trajectory, one.sequence) for one in scorer.asked} == {(0, 0)}
+
+
+def test_a_context_that_differs_is_read_where_it_is(config, renderer):
+    one = door(config, renderer)
+    limits, texts = ContextLimits(64, 1000), {(1, 0): "", (2, 1): ""}
+    requests = build_requests(one.group, texts, renderer.close_ids, renderer.encode, limits)
+    assert [request.trajectory for request in rooted(one.group, one.pairs, requests)] == [0, 0]
+    # Branch 1 left the solution at its first turn, so its second one has another context.
+    other = build_requests(one.group, {(1, 1): ""}, renderer.close_ids, renderer.encode, limits)
+    [kept] = rooted(one.group, [Pair((0, 1), (1, 1))], other)
+    assert kept.trajectory == 1
+
+
+def test_a_recorded_run_is_probed_without_actors(tmp_path: Path):
+    out = make_run(tmp_path / "run")
+    config = settings_of(out, ["feedback.max_tokens=64"])
+    asyncio.run(probe(config, 4, every=False, run=out))
+    folder = out / "probe/nano/serl"
+    told = json.loads((folder / "probe.json").read_text())
+    assert told["model"] == "nano" and told["feedback"][0]["verdict"] == "too few tasks"
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    assert rows[0]["actions"] == ["take key", "look"] and rows[0]["other"] is None
+    assert "“immediate, per step” in alfworld: no verdict from 1 tasks" in (folder / "table.txt").read_text()
+    assert (folder / "probe.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(RunError, match="already holds a probe"):
+        asyncio.run(probe(config, 4, every=False, run=out))
+
+
+def test_what_cannot_be_probed_is_named(tmp_path: Path):
+    out = make_run(tmp_path / "run")
+    with pytest.raises(RunError, match="no feedback to probe"):
+        asyncio.run(probe(settings_of(out, ["method=grpo"]), 4, every=False, run=out))
+    assert not (out / "probe").exists()
+
+
+def test_an_adapter_is_read_as_its_checkpoint_merged_it(tmp_path: Path):
+    config = load("nano", ["method=hint_sd", "model.dtype=bfloat16"])
+    assert whole(config, tmp_path).model.dtype == "bfloat16"
+    (tmp_path / "adapter").mkdir()
+    read = whole(config, tmp_path)
+    assert (read.model.dtype, read.learner.lora.rank) == ("float32", 0)
+
+
+def test_models_are_named_as_they_are_given(tmp_path: Path):
+    model = tmp_path / "run/checkpoints/step-00000004/model"
+    model.mkdir(parents=True)
+    (model / "config.json").touch()
+    (model.parent / "driver.json").write_text(json.dumps({"step": 4}))
+    assert named_model(str(tmp_path / "run")) == ("run/step-00000004", model)
+    assert named_model(str(model.parent)) == ("run/step-00000004", model)
+    assert named_model("nano") == ("nano", resolve("nano"))
