@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -84,6 +85,7 @@ def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
             yield Setting(key, hints[item.name], meta.get("help", ""), low, high, value, of_entry)
 
 
+@cache
 def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
