@@ -74,7 +74,8 @@ class Setting:
 
 def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
     """Every setting of `config`, an instance of a dataclass, in their order; nested sections come last."""
-    hints = _hints(type(config))
+    kind: type = type(config)
+    hints = _hints(kind)
     for item in sorted(fields(config), key=lambda item: is_dataclass(getattr(config, item.name))):
         key, value = f"{prefix}{item.name}", getattr(config, item.name)
         if is_dataclass(value):
