@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hindsight.configs.setting import settings
 
 BASE = "base"  # key of a recipe that names the recipe it extends
 RECIPES = Path(__file__).parent
+_FORMS: dict[Any, DictConfig] = {}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def load(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Con
     layers = _with_methods([*(_chain(find_recipe(recipe)) if recipe else []), _overrides(overrides)])
     layers = [replace(layer, values=_located(layer)) for layer in layers]
     *_, final = _schemas([layer for layer in layers if not layer.replaced])
-    merged = OmegaConf.structured(final)
+    merged = _form(final)
     problems = [
         problem
         for layer, schema in zip(layers, _schemas(layers), strict=True)
@@ -207,6 +209,14 @@ def _schemas(layers: Sequence[Layer]) -> Iterator[Config]:
             fits = isinstance(named, type(getattr(held, key)))  # if not, merging reports it
             config = replace(config, **{section: extended(**{key: named} if fits else {})})
         yield config
+
+
+def _form(config: Config) -> DictConfig:
+    """OmegaConf's form of a configuration: a copy, since making one takes as long as the rest of loading."""
+    key = (repr(config), *map(type, vars(config).values()))
+    if key not in _FORMS:
+        _FORMS[key] = OmegaConf.structured(config)
+    return deepcopy(_FORMS[key])
 
 
 def _merge(merged: DictConfig, schema: Config, final: Config, layer: Layer) -> Iterator[str]:

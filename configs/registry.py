@@ -133,7 +133,7 @@ class Registry:
         if not (isinstance(kind, type) and is_dataclass(kind) and issubclass(kind, self.section)):
             raise UnknownName(f"{self.key} = {name!r}: its Settings must be {wanted}")
         try:
-            OmegaConf.structured(kind())
+            _held(kind)
         except (TypeError, OmegaConfBaseException) as error:
             reason = str(error).splitlines()[0]
             raise UnknownName(f"{self.key} = {name!r}: its Settings must be {wanted}: {reason}") from error
@@ -165,6 +165,12 @@ class Registry:
                 f"the file has {names}. Name one as {name}:NAME"
             )
         return public[0]
+
+
+@cache  # it is slow, and asked for every layer of a configuration
+def _held(kind: type) -> None:
+    """Raise OmegaConf's error if it cannot hold the settings of a dataclass."""
+    OmegaConf.structured(kind())
 
 
 @cache  # else two configurations with the same entries would not be equal

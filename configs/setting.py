@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,7 +74,8 @@ class Setting:
 
 def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
     """Every setting of `config`, an instance of a dataclass, in their order; nested sections come last."""
-    hints = _hints(type(config))
+    kind: type = type(config)
+    hints = _hints(kind)
     for item in sorted(fields(config), key=lambda item: is_dataclass(getattr(config, item.name))):
         key, value = f"{prefix}{item.name}", getattr(config, item.name)
         if is_dataclass(value):
@@ -84,6 +86,7 @@ def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
             yield Setting(key, hints[item.name], meta.get("help", ""), low, high, value, of_entry)
 
 
+@cache
 def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 

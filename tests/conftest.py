@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ os.environ.setdefault(
 )  # embedded models and games, made once
 
 
-def scope(nodeid: str) -> str:
+@cache
+def scope(file: str) -> str:
     """What shares a process.
 
     A file's tests do, for its fixtures; the runs with shared actors, for those; all other whole runs, for the
     actors of three might not fit into memory; and the small tests with Ray, which is started once for them.
     """
-    file = nodeid.split("::")[0]
     text = (PROJECT / file).read_text()
     if not any(fixture in text for fixture in ("ray_local", "shared_actors", "own_ray")):
         return file
@@ -42,16 +43,24 @@ def scope(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that start Ray come first: they are the longest, and the others fill the time beside them."""
-    first = ["ray, whole runs", "ray, shared actors", "ray, small"]
-    items.sort(key=lambda item: first.index(name) if (name := scope(item.nodeid)) in first else len(first))
+    """The longest come first, and the others fill the time beside them.
+
+    Those are the scopes that start Ray, and then the files beside this one, which start whole commands.
+    """
+    long = ["ray, whole runs", "ray, shared actors", "ray, small"]
+
+    def place(item: pytest.Item) -> int:
+        name = scope(item.nodeid.split("::")[0])
+        return long.index(name) if name in long else len(long) + len(Path(name).parts)
+
+    items.sort(key=place)
 
 
 class Together(LoadScopeScheduling):
     """How `make test` hands out tests to two processes, in the order of their collection."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return scope(nodeid)
+        return scope(nodeid.split("::")[0])
 
 
 @pytest.hookimpl(optionalhook=True)

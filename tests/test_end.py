@@ -23,7 +23,7 @@ MARK = "HINDSIGHT_TEST_RUN"  # every process of a run inherits it
 START = 400.0  # seconds until a run trains, on a busy machine
 SMALL = (
     "method=grpo env.max_turns=4 env.slots=2 env.train_tasks=4 env.eval_tasks=2 sft.demos=0 "
-    "rollout.num_groups=1 rollout.group_size=2 evaluate.episodes=1 evaluate.cold_episodes=1 "
+    "rollout.num_groups=1 rollout.group_size=2 evaluate.episodes=1 evaluate.cold_episodes=0 "
     "checkpoint.every=100 cluster.dashboard_port=0"
 )
 

@@ -210,42 +210,38 @@ def test_the_folder_says_how_it_went(straight: Path) -> None:
     assert "engine: ready after" in log and "an episode: task" in log and log.endswith("finished\n")
 
 
-def test_a_run_that_died_goes_on_with_the_same_batch(straight: Path, tmp_path: Path) -> None:
-    """Its last checkpoint is damaged, so fresh actors resume from the one before and write it again."""
-    resumed = tmp_path / "run"
-    shutil.copytree(straight, resumed)
-    os.truncate(resumed / "checkpoints/step-00000003/learner/rank0-0.safetensors", 100)
-    train(resumed, "steps=3", "resume=auto")
-    assert (resumed / "checkpoints/damaged-step-00000003").is_dir()
-    assert [row["step"] for row in rows(resumed, "train")] == [1, 2, 3]
-    assert responses(resumed, 3) == responses(straight, 3)
-    ended = [(start["outcome"], start["resumed_from_step"]) for start in RunFolder(resumed).about()["starts"]]
-    assert ended == [("finished", None), ("finished", 2)]
-    for step in (1, 2, 3):  # nothing is there twice
-        assert len(RunFolder(resumed).timeline(step)) == len(RunFolder(straight).timeline(step))
-    turns = [sum(len(said) for _, said in responses(straight, step)) for step in (1, 2, 3)]
-    assert [row["rollout/turns_total"] for row in rows(resumed, "train")] == list(accumulate(turns))
-    ours, theirs = weights(resumed, 3), weights(straight, 3)
-    assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
+def test_a_run_that_died_and_loses_processes_is_the_same_run(straight: Path, tmp_path: Path) -> None:
+    """Fresh actors resume from the warm start, for the newest checkpoint is damaged.
 
-
-def test_a_run_whose_processes_are_killed_is_the_same_run(straight: Path, tmp_path: Path) -> None:
-    """Each role is lost once, at work; the learner takes step 2 with it."""
+    Each role is lost once, at work: the engine with its core, and with the learner step 2.
+    """
     kills = {
-        "engine": (0, "rolling out"),
+        "core": (0, "rolling out"),
         "worker": (1, "rolling out"),
         "shard": (1, "rolling out"),
         "learner": (2, "updating"),
         "teacher": (2, "rolling out"),
-        "core": (3, "evaluating"),
     }
-    killed = train(tmp_path / "run", "steps=3", kills=kills)
+    resumed = tmp_path / "run"
+    shutil.copytree(straight, resumed)
+    os.truncate(resumed / "checkpoints/step-00000003/learner/rank0-0.safetensors", 100)
+    for step in (1, 2):
+        shutil.rmtree(resumed / f"checkpoints/step-0000000{step}")
+    train(resumed, "steps=3", "resume=auto", kills=kills)
+    assert (resumed / "checkpoints/damaged-step-00000003").is_dir()
+    assert [row["step"] for row in rows(resumed, "train")] == [1, 2, 3]
+    ended = [(start["outcome"], start["resumed_from_step"]) for start in RunFolder(resumed).about()["starts"]]
+    assert ended == [("finished", None), ("finished", 0)]
+    restarts = json.loads((resumed / "restarts.json").read_text())
+    assert restarts == {"engine": 1, "worker": 1, "learner": 1, "teacher": 1}
     for step in (1, 2, 3):
-        assert responses(killed, step) == responses(straight, step)
-    ours, theirs = weights(killed, 3), weights(straight, 3)
+        assert responses(resumed, step) == responses(straight, step)
+    turns = [sum(len(said) for _, said in responses(straight, step)) for step in (1, 2, 3)]
+    assert [row["rollout/turns_total"] for row in rows(resumed, "train")] == list(accumulate(turns))
+    for step in (1, 2):  # nothing is there twice, but what the learner did in step 3
+        assert len(RunFolder(resumed).timeline(step)) == len(RunFolder(straight).timeline(step))
+    ours, theirs = weights(resumed, 3), weights(straight, 3)
     assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
-    restarts = json.loads((killed / "restarts.json").read_text())
-    assert restarts == {"engine": 2, "worker": 1, "learner": 1, "teacher": 1}
 
 
 def test_nothing_is_overwritten(straight: Path) -> None:
@@ -260,7 +256,7 @@ def test_the_readmes_command(tmp_path: Path) -> None:
     """`make train` with the embedded 135M model and tiny limits, as a new user runs it."""
     limits = (
         "steps=1 rollout.num_groups=1 rollout.group_size=2 env.max_turns=6 env.train_tasks=6 "
-        "env.eval_tasks=6 env.slots=2 sft.demos=4 sft.noise=0 evaluate.episodes=1 evaluate.cold_episodes=1 "
+        "env.eval_tasks=6 env.slots=2 sft.demos=1 sft.noise=0 evaluate.episodes=1 evaluate.cold_episodes=1 "
         f"credit.malformed_penalty=1 cluster.dashboard_port=0 out={tmp_path / 'run'}"
     )
     command = ["make", "train", "VARIANT=cpu", f"VENV={VENV.name}", f"ARGS={limits}"]

@@ -8,11 +8,16 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from hindsight.envs.runtime.linux import descendants
 
 PROJECT = Path(__file__).resolve().parent.parent
 LEFT_OUT = (
@@ -27,10 +32,16 @@ UNSET = (
 VIEWER = "hindsight/cluster/report/viewer"  # the source of the web page, which the wheel has built
 OWN_RECIPE = "base: nano\nmethod: grpo\nlearner: {lr: 7.0e-4}\n"
 TINY = [
-    *("steps=1", "env.train_tasks=4", "env.eval_tasks=2", "env.max_turns=8", "env.slots=2"),
-    *("sft.demos=2", "sft.epochs=1", "rollout.num_groups=1", "rollout.group_size=2", "rollout.max_tokens=8"),
-    "method=grpo",
-    *("evaluate.episodes=1", "evaluate.cold_episodes=1", "cluster.dashboard_port=0"),
+    *("model.path=nano", "model.max_length=512", "rollout.kv_cache_gib=0.25", "steps=1", "out=run"),
+    *("learner.micro_batch_tokens=1024", "teacher.batch_tokens=1024", "env.slots=4", "env.max_turns=3"),
+    *("rollout.num_groups=1", "rollout.max_num_seqs=4", "rollout.max_tokens=16", "sft.demos=0"),
+    *("evaluate.episodes=2", "evaluate.cold_episodes=1", "cluster.dashboard_port=0"),
+]
+EXAMPLES = [  # each of the files in examples/ that a setting names
+    *("method=method.yaml", "feedback.max_tokens=128", "credit.advantage=advantage.py"),
+    *("feedback.sources=[feedback.py]", "env.name=env.py", "env.limit=8", "signal.name=teacher_signal.py"),
+    *("signal.scale=0.2", "tracker.names=[tensorboard, tracker.py]", "tracker.csv_name=rates.csv"),
+    "credit.length_penalty=0.5",
 ]
 
 
@@ -101,9 +112,9 @@ class Installed:
     home: Path
     folder: Path  # empty, to run in
 
-    def __call__(self, *arguments: str, stdin: str = "") -> str:
+    def __call__(self, *arguments: str, stdin: str = "", **variables: str) -> str:
         """Standard output of `hindsight …`."""
-        variables = {"HOME": str(self.home), "COLUMNS": "120"}
+        variables |= {"HOME": str(self.home), "COLUMNS": "120"}
         return run(self.bin / "hindsight", *arguments, cwd=self.folder, stdin=stdin, **variables)
 
 
@@ -138,17 +149,64 @@ def test_commands_without_a_clone(installed: Installed) -> None:
     assert "0.0007" in installed("config", "own.yaml")
 
 
-def test_an_environment_is_played_without_a_clone(installed: Installed) -> None:
-    shown = installed("envs", "play", "webshop", stdin="?\nsearch[lamp]\n")
-    assert "search[" in shown and "click[" in shown
+@pytest.mark.parametrize(
+    ("name", "actions", "shown"),
+    [("webshop", "search[lamp]", "click["), ("alfworld", "inventory", "You are not carrying anything")],
+)
+def test_an_environment_is_played_without_a_clone(
+    installed: Installed, name: str, actions: str, shown: str
+) -> None:
+    assert shown in installed("envs", "play", name, stdin=f"?\n{actions}\n")
 
 
-def test_training_without_a_clone(installed: Installed) -> None:
+@contextmanager
+def watched(key: str) -> Iterator[dict[str, set[bool]]]:
+    """Meanwhile, look which of this process's descendants have `key` in their environment: by command."""
+    seen: dict[str, set[bool]] = {}
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            for pid in descendants(os.getpid()):
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    has = key.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+                    seen.setdefault(command, set()).add(has)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_all_examples_train_together_without_a_clone(installed: Installed) -> None:
     """A whole run, which like those of the fixture `ray_local` must not run beside another."""
-    installed("train", "nano", *TINY)
-    rows = [
-        json.loads(line) for line in (installed.folder / "runs/nano/metrics.jsonl").read_text().splitlines()
+    folder, key = installed.folder, "sk-of-the-one-who-trains"
+    for path in (PROJECT / "examples").glob("*.*"):
+        if path.suffix in (".py", ".yaml") and path.stem[0] != "_":
+            shutil.copy(path, folder)
+    with watched(key) as seen:
+        installed("train", "model.yaml", *EXAMPLES, *TINY, EXAMPLES_API_KEY=key)
+    processes = " ".join(seen)
+    assert all(part in processes for part in ("raylet", "ray::Engine", "runtime.forkserver"))
+    # A process that was just forked is still its parent.
+    assert {command for command, has in seen.items() if has == {True}} <= {
+        command for command in seen if "hindsight train" in command
+    }
+    written = [path for path in (folder / "run").rglob("*") if path.is_file()]
+    assert not [path for path in written if key.encode() in path.read_bytes()]
+    rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    [row] = [row for row in rows if row["kind"] == "train"]
+    assert row["step"] == 1 and row["learner/strength"] == 0.2
+    assert [line.split(",")[1] for line in (folder / "run/rates.csv").read_text().splitlines()] == [
+        "eval",
+        "train",
+        "eval",
     ]
-    assert [row["step"] for row in rows if row["kind"] == "train"] == [1]
+    episode = json.loads((folder / "run/trajectories/step-000001.jsonl").read_text().splitlines()[0])
+    assert "from 1 to 8" in episode["turns"][0]["observation"]
     assert (installed.home / ".cache/hindsight/models").is_dir()
-    assert not (installed.folder / ".cache").exists()
+    assert not (folder / ".cache").exists()

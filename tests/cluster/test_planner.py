@@ -36,6 +36,12 @@ def model(name: str) -> Any:
     return outline(name)
 
 
+@cache
+def loaded(recipe: str, *overrides: str) -> Config:
+    """Each once: loading takes longer than planning."""
+    return load(recipe, overrides)
+
+
 def shape(config: Config) -> Shape:
     return model_shape(model(config.model.path), config.learner.lora)
 
@@ -45,7 +51,7 @@ def machines(nodes: int, gpus: int, gib: float) -> list[Node]:
 
 
 def planned(recipe: str, nodes: int, gpus: int, gib: float, *overrides: str) -> Plan:
-    config = load(recipe, overrides)
+    config = loaded(recipe, *overrides)
     return plan(config, machines(nodes, gpus, gib), shape(config))
 
 
@@ -84,7 +90,7 @@ def test_every_recipe_has_a_plan_that_fits_or_a_refusal_that_says_what_to_change
     nodes: int, gpus: int, gib: float
 ) -> None:
     for recipe in RECIPES:
-        config = load(recipe)
+        config = loaded(recipe)
         try:
             made = plan(config, machines(nodes, gpus, gib), shape(config))
         except PlanError as error:
@@ -177,7 +183,7 @@ def test_in_turn_only_with_states_that_deepspeed_can_move_and_ram_that_holds_the
     assert planned("alfworld", 1, 1, 40, *wide).config.learner.zero_stage == 1
     with pytest.raises(PlanError):
         planned("alfworld", 1, 1, 40, "cluster.sharing=in_turn", "learner.zero_stage=3")
-    config = load("webshop_4b_gpu")
+    config = loaded("webshop_4b_gpu")
     with pytest.raises(PlanError, match=r"in turn, \d+ GiB would wait in 16 GiB of RAM"):
         plan(config, [Node(64, 16, gpus=1, gpu_gib=141)], shape(config))
     assert planned("webshop_4b_gpu", 1, 1, 141).config.rollout.max_staleness == 0
@@ -186,7 +192,7 @@ def test_in_turn_only_with_states_that_deepspeed_can_move_and_ram_that_holds_the
 @pytest.mark.parametrize(("nodes", "gpus"), MACHINES)
 def test_an_evaluation_takes_engines_and_the_user_only(nodes: int, gpus: int) -> None:
     for recipe in RECIPES:
-        config = load(recipe, ["learner.ranks=4", "cluster.sharing=in_turn"])
+        config = loaded(recipe, "learner.ranks=4", "cluster.sharing=in_turn")
         made = plan(config, machines(nodes, gpus, 141), shape(config), learner=False, teacher=False)
         user = {"user": 1} if config.env.served_model is not None else {}
         assert counts(made) == {"engine": counts(made)["engine"]} | user and not made.in_turn
@@ -205,12 +211,12 @@ def test_a_recipe_that_needs_gpus_is_refused_without_and_runs_on_cpus_if_asked()
     made = planned("alfworld_7b_gpu", 1, 8, 80, "cluster.gpus=none", "model.path=nano", "model.dtype=float32")
     assert not any(place.gpus for place in made.places)
     with pytest.raises(PlanError, match=r"of RAM, and there are 8.0"):
-        plan(load("alfworld"), [Node(4, 8.0)], shape(load("alfworld")))
+        plan(loaded("alfworld"), [Node(4, 8.0)], shape(loaded("alfworld")))
 
 
 def test_cpus_that_only_emulate_bfloat16_compute_in_float32() -> None:
     def dtype(*nodes: Node, recipe: str = "alfworld") -> str:
-        return plan(load(recipe), nodes, shape(load(recipe))).config.model.dtype
+        return plan(loaded(recipe), nodes, shape(loaded(recipe))).config.model.dtype
 
     slow, fast = Node(8, 64, bfloat16=False), Node(8, 64)
     assert dtype(fast) == "bfloat16" and dtype(slow) == dtype(fast, slow) == "float32"
@@ -220,11 +226,11 @@ def test_cpus_that_only_emulate_bfloat16_compute_in_float32() -> None:
 
 def test_two_cores_hold_every_recipe_without_gpus() -> None:
     for recipe in (name for name in RECIPES if not name.endswith("_gpu")):
-        config = load(recipe)
+        config = loaded(recipe)
         made = plan(config, [Node(cpus=2, ram_gib=24)], shape(config))
         assert counts(made)["engine"] == counts(made)["learner"] == 1
     with pytest.raises(PlanError, match=r"no node has 0.5 CPU left .*lower rollout.engines"):
-        plan(load("alfworld", ["rollout.engines=4"]), [Node(2, 64)], shape(load("alfworld")))
+        plan(loaded("alfworld", "rollout.engines=4"), [Node(2, 64)], shape(loaded("alfworld")))
 
 
 def test_seventy_billion_parameters_on_two_nodes() -> None:
@@ -249,7 +255,7 @@ def test_parameters_are_counted_as_published() -> None:
 
 def test_the_estimate_by_hand() -> None:
     """7.6 B parameters: 2 bytes each, and 12 + 6 for Adam and gradients; 28 layers of 2 · 4 · 128 keys."""
-    config = load("alfworld_7b_gpu")
+    config = loaded("alfworld_7b_gpu")
     own, gib = shape(config), 2**30
     need = learner_need(own, config, ranks=4, stage=3, checkpointing=True)
     assert need.parts["optimizer"] == pytest.approx(own.parameters * 12 / 4 / gib)
@@ -269,7 +275,7 @@ def test_the_table_names_every_role_and_the_refusal_what_would_fit() -> None:
     )
     assert list(plan_table(large).columns[2].cells) == ["GPU 0-3, 4 each", "GPU 4-11", "GPU 12-15, 4 each"]
     with pytest.raises(RunError, match=r"It would fit with learner.lora.rank=32"):
-        plan_run(load("webshop_7b_gpu"), machines(1, 1, 80), MODEL)
+        plan_run(loaded("webshop_7b_gpu"), machines(1, 1, 80), MODEL)
 
 
 def test_only_actors_with_a_gpu_see_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ from hindsight.configs.registry import REGISTRIES
 from hindsight.configs.schema import Config
 from hindsight.configs.setting import settings
 
-# Every built-in entry of every registry, as the override that names it; env.name=alfworld changes nothing.
-ENTRIES = [one.override(name) for one in REGISTRIES.values() for name in one.installed]
-# By its key, a setting and the override that names the entry it belongs to.
-SETTINGS = {item.key: (entry, item) for entry in reversed(ENTRIES) for item in settings(load(None, [entry]))}
+# By its key, a setting and the override that names the entry it belongs to: the first of those that have it.
+SETTINGS = {
+    item.key: (registry.override(name), item)
+    for section, registry in reversed(REGISTRIES.items())
+    for name in reversed(registry.installed)
+    for item in settings(replace(Config(), **{section: registry.settings(name)()}))
+}
 BOUNDED = [key for key, (_, item) in SETTINGS.items() if item.low is not None or item.high is not None]
 CHOSEN = [key for key, (_, item) in SETTINGS.items() if item.choices]
 

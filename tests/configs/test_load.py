@@ -35,6 +35,14 @@ def test_nothing_gives_the_defaults() -> None:
     assert load() == Config()
 
 
+def test_one_configuration_leaves_nothing_in_the_next() -> None:
+    changed = load(None, ["steps=7", "feedback.sources=[immediate]"])
+    changed.feedback.sources.append("sibling")
+    assert load(None, ["feedback.sources=[immediate]"]).feedback.sources == ["immediate"]
+    load(None, ["steps=7", "rollout.num_groups=3"])
+    assert load() == Config()
+
+
 def test_later_layers_win(tmp_path: Path) -> None:
     write(tmp_path, "first.yaml", "steps: 1\nseed: 1\nrollout: {num_groups: 1, engines: 3}\n")
     write(tmp_path, "second.yaml", "base: first.yaml\nseed: 2\nrollout: {num_groups: 2}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,11 +59,17 @@ def groups(draw):
     return group(*members)
 
 
-def gathered(mode, found):
-    """The hints of a mode, and the questions that its judge was asked."""
+@cache
+def loaded(mode):
+    """The settings of a mode, once for all examples."""
     config = load(None, ["signal.name=reweight", *MODES[mode].split()])
     assert check(config) == []
-    asked = []
+    return config
+
+
+def gathered(mode, found):
+    """The hints of a mode, and the questions that its judge was asked."""
+    config, asked = loaded(mode), []
 
     async def ask(question, schema):
         asked.append(question.write(12_000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hindsight.rollout.starting import CONFIG, FILE, FIRST, file_of, part_of, said, telling
+from hindsight.rollout.starting import CONFIG, FILE, FIRST, Parts, file_of, part_of, said, telling
 
 CHILD = """
 import logging
@@ -38,9 +39,13 @@ def test_processes_of_vllm_tell_what_they_do(tmp_path: Path) -> None:
 
 
 def test_a_folder_on_another_node_is_no_failure(tmp_path: Path) -> None:
+    message = logging.makeLogRecord({"msg": "Starting to load model %s..."})
     with telling(file_of(tmp_path / "nowhere", 0)):
-        done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True)
-    assert done.returncode == 0 and not (tmp_path / "nowhere").exists()
+        Parts().emit(message)
+    assert not (tmp_path / "nowhere").exists()
+    with telling(file_of(tmp_path, 0)):
+        Parts().emit(message)
+        assert file_of(tmp_path, 0).read_text() == "loading the model"
 
 
 def test_a_users_own_configuration_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

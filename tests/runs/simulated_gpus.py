@@ -1,11 +1,13 @@
 """Actors on GPUs that only Ray believes in: where each lands, and one weight sync between them.
 
-    python tests/runs/simulated_gpus.py NODES    (a Ray cluster of that many nodes with one GPU each)
-    python tests/runs/simulated_gpus.py ranks    (two nodes with a rank each; the second has one core)
+Starts a Ray cluster of two nodes with one GPU each; the second has one core and an environment of its own.
+Prints one JSON object with what was found of
 
-Prints one JSON object: by role the node and the GPUs of each actor, and the log-prob gap of a weight sync. Of
-several nodes, one with an engine then leaves and another joins: where that engine is now, and its gap. Of two
-ranks: what their processes have of their nodes, and what a training step and a checkpoint come to.
+    ranks   two learner ranks, one on each node: what their processes have of their nodes, and what a training
+            step and a checkpoint come to
+    "1"     a plan for one node: by role the node and the GPUs of each actor, and the gap of a weight sync
+    "3"     the same for three nodes, of which one with an engine then leaves and another joins: where that
+            engine is now, and its gap
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.cluster_utils import Cluster
-from ray.util.placement_group import placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hindsight.cluster.heal import Watched, keep
@@ -50,6 +51,8 @@ SETTINGS = [
     *("weight_sync.transport=object_store", "teacher.replicas=1"),
 ]
 
+SECOND = "second"  # what only the second node has
+
 
 def compute_on_cpu() -> None:
     """In every worker: an actor that was given a GPU takes the CPU instead of failing."""
@@ -63,8 +66,9 @@ def place(_: Any) -> tuple[str, list[int]]:
     return ray.get_runtime_context().get_node_id(), ray.get_gpu_ids()
 
 
-def add_node(cluster: Cluster) -> None:
-    cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=200 * 2**20, include_dashboard=False)
+def add_node(cluster: Cluster, **resources: float) -> None:
+    memory = {"object_store_memory": 200 * 2**20}
+    cluster.add_node(num_cpus=4, num_gpus=1, resources=resources, include_dashboard=False, **memory)
 
 
 async def leave(
@@ -92,7 +96,8 @@ async def leave(
     return {"before": where[index][0], "after": node, "gap after": reports[0].logprob_gap}
 
 
-async def main(nodes: int, cluster: Cluster) -> dict[str, Any]:
+async def planned(nodes: int, cluster: Cluster) -> dict[str, Any]:
+    """The actors of a plan for so many nodes."""
     config = load(CONFIGS / "nano.yaml", SETTINGS)
     model = str(resolve("nano"))
     there = [Node(cpus=4, ram_gib=64, gpus=1, gpu_gib=40)] * nodes
@@ -136,10 +141,11 @@ def samples() -> list[TrainingSample]:
     return made
 
 
-async def ranks(cluster: Cluster) -> dict[str, Any]:
+async def ranks() -> dict[str, Any]:
     """A training step of two ranks on two nodes, and their checkpoint."""
     config = load(CONFIGS / "nano.yaml", [*SETTINGS, "learner.ranks=2", "learner.zero_stage=2"])
-    group = placement_group([{"CPU": 0.5, "GPU": 1.0}] * 2, strategy="STRICT_SPREAD")
+    bundle = {"CPU": 0.5, "GPU": 1.0}
+    group = placement_group([bundle, bundle | {SECOND: 1.0}], strategy="STRICT_SPREAD")
     places = [
         {
             "num_cpus": 0.5,
@@ -161,26 +167,36 @@ async def ranks(cluster: Cluster) -> dict[str, Any]:
             await learner.load(folder)
         blind = [await blind_writers(actors, Path(folder, name), 60.0) for name in (".", "nothing")]
     learner.stop()
+    remove_placement_group(group)
     return {"processes": found, "stats": stats, "sums": sums, "blind": blind}
 
 
+async def main(cluster: Cluster) -> dict[str, Any]:
+    found = {"ranks": await ranks(), "1": await planned(1, cluster)}
+    add_node(cluster)
+    return found | {"3": await planned(3, cluster)}
+
+
 if __name__ == "__main__":
-    mode, cluster = sys.argv[1], Cluster()
-    for index in range(2 if mode == "ranks" else int(mode)):
-        if mode == "ranks" and index:
-            os.environ["PATH"] += f"{os.pathsep}/second/node"
-            os.sched_setaffinity(0, {0})
-        add_node(cluster)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    path = os.pathsep.join([SOURCE, str(Path(__file__).parent)])
+    cluster = Cluster()
+    add_node(cluster)
+    path, cores = os.environ["PATH"], os.sched_getaffinity(0)
+    os.environ["PATH"] += f"{os.pathsep}/second/node"
+    os.sched_setaffinity(0, {min(cores)})
+    add_node(cluster, **{SECOND: 1.0})
+    os.environ["PATH"] = path
+    os.sched_setaffinity(0, cores)
     ray.init(
         address=cluster.address,
         log_to_driver=False,
         runtime_env={
-            "env_vars": {**actor_environment(threads=1), "PYTHONPATH": path},
+            "env_vars": {
+                **actor_environment(threads=1),
+                "PYTHONPATH": os.pathsep.join([SOURCE, str(Path(__file__).parent)]),
+            },
             "worker_process_setup_hook": compute_on_cpu,
         },
     )
-    print(json.dumps(asyncio.run(ranks(cluster) if mode == "ranks" else main(int(mode), cluster))))
+    print(json.dumps(asyncio.run(main(cluster))))
     ray.shutdown()
     cluster.shutdown()

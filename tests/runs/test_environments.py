@@ -1,4 +1,4 @@
-"""Two training steps on every environment: real engine, real learner, real teacher, on the nano model.
+"""Training steps on every environment: real engine, real learner, real teacher, on the nano model.
 
 Engine, learner and teacher are those of `shared_actors`, trained on one environment after another.
 """
@@ -19,7 +19,8 @@ from hindsight.envs.runtime.interpreters import install
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TURNS = {"alfworld": 12, "webshop": 6, "taubench": 2, "appworld": 4, "bfcl": 2, "searchqa": 3}
-UNTAUGHT = ("taubench", "bfcl")  # a demonstration would take 10 turns of thousands of nano words each
+# Their prompts have thousands of nano words, which each step reads anew; a demonstration would take 10 turns.
+LONG = ("taubench", "bfcl")
 TINY = [
     "model.path=nano",  # its words are ALFWorld's: other texts take it two or three tokens a word
     "steps=2",
@@ -28,41 +29,40 @@ TINY = [
     "env.slots=2",
     "rollout.num_groups=1",
     "rollout.group_size=2",
-    "rollout.max_tokens=24",
+    "rollout.max_tokens=8",  # nothing that a model says which was taught nothing is an action
     "rollout.max_num_seqs=4",
     "sft.demos=2",
     "sft.batch_rows=2",
     "sft.lr=1e-3",
     "feedback.max_tokens=128",
     "evaluate.episodes=1",
-    "evaluate.cold_episodes=1",
+    "evaluate.cold_episodes=0",
     "checkpoint.every=9",
 ]
 
 
 def settings(name: str, out: Path, overrides: list[str]) -> Config:
-    own = ["sft.demos=0"] if name in UNTAUGHT else []
+    own = ["sft.demos=0", "steps=1"] if name in LONG else []
     own += [f"model.max_length={CONTEXTS[name]}", f"env.max_turns={TURNS[name]}", f"out={out}", *overrides]
     return load(CONFIGS / f"{name}.yaml", [*TINY, *WIDE, *own])
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS.builtin)
-def test_two_training_steps(
-    name: str, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_steps(name: str, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(name)
     isolated = [f"env.sandbox={sandbox()}"] if name == "appworld" else []
-    shared.train(settings(name, tmp_path / "run", isolated), monkeypatch)
+    config = settings(name, tmp_path / "run", isolated)
+    shared.train(config, monkeypatch)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     warm = [row for row in rows if row["kind"] == "sft"]
     steps = [row for row in rows if row["kind"] == "train"]
-    assert bool(warm) == (name not in UNTAUGHT)
+    assert bool(warm) == (name not in LONG)
     assert all(row["tokens"] > 0 for row in warm) and all(row["loss"] < 12.0 for row in warm[-1:])
-    assert [row["step"] for row in steps] == [1, 2]
+    assert [row["step"] for row in steps] == [1, 2][: config.steps]
     assert all(row["rollout/turns_per_episode"] >= 1 and row["failures/total"] == 0 for row in steps)
-    episodes = (tmp_path / "run/trajectories/step-000002.jsonl").read_text().splitlines()
+    episodes = (tmp_path / f"run/trajectories/step-00000{config.steps}.jsonl").read_text().splitlines()
     assert len(episodes) == 2 and all(json.loads(episode)["turns"] for episode in episodes)
-    assert (tmp_path / "run/checkpoints/step-00000002/model/config.json").is_file()
+    assert (tmp_path / f"run/checkpoints/step-0000000{config.steps}/model/config.json").is_file()
 
 
 def test_tasks_that_always_fail_are_set_aside(

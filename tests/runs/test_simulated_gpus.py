@@ -14,44 +14,45 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the script
 SCRIPT = Path(__file__).with_name("simulated_gpus.py")
 
 
-def found_by(mode: str) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
     """What the script prints; in a process of its own, which has a Ray of its own."""
     env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    command = [sys.executable, SCRIPT, mode]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=540)
+    done = subprocess.run([sys.executable, SCRIPT], env=env, capture_output=True, text=True, timeout=840)
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return printed
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
-def test_actors_land_where_the_plan_says(nodes: int) -> None:
-    found = found_by(str(nodes))
-    assert found["gap"] < 1e-3
-    engines, learner, teacher = (found["where"][role] for role in ("engine", "learner", "teacher"))
+def test_actors_land_where_the_plan_says(found: dict[str, Any], nodes: int) -> None:
+    made = found[str(nodes)]
+    assert made["gap"] < 1e-3
+    engines, learner, teacher = (made["where"][role] for role in ("engine", "learner", "teacher"))
     assert learner == teacher and all(gpus == [0] for _, gpus in (*engines, *learner))
     if nodes == 1:
-        assert engines == learner and found["crowded"]
+        assert engines == learner and made["crowded"]
     else:
-        assert len({node for node, _ in (*engines, *learner)}) == 3 and not found["crowded"]
-        assert found["after"] not in {node for node, _ in (*engines, *learner)}  # the node that joined
-        assert found["gap after"] < 1e-3
+        assert len({node for node, _ in (*engines, *learner)}) == 3 and not made["crowded"]
+        assert made["after"] not in {node for node, _ in (*engines, *learner)}  # the node that joined
+        assert made["gap after"] < 1e-3
 
 
-def test_two_ranks_on_two_nodes_train_with_the_cores_and_the_environment_of_each() -> None:
-    found = found_by("ranks")
-    first, second = found["processes"]
-    if "/second/node" in first["PATH"]:
-        first, second = second, first
+def test_two_ranks_on_two_nodes_train_with_the_cores_and_the_environment_of_each(
+    found: dict[str, Any],
+) -> None:
+    made = found["ranks"]
+    first, second = made["processes"]
     assert first["node"] != second["node"] and "/second/node" not in first["PATH"]
     assert "/second/node" in second["PATH"]
     for process, cores in ((first, len(os.sched_getaffinity(0))), (second, 1)):
         assert int(process["OMP_NUM_THREADS"]) == process["threads"] == cores
-    one, again = found["stats"]
+    one, again = made["stats"]
     assert one["samples"] == 4 and one["grad_norm"] > 0
-    assert again["loss"] == one["loss"] and found["sums"][0] == found["sums"][1]  # from the same checkpoint
-    seen, missing = found["blind"]
+    assert again["loss"] == one["loss"] and made["sums"][0] == made["sums"][1]  # from the same checkpoint
+    seen, missing = made["blind"]
     assert seen == [] and missing and all(line.startswith("learner on ") for line in missing)
