@@ -16,7 +16,6 @@ HINTS = (  # a trained model, whose answers as the judge can be read; the first 
 LEARNER = "learner --layers 8 --prompt 150 --longest 600 --budget 2048 --rounds 2"
 QUICK_LEARNER = "learner --layers 1 --prompt 150 --longest 500 --budget 2048 --rounds 2"
 ROLLOUT = "rollout --model smollm2-135m --turns 8 --episodes 16 --rounds 2"
-QUICK_ROLLOUT = "rollout --episodes 24 --rounds 1"
 DRIVER = "driver --episodes 16,96,1000 --steps 2 --turns 5"
 
 
@@ -49,13 +48,7 @@ class Row:
 
 ROWS = (
     Row("rollout ÷ raw vLLM, exact replay", ROLLOUT, "rollout ÷ raw vLLM", 0.97),
-    Row(
-        "free-running ÷ lock-step, 20 turns",
-        "rollout --turns 20",
-        "free-running ÷ lock-step",
-        1.4,
-        quick=QUICK_ROLLOUT,
-    ),
+    Row("free-running ÷ lock-step, 20 turns", "rollout --turns 20", "free-running ÷ lock-step", 1.4),
     Row(
         "free-running ÷ lock-step, 50 turns", "rollout --turns 50 --rounds 2", "free-running ÷ lock-step", 2.0
     ),
