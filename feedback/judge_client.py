@@ -29,7 +29,7 @@ Schema = Mapping[str, Any]
 RETRIES = 2  # after a failed attempt
 LONGEST_PAUSE = 10.0  # seconds between two attempts
 SMALLEST_ANSWER = 64  # tokens: one diagnosis or correction with its JSON
-LONGEST_TEXT = 200  # characters of one text in an answer in JSON from the run's engines
+LONGEST_TEXT = 500  # characters of one text in an answer in JSON from the run's engines
 SHARE = 3  # a question is shortened until its answer has room for its tokens or context / SHARE, if fewer
 
 
@@ -192,20 +192,17 @@ class EngineAsk:
 
 
 def bounded(schema: Any) -> Any:
-    """A JSON schema in which every text has at most LONGEST_TEXT characters and no list is empty.
+    """A JSON schema in which every text has at most LONGEST_TEXT characters.
 
-    Without these a model that is far from writing JSON ends the list at once, or never its first text.
+    Without this, a model that is far from writing JSON never ends its first text.
     """
     if isinstance(schema, list):
         return [bounded(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
     kinds = schema.get("type", ())
-    limits: dict[str, Any] = {}
-    if "string" in ([kinds] if isinstance(kinds, str) else kinds) and "enum" not in schema:
-        limits["maxLength"] = LONGEST_TEXT
-    if kinds == "array":
-        limits["minItems"] = 1
+    free = "string" in ([kinds] if isinstance(kinds, str) else kinds) and "enum" not in schema
+    limits: dict[str, Any] = {"maxLength": LONGEST_TEXT} if free else {}
     return limits | {name: bounded(value) for name, value in schema.items()}
 
 
