@@ -43,6 +43,7 @@ SETTINGS = [
     *(f"env.name={POISONED}", f"env.train_tasks={TASKS}"),
     *("env.max_turns=8", "env.slots=4", "sft.demos=8", "sft.epochs=1"),
     *(f"rollout.num_groups={GROUPS}", f"rollout.group_size={EPISODES}", "rollout.max_staleness=0"),
+    "evaluate.panels=[evaluation]",  # of which no task is poisoned
     *("evaluate.episodes=2", "evaluate.cold_episodes=0", "checkpoint.every=2"),
     *("teacher.sync_every=1", "teacher.ema_decay=0.5", "cluster.dashboard_port=0", "resume=auto"),
 ]

@@ -27,7 +27,7 @@ from hindsight.learner.checkpoint import latest
 
 COMMON = (
     *("env.train_tasks=24", "env.eval_tasks=8", "env.max_turns=14", "rollout.num_groups=4", "steps=2"),
-    *("evaluate.episodes=8", "cluster.dashboard_port=0"),
+    *("evaluate.panels=[evaluation]", "evaluate.episodes=8", "cluster.dashboard_port=0"),
 )
 WARM = ("sft.demos=96", "sft.epochs=5", "sft.lr=4e-3", "evaluate.cold_episodes=2")
 JUDGED = ("hero", "hint_sd")
