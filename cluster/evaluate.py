@@ -1,4 +1,4 @@
-"""Evaluation on the held-out tasks: success with its 95 % interval."""
+"""Evaluation on panels of tasks: success with its 95 % interval."""
 
 from __future__ import annotations
 

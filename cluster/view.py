@@ -9,7 +9,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -228,7 +228,8 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
     """Success per stage, with intervals, after each trial. Fits 80 columns."""
     read, written = (sum(getattr(e, f"tokens_{what}") for e in evaluations) for what in ("read", "written"))
     caption = f"{read:,} prompt tokens, {written:,} generated"
-    table = Table(title=success_on(first_panel(evaluations)), caption=caption, box=box.SIMPLE, pad_edge=False)
+    title = success_on({e.panel for e in evaluations})
+    table = Table(title=title, caption=caption, box=box.SIMPLE, pad_edge=False)
     for name in ("stage", "step", "success", "95 % interval", "episodes", "turns", "s"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for e in evaluations:
@@ -245,9 +246,11 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
     return table
 
 
-def success_on(panel: str) -> str:
-    """What the success on a panel is: only that on training tasks is not held out."""
-    return "Success on training tasks" if panel == TRAINING else "Held-out success"
+def success_on(panels: Collection[str]) -> str:
+    """What the success on panels is: only that on training tasks is not held out."""
+    if TRAINING not in panels:
+        return "Held-out success"
+    return "Success on training tasks" if set(panels) == {TRAINING} else "Success"
 
 
 def cost_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -308,7 +311,7 @@ def draw_curve(
             [e.success for e in trained],
             yerr=[[e.success - e.low for e in trained], [e.high - e.success for e in trained]],
             fmt="o", color="#c2410c", capsize=4,
-            label=f"{success_on(first_panel(evaluations)).lower()}, 95 % interval",
+            label=f"{success_on({e.panel for e in trained}).lower()}, 95 % interval",
         )  # fmt: skip
     axes.set(xlabel="training step", ylabel="success", ylim=(0, 1), title=title)
     axes.grid(alpha=0.25)

@@ -235,7 +235,7 @@ def _merge(merged: DictConfig, schema: Config, final: Config, layer: Layer) -> I
         elif key not in known:
             near = RENAMED.get(key) or _owner(key) or f"Did you mean {nearest(key, list(known))!r}?"
             yield f"{layer.source}: unknown setting {key!r}. {near}"
-        elif key in kept and not (known[key].of_entry and _replaced(schema, final, key)):
+        elif key in kept and not _replaced(schema, final, known[key].of_entry):
             parent, _, name = key.rpartition(".")
             section = OmegaConf.select(merged, parent) if parent else merged
             try:
@@ -257,9 +257,10 @@ def _owner(key: str) -> str | None:
     return None
 
 
-def _replaced(schema: Config, final: Config, key: str) -> bool:
-    """Whether a later layer names another entry in the section of `key`."""
-    section = key.partition(".")[0]
+def _replaced(schema: Config, final: Config, section: str) -> bool:
+    """Whether a later layer names another entry in this section; "": no section."""
+    if not section:
+        return False
     name = REGISTRIES[section].key.rpartition(".")[2]
     return bool(getattr(getattr(schema, section), name) != getattr(getattr(final, section), name))
 

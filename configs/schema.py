@@ -35,9 +35,9 @@ class Env(Section):
         None,
         "folder of official data; null uses generated or packaged tasks "
         "(ALFWorld: or $ALFWORLD_DATA; AppWorld: or $APPWORLD_ROOT)",
-        of_entry=True,
+        of_entry="env",
     )
-    kinds: list[str] = setting([], "task types to keep; empty keeps all", of_entry=True)
+    kinds: list[str] = setting([], "task types to keep; empty keeps all", of_entry="env")
     train_tasks: int = setting(600, "training tasks", low=1)
     eval_tasks: int = setting(120, "tasks of the panel `evaluation`", low=1)
     max_turns: int = setting(50, "turns per episode before it is truncated", low=1)
@@ -193,11 +193,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluation on held-out tasks."""
+    """Evaluation on panels of tasks."""
 
     panels: list[str] = setting(
         ["evaluation"],
-        "panels of tasks: evaluation (env.eval_tasks of them, drawn by env.seed), or the environment's own",
+        "panels of tasks: evaluation (env.eval_tasks of them, drawn by env.seed), the environment's own, or "
+        "training (not held out)",
+        of_entry="env",
     )
     episodes: int = setting(120, "episodes per panel; tasks repeat if there are fewer", low=1)
     cold_episodes: int = setting(120, "episodes on the first panel before the warm start; 0: none", low=0)

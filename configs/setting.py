@@ -21,13 +21,13 @@ NAMES: dict[Any, str] = {
 
 
 def setting(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, of_entry: bool = False
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, of_entry: str = ""
 ) -> Any:
     """A dataclass field with help text and, for numbers, an allowed range. Choices are a `Literal` type.
 
     Args:
-        of_entry: the value belongs to the entry that the section names (as task types to an environment), so
-            a layer that names another entry drops it.
+        of_entry: the section whose entry the value belongs to (as task types to the environment that `env`
+            names), so a layer that names another entry drops it.
     """
     metadata = {"help": help, "low": low, "high": high, "of_entry": of_entry}
     if isinstance(default, list):
@@ -45,7 +45,7 @@ class Setting:
     low: float | None
     high: float | None
     value: Any
-    of_entry: bool = False
+    of_entry: str = ""
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
             yield from settings(value, f"{key}.")
         else:
             meta = item.metadata
-            low, high, of_entry = meta.get("low"), meta.get("high"), meta.get("of_entry", False)
+            low, high, of_entry = meta.get("low"), meta.get("high"), meta.get("of_entry", "")
             yield Setting(key, hints[item.name], meta.get("help", ""), low, high, value, of_entry)
 
 

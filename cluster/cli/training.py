@@ -17,7 +17,7 @@ app = typer.Typer()
 
 @app.command()
 def train(recipe: Recipe, overrides: Overrides = None, address: Address = None) -> None:
-    """Train an agent: optional supervised warm start, then RL, then held-out evaluation."""
+    """Train an agent: optional supervised warm start, then RL, then evaluation."""
     from hindsight.cluster.commands import train_run
 
     config = read(recipe, overrides)
@@ -46,7 +46,7 @@ def evaluate(
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
-    """Evaluate a checkpoint on the held-out tasks, with the settings of its run."""
+    """Evaluate a checkpoint on the panels of `evaluate.panels`, with the settings of its run."""
     from hindsight.cluster.commands import eval_run, find_model, run_of
     from hindsight.cluster.report.run_folder import CONFIG
 

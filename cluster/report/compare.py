@@ -1,4 +1,4 @@
-"""Compare runs: settings that differ, learning curves, and held-out success paired by task."""
+"""Compare runs: settings that differ, learning curves, and the success of evaluations paired by task."""
 
 from __future__ import annotations
 
@@ -203,8 +203,8 @@ def settings_table(runs: Sequence[Compared]) -> Table:
 
 
 def curve_table(runs: Sequence[Compared], axis: Axis) -> Table:
-    """Held-out success along the axis, a column per run."""
-    table = _table("Held-out success (95 % interval)", axis, *(run.name for run in runs))
+    """Success of evaluations along the axis, a column per run."""
+    table = _table("Success of evaluations (95 % interval)", axis, *(run.name for run in runs))
     places = sorted({p.at(axis) for run in runs for p in run.curve if not math.isnan(p.at(axis))})
     for place in places:
         found = [[point for point in run.curve if point.at(axis) == place] for run in runs]
@@ -303,7 +303,7 @@ def write_csv(runs: Sequence[Compared], file: Path) -> None:
 
 
 def draw(runs: Sequence[Compared], axis: Axis, file: Path) -> None:
-    """Held-out success with its intervals, and faintly that of the training episodes, as a PNG."""
+    """Success of evaluations with its intervals, and faintly that of the training episodes, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -325,7 +325,7 @@ def draw(runs: Sequence[Compared], axis: Axis, file: Path) -> None:
             fmt="o-", color=color, capsize=4, label=run.name,
         )  # fmt: skip
     axes.set(xlabel=f"training {axis}", ylabel="success", ylim=(0, 1))
-    axes.set_title("held-out, 95 % interval; faint: training rollouts", fontsize=9)
+    axes.set_title("evaluations, 95 % interval; faint: training rollouts", fontsize=9)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     figure.tight_layout()

@@ -265,7 +265,7 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
         app, ["compare", *map(str, (first, second, other)), *files], env={"COLUMNS": "300"}
     )
     assert told.exit_code == 0, told.output
-    assert "learner.lr" in told.output and "out" not in told.output.split("Held-out")[0]
+    assert "learner.lr" in told.output and "out" not in told.output.split("Success of evaluations")[0]
     assert "second − first: +50.0 points (95 % interval +0.0 to +100.0) on 2 tasks: 1 better" in told.output
     assert "other − first: not paired: first and other were evaluated on different tasks" in told.output
     lines = (tmp_path / "c.csv").read_text().splitlines()

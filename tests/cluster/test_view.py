@@ -23,7 +23,7 @@ from hindsight.cluster.memory import Need
 from hindsight.cluster.plan import Place, Plan
 from hindsight.cluster.report.text import PlainConsole, clock, duration, one_line, visible
 from hindsight.cluster.step_report import excerpt, nothing_trained, played_line, trained_line
-from hindsight.cluster.view import View, draw_curve, evaluation_table
+from hindsight.cluster.view import View, draw_curve, evaluation_table, success_on
 from hindsight.configs.load import load
 from hindsight.configs.schema import Config
 
@@ -221,3 +221,9 @@ def test_the_curve_of_one_step_is_not_empty(tmp_path: Path, monkeypatch: pytest.
     for figure in drawn:
         pyplot.close(figure)
     assert markers == ["o", ""]
+
+
+def test_only_training_tasks_are_not_called_held_out() -> None:
+    assert success_on([]) == success_on(["evaluation"]) == "Held-out success"
+    assert success_on(["training", "training"]) == "Success on training tasks"
+    assert success_on(["training", "evaluation"]) == "Success"

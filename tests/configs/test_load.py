@@ -231,7 +231,9 @@ def test_a_base_names_no_environment_and_no_method(base: str) -> None:
 
 def test_another_environment_drops_the_task_types_and_data_of_a_recipes_own(tmp_path: Path) -> None:
     assert load("nano").env.kinds == ["look_at_obj_in_light"]
-    assert load("nano", ["env.name=webshop"]).env.kinds == []
+    assert load("nano").evaluate.panels == ["training"]
+    another = load("nano", ["env.name=webshop"])
+    assert another.env.kinds == [] and another.evaluate.panels == ["evaluation"]
     assert load("nano", ["env.name=webshop", "env.kinds=[garden]"]).env.kinds == ["garden"]
     recipe = write(tmp_path, "mine.yaml", "base: nano\nenv: {name: bfcl, kinds: [base]}\n")
     assert load(recipe).env.kinds == ["base"]
