@@ -213,10 +213,11 @@ def test_the_folder_says_how_it_went(straight: Path) -> None:
 def test_a_run_that_died_and_loses_processes_is_the_same_run(straight: Path, tmp_path: Path) -> None:
     """Fresh actors resume from the warm start, for the newest checkpoint is damaged.
 
-    Each role is lost once, at work: the engine with its core, and with the learner step 2.
+    Each role is lost once, at work, with the learner step 2; an engine by its core, and while it evaluates.
     """
     kills = {
         "core": (0, "rolling out"),
+        "engine": (3, "evaluating"),
         "worker": (1, "rolling out"),
         "shard": (1, "rolling out"),
         "learner": (2, "updating"),
@@ -233,7 +234,7 @@ def test_a_run_that_died_and_loses_processes_is_the_same_run(straight: Path, tmp
     ended = [(start["outcome"], start["resumed_from_step"]) for start in RunFolder(resumed).about()["starts"]]
     assert ended == [("finished", None), ("finished", 0)]
     restarts = json.loads((resumed / "restarts.json").read_text())
-    assert restarts == {"engine": 1, "worker": 1, "learner": 1, "teacher": 1}
+    assert restarts == {"engine": 2, "worker": 1, "learner": 1, "teacher": 1}
     for step in (1, 2, 3):
         assert responses(resumed, step) == responses(straight, step)
     turns = [sum(len(said) for _, said in responses(straight, step)) for step in (1, 2, 3)]

@@ -29,7 +29,7 @@ TINY = [
     "env.slots=2",
     "rollout.num_groups=1",
     "rollout.group_size=2",
-    "rollout.max_tokens=8",  # nothing that a model says which was taught nothing is an action
+    "rollout.max_tokens=24",
     "rollout.max_num_seqs=4",
     "sft.demos=2",
     "sft.batch_rows=2",
@@ -42,7 +42,8 @@ TINY = [
 
 
 def settings(name: str, out: Path, overrides: list[str]) -> Config:
-    own = ["sft.demos=0", "steps=1"] if name in LONG else []
+    # Nothing is an action that a model says which was taught nothing.
+    own = ["sft.demos=0", "steps=1", "rollout.max_tokens=8"] if name in LONG else []
     own += [f"model.max_length={CONTEXTS[name]}", f"env.max_turns={TURNS[name]}", f"out={out}", *overrides]
     return load(CONFIGS / f"{name}.yaml", [*TINY, *WIDE, *own])
 
