@@ -30,7 +30,7 @@ export function Curve({ shown }: { shown: Shown[] }) {
   const alone = shown.length === 1;
   return (
     <figure>
-      <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label="Success by training step: training rollouts as a line, held-out evaluations as points with 95 % intervals">
+      <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label="Success by training step: training rollouts as a line, evaluations as points with 95 % intervals">
         {[0, 0.25, 0.5, 0.75, 1].map((rate) => (
           <g key={rate}>
             <line class="grid" x1={LEFT} x2={WIDTH - 16} y1={y(rate)} y2={y(rate)} />
@@ -46,7 +46,7 @@ export function Curve({ shown }: { shown: Shown[] }) {
         {alone ? (
           <>
             <span class="swatch line-swatch" /> training rollouts (thin: each step; thick: mean of {width(shown[0]!) + 1})
-            <span class="swatch dot-swatch" /> held-out, with its 95 % interval
+            <span class="swatch dot-swatch" /> evaluation, with its 95 % interval
           </>
         ) : (
           <>
@@ -55,7 +55,7 @@ export function Curve({ shown }: { shown: Shown[] }) {
                 <svg class={colorOf(one.at)} viewBox="0 0 26 10" aria-hidden="true"><path class="line" d="M0 5L26 5" /></svg> {one.name}
               </span>
             ))}
-            <span class="legend-run">lines: training rollouts, running means; points: held-out, with 95 % intervals</span>
+            <span class="legend-run">lines: training rollouts, running means; points: evaluations, with 95 % intervals</span>
           </>
         )}
       </figcaption>
@@ -88,7 +88,7 @@ function Line({ one, x, y, alone, aside }: LineProps) {
       {points.length === 1 && <circle class="dot" cx={x(points[0]![0])} cy={y(points[0]![1]!)} r="3" />}
       {held.map((each, at) => (
         <g key={at} class="evaluation">
-          <title>{`${alone ? "" : `${one.name}, `}${each.stage ?? "held-out"}, step ${each.step}: ${percent(each.success, 1)}`}</title>
+          <title>{`${alone ? "" : `${one.name}, `}${each.stage ?? "evaluation"}, step ${each.step}: ${percent(each.success, 1)}`}</title>
           {each.low !== null && each.high !== null && <line x1={x(each.step) + aside} x2={x(each.step) + aside} y1={y(each.low)} y2={y(each.high)} />}
           <circle cx={x(each.step) + aside} cy={y(each.success!)} r="4" />
         </g>

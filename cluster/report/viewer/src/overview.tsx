@@ -39,7 +39,7 @@ export function OverviewPage({ run, runs, overview, every }: OverviewProps) {
       </p>
       <dl class="tiles">
         <Tile
-          title="held-out success"
+          title="success of evaluations"
           value={percent(held?.success, 1)}
           note={held && <>95 %: {percent(held.low, 1)} to {percent(held.high, 1)}, {plural(held.episodes ?? 0, "episode")}</>}
         />
@@ -81,7 +81,7 @@ function Evaluations({ rows }: { rows: Evaluation[] }) {
       <tbody>
         {rows.map((one, at) => (
           <tr key={at}>
-            <td>{one.stage ?? "held-out"}</td><td class="figure">{one.step}</td><td class="figure">{percent(one.success, 1)}</td>
+            <td>{one.stage ?? "evaluation"}</td><td class="figure">{one.step}</td><td class="figure">{percent(one.success, 1)}</td>
             <td class="figure">{percent(one.low, 1)} to {percent(one.high, 1)}</td><td class="figure">{number(one.episodes)}</td>
             <td class="figure">{number(one.turns)}</td>
           </tr>

@@ -14,7 +14,7 @@ export function Runs({ run, runs, every }: { run: number; runs: string[]; every:
       <h2 id="runs">Runs</h2>
       {shown.length > 1 && <Curve shown={shown} />}
       <table class="runs">
-        <thead><tr><th scope="col">run</th><th scope="col">method</th><th scope="col">step</th><th scope="col">held-out success</th></tr></thead>
+        <thead><tr><th scope="col">run</th><th scope="col">method</th><th scope="col">step</th><th scope="col">success of evaluations</th></tr></thead>
         <tbody>
           {runs.map((name, at) => {
             const held = found[at]?.evaluations.at(-1);
