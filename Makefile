@@ -15,7 +15,7 @@ help:
 	@echo 'make test     set up, then run the tests; ARGS goes to pytest'
 	@echo 'make chaos    kill every kind of process of a small run, which must end as if nothing had happened'
 	@echo 'make bench    measure every ratio of benchmarks/rows.py into benchmarks/RESULTS.md, in about 40 minutes'
-	@echo 'make bench-quick  measure those that are the same on all machines; fail if one fell by more than 25 %'
+	@echo 'make bench-quick  measure within five minutes those that are alike on all machines; fail if one fell by over 25 %'
 	@echo 'make lint     check style, formatting and types; make format fixes the first two'
 	@echo 'make docs     build the documentation as a site in site/; a broken link is an error'
 	@echo 'make viewer   build the web page of `hindsight view` again (needs node and npm)'

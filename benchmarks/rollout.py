@@ -22,12 +22,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import ray
 import typer
-from benchmarks.drawn import step_seconds
+from benchmarks.drawn import TASKS, step_seconds
 from benchmarks.isolation import spread
 from benchmarks.ratio import ratio_line
 from rich.console import Console
@@ -68,7 +68,7 @@ class Replaying(Engine):
 
     def __init__(self, model: str, config: Config, index: int) -> None:
         super().__init__(model, config, index)
-        self.seeds: dict[tuple[int, ...], int | None] = {}
+        self.seeds: dict[tuple[int, ...], int | None] = {}  # by prompt: each task has its own
 
     async def generate(
         self, prompt_ids: np.ndarray, sampling: Sampling, seconds: float | None = None
@@ -152,7 +152,7 @@ async def measure(config: Config, model: str, episodes: int, rounds: int) -> dic
         began = time.perf_counter()
         tried = await asyncio.gather(
             *(
-                worker.play.remote(index, number, tasks[index % len(tasks)], 1.0, number)
+                worker.play.remote(index, number, tasks[index], 1.0, number)
                 for index in range(episodes if number else 4)
             )
         )
@@ -166,7 +166,13 @@ async def measure(config: Config, model: str, episodes: int, rounds: int) -> dic
     return seconds
 
 
-def main(model: str = "nano", turns: int = 20, episodes: int = 32, slots: int = 16, rounds: int = 3) -> None:
+def main(
+    model: str = "nano",
+    turns: int = 20,
+    episodes: Annotated[int, typer.Option(max=TASKS)] = 32,
+    slots: int = 16,
+    rounds: int = 3,
+) -> None:
     """Print seconds of each way and the ratios."""
     overrides = [
         *(f"env.name={Path(__file__).with_name('drawn.py')}", "env.kinds=[]", f"env.slots={slots}"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+# Where `make bench` installs what is compared with, such as TRL: only its commands import from there.
+COMPARED = Path(__file__).resolve().parents[1] / ".bench" / "site-packages"
 STEP = "benchmarks/step.yaml"
 METHODS = (
     f"methods {STEP} grpo serl serl:signal.decay_steps=1 serl:rollout.max_staleness=1 --steps 3 --rounds 1"
@@ -31,7 +34,7 @@ class Row:
     ratio: str = ""  # the name that the command prints
     target: float | None = None
     less: bool = False  # a smaller figure is better
-    quick: str = ""  # the command for `make bench-quick`, of less than a minute; "": left out of it
+    quick: str = ""  # the command for `make bench-quick`, less than a minute long; "": left out of it
     why: str = ""  # what keeps it from the target, or from being measured
 
     def good(self, value: float) -> bool | None:

@@ -131,8 +131,8 @@ def main(
     """Print seconds of both, and their ratio."""
     given = words or []
     recipe = next((word for word in given if "=" not in word), "nano")
-    overrides = [word for word in given if "=" in word]
-    config = load(recipe, ["method=grpo", "learner.gradient_checkpointing=false", *overrides])
+    overrides = ["learner.gradient_checkpointing=false", *(word for word in given if "=" in word)]
+    config = load(recipe, ["method=grpo", *overrides])
     theirs = train_trl(config, steps)
     ours = [row["time/step"] for row in train(recipe, "grpo", steps, overrides)]
     print(f"seconds of a step: ours {statistics.median(ours):.1f}, TRL's {statistics.median(theirs):.1f}")
