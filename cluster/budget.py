@@ -7,6 +7,7 @@ how fast a GPU is and how large an episode. docs/cost.md says what is left out.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,6 +108,7 @@ class _Model:
         whole = self.evaluations * panels
         seconds = self.play(config.evaluate.episodes).seconds * whole
         seconds += self.play(config.evaluate.cold_episodes).seconds * cold
+        seconds *= config.evaluate.attempts  # as if none succeeded before the last
         return Budget(
             gpus=self.made.gpus,
             steps=tuple(self.steps(count, teacher) for count, teacher in counts if count),
@@ -254,9 +256,9 @@ class _Model:
         played, phases = self.play(self.config.rollout.episodes), self.phases(taught)
         asked, staleness = self.judge()[0] if taught else 0.0, self.config.rollout.max_staleness
         sync, engines = phases["weight sync"], played.engines + asked
-        scorers = phases["teacher"] + phases.get("reference", 0.0)
+        scoring = self.scoring(phases)
         ranks = phases["learner"] + phases.get("critic", 0.0)
-        ranks += scorers if self.beside_ranks("teacher", "reference") else 0.0
+        ranks += max(scoring[place.bundle] for place in self.made.of("learner"))
         if staleness == 0 or self.beside_ranks("engine"):
             seconds, bound = played.seconds + sum(phases.values()), "each phase in turn"
         else:
@@ -265,7 +267,10 @@ class _Model:
                 "the slots of the environments": played.slots,
                 "the simulated user": played.user,
                 "the judge": phases["judge"],
-                "the teacher": scorers,
+                "the teacher": max((scoring[place.bundle] for place in self.made.of("teacher")), default=0.0),
+                "the reference policy": max(
+                    (scoring[place.bundle] for place in self.made.of("reference")), default=0.0
+                ),
                 "the learner": ranks + sync + (played.user if self.beside_ranks("user") else 0.0),
                 "the longest episode": played.longest / (staleness + 1),
             }
@@ -281,10 +286,18 @@ class _Model:
             ranks=ranks / seconds,
         )
 
-    def beside_ranks(self, *roles: str) -> bool:
-        """Whether any actor with these roles shares the GPU of a rank."""
+    def scoring(self, phases: Mapping[str, float]) -> defaultdict[int, float]:
+        """Seconds that scorers work, by bundle: in the same one they take turns, in others side by side."""
+        found: defaultdict[int, float] = defaultdict(float)
+        for role in ("teacher", "reference"):
+            for place in self.made.of(role):
+                found[place.bundle] += phases[role]
+        return found
+
+    def beside_ranks(self, role: str) -> bool:
+        """Whether any actor with this role shares the GPU of a rank."""
         ranks = {place.bundle for place in self.made.of("learner")}
-        return any(place.bundle in ranks for role in roles for place in self.made.of(role))
+        return any(place.bundle in ranks for place in self.made.of(role))
 
     def warm_start(self) -> float:
         """Playing the demonstrations, and the updates on them."""

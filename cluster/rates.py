@@ -9,6 +9,7 @@ None of the defaults is a measurement of ours on a GPU. A YAML file replaces wha
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,10 @@ def figures_for(environment: str, file: Path | None = None) -> Figures:
 
 
 def _read(file: Path, base: Figures) -> dict[str, Any]:
-    """The fields of `Figures` that a file changes."""
+    """The fields of `Figures` that a file changes.
+
+    Assumed rates are first converted to the size of model that the file states.
+    """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -135,11 +139,14 @@ def _read(file: Path, base: Figures) -> dict[str, Any]:
     known, keys = [item.key for item in base.all()], {f"{a}.{b}" for a, own in sections.items() for b in own}
     if wrong := sorted(keys - {*known}):
         raise RatesError("\n".join(f"{file}: {unknown('figure', key, known)}" for key in wrong))
+
+    def merged(assumed: Gpu | Episode, own: dict[str, Any]) -> Any:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(assumed), own))
+
     try:
-        changed = {
-            name: OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(getattr(base, name)), own))
-            for name, own in sections.items()
-        }
+        changed = {name: merged(getattr(base, name), own) for name, own in sections.items()}
+        if "gpu" in changed and LEAST <= changed["gpu"].billions < math.inf:  # else it is refused later
+            changed["gpu"] = merged(base.gpu.of(changed["gpu"].billions), sections["gpu"])
     except OmegaConfBaseException as error:
         raise RatesError(f"{file}: {str(error).splitlines()[0]}") from error
     return {"source": source, "given": frozenset(keys), **changed}

@@ -76,7 +76,7 @@ class Trials:
             examples: task type -> worked example.
         """
         self.config = config
-        self.most = config.evaluate.trials if config.evaluate.agent == "reflexion" else 1
+        self.most = config.evaluate.attempts
         self._worker = actors.worker
         self._examples = examples
         seconds = config.rollout.request_timeout

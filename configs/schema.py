@@ -213,6 +213,11 @@ class Evaluate:
         4000, "react, reflexion: longest excerpt of observations in the worked example", low=200
     )
 
+    @property
+    def attempts(self) -> int:
+        """Trials of a task, at most."""
+        return self.trials if self.agent == "reflexion" else 1
+
 
 @dataclass(frozen=True)
 class Tracking(Section):

@@ -88,6 +88,11 @@ class Renderer:
                 f"end of turn {self._pieces.ending!r} is not a single token: use another model"
             )
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token."""
+        return dict(self._tokenizer.get_vocab())
+
     def start(self, observation: Observation) -> np.ndarray:
         """Return the first context of a growing chat, (n,) int32."""
         return self._message(self._encode(self._frame(observation).opening + self.show(observation)))

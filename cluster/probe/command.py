@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from hindsight.cluster.commands import checkpoint_of, find_model
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import storing
@@ -21,10 +23,11 @@ from hindsight.cluster.report.groups import GroupError, read_group
 from hindsight.cluster.report.run_folder import CONFIG, RunFolder
 from hindsight.cluster.view import View
 from hindsight.configs.check import render
+from hindsight.configs.method import Feedback
 from hindsight.configs.schema import Config, Lora
 from hindsight.envs.registry import make_family
 from hindsight.rollout.adapter import FOLDER as ADAPTER
-from hindsight.rollout.models import resolve
+from hindsight.rollout.models import ModelMissing, resolve
 from hindsight.rollout.render import Renderer, load_renderer
 from hindsight.teacher.scorer import TeacherScorer
 
@@ -51,24 +54,26 @@ async def probe(config: Config, tasks: int, every: bool, run: Path | None = None
         raise RunError("the method has no feedback to probe: choose another one, or --every-source")
     if config.env.served_model is not None:
         raise RunError(
-            "the environment needs a model that a run serves, and a probe serves none: change env.*"
+            f"env.name={config.env.name} asks a model that a run serves, and a probe serves none: set "
+            "another one (TauBench: env.user.source=scripted or endpoint)"
         )
     with View() as view, storing(Path(config.out)), recorded_judge(config, run or Path(config.out)) as judge:
         config = whole(config, model)
         renderer = load_renderer(str(model), config)
         if run is not None:
+            check_tokens(run, model, renderer, config)
             played, left, origin = recorded(run, tasks)
         else:
             played, left, origin = await play(config, renderer, tasks, view)
         if not played:
             raise RunError(f"there is no pair of a better and a worse action: {first_reason(left)}")
+        wanted, dropped = with_states(wanted, played)
         view.phase(f"loading {name}")
         scorer = LocalScorer(TeacherScorer(str(model), config, config.temperatures["teacher"]))
-        wanted = [one for one in wanted if one.granularity == "step" or has_states(played)]
         reader = Reader(config, renderer, scorer, wanted, judge)
         rows, notes = await read_pairs(reader, played, view)
         found = [probed(feedback.summary, rows) for feedback in wanted]
-        result = Result(name, config.env.name, config.method, origin, found, rows, left, notes)
+        result = Result(name, config.env.name, config.method, origin, found, rows, left, dropped + notes)
         folder.mkdir(parents=True)
         write(result, folder)
         (folder / CONFIG).write_text(render(config))
@@ -109,6 +114,43 @@ def whole(config: Config, model: Path) -> Config:
     merged = (model / ADAPTER).is_dir()
     settings = replace(config.model, dtype="float32" if merged else config.model.dtype)
     return settled(replace(config, model=settings, learner=replace(config.learner, lora=Lora())), None)
+
+
+def check_tokens(run: Path, model: Path, renderer: Renderer, config: Config) -> None:
+    """Check that the token ids that a run recorded mean the same to a model.
+
+    Raises:
+        RunError: they belong to another tokenizer or chat template, or the run's model is gone.
+    """
+    try:
+        own = find_model(run) or resolve(RunFolder(run).config()["model"]["path"])
+    except ModelMissing as error:
+        raise RunError(f"the rollouts in {run} are token ids of a model that is gone: {error}") from error
+    if own == model:
+        return
+    theirs = load_renderer(str(own), config)
+    same = np.array_equal(theirs.close_ids, renderer.close_ids)
+    if not same or theirs.vocabulary != renderer.vocabulary:
+        raise RunError(
+            f"the rollouts in {run} are token ids of {own}, which have another meaning in {model}: set "
+            "model.path to a model with the run's tokenizer and chat template, or name a recipe, not --run"
+        )
+
+
+def with_states(wanted: Sequence[Feedback], played: Sequence[Played]) -> tuple[list[Feedback], list[str]]:
+    """The feedback that can be probed, and a note on what is left out: anchors need a `state_key`.
+
+    Raises:
+        RunError: none is left.
+    """
+    if has_states(played):
+        return [*wanted], []
+    kept = [one for one in wanted if one.granularity != "anchor"]
+    left = [one.summary for one in wanted if one.granularity == "anchor"]
+    why = "observations of this environment have no state_key, which feedback.granularity=anchor needs"
+    if not kept:
+        raise RunError(f"nothing to probe: {why}. Set feedback.granularity=step, or add --every-source")
+    return kept, [f"left out: {'; '.join(left)} ({why})"] if left else []
 
 
 async def play(config: Config, renderer: Renderer, tasks: int, view: View) -> Found:

@@ -78,7 +78,9 @@ async def play_tasks(
     tasks: Sequence[TaskSpec],
     played: Callable[[int], None],
 ) -> tuple[list[Played], dict[str, str]]:
-    """Play every task, one per core at a time; also return why some of them gave no pair, by task.
+    """Play every task, one per core at a time, and at most `env.slots` at once.
+
+    Also returns why some of them gave no pair, by task.
 
     Args:
         played: called with the number of finished tasks.
@@ -86,7 +88,7 @@ async def play_tasks(
     Raises:
         DataMissing: the environment's data are missing.
     """
-    seats = min(os.cpu_count() or 1, len(tasks))
+    seats = min(config.env.slots, len(os.sched_getaffinity(0)), len(tasks))
     shard = Shard(family, seats, SlotLimits.of(config.env), spares=0)
     done = 0
 
@@ -96,6 +98,8 @@ async def play_tasks(
     async def play(seat: Seat, place: int) -> Played:
         nonlocal done
         try:
+            if isinstance(failure := solved[place], EnvError):
+                raise failure
             return await play_task(tasks[place], place, seat, config, renderer, solutions)
         finally:
             done += 1

@@ -148,6 +148,21 @@ def test_scorers_user_and_critic() -> None:
     assert step.phases["critic"] == pytest.approx(tokens / ranks * (1 / 10_000 + operations / 1000))
 
 
+def test_scorers_on_gpus_of_their_own_work_side_by_side() -> None:
+    alone = planned("alfworld_7b_gpu", "loss.kl=0.01")
+    [teacher], [reference] = alone.of("teacher"), alone.of("reference")
+    assert teacher.bundle != reference.bundle
+    places = [replace(one, bundle=teacher.bundle) if one == reference else one for one in alone.places]
+    slow = Figures(gpu=Gpu(score=100), episode=EPISODES["alfworld"])  # so slow that scorers count
+    shape = shape_of(alone.config)
+    own = budget(alone, shape, slow).steps[0]
+    shared = budget(replace(alone, places=tuple(places)), shape, slow).steps[0]
+    assert own.phases["teacher"] > own.phases["reference"] > 0
+    assert own.bound == "the teacher" and own.seconds == pytest.approx(own.phases["teacher"])
+    assert shared.seconds == pytest.approx(shared.phases["teacher"] + shared.phases["reference"])
+    assert budget(alone, shape, slow).steps[1].bound == "the reference policy"  # no teacher is asked
+
+
 def test_a_simulated_user_beside_a_rank_delays_it() -> None:
     made = planned("taubench_4b_gpu", "method=grpo", "rollout.num_groups=9", "rollout.group_size=8")
     assert made.of("user")[0].bundle == made.of("learner")[0].bundle
@@ -171,6 +186,13 @@ def test_a_warm_start_and_its_evaluation() -> None:
     playing = 100 * 10 * 0.5 / 128
     assert found.warm_start == pytest.approx(playing + 200 * tokens / ranks / 1000 * operations)
     assert (found.steps, found.evaluations) == ((), 3)
+
+
+def test_evaluations_of_reflexion_take_all_trials() -> None:
+    once = costs(planned("alfworld_7b_gpu", "evaluate.trials=4"))
+    tried = costs(planned("alfworld_7b_gpu", "evaluate.trials=4", "evaluate.agent=reflexion"))
+    assert tried.evaluation == pytest.approx(4 * once.evaluation)
+    assert (tried.evaluations, tried.training) == (once.evaluations, pytest.approx(once.training))
 
 
 def test_a_growing_chat_ends_where_the_context_does() -> None:
@@ -213,6 +235,16 @@ def test_a_file_replaces_what_it_states(tmp_path: Path) -> None:
     assert "each of these figures is an assumption" in verdict(figures_for("alfworld"))
 
 
+def test_a_stated_size_of_model_is_only_of_the_stated_rates(tmp_path: Path) -> None:
+    (file := tmp_path / "rates.yaml").write_text("source: me\ngpu: {billions: 1}\n")
+    made = planned("alfworld_7b_gpu")
+    found = budget(made, shape_of(made.config), figures_for("alfworld", file))
+    assert found.gpu_hours == pytest.approx(assumed(made).gpu_hours)
+    file.write_text("source: me\ngpu: {billions: 3.8, learn: 100}\n")
+    gpu = figures_for("alfworld", file).gpu
+    assert (gpu.learn, gpu.score) == (100, pytest.approx(2 * Gpu().score))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -220,6 +252,8 @@ def test_a_file_replaces_what_it_states(tmp_path: Path) -> None:
         ("source: me\ngpu: {learn: fast}", "fast"),
         ("source: me\ngpu: {learn: 0}", r"gpu.learn = 0.0: expected a number >= 1e-09"),
         ("source: me\ngpu: {learn: .inf}", "expected a number"),
+        ("source: me\ngpu: {billions: 0}", r"gpu.billions = 0.0: expected a number >= 1e-09"),
+        ("source: me\ngpu: {billions: .inf}", "gpu.billions = inf: expected a number"),
         ("gpu: {learn: 1}", "`source` must say"),
         ("source: me", "expected `source: TEXT` and figures"),
         ("learn: 5", "expected `source: TEXT` and figures"),

@@ -1,22 +1,31 @@
-"""The probe's pairs, requests, figures and verdicts, by numbers that are worked out by hand."""
+"""The probe's pairs, requests and scores, and what the command does with them."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 from math import log
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from replay_toys import ROOM, TASK, Door, make_run
 
 from hindsight.cluster.failures import RunError
-from hindsight.cluster.outcomes import Figure
-from hindsight.cluster.probe.command import named_model, probe, recorded, settings_of, whole
-from hindsight.cluster.probe.figures import Row, Verdict, judge, measures, probed, sentence
+from hindsight.cluster.probe import command, play
+from hindsight.cluster.probe.command import (
+    check_tokens,
+    named_model,
+    probe,
+    recorded,
+    settings_of,
+    whole,
+    with_states,
+)
 from hindsight.cluster.probe.pairs import Pair, recorded_pairs
 from hindsight.cluster.probe.play import Played, Unplayable, choices, play_task
 from hindsight.cluster.probe.score import (
@@ -28,8 +37,9 @@ from hindsight.cluster.probe.score import (
     of_another_task,
     rooted,
 )
+from hindsight.configs.check import render
 from hindsight.configs.load import load
-from hindsight.envs.base import Observation
+from hindsight.envs.base import EnvError, Observation
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.signals import make_signal
 from hindsight.rollout.models import resolve
@@ -62,78 +72,6 @@ class Open(Observation):
 
     def admits(self, action):
         return True
-
-
-def row(task="a", without=(-1.0, -2.0), shown=(-0.5, -2.5), other=(-1.0, -1.0), clipped=0.5, feedback="f"):
-    return Row(feedback, task, 0, ("go", "look"), ("h", "i"), without, shown, other, clipped)
-
-
-def test_measures_of_a_pair():
-    # shifts: own 0.5 and −0.5; of the other task's hint 0 and 1
-    assert measures(row()) == {
-        "without": 1.0,
-        "with": 1.0,
-        "shift": 1.0,
-        "margin": 1.0,
-        "up_better": 0.5,
-        "up_worse": -0.5,
-        "other_with": 0.5,
-        "other_shift": 0.0,
-        "other_margin": -1.0,
-        "content": 1.0,
-        "content_margin": 2.0,
-        "clipped": 0.5,
-    }
-    bare = measures(row(without=(-2.0, -1.0), shown=(-2.0, -1.0), other=None, clipped=None))
-    assert bare == {
-        "without": 0.0, "with": 0.0, "shift": 0.5, "margin": 0.0, "up_better": 0.0, "up_worse": 0.0
-    }  # fmt: skip
-
-
-def test_a_task_counts_once_however_many_pairs_it_has():
-    same = (-1.0, -2.0)
-    rows = [row("a"), row("a", shown=same), row("b", shown=(-2.0, -2.0)), row("c", feedback="another")]
-    found = probed("f", rows)
-    assert (found.tasks, found.pairs) == (2, 3)
-    # shift: a has 1 and ½, b has 0; margin: a has 1 and 0, b has −1
-    assert found.figures["shift"].mean == pytest.approx((0.75 + 0.0) / 2)
-    assert found.figures["margin"].mean == pytest.approx((0.5 - 1.0) / 2)
-    assert (found.figures["shift"].low, found.figures["shift"].high) == (0.0, 0.75)
-    assert probed("none", rows).tasks == 0
-
-
-UNSURE, SMALL = Figure(0.0, -0.2, 0.2), Figure(0.0, -0.1, 0.1)
-
-
-@pytest.mark.parametrize(
-    ("shift", "content", "verdict"),
-    [
-        ((0.6, 0.9), Figure(0.3, 0.1, 0.5), Verdict.READS),
-        ((0.4, 0.6), Figure(0.3, 0.1, 0.5), Verdict.PARTLY),
-        ((0.1, 0.4), Figure(0.3, 0.1, 0.5), Verdict.PARTLY),
-        ((0.4, 0.6), Figure(-0.3, -0.5, -0.1), Verdict.MISREADS),
-        ((0.6, 0.9), UNSURE, Verdict.ANY_HINT),
-        ((0.6, 0.9), None, Verdict.ANY_HINT),
-        ((0.2, 0.4), UNSURE, Verdict.DISTURBED),
-        ((0.4, 0.6), SMALL, Verdict.IGNORES),
-        ((0.4, 0.6), UNSURE, Verdict.UNDECIDED),
-        ((0.4, 0.6), None, Verdict.UNDECIDED),
-        ((0.4, 0.7), SMALL, Verdict.UNDECIDED),
-        ((0.3, 0.6), SMALL, Verdict.UNDECIDED),
-    ],
-)
-def test_verdicts(shift, content, verdict):
-    figures = {"shift": Figure(0.5, *shift)} | ({"content": content} if content else {})
-    assert judge(12, figures) == verdict
-    assert judge(11, figures) == Verdict.TOO_FEW
-
-
-def test_a_verdict_in_words():
-    read = [row(f"t{n}", feedback="immediate, per step") for n in range(12)]
-    told = sentence(probed("immediate, per step", read), "nano", "webshop")
-    assert told == "nano reads “immediate, per step” in webshop: it moves towards the better action."
-    ignored = [row(f"t{n}", shown=(-1.0, -2.0), other=(-1.0, -2.0)) for n in range(12)]
-    assert sentence(probed("f", ignored), "nano", "webshop") == "nano ignores “f” in webshop."
 
 
 def test_random_actions_are_the_listed_ones_or_those_of_other_tasks():
@@ -192,6 +130,51 @@ def test_a_task_without_a_pair_says_why(config, renderer):
         door(config, renderer, {"door": ["open door"]})
     with pytest.raises(Unplayable, match="no other action"):
         door(config, renderer, {"door": ["look", "take key", "open door"]})
+
+
+class Rooms:
+    """A shard of toy environments, of which the one of the window has no working expert."""
+
+    made: ClassVar[list[Rooms]] = []
+
+    def __init__(self, family, slots, limits, spares):
+        self.slots, self.doors = slots, [DoorSeat() for _ in range(slots)]
+        self.made.append(self)
+
+    async def reference(self, lease, task):
+        if task.id == "window":
+            raise EnvError("the expert took longer than 60 s")
+        return SOLUTIONS.get(task.id)
+
+    async def reset(self, lease, task):
+        return await self.doors[lease.slot].reset(task)
+
+    async def step(self, lease, action):
+        return await self.doors[lease.slot].step(action)
+
+    async def finish(self, lease):
+        return await self.doors[lease.slot].finish()
+
+    async def close(self):
+        pass
+
+
+def test_a_failed_expert_is_told_as_it_failed(config, renderer, monkeypatch):
+    monkeypatch.setattr(play, "Shard", Rooms)
+    tasks = [TASK, OTHER, replace(TASK, id="wall")]
+    counted = []
+    played, left = asyncio.run(play.play_tasks(None, config, renderer, tasks, counted.append))
+    assert [one.group.task.id for one in played] == ["door"] and counted == [1, 2, 3]
+    assert left == {"window": "the expert took longer than 60 s", "wall": "it has no reference solution"}
+
+
+@pytest.mark.parametrize(("slots", "cores", "seats"), [(1, 8, 1), (8, 2, 2), (8, 8, 3)])
+def test_seats_are_bounded_by_slots_cores_and_tasks(config, renderer, monkeypatch, slots, cores, seats):
+    monkeypatch.setattr(play, "Shard", Rooms)
+    monkeypatch.setattr(play.os, "sched_getaffinity", lambda _: set(range(cores)))
+    config = replace(config, env=replace(config.env, slots=slots))
+    asyncio.run(play.play_tasks(None, config, renderer, [OTHER] * 3, lambda _: None))
+    assert Rooms.made[-1].slots == seats
 
 
 def test_pairs_of_recorded_rollouts_are_actions_of_unequal_outcome(tmp_path):
@@ -312,6 +295,55 @@ def test_what_cannot_be_probed_is_named(tmp_path: Path):
     with pytest.raises(RunError, match="no feedback to probe"):
         asyncio.run(probe(settings_of(out, ["method=grpo"]), 4, every=False, run=out))
     assert not (out / "probe").exists()
+    served = load("nano", ["env.name=taubench", "env.user.source=engine", f"out={tmp_path / 'tau'}"])
+    with pytest.raises(RunError, match=r"TauBench: env.user.source=scripted or endpoint"):
+        asyncio.run(probe(served, 4, every=False))
+
+
+def test_recorded_ids_are_not_read_with_another_tokenizer(tmp_path: Path):
+    out, other = make_run(tmp_path / "run"), tmp_path / "other"
+    shutil.copytree(resolve("nano"), other)
+    config = settings_of(out, [f"model.path={other}"])
+    check_tokens(out, other, load_renderer(str(other), config), config)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    ids = tokenizer["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(RunError, match=r"are token ids of .*nano.* set model.path to a model with the run's"):
+        asyncio.run(probe(config, 4, every=False, run=out))
+    shutil.copytree(resolve("nano"), other, dirs_exist_ok=True)
+    template = other / "chat_template.jinja"
+    spaced = template.read_text().replace("message['role']", "' ' + message['role']")
+    template.write_text(spaced.replace("assistant", " assistant"))
+    with pytest.raises(RunError, match="another meaning"):
+        asyncio.run(probe(config, 4, every=False, run=out))
+    (out / "config.yaml").write_text(render(replace(config, model=replace(config.model, path="gone/gone"))))
+    with pytest.raises(RunError, match=r"a model that is gone: model.path = 'gone/gone'"):
+        check_tokens(out, other, load_renderer(str(other), config), config)
+
+
+def test_anchors_without_states_are_named(config, renderer, monkeypatch, tmp_path: Path):
+    one = door(config, renderer)
+    expert = one.group.trajectories[0]
+    turns = [replace(turn, observation=replace(turn.observation, state_key=None)) for turn in expert.turns]
+    blind = [replace(one, group=replace(one.group, trajectories=(replace(expert, turns=tuple(turns)),)))]
+    every = feedbacks(config, every=True)
+    assert with_states(every, [one]) == (every, [])
+    kept, [note] = with_states(every, blind)
+    assert [own.granularity for own in kept] == ["step"] * len(kept) and len(kept) < len(every)
+    assert (
+        "left out: successful sibling, per anchor; immediate, per anchor; " in note and "no state_key" in note
+    )
+    assert with_states(kept, blind) == (kept, [])
+
+    async def played(*_):
+        return blind, {}, "toys"
+
+    monkeypatch.setattr(command, "play", played)
+    anchored = load("nano", ["feedback.granularity=anchor", f"out={tmp_path}"])
+    with pytest.raises(RunError, match=r"nothing to probe.*feedback.granularity=step"):
+        asyncio.run(probe(anchored, 4, every=False))
+    assert not (tmp_path / "probe").exists()
 
 
 def test_an_adapter_is_read_as_its_checkpoint_merged_it(tmp_path: Path):
