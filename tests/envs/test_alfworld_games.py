@@ -129,9 +129,9 @@ def test_official_panels_are_every_solvable_game_whatever_the_settings(official,
     doomed.write_text(json.dumps({**json.loads(doomed.read_text()), "solvable": False}))
     one = family(tmp_path, data=str(official), eval_tasks=2, kinds=["pick_and_place_simple"])
     other = family(tmp_path, data=str(official), seed=7)
-    names = ["evaluation", "alfworld/valid_seen", "alfworld/valid_unseen"]
+    names = ["evaluation", "training", "alfworld/valid_seen", "alfworld/valid_unseen"]
     assert list(one.panels()) == names
-    for name, size in zip(names[1:], (11, 12), strict=True):
+    for name, size in zip(names[2:], (11, 12), strict=True):
         tasks = one.panels()[name]()
         assert tasks == other.panels()[name]() and len(tasks) == size
         games = [task.data["game"] for task in tasks]
@@ -142,7 +142,8 @@ def test_official_panels_are_every_solvable_game_whatever_the_settings(official,
 def test_generated_panels_are_of_the_rooms_of_training_and_of_others(tmp_path):
     made = family(tmp_path)
     panels = {name: listing() for name, listing in made.panels().items()}
-    assert panels.keys() == {"evaluation", "seen", "unseen"} and panels["unseen"] == panels["evaluation"]
+    assert panels.keys() == {"evaluation", "training", "seen", "unseen"}
+    assert panels["unseen"] == panels["evaluation"]
     assert {task.split for task in panels["seen"]} == {"valid_seen"} and len(panels["seen"]) == 6
     assert not {task.id for task in panels["seen"]} & {task.id for task in made.manifest().train}
 

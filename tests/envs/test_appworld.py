@@ -280,7 +280,8 @@ def test_official_data_are_found_and_played_in_their_own_layout(env, family, tas
     manifest = official.manifest()
     assert [task.id for task in (*manifest.train, *manifest.evaluation)] == [tasks[0].id, tasks[-1].id]
     names = [f"appworld/{split}" for split in ("dev", "test_normal", "test_challenge")]
-    assert list(official.panels()) == ["evaluation", *names] and list(family.panels()) == ["evaluation"]
+    everywhere = ["evaluation", "training"]
+    assert list(official.panels()) == [*everywhere, *names] and list(family.panels()) == everywhere
     assert [task.id for task in official.panels()["appworld/test_normal"]()] == [tasks[-1].id]
     with pytest.raises(DataMissing, match=r"dev\.txt is not there"):
         official.panels()["appworld/dev"]()
