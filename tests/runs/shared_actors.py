@@ -96,7 +96,8 @@ class Shared:
 
     def close(self) -> None:
         self.actors.engines = [*self.plain, *self.adapted]
-        asyncio.run(self.actors.stop())
+        if ray.is_initialized():  # if not, a later test in this process has ended Ray, and them with it
+            asyncio.run(self.actors.stop())
         self.folder.cleanup()
 
     def train(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
