@@ -75,6 +75,7 @@ class Training:
 
     def start(self) -> None:
         """Start, or resume."""
+        self.before = len(self.rows())  # steps of the processes before
         self.process = subprocess.Popen(self.command, stdout=self.log, stderr=subprocess.STDOUT)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -89,9 +90,12 @@ class Training:
         self.process.wait()
 
     def wait_for(self, step: int) -> bool:
-        """Wait until a step is recorded; False: the run has ended before."""
+        """Wait until a step is recorded, and one of this process; False: the run has ended before.
+
+        While vLLM starts its engine core, the loss of that is a failure of its own, which ends the run.
+        """
         while self.process.poll() is None:
-            if any(row["step"] >= step for row in self.rows()):
+            if len(self.rows()) > self.before and self.rows()[-1]["step"] >= step:
                 return True
             time.sleep(0.1)
         return False

@@ -60,7 +60,7 @@ ROWS = (
         "teacher smollm2-135m --dtype float32 --trajectories 2 --turns 12 --tokens 600 --repeats 2",
         "every position ÷ teacher spans",
         5.0,
-        quick="teacher small --dtype float32 --trajectories 2 --turns 8 --tokens 500",
+        quick="teacher small --dtype float32 --trajectories 1 --turns 6 --tokens 400",
     ),
     Row(
         "teacher's spans ÷ vLLM's prompt_logprobs",
