@@ -168,7 +168,7 @@ def schedule(steps: int, kills: int, seed: int) -> list[Kill]:
     random.Random(seed).shuffle(chosen)
     moments = random.Random(seed + 1)
     return [
-        (1 + index * (steps - 1) // len(chosen), moments.uniform(0.0, 6.0), what)
+        (1 + index * (steps - 1) // len(chosen), moments.uniform(0.0, 2.0), what)
         for index, what in enumerate(chosen)
     ]
 
