@@ -53,8 +53,7 @@ def engine_env(config: Config) -> dict[str, str]:
     env = {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # otherwise all engines of a machine use the same cores
         "VLLM_NO_USAGE_STATS": "1",
-        # Matters on CPU only: vLLM's worker then runs inside the engine core, which saves one process and its
-        # imports. The engine core is still a separate process.
+        # On a CPU, vLLM's worker then runs inside the engine core, which stays a process of its own.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     if config.weight_sync.transport == "ipc":
