@@ -91,7 +91,7 @@ def analyst(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 @pytest.fixture(scope="module")
 def warmed(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """A student after a few demonstrations: some answers parse and some do not, so advantages differ."""
-    warm = ["steps=0", "sft.demos=48", "env.train_tasks=12", "env.max_turns=12"]
+    warm = ["steps=0", "sft.demos=48", "sft.epochs=6", "env.train_tasks=12", "env.max_turns=12"]
     out = f"out={tmp_path_factory.mktemp('warm') / 'run'}"
     with pytest.MonkeyPatch.context() as patch:
         shared.train(load(CONFIGS / "alfworld.yaml", [*TINY, out, *warm]), patch)
