@@ -25,11 +25,7 @@ from hindsight.cluster.report.run_folder import EPISODES, METRICS, TIMELINE, TOK
 from hindsight.cluster.report.viewing import DEMO
 from hindsight.learner.checkpoint import latest
 
-COMMON = (
-    *("env.train_tasks=24", "env.eval_tasks=8", "env.max_turns=14", "rollout.num_groups=4", "steps=2"),
-    *("evaluate.panels=[evaluation]", "evaluate.episodes=8", "cluster.dashboard_port=0"),
-)
-WARM = ("sft.demos=96", "sft.epochs=5", "sft.lr=4e-3", "evaluate.cold_episodes=2")
+COMMON = ("steps=2", "rollout.group_size=8", "cluster.dashboard_port=0")
 JUDGED = ("hero", "hint_sd")
 GROUPS = 2  # of each step that are kept: those with the most different outcomes
 HELD_OUT = 2  # episodes of each evaluation that are kept
@@ -48,7 +44,7 @@ def record(method: str, runs: Path) -> Path:
     """Train with a method from the warm start, unless that was done; return its folder."""
     warm, out = runs / "warm", runs / method
     if latest(warm / "checkpoints") is None:
-        hindsight("sft", "nano", f"out={warm}", *COMMON, *WARM)
+        hindsight("sft", "nano", f"out={warm}", *COMMON)
     checkpoint = latest(warm / "checkpoints")
     assert checkpoint is not None
     model = checkpoint / "model"
@@ -58,7 +54,7 @@ def record(method: str, runs: Path) -> Path:
             f"out={out}",
             f"model.path={model}",
             "sft.demos=0",
-            "evaluate.cold_episodes=8",
+            "evaluate.cold_episodes=64",
         ]
         with served() as url:
             if method in JUDGED:
@@ -98,7 +94,7 @@ def cut(source: Path, to: Path) -> None:
         write_rows(to / EPISODES / f"{stage.key}.jsonl", rows)
     metrics = [row for row in run.metrics() if row["kind"] != "sft" or row["step"] % SFT_EVERY == 1]
     write_rows(to / METRICS, metrics)
-    write_rows(to / TIMELINE, read_rows(source / TIMELINE))
+    write_rows(to / TIMELINE, (row for row in read_rows(source / TIMELINE) if "stage" not in row))
     text = (source / "config.yaml").read_text().replace(f"{Path.cwd()}/", "")
     (to / "config.yaml").write_text(re.sub(r"(?m)^( *url:) '?http\S*", r"\1 ''", text))
     about = json.loads((source / "run.json").read_text())

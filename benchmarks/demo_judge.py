@@ -1,4 +1,4 @@
-"""A judge of rules for ALFWorld's "put a thing in a place", as an OpenAI-compatible endpoint on this machine.
+"""A judge of rules for ALFWorld's tasks of a thing and a place or lamp, as an OpenAI-compatible endpoint.
 
 The smallest model cannot judge, so the demo's runs of HERO and HINT-SD ask this instead of a model. It reads
 the same question that a model would, follows what the agent saw turn by turn, and answers in the same form.
@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from hindsight.envs.alfworld.expert import Wish, kind_of
+from hindsight.envs.base import EnvError
 from hindsight.rollout.action_format import find_action
 
 TURN = re.compile(r"^Turn (\d+)\nAnswer: (.*?)\nEnvironment: (.*?)\nReward:", re.DOTALL | re.MULTILINE)
-GOAL = re.compile(r"Your task is to: put (?:a|an|some) (\w+) (?:in|on|in/on) (\w+)\.")
+TASK = re.compile(r"Your task is to: [^.]*\.")
 THING = re.compile(r"\ban? (\w+ \d+)")
 REFUSED = "Nothing happens."
 NO_USE = "inventory", "look", "examine", "help"
@@ -29,40 +31,51 @@ TARGETS = 3  # corrections of one attempt
 class Attempt:
     """What the agent knows, followed turn by turn."""
 
-    thing: str  # its kind, such as "candle"
-    goal: str  # kind of the place where it belongs
+    wish: Wish
     places: list[str]
     here: str = ""
     holding: str = ""
     seen: dict[str, set[str]] = field(default_factory=dict)  # place -> things
     closed: set[str] = field(default_factory=set)
 
-    def wanted(self) -> tuple[str, str] | None:
-        """A thing of the right kind that was seen, and where, other than where it belongs."""
+    def find(self, kind: str) -> tuple[str, str] | None:
+        """A thing of this kind that was seen, and where, other than where the task wants it."""
         found = (
             (one, place)
             for place, things in self.seen.items()
             for one in sorted(things)
-            if one.startswith(f"{self.thing} ") and not place.startswith(f"{self.goal} ")
+            if kind_of(one) == kind and kind_of(place) != self.wish.parent
         )
         return next(found, None)
 
+    @property
+    def holds_it(self) -> bool:
+        """Whether the agent holds what the task asks for."""
+        return bool(self.holding) and kind_of(self.holding) == self.wish.target
+
+    def sought(self) -> tuple[str, str] | None:
+        """What the agent needs next, and where it was seen."""
+        return self.find(self.wish.lamp if self.holds_it else self.wish.target)
+
     def next(self) -> str:
         """The action that leads on."""
-        if self.holding.startswith(f"{self.thing} "):
-            if self.here.startswith(f"{self.goal} "):
+        if self.holds_it and not self.wish.lamp:
+            if self.here and kind_of(self.here) == self.wish.parent:
                 return f"move {self.holding} to {self.here}"
-            return "go to " + next(one for one in self.places if one.startswith(f"{self.goal} "))
-        if found := self.wanted():
+            return "go to " + next(one for one in self.places if kind_of(one) == self.wish.parent)
+        if found := self.sought():
             thing, place = found
-            return f"take {thing} from {place}" if place == self.here else f"go to {place}"
+            if place != self.here:
+                return f"go to {place}"
+            return f"use {thing}" if self.holds_it else f"take {thing} from {place}"
         if self.here in self.closed:
             return f"open {self.here}"
         return "go to " + next((one for one in self.places if one not in self.seen), self.places[0])
 
     def diagnose(self, action: str | None, reply: str) -> tuple[str, str]:
         """Verdict and cause of a turn; follows what it changed."""
-        wanted, leads = self.wanted(), self.next()
+        sought = None if self.holding and not self.holds_it else self.sought()
+        leads = self.next()
         if action is None:
             return "invalid", "the answer holds no action."
         verb, _, rest = action.partition(" ")
@@ -74,15 +87,18 @@ class Attempt:
             return "good", ""
         if verb in NO_USE:
             return "unnecessary", "it shows nothing new."
-        if verb == "take" and not rest.startswith(f"{self.thing} "):
-            return "wrong", f"the task asks for a {self.thing}."
-        if wanted and verb != "take" and not self.holding:
-            return "wrong", f"the {wanted[0]} was seen at {wanted[1]} and is left there."
+        if verb == "take" and kind_of(rest.partition(" from ")[0]) != self.wish.target:
+            return "wrong", f"the task asks for a {self.wish.target}."
+        if sought and verb != "take":
+            return "wrong", f"the {sought[0]} was seen at {sought[1]} and is left there."
         place = rest.removeprefix("to ")
         if verb == "go" and place in known and place not in self.closed:
             return "unnecessary", f"{place} has been looked at."
-        if verb in ("move", "close"):
-            return "wrong", f"this does not bring a {self.thing} to a {self.goal}."
+        if verb in ("move", "close", "use"):
+            return (
+                "wrong",
+                f"this does not bring a {self.wish.target} to a {self.wish.parent or self.wish.lamp}.",
+            )
         return "good", ""
 
     def _refused(self, verb: str, rest: str) -> str:
@@ -119,11 +135,15 @@ class Attempt:
 
 def diagnoses(question: str) -> list[dict[str, Any]]:
     """Turn, verdict, cause and fix of each turn that a question shows; [] if it asks of something else."""
-    goal = GOAL.search(question)
-    if goal is None:
+    task = TASK.search(question)
+    try:
+        wish = Wish.read(task[0] if task else "")
+    except EnvError:
+        return []
+    if wish.two or wish.verb:
         return []
     around = re.search(r"you see (a .*?)\.\n", question)
-    attempt = Attempt(goal[1], goal[2], THING.findall(around[1]) if around else [])
+    attempt = Attempt(wish, THING.findall(around[1]) if around else [])
     found = []
     for number, answer, reply in TURN.findall(question):
         fix = attempt.next()

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from hindsight.cluster.heal import RESTARTS, Restarts, Watched
 from hindsight.cluster.plan import Place, Plan
 from hindsight.cluster.turns import Turns
-from hindsight.configs.environ import CORE_SHARE, actor_environment
+from hindsight.configs.environ import CORE_SHARE, actor_environment, named
 from hindsight.envs.base import EnvFamily
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.pool import PoolHandles, start_pool
@@ -156,15 +156,16 @@ class _Starting:
                 await step()
         else:
             await asyncio.gather(*(step() for step in steps))
+        shards = self.environments.shards
         worker = ray.remote(Worker).options(
             num_cpus=0,
             max_concurrency=65_536,  # a call per episode in flight
             **self.replaced,
-            **variables(actor_environment(threads=1), gpus=0),
+            **variables(actor_environment(threads=1) | named("worker"), gpus=0),
         )
         return Actors(
             engines=self.engines,
-            worker=worker.remote(self.model, config, self.engines, self.environments.shards, self.user),
+            worker=worker.remote(self.model, config, *map(Held, (self.engines, shards, self.user))),
             environments=self.environments,
             learner=learner,
             critic=critic,
@@ -185,9 +186,9 @@ class _Starting:
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(
                     self.group, placement_group_bundle_index=place.bundle
                 ),
-                **variables(env | self.cores(place), place.gpus),
+                **variables(env | self.cores(place) | named(role, index), place.gpus),
             }
-            for place in self.plan.of(role)
+            for index, place in enumerate(self.plan.of(role))
         ]
 
     def cores(self, place: Place) -> dict[str, str]:
@@ -276,6 +277,20 @@ class _Starting:
 
         if self.plan.in_turn and groups:
             await self.turns.add("learner", lambda: all_ranks("to_host"), lambda: all_ranks("to_device"))
+
+
+class Held:
+    """Handles as an argument of an actor's constructor, which gets them as they are.
+
+    Ray warns of handles there, since it does not count those that a restarted actor would need. Pickled apart
+    from the other arguments they are not seen, and stay valid as long as this process, the driver, lives.
+    """
+
+    def __init__(self, handles: Any) -> None:
+        self.pickled = ray.cloudpickle.dumps(handles)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ray.cloudpickle.loads, (self.pickled,)
 
 
 async def find_address(options: dict[str, Any], **limit: Any) -> Address:

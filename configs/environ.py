@@ -16,6 +16,7 @@ SECRET_WORDS = re.compile(
 PASSWORD_IN_ADDRESS = re.compile(r"://[^/@\s]*:[^/@\s]+@|https?://[^/@\s]+@")
 RAYS = "RAY_"  # with which Ray's processes find and trust each other
 CORE_SHARE = "HINDSIGHT_CORE_SHARE"  # of its node's cores, for an actor whose threads nobody set
+ACTOR_NAME = "HINDSIGHT_ACTOR"
 ON_EACH_NODE = "hindsight.configs.environ.apply_in_worker"  # Ray's `worker_process_setup_hook`
 
 
@@ -55,6 +56,18 @@ def actor_environment(threads: int = 0) -> dict[str, str]:
     """
     cores = {"OMP_NUM_THREADS": str(threads)} if threads else {CORE_SHARE: "1"}
     return everywhere() | cores | {"HF_HUB_OFFLINE": "1"} | blanked()
+
+
+def named(role: str, index: int = 0) -> dict[str, str]:
+    """The variable that names an actor."""
+    return {ACTOR_NAME: f"{role}-{index}"}
+
+
+class Named:
+    """An actor that Ray's logs and pages show by its role and number, such as engine-0, not by its class."""
+
+    def __repr__(self) -> str:
+        return os.environ.get(ACTOR_NAME) or super().__repr__()
 
 
 def secrets(variables: Mapping[str, str]) -> set[str]:

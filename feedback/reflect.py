@@ -63,7 +63,8 @@ class Diagnosis:
 
     def text(self) -> str:
         """Format as text of at most LONGEST words."""
-        said = f"{self.verdict}: {self.cause}" + (f" Better: {self.fix}" if self.fix else "")
+        because = f": {self.cause}" if self.cause else ""
+        said = f"{self.verdict}{because}" + (f" Better: {self.fix}" if self.fix else "")
         kept = said.split()
         return said if len(kept) <= LONGEST else " ".join(kept[:LONGEST]) + ELLIPSIS.rstrip()
 

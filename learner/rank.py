@@ -24,7 +24,7 @@ import ray
 import torch
 from torch.distributed import TCPStore
 
-from hindsight.configs.environ import actor_environment
+from hindsight.configs.environ import Named, actor_environment
 from hindsight.configs.schema import Config
 from hindsight.learner import losses, rank_state
 from hindsight.learner.batching import Batch, collate
@@ -91,7 +91,7 @@ def load_safely(path: str, map_location: Any = None) -> Any:
         ) from None
 
 
-class Rank(ABC):
+class Rank(Named, ABC):
     """One process. Every method except `address` and `host` is collective: all ranks must call it."""
 
     NAME: ClassVar[str]  # in messages, and of DeepSpeed's folder in a checkpoint

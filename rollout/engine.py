@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast, get_args
 import numpy as np
 import ray
 
-from hindsight.configs.environ import actor_environment
+from hindsight.configs.environ import Named, actor_environment
 from hindsight.configs.schema import Config
 from hindsight.rollout.adapter import write
 from hindsight.rollout.device import find_device
@@ -133,7 +133,7 @@ class Served:
     running: int = 0
 
 
-class Engine:
+class Engine(Named):
     """Samples and scores with one copy of the student's weights. Methods are called through Ray."""
 
     def __init__(self, model: str, config: Config, index: int) -> None:

@@ -20,6 +20,7 @@ from typing import NoReturn
 import httpx
 import ray
 
+from hindsight.configs.environ import Named
 from hindsight.configs.schema import Config
 from hindsight.envs.runtime.linux import die_with_parent
 from hindsight.rollout.engine import engine_env
@@ -51,7 +52,7 @@ def new_address() -> Address:
         return Address(host, probe.getsockname()[1], secrets.token_hex(16))
 
 
-class ModelServer:
+class ModelServer(Named):
     """vLLM's server for one model. Create it by `ray.remote(ModelServer)` with `endpoint_env`."""
 
     def __init__(self, model: str, config: Config, address: Address) -> None:

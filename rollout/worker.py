@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from hindsight.configs.environ import Named
 from hindsight.configs.schema import Config
 from hindsight.envs.base import DataMissing, Demonstration, EnvError, NoDemonstration, SlotDied, SlotTimeout
 from hindsight.envs.runtime.pool import SlotPool
@@ -37,7 +38,7 @@ T = TypeVar("T")
 SERVES_EVERY = 0.5  # seconds between two looks at an engine that was lost
 
 
-class Worker:
+class Worker(Named):
     """Runs episodes on engines and environment slots. `ray.remote(Worker)` makes it an async Ray actor.
 
     After an infrastructure failure, an episode is retried up to `rollout.retries` times with the same seed,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hindsight.configs.environ import actor_environment
+from hindsight.configs.environ import Named, actor_environment
 from hindsight.configs.schema import Config
 from hindsight.rollout.adapter import Adapter, named
 from hindsight.rollout.device import find_device
@@ -200,7 +200,7 @@ def fitting_tensors(
     return given
 
 
-class TeacherScorer:
+class TeacherScorer(Named):
     """Scores with a copy or moving average of the student's weights. Methods are called through Ray.
 
     If the student trains an adapter, the teacher has the base model and its own copy of the adapter.

@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from hindsight.configs.environ import blanked, values
+from hindsight.configs.environ import blanked, named, values
 from hindsight.configs.schema import Config
 from hindsight.envs.base import (
     Demonstration,
@@ -119,16 +119,20 @@ def start_pool(
     env = config.env
     family = family or make_family(env)
     limits = SlotLimits.of(env)
-    shard = ray.remote(Shard).options(
-        num_cpus=SHARD_CPUS,
-        max_restarts=-1,
-        max_concurrency=1000 + 4 * env.slots,
-        scheduling_strategy="SPREAD",
-        runtime_env={"env_vars": blanked()},  # secrets are arguments: Ray logs and shows its variables
-    )
     known = {**values(family.secrets), **(secrets or {})}
-    handles = [shard.remote(family, env.slots, limits, secrets=known) for _ in range(env.shards)]
-    return PoolHandles(tuple(handles))
+
+    def shard(index: int) -> Any:
+        actor = ray.remote(Shard).options(
+            num_cpus=SHARD_CPUS,
+            max_restarts=-1,
+            max_concurrency=1000 + 4 * env.slots,
+            scheduling_strategy="SPREAD",
+            # Secrets are arguments: Ray logs and shows its variables.
+            runtime_env={"env_vars": blanked() | named("shard", index)},
+        )
+        return actor.remote(family, env.slots, limits, secrets=known)
+
+    return PoolHandles(tuple(map(shard, range(env.shards))))
 
 
 class LeasedSlot:

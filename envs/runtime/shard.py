@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hindsight.configs.environ import Named
 from hindsight.configs.schema import Env
 from hindsight.envs.base import (
     Demonstration,
@@ -80,7 +81,7 @@ class _Seat:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Shard:
+class Shard(Named):
     """K seats over one forkserver. A plain asyncio object; the pool makes it a Ray actor."""
 
     def __init__(

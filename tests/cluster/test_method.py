@@ -191,7 +191,7 @@ def test_what_a_judge_said_is_kept_with_its_time():
 
     one = Produced(*DISTILL, "feedback.sources=[reflect]", judge=reflects)
     assert one.group.hints == {}  # what is good needs no hint
-    assert one.group.notes == {(index, 0): Note("diagnosis", "good: ") for index in range(2)}
+    assert one.group.notes == {(index, 0): Note("diagnosis", "good") for index in range(2)}
     assert one.group.times.keys() == {"rollout", "judge"}
 
 

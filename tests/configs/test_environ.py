@@ -9,9 +9,11 @@ import pytest
 
 from hindsight.configs.environ import (
     CORE_SHARE,
+    Named,
     actor_environment,
     apply_in_worker,
     everywhere,
+    named,
     of_this_node,
     public,
     secrets,
@@ -105,3 +107,15 @@ def test_ray_starts_without_secrets_and_this_process_keeps_them(monkeypatch: pyt
         assert "OPENAI_API_KEY" not in os.environ and os.environ["RAY_AUTH_TOKEN"] == "ray"
         raise KeyError("whatever happens meanwhile")
     assert os.environ == before
+
+
+def test_an_actor_is_called_by_its_role_and_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray shows what `repr` gives once the actor is made."""
+
+    class Engine(Named):
+        pass
+
+    assert "Engine object" in repr(Engine())  # outside an actor
+    for name, value in named("engine", 1).items():
+        monkeypatch.setenv(name, value)
+    assert repr(Engine()) == "engine-1"

@@ -48,7 +48,7 @@ def step(ordinal=7):
     for sample in made.samples:
         sample.lags = np.zeros(len(sample.positions), np.int32)
     made.hints = {(0, 0): np.array([1, 2, 3], np.int32)}
-    made.notes = {(0, 0): Note("diagnosis", "wrong: …"), (1, 0): Note("diagnosis", "good: ")}
+    made.notes = {(0, 0): Note("diagnosis", "wrong: …"), (1, 0): Note("diagnosis", "good")}
     return made
 
 
@@ -138,7 +138,7 @@ def test_episodes_have_hints_as_read_and_notes():
     assert (second["episode"], second["group"]) == (1, 7) and "trial" not in first
     assert first["turns"][0]["hint"] == "abc"
     assert first["turns"][0]["notes"] == [{"kind": "diagnosis", "text": "wrong: …"}]
-    assert second["turns"][0]["notes"] == [{"kind": "diagnosis", "text": "good: "}]
+    assert second["turns"][0]["notes"] == [{"kind": "diagnosis", "text": "good"}]
     assert not {"hint", "notes"} & first["turns"][1].keys() and "hint" not in second["turns"][0]
     assert first["turns"][0]["reward"] == 0.0 and first["turns"][0]["weights"] == [3, 4, 5, 6]
 

@@ -64,6 +64,26 @@ def test_heros_question_gets_a_diagnosis_of_each_turn() -> None:
     )
 
 
+def test_a_task_that_needs_a_lamp() -> None:
+    turns = [
+        ("go to shelf 1", "You arrive at shelf 1. On the shelf 1, you see a statue 1.", "good"),
+        ("go to desk 1", "You arrive at desk 1. On the desk 1, you see a desklamp 1.", "wrong"),
+        ("go to shelf 1", "You arrive at shelf 1. On the shelf 1, you see a statue 1.", "good"),
+        ("take statue 1 from shelf 1", "You pick up the statue 1 from the shelf 1.", "good"),
+        ("go to shelf 2", "You arrive at shelf 2. On the shelf 2, you see nothing.", "wrong"),
+        ("go to desk 1", "You arrive at desk 1. On the desk 1, you see a desklamp 1.", "good"),
+        ("use desklamp 1", "You turn on the desklamp 1.", "good"),
+    ]
+    room = "you see a desk 1, and a shelf 1.\n\nYour task is to: examine the statue with the desklamp."
+    shown = [
+        f"Turn {n}\nAnswer: <action>{action}</action>\nEnvironment: {reply}\nReward: 0"
+        for n, (action, reply, _) in enumerate(turns, start=1)
+    ]
+    found = diagnoses("\n".join([room, *shown]))
+    assert [one["verdict"] for one in found] == [verdict for *_, verdict in turns]
+    assert [one["fix"] for one in found if one["fix"]] == ["take statue 1 from shelf 1", "go to desk 1"]
+
+
 def test_hint_sds_question_gets_corrections() -> None:
     source = Target(Target.Settings(targets=3))
     assert ask(source, True) is None

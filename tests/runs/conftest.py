@@ -1,4 +1,4 @@
-"""Actors for many short runs; they end with this folder's last test."""
+"""Actors for many short runs; they end with the last test that borrows them, since others need their memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ import pytest
 from shared_actors import Shared, longest
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def shared(ray_local: None, nano: Path) -> Iterator[Shared]:
     """Engine, learner, critic, teacher and reference policy."""
     actors = Shared(longest(), str(nano))
     yield actors
     actors.close()
+
+
+def pytest_runtest_teardown(item: pytest.Function) -> None:
+    """A session's fixtures end with its last test, which may be long after the last one here."""
+    after = item.session.items[item.session.items.index(item) + 1 :]
+    actors = item.funcargs.get("shared")
+    if actors is not None and not any("shared" in getattr(one, "fixturenames", ()) for one in after):
+        actors.close()

@@ -93,12 +93,15 @@ class Shared:
         self.folder = tempfile.TemporaryDirectory(prefix="hindsight-shared-")
         self.env = config.env
         self.version = 0  # of weights: none comes twice
+        self.closed = False
 
     def close(self) -> None:
-        self.actors.engines = [*self.plain, *self.adapted]
-        if ray.is_initialized():  # if not, a later test in this process has ended Ray, and them with it
+        """End the actors; a second time, do nothing."""
+        if not self.closed:
+            self.closed = True
+            self.actors.engines = [*self.plain, *self.adapted]
             asyncio.run(self.actors.stop())
-        self.folder.cleanup()
+            self.folder.cleanup()
 
     def train(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         """A whole run with these actors and environments of its own."""
