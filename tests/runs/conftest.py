@@ -1,4 +1,4 @@
-"""Actors for many short runs; they end with the last test that borrows them, since others need their memory."""
+"""Actors for many short runs; they end with the last test that borrows them: others need the memory."""
 
 from __future__ import annotations
 
