@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -60,7 +61,8 @@ def run(command: str, limit: float) -> Outcome:
 def execute(call: Sequence[str], limit: float) -> Outcome:
     """Run a program to its end, or to its limit in seconds."""
     began = time.monotonic()
-    with subprocess.Popen(call, cwd=HERE.parent, stdout=subprocess.PIPE, text=True) as process:
+    wide = {**os.environ, "COLUMNS": "160"}  # for tables
+    with subprocess.Popen(call, cwd=HERE.parent, env=wide, stdout=subprocess.PIPE, text=True) as process:
         try:
             output, _ = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
