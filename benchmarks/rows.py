@@ -123,8 +123,8 @@ ROWS = (
         HINTS,
         "step of hero_reflection ÷ hint_sd_full",
         2.26,
-        why="rollouts and update, alike in both, are most of so short a step; what differs, writing and scoring "
-        "hints, took 50 s for every turn and 9 s for HINT-SD's",
+        why="rollouts and update, alike in both, are most of so short a step; what differs, writing and "
+        "scoring hints, took 50 s for every turn and 9 s for HINT-SD's",
     ),
     Row(
         "time of a weight sync ÷ a copy of the bytes",
@@ -149,8 +149,8 @@ ROWS = (
         "warm start, seconds to the first action",
         20.0,
         less=True,
-        why="on two cores, the driver imports for 10 s, and then five processes do at once; a cold start takes no "
-        "longer, so it is not compilation",
+        why="on two cores, the driver imports for 10 s, and then five processes do at once; a cold start "
+        "takes no longer, so it is not compilation",
     ),
     *(
         Row(
