@@ -20,6 +20,7 @@ def shared(ray_local: None, nano: Path) -> Iterator[Shared]:
 def pytest_runtest_teardown(item: pytest.Function) -> None:
     """A session's fixtures end with its last test, which may be long after the last one here."""
     after = item.session.items[item.session.items.index(item) + 1 :]
+    borrow = [one for one in after if one.path.parent == item.path.parent and "shared" in one.fixturenames]
     actors = item.funcargs.get("shared")
-    if actors is not None and not any("shared" in getattr(one, "fixturenames", ()) for one in after):
+    if actors is not None and not borrow:
         actors.close()
