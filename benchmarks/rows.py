@@ -59,12 +59,12 @@ ROWS = (
     *(
         Row(
             f"free-running ÷ lock-step, {turns} turns",
-            f"rollout --model small --turns {turns} --rounds 2",
+            f"rollout --model small --turns {turns} --episodes {episodes} --rounds 2",
             "free-running ÷ lock-step",
             target,
             why=TWO_CORES,
         )
-        for turns, target in ((20, 1.4), (50, 2.0))
+        for turns, episodes, target in ((20, 32, 1.4), (50, 16, 2.0))
     ),
     Row(
         "teacher's spans ÷ every position",
