@@ -21,8 +21,8 @@ QUICK_LEARNER = "learner --layers 1 --prompt 150 --longest 500 --budget 2048 --r
 ROLLOUT = "rollout --model smollm2-135m --turns 8 --episodes 16 --rounds 2"
 SPANS = "smollm2-135m --dtype float32 --trajectories 1 --turns 20 --tokens 1000"
 TWO_CORES = (
-    "without a GPU, all processes share two cores; worker, shard and the engine's actor take 8 ms of them per "
-    "turn (docs/reliability.md), and what else is lost has not been profiled"
+    "without a GPU, all processes share two cores; worker, shard and the engine's actor take 8 ms of them "
+    "per turn (docs/reliability.md), and what else is lost has not been profiled"
 )
 DRIVER = "driver --episodes 16,96,1000 --steps 2 --turns 5"
 
