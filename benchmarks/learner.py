@@ -1,6 +1,7 @@
 """One update of the learner against other ways to do it, on the same rows, model and loss.
 
     python -m benchmarks.learner [--groups 1] [--size 4] [--layers 0] [--rounds 3] [--budget 4096]
+                                    [--dtype bfloat16]
 
 Timed in turn within each round:
     ours     the learner's rank as `hindsight replay` has it: without what DeepSpeed does around a step
@@ -238,15 +239,11 @@ def shortened(path: Path, layers: int, folder: str) -> Path:
     return Path(folder)
 
 
-def settings(recipe: str, budget: int, device: torch.device) -> Config:
+def settings(recipe: str, budget: int, dtype: str) -> Config:
     """The recipe's settings for one rank and one mini-batch, without recomputing activations."""
     fixed = ["learner.ranks=1", "learner.zero_stage=1", "learner.mini_batches=1"]
-    config = load(recipe, [f"learner.micro_batch_tokens={budget}", *fixed])
-    return replace(
-        config,
-        model=replace(config.model, dtype="bfloat16" if device.type == "cuda" else "float32"),
-        learner=replace(config.learner, gradient_checkpointing=False),
-    )
+    config = load(recipe, [f"learner.micro_batch_tokens={budget}", f"model.dtype={dtype}", *fixed])
+    return replace(config, learner=replace(config.learner, gradient_checkpointing=False))
 
 
 def timed(
@@ -276,14 +273,17 @@ def main(
     layers: int = 0,
     rounds: int = 3,
     threads: int = 1,
+    dtype: str = "",
 ) -> None:
     """Print median [least, most] of each part over the rounds, and the ratios.
 
     Args:
         layers: keep so many of the model's; 0: all.
+        dtype: by default bfloat16 on a GPU, and float32 on a CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config, console = settings(recipe, budget, device), Console()
+    dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    config, console = settings(recipe, budget, dtype), Console()
     os.environ.update(learner_env(config, device.type == "cuda"))
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from hindsight.learner.cpu_attention import causal_attention
+
 log = logging.getLogger(__name__)
 BY_ROW, AT_ONCE = "hindsight_by_row", "hindsight_at_once"  # names in transformers' attention interface
 HALVES = (torch.bfloat16, torch.float16)  # the types of the variable-length kernel
@@ -211,6 +213,8 @@ def _by_row(
     dropout: float,
 ) -> torch.Tensor:
     """(1, heads, N, D). Shared queries are computed again in each row: then no mask is needed."""
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not dropout:
+        return _by_products(query, key, value, rows, scale)
     grouped = query.shape[1] != key.shape[1]
     made = []
     queries, keys, values = (_whole(one, rows) for one in (query, key, value))
@@ -221,6 +225,19 @@ def _by_row(
             )
             made.append(seen[:, :, shared:])
     return torch.cat(made, dim=2)
+
+
+def _by_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: PackedRows, scale: float | None
+) -> torch.Tensor:
+    """As `_by_row`, where matrix products are faster than torch's kernel."""
+    keys, values = _whole(key, rows), _whole(value, rows)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    made = [
+        causal_attention(q[0], k[0], v[0], scale)
+        for q, k, v in zip(query.split(rows.own, dim=2), keys, values, strict=True)
+    ]
+    return torch.cat(made, dim=1)[None]
 
 
 def _at_once(

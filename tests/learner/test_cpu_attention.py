@@ -1,0 +1,50 @@
+"""Attention by matrix products gives what PyTorch's own gives."""
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from hindsight.learner import cpu_attention, packing
+from hindsight.learner.cpu_attention import causal_attention
+
+
+def reference(query, key, value, scale):
+    """Attention of the last queries, with a mask and one key per query head."""
+    key, value = (one.repeat_interleave(len(query) // len(one), dim=0) for one in (key, value))
+    count, length = query.shape[1], key.shape[1]
+    seen = torch.ones(count, length, dtype=torch.bool).tril(length - count)
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
+
+
+@pytest.mark.parametrize(("count", "length"), [(0, 5), (1, 1), (4, 4), (11, 11), (1, 9), (4, 9), (11, 30)])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)])
+def test_values_and_gradients_are_those_of_torch(count, length, heads, monkeypatch):
+    monkeypatch.setattr(cpu_attention, "BLOCK", 4)
+    torch.manual_seed(0)
+    sizes = ((heads[0], count), (heads[1], length), (heads[1], length))
+    inputs = [torch.randn(*size, 8, dtype=torch.float64, requires_grad=True) for size in sizes]
+    made = []
+    for attend in (causal_attention, reference):
+        found = attend(*inputs, 0.3)
+        made.append((found.detach(), *torch.autograd.grad(found.sin().sum(), inputs)))
+    for own, other in zip(*made, strict=True):
+        torch.testing.assert_close(own, other)
+
+
+def test_packed_rows_in_bfloat16_are_read_by_products(monkeypatch):
+    rows, _ = packing.pack([torch.arange(40).numpy(), torch.tensor([*range(30), 99]).numpy()])
+    assert rows.shared == (0, 30)
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, heads, len(rows.ids), 16) for heads in (4, 2, 2)]
+    exact, _ = packing.attend_by_row(torch.nn.Identity(), *inputs, None, packed_rows=rows)
+    calls = []
+
+    def counted(*given):
+        calls.append(given)
+        return causal_attention(*given)
+
+    monkeypatch.setattr(packing, "causal_attention", counted)
+    rounded = [one.bfloat16() for one in inputs]
+    made, _ = packing.attend_by_row(torch.nn.Identity(), *rounded, None, packed_rows=rows)
+    assert [call[0].shape[1] for call in calls] == [40, 1]  # own tokens only
+    assert float((made.float() - exact).norm() / exact.norm()) < 0.02
