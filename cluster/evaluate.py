@@ -52,7 +52,7 @@ class Evaluation:
     solved: list[int] = field(default_factory=list)  # tasks, after each trial
     intervals: list[tuple[float, float]] = field(default_factory=list)  # of success after each trial
     missing: int = 0  # episodes that did not finish
-    panel: str = ""  # name of the panel; empty in old checkpoints
+    panel: str = ""  # name of the panel
     digest: str = ""  # of the panel's tasks
     figures: dict[str, list[float]] = field(default_factory=dict)  # `outcomes.figures`: mean, low, high
 
@@ -66,8 +66,7 @@ class Evaluation:
     def after_trials(self) -> list[tuple[float, float, float]]:
         """Success and its interval after trial 1, 2, …"""
         rates = (n / max(1, self.episodes) for n in self.solved)
-        # Old checkpoints have none.
-        return [(rate, *bounds) for rate, bounds in zip(rates, self.intervals, strict=False)]
+        return [(rate, *bounds) for rate, bounds in zip(rates, self.intervals, strict=True)]
 
     def metrics(self, first: bool = True) -> dict[str, float]:
         """The figures as metrics, which have the panel in their names unless it is the first."""
@@ -91,7 +90,7 @@ def row_of(results: Sequence[Evaluation]) -> dict[str, float]:
 
 
 def first_panel(results: Sequence[Evaluation]) -> str:
-    """The panel of the learning curve. Results of old checkpoints are of it and have no name."""
+    """The panel of the learning curve."""
     return next((one.panel for one in results if one.panel), "")
 
 

@@ -90,10 +90,8 @@ def _require_unsaved(out: Path, resume: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not any(row.get("kind") == "train" for row in read_rows(out / METRICS)):
         return
-    timeline = read_rows(
-        out / TIMELINE
-    )  # older runs had none, and saved a checkpoint before their first step
-    saved = [row for row in timeline if (row.get("role"), row.get("name")) == ("checkpoint", "save")]
+    timeline = read_rows(out / TIMELINE)
+    saved = any((row["role"], row["name"]) == ("checkpoint", "save") for row in timeline)
     if saved or not timeline:
         raise RunError(
             f"{out} holds the record of a run whose checkpoints are gone: it cannot be resumed, and a new "

@@ -88,12 +88,10 @@ class Metrics:
         """
 
         def stays(row: dict[str, Any]) -> bool:
-            if row["kind"] in ("sft", "warm_start"):
+            if row["kind"] == "sft":
                 return True
-            known = (
-                row["kind"] != "eval" or row.get("stage") is None or (row["step"], row["stage"]) in evaluated
-            )
-            return row["step"] <= step and known  # rows of earlier versions had no stage
+            known = row["kind"] != "eval" or (row["step"], row["stage"]) in evaluated
+            return row["step"] <= step and known
 
         self._rewrite([row for row in self.rows() if stays(row)])
 

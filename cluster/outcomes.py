@@ -132,10 +132,8 @@ def plays_of(episodes: Sequence[Mapping[str, Any]]) -> dict[str, list[Play]]:
 
 
 def _play(trials: Sequence[Mapping[str, Any]]) -> Play:
-    """Rows of version 0.1.0 may lack rewards and turns."""
     success = any(row["success"] for row in trials)
-    turns = _mean([len(row["turns"]) if "turns" in row else nan for row in trials])
-    return Play(success, float(trials[-1].get("reward", nan)), turns)
+    return Play(success, float(trials[-1]["reward"]), _mean([len(row["turns"]) for row in trials]))
 
 
 def _mean(values: Sequence[float]) -> float:

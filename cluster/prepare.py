@@ -19,7 +19,7 @@ from hindsight.learner.checkpoint import read_state, step_of
 from hindsight.rollout.models import resolve
 from hindsight.rollout.render import Renderer, load_renderer
 
-FORMAT = 2  # of checkpoints; 1 has DeepSpeed's files
+FORMAT = 2  # of checkpoints
 
 
 @dataclass(frozen=True)
@@ -61,45 +61,29 @@ def prepare(config: Config, view: View) -> Ready:
         view.say(str(line))
     if newest is not None:
         require_same_run(config, newest, manifest)
-    continued(config, newest)  # raises what would be raised again once the machines are known
     set_aside = SetAsideTasks.load(Path(config.out, FAILURES), manifest.train, resumes=newest is not None)
     return Ready(config, newest, model, renderer, family, manifest, panels, set_aside)
 
 
 def continued(config: Config, newest: Path | None) -> Config:
-    """`config` with the type of weights that the checkpoint was planned with, where the plan may choose it.
-
-    DeepSpeed's own files, of format 1, also need as many ranks of the same ZeRO stage.
-
-    Raises:
-        RunError: the settings say otherwise.
-    """
-    if newest is None:
+    """`config` with the checkpoint's type of weights, where the plan may choose it."""
+    if newest is None or config.model.dtype != "auto":
         return config
-    saved, learner, model = read_state(newest), config.learner, config.model
-    if saved.get("format", 1) < FORMAT:
-        before = saved.get("learner", {"ranks": 1, "zero_stage": 1})  # the first did not write these defaults
-        asked = {"ranks": learner.ranks or before["ranks"], "zero_stage": learner.zero_stage}
-        if asked["zero_stage"] is None:
-            asked["zero_stage"] = before["zero_stage"]
-        if asked != before:
-            raise RunError(
-                f"{newest} is of an earlier version, whose checkpoints fit one number of ranks and one ZeRO "
-                f"stage: set learner.ranks={before['ranks']} and learner.zero_stage={before['zero_stage']} "
-                "until the next checkpoint, which fits any"
-            )
-        learner = replace(learner, **before)
-    dtype = saved.get("dtype", model.dtype) if model.dtype == "auto" else model.dtype
-    return replace(config, model=replace(model, dtype=dtype), learner=learner)
+    return replace(config, model=replace(config.model, dtype=read_state(newest)["dtype"]))
 
 
 def require_same_run(config: Config, folder: Path, manifest: Manifest) -> None:
-    """Check that a checkpoint is of these tasks, and has what the method needs.
+    """Check that a checkpoint is of this version and these tasks, and has what the method needs.
 
     Raises:
         RunError: it is not, or has not.
     """
     saved = read_state(folder)
+    if (found := saved.get("format")) != FORMAT:
+        raise RunError(
+            f"{folder} was written by another version of Hindsight (format {found}, not {FORMAT}): "
+            "resume the run with that version, or start a new one with another `out`."
+        )
     if saved["tasks"] != manifest.digest:
         raise RunError(
             f"{folder} belongs to other tasks (digest {saved['tasks']}, now {manifest.digest}). "

@@ -177,11 +177,11 @@ class Run:
             saved["step"],
             saved["version"],
             saved["warm_started"],
-            turns=saved.get("turns", 0),  # missing in old checkpoints
+            turns=saved["turns"],
             evaluations=evaluations,
         )
         self.budget.restore(Counter(saved["failures"]))
-        self.sampler.restore(saved.get("sampler") or saved["ledger"])  # its name in version 0.1.0
+        self.sampler.restore(saved["sampler"])
         made = {(evaluation.step, evaluation.stage) for evaluation in evaluations}
         self.metrics.truncate(self.state.step, made)
         self.recorder.truncate(self.state.step, made)

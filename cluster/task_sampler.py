@@ -100,8 +100,8 @@ class TaskSampler:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`. Old checkpoints know neither `lost` nor `losses`."""
+        """The inverse of `state`."""
         self.next, self.trained = state["next"], state["trained"]
         self.interrupted, self.outstanding = list(state["returned"]), []
-        self.lost = [(due, ordinal) for due, ordinal in state.get("lost", ())]
-        self.losses = dict(state.get("losses", {}))
+        self.lost = [(due, ordinal) for due, ordinal in state["lost"]]
+        self.losses = dict(state["losses"])

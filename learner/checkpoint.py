@@ -85,22 +85,18 @@ def set_aside(folder: Path) -> Path:
 def check(folder: Path) -> None:
     """Read every file of a checkpoint.
 
-    A checkpoint of an earlier version has no manifest; of that only the run's state is read.
-
     Raises:
         Damaged: a file is missing, shorter or longer than it was, or has other bytes.
     """
-    listed = _manifest(folder)
-    if (CHECKSUM in _state(folder)) != (listed is not None):
-        raise Damaged(f"it lacks {MANIFEST}" if listed is None else f"{STATE} lacks its checksum")
     read_state(folder)
-    for name, (size, _) in (listed or {}).items():
+    listed = _manifest(folder)
+    for name, (size, _) in listed.items():
         if not (folder / name).is_file():
             raise Damaged(f"{name} is missing")
         if (found := (folder / name).stat().st_size) != size:
             raise Damaged(f"{name} has {found} bytes instead of {size}")
-    for name, found in _sums(folder, listed or ()).items():
-        if listed and found != listed[name][1]:
+    for name, found in _sums(folder, listed).items():
+        if found != listed[name][1]:
             raise Damaged(f"{name} has changed since it was written")
 
 
@@ -111,8 +107,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         Damaged: it is missing or not as it was written.
     """
     state = _state(folder)
-    written = state.pop(CHECKSUM, None)  # missing in old checkpoints
-    if written is not None and written != _state_sum(state):
+    if state.pop(CHECKSUM, None) != _state_sum(state):
         raise Damaged(f"{STATE} has changed since it was written")
     return state
 
@@ -243,12 +238,11 @@ def _rotate(root: Path, keep: int) -> None:
         shutil.rmtree(old.rename(old.with_name(f".{old.name}")))
 
 
-def _manifest(folder: Path) -> dict[str, tuple[int, int]] | None:
-    """The manifest; None if there is none."""
+def _manifest(folder: Path) -> dict[str, tuple[int, int]]:
     try:
         return {name: (size, crc) for name, (size, crc) in _json(folder, MANIFEST).items()}
     except FileNotFoundError:
-        return None
+        raise Damaged(f"it lacks {MANIFEST}") from None
     except (TypeError, ValueError) as error:
         raise Damaged(f"{MANIFEST} is not as it was written") from error
 

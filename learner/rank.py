@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import socket
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -16,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,11 +26,9 @@ from hindsight.configs.environ import Named, actor_environment
 from hindsight.configs.schema import Config
 from hindsight.learner import losses, rank_state
 from hindsight.learner.batching import Batch, collate
-from hindsight.learner.checkpoint import CheckpointError
 from hindsight.learner.compiled import load_collectives
 from hindsight.learner.packing import prepare
 from hindsight.learner.samples import TrainingSample
-from hindsight.rollout.adapter import named
 from hindsight.rollout.device import find_device
 
 Piece = tuple[str, Sequence[TrainingSample], float]  # loss, samples of a micro-batch, scale of their sum
@@ -68,27 +64,6 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "zero_optimization": {"stage": learner.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
     }
-
-
-def load_safely(path: str, map_location: Any = None) -> Any:
-    """As DeepSpeed loads one of its files, which may hold tensors and its own plain classes but no code.
-
-    Raises:
-        CheckpointError: it holds something else.
-    """
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))  # the message itself advises to load it unsafely
-        raise CheckpointError(
-            f"{path} has {found[1] if found else 'something'}, which is no part of a learner's state and may "
-            "be code: it is not loaded"
-        ) from None
 
 
 class Rank(Named, ABC):
@@ -179,7 +154,6 @@ class Rank(Named, ABC):
         parameters = sum(parameter.numel() for parameter in lm.parameters())
         module = self._wrap(lm.train())
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.frozen = len(trained) < len(list(module.parameters()))
         return module, trained, parameters
 
     def update(
@@ -267,21 +241,7 @@ class Rank(Named, ABC):
         Raises:
             CheckpointError, LearnerError: the folder has no state of this model.
         """
-        path = Path(folder, self.NAME)
-        if any(path.glob("*.pt")):
-            self._load_old(folder)
-        else:
-            rank_state.load(self.engine, path, self.rank, self.kept)
-
-    def _load_old(self, folder: str) -> None:
-        """Load what earlier versions wrote: DeepSpeed's files, for as many ranks of the same stage."""
-        self.engine.checkpoint_engine.load = load_safely
-        path, own = self.engine.load_checkpoint(folder, tag=self.NAME, load_module_strict=not self.frozen)
-        if path is None:
-            raise LearnerError(f"no {self.NAME} state in {folder}: resume from a complete checkpoint")
-        if self.kept:
-            for name, tensor in named(own["average"]).items():
-                self.kept[name].copy_(tensor)
+        rank_state.load(self.engine, Path(folder, self.NAME), self.rank, self.kept)
 
     def _by_sample(
         self, micros: Sequence[Sequence[TrainingSample]], ask: Callable[[Batch], torch.Tensor]

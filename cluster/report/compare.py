@@ -99,18 +99,13 @@ def read_run(path: Path, name: str) -> Compared:
             training.append(Point(TRAINING, row["step"], turns, seconds, row["rollout/success"]))
         elif row["kind"] == "eval":
             evaluations.append(_evaluation(row, seconds))
-    if len(stages) == len(evaluations):  # earlier versions named stages in the names of files only
-        names = [stage.name.removeprefix("eval, ") for stage in stages]
-        evaluations = [
-            replace(one, stage=one.stage or name) for one, name in zip(evaluations, names, strict=True)
-        ]
     plays: Plays = {}
     if evaluations and stages and stages[-1].step == evaluations[-1].step:
         plays = plays_of(run.episodes(stages[-1].key))
     outcomes = {task: [play.success for play in own] for task, own in plays.items()}
     last = next(iter(run.metrics("eval")[::-1]), {})
     bounds = [f"eval/{bound}tokens_per_play" for bound in ("", "low_", "high_")]
-    known = all(last.get(key) is not None for key in bounds)  # not by earlier versions
+    known = all(last.get(key) is not None for key in bounds)
     tokens = Figure(*(last[key] for key in bounds)) if known else None
     return Compared(name, flat(run.config()), training, evaluations, outcomes, plays, tokens)
 

@@ -117,8 +117,7 @@ def _trajectory(row: Row, task: TaskSpec) -> Trajectory:
 
 
 def _served(row: Row) -> Served:
-    """Rows of earlier versions say nothing of turns."""
-    return Served(**{**row, "turns": tuple(map(tuple, row.get("turns", ())))})
+    return Served(**{**row, "turns": tuple(map(tuple, row["turns"]))})
 
 
 def _turns(rows: Sequence[Row]) -> list[Turn]:

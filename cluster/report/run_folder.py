@@ -117,7 +117,7 @@ class RunFolder:
             ) from error
 
     def about(self) -> dict[str, Any]:
-        """Its starts, with versions and outcomes (run.json); {} for folders of older versions."""
+        """Its starts, with versions and outcomes (run.json); {} before the first."""
         try:
             return dict(json.loads(self._text(ABOUT) or "{}"))
         except (ValueError, TypeError) as error:

@@ -171,12 +171,9 @@ def _slices(spans: Iterable[Row]) -> Iterator[Slice]:
 
 
 def _episode(row: Row, about: Row) -> Iterator[Slice]:
-    """An episode in its slot, and its turns on the engine. Earlier versions noted neither slot nor turns."""
+    """An episode in its slot, and its turns on the engine."""
     engine, start = row["name"], row["start"]
     name = f"group {row['group']}" if "group" in row else "evaluation"
-    if "slot" not in row:
-        yield Slice(engine, "requests", "episode", start, row["end"], about)
-        return
     shard, slot = row["slot"]
     inside, since = [], start
     for turn, (asked, answered) in enumerate(row["turns"], start=1):

@@ -38,6 +38,11 @@ def run(name: str, missing: int = 0, env: str = "toy", **outcomes: Sequence[bool
     return Compared(name, {"env.name": env}, (), (last,), outcomes)
 
 
+def episode(task: str, success: bool, trial: int = 1) -> dict[str, Any]:
+    """A row of trajectories/*.jsonl."""
+    return {"task": task, "trial": trial, "success": success, "reward": float(success), "turns": [{}]}
+
+
 def test_differences_are_of_the_same_tasks() -> None:
     """By task: +1, 0 (both ½), −½, +½; their mean is ¼."""
     first = run("first", a=[False], b=[True, False], c=[True], d=[False, False])
@@ -112,13 +117,13 @@ def test_an_episode_without_a_result_is_no_failure() -> None:
 
 def test_a_play_succeeds_if_one_of_its_trials_does() -> None:
     trials = [("a", 1, False), ("a", 2, True), ("b", 1, False), ("b", 2, False), ("a", 1, False)]
-    rows = [{"task": task, "trial": trial, "success": success} for task, trial, success in trials]
+    rows = [episode(task, success, trial) for task, trial, success in trials]
 
     def outcomes(rows: list[dict[str, Any]]) -> dict[str, list[bool]]:
         return {task: [play.success for play in own] for task, own in plays_of(rows).items()}
 
     assert outcomes(rows) == {"a": [True, False], "b": [False]}
-    assert outcomes([{"task": "a", "success": True}, {"task": "a", "success": False}]) == {"a": [True, False]}
+    assert outcomes([episode("a", True), episode("a", False)]) == {"a": [True, False]}
 
 
 def test_figures_are_printed_as_in_papers_and_paired_where_they_can_be() -> None:
@@ -189,7 +194,7 @@ def write(folder: Path, name: str, settings: str, outcomes: Mapping[str, bool]) 
     first, last = evaluation(0, "after warm start", 0.2, 0.0), evaluation(2, "after RL", 0.5, 20.0)
     rows = [{"step": 1, "kind": "sft", "loss": 1.0}, first, *steps, last]
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    episodes = [{"task": task, "success": success} for task, success in outcomes.items()]
+    episodes = [episode(*one) for one in outcomes.items()]
     (out / "trajectories/eval-000002-after-RL.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in episodes)
     )
@@ -215,7 +220,7 @@ def test_a_run_is_compared_with_itself_before_rl(tmp_path: Path) -> None:
     after = {"a": True, "b": False, "c": True, "d": True}
     out, before = write(tmp_path, "one", "lr: 0.1", after), {**after, "a": False, "c": False}
     assert since_warm_start(out) == []  # the episodes before are not on file
-    rows = [{"task": task, "success": success} for task, success in before.items()]
+    rows = [episode(*one) for one in before.items()]
     file = out / "trajectories/eval-000000-after-warm-start.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     metrics = (out / "metrics.jsonl").read_text().replace('"eval/episodes": 2.0', '"eval/episodes": 4.0')
@@ -225,7 +230,7 @@ def test_a_run_is_compared_with_itself_before_rl(tmp_path: Path) -> None:
         "after RL − after warm start: +50.0 points (95 % interval +0.0 to +100.0) on 4 tasks: "
         "2 better, 0 worse"
     )
-    file.write_text(json.dumps({"task": "a", "success": False}) + "\n")
+    file.write_text(json.dumps(episode("a", False)) + "\n")
     assert "not paired: after warm start has 1 episodes for the 4 results" in since_warm_start(out)[0]
 
 
@@ -244,16 +249,6 @@ def test_names_are_as_short_as_tells_runs_apart() -> None:
     assert named("/x/run", "/y/run") == ["x", "y"]
     assert named("/runs/a/run", "/runs/b", "/runs/a/c") == ["a/run", "b", "a/c"]
     assert named("/runs/a") == ["a"]
-
-
-def test_stages_of_earlier_versions_come_from_the_names_of_files(tmp_path: Path) -> None:
-    out = write(tmp_path, "old", "lr: 0.1", {"a": True})
-    (out / "trajectories/eval-000000-before-warm-start.jsonl").write_text("")
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    kept = [{key: value for key, value in row.items() if key != "stage"} for row in rows]
-    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
-    [found] = read_runs([out])
-    assert [point.stage for point in found.evaluations] == ["before warm start", "after RL"]
 
 
 def test_the_command_prints_and_writes(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.prepare import FORMAT, continued, require_same_run
 from hindsight.cluster.report.timeline import Timeline
 from hindsight.configs.method import Loss
-from hindsight.configs.schema import Config, Learner, Model, Tracking
+from hindsight.configs.schema import Config, Model, Tracking
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.feedback.anchors import AnchorError
 from hindsight.learner.checkpoint import check, write_state, writing
@@ -150,26 +150,21 @@ def test_what_a_scorer_or_a_method_refuses_ends_a_run_with_its_message(kind: typ
         common.run(fails)
 
 
-def test_only_a_checkpoint_of_an_earlier_version_fixes_ranks_and_stage(tmp_path: Path) -> None:
-    old = {"step": 1, "dtype": "float32", "learner": {"ranks": 2, "zero_stage": 3}}
-    asked = Config(model=Model(dtype="auto"))
-    write_state(tmp_path, old)
-    planned = continued(asked, tmp_path)
-    assert (planned.learner.ranks, planned.learner.zero_stage, planned.model.dtype) == (2, 3, "float32")
-    with pytest.raises(RunError, match=r"set learner\.ranks=2 and learner\.zero_stage=3 until"):
-        continued(Config(learner=Learner(ranks=4)), tmp_path)
-    write_state(tmp_path, {"step": 1})  # the first did not write its defaults
-    assert continued(asked, tmp_path).learner == Learner(ranks=1, zero_stage=1)
-    write_state(tmp_path, {"step": 1, "dtype": "float32", "format": FORMAT})
-    assert continued(asked, tmp_path) == Config(model=Model(dtype="float32"))
+def test_a_resumed_run_keeps_its_type_of_weights_where_the_plan_may_choose(tmp_path: Path) -> None:
+    write_state(tmp_path, {"step": 1, "dtype": "float32"})
+    assert continued(Config(model=Model(dtype="auto")), tmp_path) == Config(model=Model(dtype="float32"))
+    assert continued(Config(), tmp_path) == Config()
 
 
-def test_a_checkpoint_must_be_of_the_same_tasks_and_method(tmp_path: Path) -> None:
+def test_a_checkpoint_must_be_of_the_same_version_tasks_and_method(tmp_path: Path) -> None:
     tasks = Manifest((TaskSpec("t", "toy", "k", "train"),), ())
-    write_state(tmp_path, {"step": 1, "tasks": "others"})
+    write_state(tmp_path, {"step": 1, "tasks": tasks.digest})
+    with pytest.raises(RunError, match=r"another version of Hindsight \(format None"):
+        require_same_run(Config(), tmp_path, tasks)
+    write_state(tmp_path, {"step": 1, "tasks": "others", "format": FORMAT})
     with pytest.raises(RunError, match=rf"belongs to other tasks \(digest others, now {tasks.digest}\)"):
         require_same_run(Config(), tmp_path, tasks)
-    write_state(tmp_path, {"step": 1, "tasks": tasks.digest})
+    write_state(tmp_path, {"step": 1, "tasks": tasks.digest, "format": FORMAT})
     require_same_run(Config(), tmp_path, tasks)
     with pytest.raises(RunError, match="has no reference"):
         require_same_run(Config(steps=2, loss=Loss(kl=0.1)), tmp_path, tasks)

@@ -115,5 +115,3 @@ def test_plays_are_read_with_their_trials() -> None:
         (True, 1.0, 3.0),
         (False, 0.1, 5.0),
     ]
-    old = plays_of([{"task": "a", "success": True}])
-    assert old["a"][0].success and set(figures(old)) == {"success"}

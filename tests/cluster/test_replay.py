@@ -30,6 +30,7 @@ from hindsight.configs.load import load, methods
 from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, JudgeClient
+from hindsight.learner.checkpoint import write_state, writing
 from hindsight.learner.samples import to_samples
 from hindsight.rollout.types import Failure, Group, Served, Span, TokenSequence, Trajectory, Turn
 
@@ -160,10 +161,13 @@ def test_a_step_that_was_not_recorded_is_named(run):
 
 def test_the_checkpoint_is_the_newest_from_before(tmp_path):
     assert checkpoint_before(tmp_path, 1) is None
+
+    async def save(step):
+        async with writing(tmp_path / "checkpoints", step, keep=3) as folder:
+            write_state(folder, {"step": step})
+
     for step in (0, 2, 4):
-        folder = tmp_path / f"checkpoints/step-{step:08d}"
-        folder.mkdir(parents=True)
-        (folder / "driver.json").write_text(json.dumps({"step": step}))
+        asyncio.run(save(step))
     assert [checkpoint_before(tmp_path, step).name[-1] for step in (1, 2, 3, 4, 5)] == [
         "0",
         "0",

@@ -92,12 +92,6 @@ def test_a_task_in_flight_twice_is_set_aside_once() -> None:
     assert told == [True, False, False] and sampler.lost == []
 
 
-def test_a_checkpoint_of_version_0_1_0_is_read() -> None:
-    sampler = TaskSampler(TASKS, seed=0)
-    sampler.restore({"next": 9, "returned": [3, 8], "trained": 7})
-    assert [sampler.admit() for _ in range(3)] == [3, 8, 9] and sampler.trained == 7
-
-
 EVENTS = st.lists(st.sampled_from(["admit", "train", "fail", "own fault", "resume"]), max_size=80)
 
 

@@ -166,7 +166,10 @@ def rewrite(file, change):
             lambda folder: rewrite(folder / "driver.json", lambda s: s.update(rate=0.2)),
             "driver.json has changed",
         ),
-        (lambda folder: rewrite(folder / "driver.json", lambda s: s.pop("crc32")), "lacks its checksum"),
+        (
+            lambda folder: rewrite(folder / "driver.json", lambda s: s.pop("crc32")),
+            "driver.json has changed",
+        ),
         (lambda folder: rewrite(folder / "driver.json", lambda s: s.pop("step")), "names no step"),
         (lambda folder: (folder / "driver.json").write_text("[1]"), "driver.json is not an object"),
         (lambda folder: (folder / "driver.json").unlink(), "driver.json is missing"),
@@ -210,15 +213,6 @@ def test_the_state_is_written_again_without_making_the_checkpoint_damaged(tmp_pa
     write_state(folder, {"step": 1, "evaluations": [0.5]})
     check(folder)
     assert read_state(folder)["evaluations"] == [0.5]
-
-
-def test_a_checkpoint_of_an_earlier_version_has_no_manifest(tmp_path):
-    folder = tmp_path / "step-00000007"
-    folder.mkdir()
-    (folder / "driver.json").write_text('{"step": 7}')
-    assert newest_whole(tmp_path) == (folder, {}) and read_state(folder) == {"step": 7}
-    cut(folder / "driver.json")
-    assert newest_whole(tmp_path)[0] is None
 
 
 @pytest.mark.parametrize(

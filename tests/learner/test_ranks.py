@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +26,7 @@ from hindsight.learner.checkpoint import CheckpointError
 from hindsight.learner.group import DEADLINE, LearnerGroup, answers
 from hindsight.learner.logprobs import TokenLogprobs
 from hindsight.learner.policy import PolicyRank
-from hindsight.learner.rank import LearnerError, deepspeed_config, learner_env, load_safely
+from hindsight.learner.rank import LearnerError, deepspeed_config, learner_env
 from hindsight.learner.signals import Reweight
 from hindsight.rollout.adapter import Adapter
 from hindsight.rollout.weights import unpack
@@ -96,34 +95,14 @@ async def resumes_exactly(learner, samples, target):
         stats = await learner.update({"policy": samples}, 0.5, LR)
         return stats | {"seconds": 0.0}, (await learner.export(2)).checksum
 
-    old = target.with_name("old")
     target.mkdir()
     await learner.save(target)
-    await learner.save_old(old)
     first = await go_on()
-    for folder in (target, old):
-        await learner.load(folder)
-        assert await go_on() == first
+    await learner.load(target)
+    assert await go_on() == first
 
 
-class OldRank(PolicyRank):
-    """Can also write DeepSpeed's own files, as earlier versions did."""
-
-    def save_old(self, folder):
-        kept = {"average": self.adapter.average} if self.adapter else {}
-        self.engine.save_checkpoint(
-            folder, self.NAME, kept, save_latest=False, exclude_frozen_parameters=self.frozen
-        )
-
-
-class OldGroup(LearnerGroup):
-    RANK = OldRank
-
-    async def save_old(self, folder):
-        await self._same("save_old", str(folder))
-
-
-class LargeRank(OldRank):
+class LargeRank(PolicyRank):
     """Shards and fetches the tiny model's parameters as DeepSpeed does a large one's."""
 
     def start(self, host, port):
@@ -142,7 +121,7 @@ class LargeRank(OldRank):
         return settings
 
 
-class LargeGroup(OldGroup):
+class LargeGroup(LearnerGroup):
     RANK = LargeRank
 
 
@@ -212,7 +191,7 @@ def test_one_rank_in_bfloat16(ray_local, folder, tmp_path):
         await loads_elsewhere(learner, tmp_path / "model")
         await fails_with_a_reason(learner, samples, tmp_path)
 
-    run(check, OldGroup(learner_config(dtype="bfloat16", mini_batches=1), str(folder)))
+    run(check, LearnerGroup(learner_config(dtype="bfloat16", mini_batches=1), str(folder)))
 
 
 def test_several_updates_keep_the_first_policy_as_the_old_one(ray_local, folder, tmp_path):
@@ -288,7 +267,7 @@ def test_an_adapter_on_two_ranks_of_zero_3(ray_local, folder, tmp_path):
     settings = learner_config(
         ranks=2, zero_stage=3, micro_batch_tokens=24, lora=lora, gradient_checkpointing=True
     )
-    run(check, OldGroup(settings, str(folder)))
+    run(check, LearnerGroup(settings, str(folder)))
 
 
 def adapter_update(samples, lora):
@@ -315,12 +294,9 @@ async def resumes_with_dropout(learner, samples, target):
         sent = (await learner.export(2)).checksum, (await learner.export_average(2, 0.1)).checksum
         return stats | {"seconds": 0.0}, sent
 
-    old = target.with_name("old")
-    await learner.save_old(old)
     first, other = await go_on(), await go_on()
-    for folder in (target, old):
-        await learner.load(folder)
-        assert await go_on() == first != other
+    await learner.load(target)
+    assert await go_on() == first != other
 
 
 async def fails_with_a_reason(learner, samples, folder):
@@ -336,22 +312,6 @@ async def fails_with_a_reason(learner, samples, folder):
     learner.stop()
     with pytest.raises(LearnerError, match="not running"):
         await learner.score(np.arange(4))
-
-
-class Code:
-    def __reduce__(self):
-        return os.mkdir, ("made",)
-
-
-@pytest.mark.parametrize("zipped", [False, True])
-def test_code_in_an_old_checkpoint_is_not_run(tmp_path, monkeypatch, zipped):
-    monkeypatch.chdir(tmp_path)
-    torch.save(
-        {"step": torch.ones(1), "lr_scheduler": Code()}, "bad.pt", _use_new_zipfile_serialization=zipped
-    )
-    with pytest.raises(CheckpointError, match=r"^bad\.pt has posix\.mkdir, .* may be code: it is not loaded"):
-        load_safely("bad.pt")
-    assert not (tmp_path / "made").exists()
 
 
 def test_all_ranks_finish_before_a_failed_write_is_reported(monkeypatch):
