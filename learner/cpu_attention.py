@@ -53,7 +53,9 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         query, key, value = ctx.saved_tensors
         d_query = torch.empty_like(query)
-        d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
+        # Many blocks add to them, which would round their sums away in bfloat16.
+        wide = torch.promote_types(key.dtype, torch.float32)
+        d_key, d_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
         for rows, seen, scaled, probs in _blocks(query, key, ctx.scale):
             flat = up[:, :, rows].reshape(scaled.shape)
             d_value[:, seen] += torch.bmm(probs.transpose(1, 2), flat)
@@ -61,7 +63,7 @@ class _Attention(torch.autograd.Function):
             d_scores = torch._softmax_backward_data(d_scores, probs, -1, probs.dtype)
             d_query[:, :, rows] = torch.bmm(d_scores, key[:, seen]).view(d_query[:, :, rows].shape)
             d_key[:, seen] += torch.bmm(d_scores.transpose(1, 2), scaled)
-        return d_query.mul_(ctx.scale), d_key, d_value, None
+        return d_query.mul_(ctx.scale), d_key.to(key.dtype), d_value.to(value.dtype), None
 
 
 def _blocks(
