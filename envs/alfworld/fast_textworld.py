@@ -61,10 +61,17 @@ def accelerate(folder: Path) -> None:
     textgen.copy_context = _copy_context
     textgen.check_flag = cache(check_flag)
     textgen.Symbol.copy = _copy_symbol
+    textgen.EvalSymbol.derive = _evaluate
     Rule.parse_conjunctive_query = staticmethod(_query)
     fast_downward.pddl2sas = _keeping_arguments
     pddl_logic.GameLogic = CachedLogic
     pddl_logic.PddlState = CachedState
+
+
+def _evaluate(symbol: Any, context: Mapping[str, Any] | None = None) -> list[Any]:
+    """Upstream writes the variables into `locals()`, where `eval` does not find them from Python 3.13 on."""
+    variables = (context or symbol.context)["variables"]
+    return [textgen.TerminalSymbol(eval(symbol.expression, {**vars(textgen), **variables}))]
 
 
 @dataclass(frozen=True)
