@@ -19,6 +19,10 @@ from hindsight.envs.tasks import TaskSpec
 UPSTREAM = """
 import json, sys
 folder, plans = sys.argv[1], json.load(open(sys.argv[2]))
+if sys.version_info >= (3, 13):  # where upstream's grammar fails with a NameError
+    from hindsight.envs.alfworld.fast_textworld import _evaluate
+    from textworld.envs.pddl import textgen
+    textgen.EvalSymbol.derive = _evaluate
 from alfworld.agents.environment import get_environment
 paths = {"data_path": folder, "eval_id_data_path": folder, "eval_ood_data_path": folder}
 config = {
