@@ -6,7 +6,8 @@
 Timed in turn within each round:
     ours     the learner's rank as `hindsight replay` has it: without what DeepSpeed does around a step
     rows     the same rank with micro-batches of one row: nothing is packed or shared
-    padded   a plain PyTorch loop: padded rows, logits at all positions, log-softmax in float32, AdamW
+    padded   a plain PyTorch loop: padded rows, logits at all positions, log-softmax in float32, AdamW; with
+             --dtype bfloat16 its weights have no float32 copies, so it does less than ours
     trl      `GRPOTrainer.compute_loss` of TRL on padded rows, backward pass, AdamW; left out without TRL
     peak     the fastest matmul of the model's own sizes, and of a large square, in the same type
 

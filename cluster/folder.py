@@ -92,7 +92,7 @@ def _require_unsaved(out: Path, resume: str) -> None:
         return
     timeline = read_rows(out / TIMELINE)
     saved = any((row["role"], row["name"]) == ("checkpoint", "save") for row in timeline)
-    if saved or not timeline:
+    if saved or not timeline:  # without a timeline, nothing shows that there was none
         raise RunError(
             f"{out} holds the record of a run whose checkpoints are gone: it cannot be resumed, and a new "
             "run would remove the record. Set another `out`, or rename or delete that folder"

@@ -19,8 +19,6 @@ from hindsight.learner.checkpoint import read_state, step_of
 from hindsight.rollout.models import resolve
 from hindsight.rollout.render import Renderer, load_renderer
 
-FORMAT = 2  # of checkpoints
-
 
 @dataclass(frozen=True)
 class Ready:
@@ -73,17 +71,12 @@ def continued(config: Config, newest: Path | None) -> Config:
 
 
 def require_same_run(config: Config, folder: Path, manifest: Manifest) -> None:
-    """Check that a checkpoint is of this version and these tasks, and has what the method needs.
+    """Check that a checkpoint is of these tasks, and has what the method needs.
 
     Raises:
         RunError: it is not, or has not.
     """
     saved = read_state(folder)
-    if (found := saved.get("format")) != FORMAT:
-        raise RunError(
-            f"{folder} was written by another version of Hindsight (format {found}, not {FORMAT}): "
-            "resume the run with that version, or start a new one with another `out`."
-        )
     if saved["tasks"] != manifest.digest:
         raise RunError(
             f"{folder} belongs to other tasks (digest {saved['tasks']}, now {manifest.digest}). "

@@ -117,7 +117,7 @@ def read_step(run: RunFolder, step: int) -> tuple[list[SampleGroup], int]:
         known = [stage.step for stage in run.steps() if stage.training and run.groups(stage.key)]
         raise ReplayError(
             f"{run.path} has no groups of step {step}. It has those of "
-            f"{', '.join(map(str, known)) or 'no step: they are recorded since version 0.2'}"
+            f"{', '.join(map(str, known)) or 'no step'}"
         )
     try:
         found = [read_group(row) for row in rows]
@@ -183,7 +183,7 @@ def settled(config: Config, start: Path | None) -> Config:
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "float32" if find_device() == "cpu" else "bfloat16"
-        dtype = read_state(start).get("dtype", dtype) if start else dtype
+        dtype = read_state(start)["dtype"] if start else dtype
     recompute = bool(config.learner.gradient_checkpointing)
     learner = replace(config.learner, ranks=1, zero_stage=0, gradient_checkpointing=recompute)
     return replace(config, model=replace(config.model, dtype=dtype), learner=learner)

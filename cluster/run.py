@@ -20,7 +20,7 @@ from hindsight.cluster.folder import checkpoints, open_folder
 from hindsight.cluster.machines import cluster_nodes
 from hindsight.cluster.metrics import Metrics, TrackerError
 from hindsight.cluster.planning import plan_run
-from hindsight.cluster.prepare import FORMAT, Ready, continued, prepare, require_same_run
+from hindsight.cluster.prepare import Ready, continued, prepare, require_same_run
 from hindsight.cluster.report.pieces import Pieces
 from hindsight.cluster.report.provenance import recorded
 from hindsight.cluster.report.recorder import Recorder
@@ -195,7 +195,6 @@ class Run:
             "tasks": self.manifest.digest,
             "failures": dict(self.budget.counts),
             "dtype": self.config.model.dtype,
-            "format": FORMAT,
         }
 
 

@@ -1,4 +1,4 @@
-"""Hints for settings of version 0.1.0 that were renamed or removed."""
+"""Hints for settings that were renamed or removed."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ NAME = re.compile(r"step-(\d{8})")
 STATE = "driver.json"  # the run's state; written again when more is known, so it has a checksum of its own
 MANIFEST = "manifest.json"  # {path: [bytes, CRC-32]} of every other file
 CHECKSUM = "crc32"  # the state's
+FORMAT = 3  # of all of it, in the state; raised when this version's reader would misread what another wrote
 CHUNK = 4 * 2**20  # bytes read at once
 READERS = min(8, os.cpu_count() or 1)  # threads; CRC-32 of one takes a second per 3 GB, without the GIL
 # A day of slow steps must not depend on `checkpoint.every`: at most this is lost, and one more step.
@@ -38,6 +39,10 @@ class CheckpointError(RuntimeError):
 
 class Damaged(CheckpointError):
     """A checkpoint is not as it was written; the message says what is wrong."""
+
+
+class OtherFormat(CheckpointError):
+    """Another version of Hindsight wrote this checkpoint; it may be whole."""
 
 
 def complete(root: Path) -> list[Path]:
@@ -63,7 +68,11 @@ def due(step: int, every: int, since: float) -> bool:
 
 
 def newest_whole(root: Path) -> tuple[Path | None, dict[Path, str]]:
-    """Return the newest checkpoint that is whole, if any, and what is wrong with each newer one."""
+    """Return the newest checkpoint that is whole, if any, and what is wrong with each newer one.
+
+    Raises:
+        OtherFormat: a checkpoint that is as new or newer is of another format.
+    """
     damaged = {}
     for folder in reversed(complete(root)):
         try:
@@ -87,6 +96,7 @@ def check(folder: Path) -> None:
 
     Raises:
         Damaged: a file is missing, shorter or longer than it was, or has other bytes.
+        OtherFormat: another version wrote it.
     """
     read_state(folder)
     listed = _manifest(folder)
@@ -105,16 +115,24 @@ def read_state(folder: Path) -> dict[str, Any]:
 
     Raises:
         Damaged: it is missing or not as it was written.
+        OtherFormat: another version wrote it.
     """
     state = _state(folder)
-    if state.pop(CHECKSUM, None) != _state_sum(state):
+    written, own = state.pop(CHECKSUM, None), _state_sum(state)
+    found = state.pop("format", 1)
+    if written != own and (written is not None or found == FORMAT):
         raise Damaged(f"{STATE} has changed since it was written")
+    if found != FORMAT:
+        raise OtherFormat(
+            f"{folder} was written by another version of Hindsight (format {found}, not {FORMAT}): resume "
+            "the run with that version, or start a new one with another `out`"
+        )
     return state
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the run's state into a checkpoint, or replace it there."""
-    plain = json.loads(json.dumps(state))  # as it will be read: names are strings
+    plain = json.loads(json.dumps({**state, "format": FORMAT}))  # as it will be read: names are strings
     text = json.dumps({**plain, CHECKSUM: _state_sum(plain)}, indent=1)
     atomic_write(folder / STATE, text, durable=True)
 

@@ -1,8 +1,8 @@
 """Causal attention on CPUs by matrix products, for bfloat16.
 
-PyTorch's CPU kernel of `scaled_dot_product_attention` takes two to three times as long in bfloat16
-(docs/performance.md). Blocks of queries keep the scores in the cache, and the backward pass computes them
-again, so memory grows with the tokens and not with their square.
+There, PyTorch's `scaled_dot_product_attention` takes two to three times as long (docs/performance.md).
+Blocks of queries bound the scores, and the backward pass computes them again, so memory grows with the
+tokens and not with their square.
 """
 
 from __future__ import annotations

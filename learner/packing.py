@@ -168,7 +168,7 @@ def kernel_agrees(lm: Any, device: torch.device) -> bool:
 def attend_by_row(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **given: Any
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention in each row by torch's own kernels; see `transformers.AttentionInterface`.
+    """Causal attention row by row; see `transformers.AttentionInterface`.
 
     Args:
         query, key, value: (1, heads, N, D); keys and values may have fewer heads.
@@ -212,7 +212,7 @@ def _by_row(
     scale: float | None,
     dropout: float,
 ) -> torch.Tensor:
-    """(1, heads, N, D). Shared queries are computed again in each row: then no mask is needed."""
+    """Return (1, heads, N, D)."""
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not dropout:
         return _by_products(query, key, value, rows, scale)
     grouped = query.shape[1] != key.shape[1]
@@ -220,6 +220,7 @@ def _by_row(
     queries, keys, values = (_whole(one, rows) for one in (query, key, value))
     for shared, q, k, v in zip(rows.shared, queries, keys, values, strict=True):
         if q.shape[2] > shared:
+            # Shared queries are computed again in each row: then no mask is needed.
             seen = nn.functional.scaled_dot_product_attention(
                 q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
             )

@@ -239,7 +239,7 @@ class Rank(Named, ABC):
         """Load what `save` wrote.
 
         Raises:
-            CheckpointError, LearnerError: the folder has no state of this model.
+            CheckpointError: the folder has no state of this model.
         """
         rank_state.load(self.engine, Path(folder, self.NAME), self.rank, self.kept)
 

@@ -29,14 +29,14 @@ class Point:
 
     stage: str
     step: int
-    turns: float  # of all training episodes so far; NaN: the run's version did not write it
+    turns: float  # of all training episodes so far; NaN: not known
     seconds: float  # of all training steps so far, evaluations and restarts left out
     success: float
     low: float = math.nan
     high: float = math.nan
     episodes: int = 0
     missing: int = 0  # episodes that failures kept from finishing
-    panel: str = ""  # of the first panel: name and digest; "": the run's version did not write it
+    panel: str = ""  # of the first panel: name and digest; "": not known
 
     def at(self, axis: Axis) -> float:
         """Its place on an axis."""

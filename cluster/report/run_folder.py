@@ -1,6 +1,6 @@
 """The one reader of a run's folder. It works while the run goes on, and without Ray or torch.
 
-What a folder does not have (an older version's, a run that has just started) is absent, never an error.
+What a folder does not have (that of a run that has just started, say) is absent, never an error.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_panels_of_other_digests_are_not_paired() -> None:
     with pytest.raises(Unpaired, match=r"far \(1\) was evaluated on panel far \(1\), far \(2\) on far \(2\)"):
         difference(on("far (1)"), on("far (2)"))
     assert difference(on("far (1)"), on("far (1)")).tasks == 2
-    assert difference(on("far (1)"), on("")).tasks == 2  # of a version that did not write it
+    assert difference(on("far (1)"), on("")).tasks == 2  # where the panel is not known
 
 
 def test_tasks_that_failures_kept_from_finishing_are_left_out() -> None:

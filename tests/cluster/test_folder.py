@@ -23,13 +23,13 @@ from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import StorageError, open_folder, sole_writer, storing
 from hindsight.cluster.heal import STARTS, Starts
 from hindsight.cluster.metrics import Metrics
-from hindsight.cluster.prepare import FORMAT, continued, require_same_run
+from hindsight.cluster.prepare import continued, require_same_run
 from hindsight.cluster.report.timeline import Timeline
 from hindsight.configs.method import Loss
 from hindsight.configs.schema import Config, Model, Tracking
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.feedback.anchors import AnchorError
-from hindsight.learner.checkpoint import check, write_state, writing
+from hindsight.learner.checkpoint import OtherFormat, check, write_state, writing
 from hindsight.learner.rank import RanksLost
 from hindsight.rollout.models import ModelMissing
 from hindsight.teacher.plan import BudgetError
@@ -104,6 +104,22 @@ def test_without_a_whole_checkpoint_nothing_is_changed(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_checkpoint_of_another_version_is_refused_and_keeps_its_name(tmp_path: Path) -> None:
+    """It is whole, though this version cannot read it, and going back before it would remove its steps."""
+    root = tmp_path / "checkpoints"
+    checkpoint(root, 10)
+    newer = root / "step-00000020"
+    newer.mkdir()
+    (newer / "driver.json").write_text('{"step": 20, "ledger": {"next": 9}}')
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        OtherFormat, match=r"step-00000020 was .* another version of Hindsight \(format 1, not 3"
+    ):
+        open_folder(Config(out=str(tmp_path), resume="auto"), print)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert isinstance(OtherFormat(""), expected_errors())
+
+
 def test_the_record_of_a_run_without_checkpoints_is_not_removed(tmp_path: Path) -> None:
     """Somebody removed them to save room. A run that ended before its first step has left nothing to keep."""
     config = Config(out=str(tmp_path))
@@ -156,15 +172,12 @@ def test_a_resumed_run_keeps_its_type_of_weights_where_the_plan_may_choose(tmp_p
     assert continued(Config(), tmp_path) == Config()
 
 
-def test_a_checkpoint_must_be_of_the_same_version_tasks_and_method(tmp_path: Path) -> None:
+def test_a_checkpoint_must_be_of_the_same_tasks_and_method(tmp_path: Path) -> None:
     tasks = Manifest((TaskSpec("t", "toy", "k", "train"),), ())
-    write_state(tmp_path, {"step": 1, "tasks": tasks.digest})
-    with pytest.raises(RunError, match=r"another version of Hindsight \(format None"):
-        require_same_run(Config(), tmp_path, tasks)
-    write_state(tmp_path, {"step": 1, "tasks": "others", "format": FORMAT})
+    write_state(tmp_path, {"step": 1, "tasks": "others"})
     with pytest.raises(RunError, match=rf"belongs to other tasks \(digest others, now {tasks.digest}\)"):
         require_same_run(Config(), tmp_path, tasks)
-    write_state(tmp_path, {"step": 1, "tasks": tasks.digest, "format": FORMAT})
+    write_state(tmp_path, {"step": 1, "tasks": tasks.digest})
     require_same_run(Config(), tmp_path, tasks)
     with pytest.raises(RunError, match="has no reference"):
         require_same_run(Config(steps=2, loss=Loss(kl=0.1)), tmp_path, tasks)

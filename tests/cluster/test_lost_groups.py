@@ -246,7 +246,8 @@ def test_a_checkpoint_brings_back_totals_but_no_grudge(tmp_path: Path) -> None:
     """A run that had many failures resumes, with what has been set aside; twice, as after a recovery."""
     before = fresh(tmp_path)
     before.budget.add(3, 9999, [Failure("engine", "gone", "t1")] * 64)
-    before.state.step = 3
+    before.state.step, before.state.turns = 3, 70
+    before.sampler.admit()
     before.set_aside.add(SetAside("t4", "env_died", "killed", 2, 2))
     write_state(tmp_path, before._driver_state())
     after = fresh(tmp_path)
@@ -254,7 +255,8 @@ def test_a_checkpoint_brings_back_totals_but_no_grudge(tmp_path: Path) -> None:
         write_rows(tmp_path / f"trajectories/step-{step:06d}.jsonl", [])
     for _ in range(2):
         asyncio.run(after.restore(tmp_path))
-        assert after.state.step == 3 and after.budget.counts == {"engine": 64}
+        assert (after.state.step, after.state.turns, after.budget.counts) == (3, 70, {"engine": 64})
+        assert after.sampler.state() == before.sampler.state()
         assert [file.stem for file in (tmp_path / "trajectories").iterdir()] == ["step-000003"]
     after.budget.add(4, 4, [Failure("engine", "gone", "t1")])
     assert after.sampler.aside == {"t4"} == fresh(tmp_path).set_aside.ids

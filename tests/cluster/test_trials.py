@@ -315,7 +315,7 @@ def test_without_reference_solutions_only_react_has_nothing_to_show(monkeypatch)
 def test_the_table_has_a_row_for_each_trial():
     bounds = [wilson(rate, 4) for rate in (0.25, 0.5, 0.75)]
     done = Evaluation("m", 0, 4, 0.75, *wilson(0.75, 4), 6.0, 9.0, 1200, 80, [1, 2, 3], bounds)
-    old = Evaluation("after RL", 20, 4, 0.75, *wilson(0.75, 4), 6.0, 9.0)  # an older checkpoint's
+    old = Evaluation("after RL", 20, 4, 0.75, *wilson(0.75, 4), 6.0, 9.0)  # without trials
     late, far = (replace(old, stage="late", missing=3, panel=name) for name in ("near", "far"))
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(evaluation_table([done, old, late, far]))

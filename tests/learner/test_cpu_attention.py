@@ -1,5 +1,6 @@
 """Attention by matrix products gives what PyTorch's own gives."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -32,11 +33,12 @@ def test_values_and_gradients_are_those_of_torch(count, length, heads, monkeypat
 
 
 def test_packed_rows_in_bfloat16_are_read_by_products(monkeypatch):
-    rows, _ = packing.pack([torch.arange(40).numpy(), torch.tensor([*range(30), 99]).numpy()])
-    assert rows.shared == (0, 30)
+    """The second row shares most tokens, the third all of them."""
+    second = [*range(30), 99]
+    rows, _ = packing.pack([np.array(row) for row in (range(40), second, second)])
+    assert rows.shared == (0, 30, 31)
     torch.manual_seed(0)
     inputs = [torch.randn(1, heads, len(rows.ids), 16) for heads in (4, 2, 2)]
-    exact, _ = packing.attend_by_row(torch.nn.Identity(), *inputs, None, packed_rows=rows)
     calls = []
 
     def counted(*given):
@@ -44,7 +46,12 @@ def test_packed_rows_in_bfloat16_are_read_by_products(monkeypatch):
         return causal_attention(*given)
 
     monkeypatch.setattr(packing, "causal_attention", counted)
-    rounded = [one.bfloat16() for one in inputs]
-    made, _ = packing.attend_by_row(torch.nn.Identity(), *rounded, None, packed_rows=rows)
-    assert [call[0].shape[1] for call in calls] == [40, 1]  # own tokens only
-    assert float((made.float() - exact).norm() / exact.norm()) < 0.02
+    made = []
+    for kind in (torch.float32, torch.bfloat16):
+        given = [one.to(kind).requires_grad_() for one in inputs]
+        found, _ = packing.attend_by_row(torch.nn.Identity(), *given, None, packed_rows=rows)
+        made.append((found.detach(), *torch.autograd.grad(found.float().sin().sum(), given)))
+    assert [call[0].shape[1] for call in calls] == [40, 1, 0]  # in bfloat16, of own tokens
+    for exact, rounded in zip(*made, strict=True):
+        assert rounded.dtype == torch.bfloat16
+        assert float((rounded.float() - exact).norm() / exact.norm()) < 0.02

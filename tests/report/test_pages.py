@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from toy_runs import HOSTILE, write_old_run, write_run
+from toy_runs import HOSTILE, write_run, write_sparse_run
 
 from hindsight.cluster.report.export import ExportError, export
 from hindsight.cluster.report.pages import NoSuchPage, Pages, as_script, failures, settings
@@ -102,7 +102,7 @@ def test_the_timeline_starts_at_zero(toy: Path) -> None:
 
 def test_the_timeline_says_what_episodes_waited_for(tmp_path: Path) -> None:
     run = RunFolder(write_run(tmp_path))
-    assert Pages(run).document("timeline", "2")["episodes"] == 0  # of an older version
+    assert Pages(run).document("timeline", "2")["episodes"] == 0  # its toy timeline has none
     row = {"step": 2, "role": "engine", "name": "engine 0", "slot": [0, 1]}
     rows = [
         {**row, "start": 10.0, "end": 20.0, "turns": [[0.5, 3.0], [4.0, 9.0]]},
@@ -114,13 +114,12 @@ def test_the_timeline_says_what_episodes_waited_for(tmp_path: Path) -> None:
     assert (found["episodes"], found["episode_seconds"], found["engine_seconds"]) == (2, 16.0, 12.0)
 
 
-def test_a_run_of_an_older_version_has_its_pages(tmp_path: Path) -> None:
-    pages = Pages(RunFolder(write_old_run(tmp_path)))
+def test_a_folder_of_which_files_are_gone_has_its_pages(tmp_path: Path) -> None:
+    pages = Pages(RunFolder(write_sparse_run(tmp_path)))
     for address in pages.addresses():
         pages.document(*address)
     assert pages.document("tokens", "step-000001", "0") == {"turns": {}}
     assert pages.document("timeline", "1")["spans"] == []
-    assert "group" not in pages.document("index", "step-000001")
 
 
 @pytest.mark.parametrize(

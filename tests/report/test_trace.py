@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_runs import START, write_old_run, write_run
+from toy_runs import START, write_run, write_sparse_run
 from typer.testing import CliRunner
 
 from hindsight.cluster.cli import app
@@ -173,7 +173,7 @@ def test_what_has_no_trace_is_said(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="no spans of step 7: it has steps 1 to 3"):
         write_trace(run, 7)
     with pytest.raises(RunFolderError, match="it has no timeline"):
-        write_trace(RunFolder(write_old_run(tmp_path / "old")))
+        write_trace(RunFolder(write_sparse_run(tmp_path / "sparse")))
     with pytest.raises(RunFolderError, match="--out"):
         write_trace(run, 1, tmp_path / "nowhere/trace.json")
 

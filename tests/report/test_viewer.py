@@ -15,7 +15,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
-from toy_runs import write_old_run, write_run
+from toy_runs import write_run, write_sparse_run
 
 from hindsight.cluster.report.export import STATIC, export
 from hindsight.cluster.report.pages import Pages
@@ -82,7 +82,7 @@ class Page:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Pages]]:
     root = tmp_path_factory.mktemp("runs")
-    folders = {"toy": write_run(root / "toy"), "old": write_old_run(root / "old")}
+    folders = {"toy": write_run(root / "toy"), "sparse": write_sparse_run(root / "sparse")}
     return [(name, Pages(RunFolder(folder))) for name, folder in folders.items()]
 
 
@@ -216,7 +216,7 @@ def test_tokens_are_colored_by_the_chosen_quantity(page: Page) -> None:
     assert '"take"' in shown and "share of the step's loss" in shown and "teacher finds it" in shown
 
 
-def test_a_run_of_an_older_version_is_shown(page: Page) -> None:
+def test_a_folder_of_which_files_are_gone_is_shown(page: Page) -> None:
     page.open("1/episode/step-000001/0", ".turn")
     assert "No values of tokens were recorded" in page.one(".bar-top").text
     assert "take mug 1" in page.one("#turn-0 .said").text
@@ -227,7 +227,7 @@ def test_a_run_of_an_older_version_is_shown(page: Page) -> None:
 def test_several_runs_are_drawn_on_the_same_axes(page: Page) -> None:
     page.open("0/overview", "[aria-labelledby=runs] figure")
     names = page.until(lambda: page.all("[aria-labelledby=runs] .legend-run"))
-    assert [one.text for one in names[:-1]] == ["toy", "old"]
+    assert [one.text for one in names[:-1]] == ["toy", "sparse"]
     color = "return getComputedStyle(document.querySelector(arguments[0])).stroke"
     first, second = (page.script(color, f"figure svg .run-{at} > .line") for at in (0, 1))
     assert first != second and first.startswith("rgb")

@@ -51,21 +51,12 @@ def write_run(
     return folder
 
 
-def write_old_run(folder: Path) -> Path:
-    """A run of an older version: neither run.json nor tokens nor a timeline, and no new keys."""
+def write_sparse_run(folder: Path) -> Path:
+    """A run of which neither run.json nor tokens nor the timeline is left."""
     write_run(folder)
     shutil.rmtree(folder / "tokens")
     for extra in ("run.json", "timeline.jsonl"):
         (folder / extra).unlink()
-    for file in (folder / "trajectories").iterdir():
-        episodes = [json.loads(line) for line in file.read_text().splitlines()]
-        for one in episodes:
-            del one["episode"], one["group"]
-            one["turns"] = [
-                {name: turn[name] for name in turn if name not in ("reward", "hint", "notes")}
-                for turn in one["turns"]
-            ]
-        _lines(file, episodes)
     return folder
 
 
