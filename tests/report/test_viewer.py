@@ -234,7 +234,7 @@ def test_several_runs_are_drawn_on_the_same_axes(page: Page) -> None:
     assert len(page.all("[aria-labelledby=runs] figure .evaluation")) == 2  # not those before the warm start
     assert page.one("[aria-labelledby=runs] tr[aria-current]").text.startswith("toy")
     page.one("[aria-labelledby=runs] a[href='#/1/overview']").click()
-    page.until(lambda: page.one("h1").text == "old")
+    page.until(lambda: page.one("h1").text == "sparse")
 
 
 def test_a_run_is_followed(page: Page, runs: list[tuple[str, Pages]]) -> None:
