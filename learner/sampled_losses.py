@@ -6,11 +6,10 @@ Both read the gap Δ = log π_teacher − log π_student of the tokens that were
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from hindsight.configs.method import Signal
 from hindsight.configs.setting import setting
-from hindsight.learner.signals import TeacherSignal
+from hindsight.learner.signals import LossOnly
 
 if TYPE_CHECKING:
     import torch
@@ -21,23 +20,7 @@ DIFFERENCE_BOUND = 20.0  # of log π_teacher − log π_student before exp (the 
 RATIO_BOUND = 10.0  # of log π_student − log π_old before exp (the authors' code)
 
 
-@dataclass(frozen=True)
-class LossSignal(Signal):
-    """Settings of a signal that has a loss and leaves the advantages alone."""
-
-    tokens: Literal["action", "response"] = setting("response", "tokens of a turn that have the loss")
-    weight: float = setting(0.01, "λ: weight of the signal's loss", low=0.0)
-
-    @property
-    def loss_weight(self) -> float:
-        return self.weight
-
-    @property
-    def asks_teacher(self) -> bool:
-        return self.weight > 0
-
-
-class Gate(TeacherSignal):
+class Gate(LossOnly):
     """SDAR (arXiv 2605.15155): σ(β·Δ)·(log π_teacher − log π_student), the gate without gradient.
 
     Its gradient raises every sampled token, more so where the teacher prefers it: at ratio 1 it is that of
@@ -45,7 +28,7 @@ class Gate(TeacherSignal):
     """
 
     @dataclass(frozen=True)
-    class Settings(LossSignal):
+    class Settings(LossOnly.Settings):
         """Of the gated loss."""
 
         beta: float = setting(5.0, "β: steepness of the gate", low=0.0)
@@ -56,15 +39,12 @@ class Gate(TeacherSignal):
 
     settings: Gate.Settings
 
-    def strength(self, step: int) -> float:
-        return 0.0
-
     def loss(self, student: Likelihoods, teacher: Likelihoods, old: torch.Tensor) -> torch.Tensor:
         gap = teacher.tokens - student.tokens
         return (self.settings.beta * gap.detach()).sigmoid() * gap
 
 
-class SampledKL(TeacherSignal):
+class SampledKL(LossOnly):
     """Skill-SD as SDAR's authors ported it (arXiv 2604.10674): ρ·(e^Δ − 1 − Δ), with ρ = π_student / π_old.
 
     The estimate k3 of KL(student ‖ teacher), weighted by an importance ratio that has a gradient. The code of
@@ -72,7 +52,7 @@ class SampledKL(TeacherSignal):
     """
 
     @dataclass(frozen=True)
-    class Settings(LossSignal):
+    class Settings(LossOnly.Settings):
         """Of the loss."""
 
         weight: float = setting(0.001, "λ: weight of the signal's loss", low=0.0)
@@ -82,9 +62,6 @@ class SampledKL(TeacherSignal):
             return "loss: k3 on sampled tokens"
 
     settings: SampledKL.Settings
-
-    def strength(self, step: int) -> float:
-        return 0.0
 
     def loss(self, student: Likelihoods, teacher: Likelihoods, old: torch.Tensor) -> torch.Tensor:
         gap = teacher.tokens - student.tokens

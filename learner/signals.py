@@ -79,20 +79,59 @@ class NoSignal(TeacherSignal):
         return 0.0
 
 
-class Reweight(TeacherSignal):
-    """SERL (arXiv 2605.19447) and RLSD (2604.03128): the teacher scales each token's advantage."""
+class Shaping(TeacherSignal):
+    """Base class of signals that change advantages and have no loss."""
 
     @dataclass(frozen=True)
     class Settings(Signal):
+        """Settings that all of them have."""
+
+        strength: float = setting(0.5, "λ; 0 turns the signal off", low=0.0, high=1.0)
+
+        @property
+        def asks_teacher(self) -> bool:
+            return self.strength > 0
+
+    settings: Shaping.Settings
+
+    def strength(self, step: int) -> float:
+        return self.settings.strength
+
+
+class LossOnly(TeacherSignal):
+    """Base class of signals that have a loss and leave advantages alone."""
+
+    @dataclass(frozen=True)
+    class Settings(Signal):
+        """Settings that all of them have."""
+
+        tokens: Literal["action", "response"] = setting("response", "tokens of a turn that have the loss")
+        weight: float = setting(0.01, "λ: weight of the signal's loss", low=0.0)
+
+        @property
+        def loss_weight(self) -> float:
+            return self.weight
+
+        @property
+        def asks_teacher(self) -> bool:
+            return self.weight > 0
+
+    settings: LossOnly.Settings
+
+    def strength(self, step: int) -> float:
+        return 0.0
+
+
+class Reweight(Shaping):
+    """SERL (arXiv 2605.19447) and RLSD (2604.03128): the teacher scales each token's advantage."""
+
+    @dataclass(frozen=True)
+    class Settings(Shaping.Settings):
         """Of `A' = A·[(1−λ) + λ·clip(exp(sign(A)·Δ), 1−ε, 1+ε)]`."""
 
         strength: float = setting(0.5, "λ at step 0; 0 turns the signal off", low=0.0, high=1.0)
         decay_steps: int = setting(50, "steps over which λ falls linearly to 0; 0 keeps it constant", low=0)
         clip: float = setting(0.2, "ε: token weights stay within [1−ε, 1+ε]", low=0.0, high=1.0)
-
-        @property
-        def asks_teacher(self) -> bool:
-            return self.strength > 0
 
         @property
         def summary(self) -> str:
@@ -117,11 +156,11 @@ class Reweight(TeacherSignal):
         return raw.clamp(1.0 - clip, 1.0 + clip), raw
 
 
-class Shift(TeacherSignal):
+class Shift(Shaping):
     """OPID (arXiv 2606.26790): A' = A + λ·Δ."""
 
     @dataclass(frozen=True)
-    class Settings(Signal):
+    class Settings(Shaping.Settings):
         """Of the shift."""
 
         tokens: Literal["action", "response"] = setting(
@@ -130,17 +169,8 @@ class Shift(TeacherSignal):
         strength: float = setting(0.001, "λ: weight of the teacher's log-ratio", low=0.0)
 
         @property
-        def asks_teacher(self) -> bool:
-            return self.strength > 0
-
-        @property
         def summary(self) -> str:
             return f"advantage + {self.strength:g}·Δ"
-
-    settings: Shift.Settings
-
-    def strength(self, step: int) -> float:
-        return self.settings.strength
 
     def shape(self, advantages: torch.Tensor, gap: torch.Tensor, strength: float) -> torch.Tensor:
         import torch
@@ -148,7 +178,7 @@ class Shift(TeacherSignal):
         return advantages + strength * torch.nan_to_num(gap, nan=0.0)
 
 
-class Distill(TeacherSignal):
+class Distill(LossOnly):
     """Self-distillation: pull the student's next-token distribution to the teacher's.
 
     HERO (arXiv 2606.11559), HINT-SD (2605.17873), SDPO (2601.20802) and OPSD (2601.18734) differ in what the
@@ -156,7 +186,7 @@ class Distill(TeacherSignal):
     """
 
     @dataclass(frozen=True)
-    class Settings(Signal):
+    class Settings(LossOnly.Settings):
         """Of the distillation loss."""
 
         temperature: ClassVar[float | None] = 1.0
@@ -183,14 +213,6 @@ class Distill(TeacherSignal):
             return self.divergence == "sampled"
 
         @property
-        def loss_weight(self) -> float:
-            return self.weight
-
-        @property
-        def asks_teacher(self) -> bool:
-            return self.weight > 0
-
-        @property
         def summary(self) -> str:
             names = {"jsd": f"JSD, β = {self.beta:g}", "reverse": "reverse KL", "forward": "forward KL"}
             return f"distill: {names.get(self.divergence, 'reverse KL on sampled tokens')}"
@@ -201,9 +223,6 @@ class Distill(TeacherSignal):
                 yield "signal.tokens = action: distillation needs whole responses, set signal.tokens=response"
 
     settings: Distill.Settings
-
-    def strength(self, step: int) -> float:
-        return 0.0  # it does not shape advantages
 
     @property
     def num_candidates(self) -> int:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from hindsight.configs.method import Signal
 from hindsight.configs.setting import setting
-from hindsight.learner.signals import TeacherSignal
+from hindsight.learner.signals import Shaping
 
 if TYPE_CHECKING:
     from hindsight.configs.schema import Config
@@ -38,25 +37,20 @@ class ScoredTurn:
     sign: float  # of its advantage
 
 
-class TurnSignal(TeacherSignal):
+class TurnSignal(Shaping):
     """Base class: `factors` says by how much the advantages of each turn are multiplied."""
 
     @dataclass(frozen=True)
-    class Settings(Signal):
+    class Settings(Shaping.Settings):
         """Settings that both have."""
 
         tokens: Literal["action", "response"] = setting(
             "response", "tokens of a turn that the teacher scores"
         )
-        strength: float = setting(0.5, "λ; 0 turns the signal off", low=0.0, high=1.0)
 
         @property
         def by_token(self) -> bool:
             return False
-
-        @property
-        def asks_teacher(self) -> bool:
-            return self.strength > 0
 
         def problems(self, config: Config) -> Iterator[str]:
             yield from super().problems(config)
@@ -67,9 +61,6 @@ class TurnSignal(TeacherSignal):
                 )
 
     settings: TurnSignal.Settings
-
-    def strength(self, step: int) -> float:
-        return self.settings.strength
 
     def shape_group(self, group: SampleGroup, strength: float) -> None:
         for turns, factors in zip(
