@@ -95,7 +95,7 @@ def test_the_network_cannot_be_reached(mode, folder):
 
 
 # Four processes hold 200 MiB each. They run in an interpreter of their own: address space is limited too, and
-# the tests' process has gigabytes of it once it has imported torch.
+# the tests' process has gigabytes of it once it has imported torch. So it can allocate no more, but fork.
 HOLD = f"""
 import os, time
 os.fork(), os.fork()
@@ -105,8 +105,14 @@ time.sleep({PATIENCE})
 
 
 def test_memory_is_bounded_for_all_processes_together(mode, folder):
-    permissions = Permissions(folder, {}, memory=600 * MIB)
-    child = spawn(mode, permissions, lambda lines: subprocess.run([sys.executable, "-c", HOLD]))
+    command = [sys.executable, "-c", HOLD]
+
+    def hold(lines: Lines) -> None:
+        if (started := os.fork()) == 0:
+            os.execv(command[0], command)
+        os.waitpid(started, 0)
+
+    child = spawn(mode, Permissions(folder, {}, memory=600 * MIB), hold)
     try:
         with pytest.raises(Lost, match="held more than 600 MiB together"):
             child.lines.receive(PATIENCE, meanwhile=child.bound)
