@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hindsight.learner.packing import PackedRows, common, pack
-from hindsight.learner.samples import TrainingSample
+from hindsight.learner.samples import TrainingSample, joined
 
 
 def split(samples: Sequence[TrainingSample], parts: int) -> list[list[TrainingSample]]:
@@ -149,10 +149,7 @@ def _integers(parts: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 def _column(samples: Sequence[TrainingSample], name: str) -> torch.Tensor:
-    """(P,) float32; NaN for samples without the column."""
-    held = [(getattr(sample, name), len(sample.positions)) for sample in samples]
-    parts = [np.full(size, np.nan) if column is None else column for column, size in held]
-    return torch.from_numpy(np.concatenate([np.zeros(0), *parts]).astype(np.float32))
+    return torch.from_numpy(joined(samples, name))
 
 
 def _wide(samples: Sequence[TrainingSample], name: str, dtype: type) -> torch.Tensor:

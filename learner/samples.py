@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -12,27 +12,13 @@ from hindsight.feedback.reading import Note
 from hindsight.rollout.types import Failure, Group, Span, Trajectory, Tried, TurnAt
 from hindsight.teacher.contexts import ScoreRequest, scored_span
 
-# Columns of a sample, by the name of its field. None: not computed; NaN: not for this token.
-COLUMNS = (
-    "positions",
-    "turns",
-    "rollout_logprobs",
-    "versions",
-    "lags",
-    "advantages",
-    "shaped",
-    "teacher_logprobs",
-    "reference_logprobs",
-    "values",
-    "returns",
-    "candidates",
-    "teacher_candidates",
-)
-
 
 @dataclass
 class TrainingSample:
-    """One token sequence. L tokens, P of them sampled by the policy (or demonstrated, in SFT)."""
+    """One token sequence. L tokens, P of them sampled by the policy (or demonstrated, in SFT).
+
+    All arrays but `ids` are columns. None: not computed; NaN: not for this token.
+    """
 
     ids: np.ndarray  # (L,) int32
     positions: np.ndarray  # (P,) int32, index in `ids` of each sampled token; never 0
@@ -90,6 +76,16 @@ class TrainingSample:
         mask = self.masks[loss]
         kept = {name: column[mask] for name, column in columns.items() if column is not None}
         return replace(self, **kept, masks={})
+
+
+COLUMNS = tuple(one.name for one in fields(TrainingSample) if one.name not in ("ids", "masks"))
+
+
+def joined(samples: Iterable[TrainingSample], name: str) -> np.ndarray:
+    """(P,) float32: a column over the tokens of all samples; NaN for samples without it."""
+    held = [(getattr(sample, name), len(sample.positions)) for sample in samples]
+    parts = [np.full(size, np.nan) if column is None else column for column, size in held]
+    return np.concatenate([np.zeros(0), *parts]).astype(np.float32)
 
 
 @dataclass

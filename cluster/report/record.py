@@ -11,7 +11,7 @@ import torch
 
 from hindsight.cluster.report.pieces import Pieces
 from hindsight.learner.losses import token_weights
-from hindsight.learner.samples import SampleGroup, TrainingSample
+from hindsight.learner.samples import SampleGroup, TrainingSample, joined
 from hindsight.learner.signals import TeacherSignal
 from hindsight.rollout.types import Trajectory
 
@@ -105,7 +105,7 @@ def evaluation_rows(plays: Iterable[Sequence[Trajectory]]) -> Iterator[Row]:
 def token_rows(groups: Sequence[SampleGroup], loss: PolicyLoss, pieces: Pieces) -> Iterator[Row]:
     """The turns of a training step in the order of `step_rows`, with arrays over their n sampled tokens."""
     samples = [sample for one in groups for sample in one.samples]
-    arrays = {name: _column(samples, column) for name, column in COLUMNS.items()}
+    arrays = {name: joined(samples, column) for name, column in COLUMNS.items()}
     arrays |= loss_columns(samples, loss)
     columns = {name: _plain(values, DECIMALS.get(name, 5)) for name, values in arrays.items()}
     starts = np.cumsum([0, *(len(sample.positions) for sample in samples)])
@@ -136,7 +136,7 @@ def loss_columns(samples: Sequence[TrainingSample], loss: PolicyLoss) -> dict[st
     not kept. raw_weight is absent if the signal's λ is 0.
     """
     read = ("advantages", "shaped", "teacher_logprobs", "rollout_logprobs")
-    advantages, shaped, teacher, rollout = (torch.from_numpy(_column(samples, name)) for name in read)
+    advantages, shaped, teacher, rollout = (torch.from_numpy(joined(samples, name)) for name in read)
     gap = teacher - rollout
     scored = ~torch.isnan(gap)
     shaped = loss.signal.shape(torch.where(shaped.isnan(), advantages, shaped), gap, loss.strength)
@@ -160,15 +160,6 @@ def _turns(sample: TrainingSample, offset: int) -> Iterator[tuple[int, slice]]:
     ends = [*starts[1:].tolist(), len(sample.positions)]
     for turn, start, end in zip(turns.tolist(), starts.tolist(), ends, strict=True):
         yield turn, slice(offset + start, offset + end)
-
-
-def _column(samples: Sequence[TrainingSample], name: str) -> np.ndarray:
-    """(P,) float32 over the tokens of all samples; NaN where a sample has no such column."""
-    parts = [
-        np.full(len(sample.positions), np.nan) if (held := getattr(sample, name)) is None else held
-        for sample in samples
-    ]
-    return np.concatenate([np.zeros(0), *parts]).astype(np.float32)
 
 
 def _plain(values: np.ndarray, decimals: int) -> list[float | int | None]:
