@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hindsight.learner.cpu_attention import causal_attention
+from hindsight.teacher.cpu_attention import causal_attention
 
 log = logging.getLogger(__name__)
 BY_ROW, AT_ONCE = "hindsight_by_row", "hindsight_at_once"  # names in transformers' attention interface

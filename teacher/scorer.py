@@ -20,6 +20,7 @@ from hindsight.rollout.device import find_device
 from hindsight.rollout.segment import fetch
 from hindsight.rollout.weights import Layout, WeightSet, checksum, pack, unpack
 from hindsight.teacher.contexts import ScoreRequest
+from hindsight.teacher.cpu_attention import use_products
 from hindsight.teacher.plan import Tails, lay_out, plan_batches, plan_forwards
 
 if TYPE_CHECKING:
@@ -228,6 +229,8 @@ class TeacherScorer(Named):
             attn_implementation="sdpa",
             device_map="auto" if parts else None,
         )
+        if self._device == "cpu" and loaded.dtype == torch.bfloat16 and loaded._supports_attention_backend:
+            use_products(loaded)
         lora = config.learner.lora
         adapter = Adapter(loaded, lora, config.seed) if lora.rank else None
         if not parts:  # `loaded.to` moves in place too, but its decorators confuse the type checker

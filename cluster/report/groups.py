@@ -52,9 +52,9 @@ def read_group(row: Mapping[str, Any]) -> Recorded:
 
 
 def _encode(value: Any) -> dict[str, str] | None:
-    """Arrays by their type. None for what only the own fields of an environment's observations may be."""
+    """An array as its type and its bytes in base64."""
     if not isinstance(value, np.ndarray):
-        return None
+        return None  # in a field that an environment's own observation class adds, which nobody reads
     return {value.dtype.name: b64encode(value.tobytes()).decode()}
 
 

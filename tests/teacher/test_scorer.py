@@ -19,6 +19,7 @@ from hindsight.rollout.types import Span
 from hindsight.rollout.weights import WeightSet, checksum, pack
 from hindsight.teacher import plan
 from hindsight.teacher.contexts import ContextLimits, ScoreRequest, build_requests
+from hindsight.teacher.cpu_attention import NAME, use_products
 from hindsight.teacher.scorer import (
     Outdated,
     ScorerError,
@@ -72,11 +73,15 @@ def assert_equal_scores(scored, expected):
 @pytest.mark.parametrize("run", [1, 20, 512])
 @pytest.mark.parametrize("budget", [80, 200, 4096])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_shared_prefixes_change_no_score(budget, seed, run, monkeypatch):
+@pytest.mark.parametrize("products", [False, True])
+def test_shared_prefixes_change_no_score(budget, seed, run, products, monkeypatch):
     monkeypatch.setattr(plan, "TAIL_TOKENS", run)
     model, (sequences, requests) = make_model(), random_case(seed)
+    expected = naive(model, 0.7, sequences, requests)
+    if products:
+        use_products(model)
     found = SpanScorer(model, budget, temperature=0.7).score(sequences, requests)
-    assert_equal_scores(found, naive(model, 0.7, sequences, requests))
+    assert_equal_scores(found, expected)
     assert (
         np.ptp(np.concatenate([one.logprobs for one in found])) > 1
     )  # sharp enough that a wrong context would show
@@ -186,6 +191,18 @@ def test_actor_takes_verified_weights(tmp_path, ray_local):
     found = ray.get(teacher.score.remote(sequences, requests))
     assert_equal_scores(found, naive(student, 1.0, sequences, requests))
     assert ray.get(teacher.ready.remote())["version"] == 3
+
+
+@pytest.mark.parametrize(("dtype", "attention"), [("bfloat16", NAME), ("float32", "sdpa")])
+def test_on_a_cpu_a_teacher_in_bfloat16_attends_by_products(dtype, attention, tmp_path):
+    make_model().save_pretrained(tmp_path / "model")
+    config = Config(model=Model(dtype=dtype), teacher=Settings(batch_tokens=1024))
+    sequences, requests = random_case(0)
+    one = TeacherScorer(str(tmp_path / "model"), config, 1.0)
+    assert one._scorer.model.config._attn_implementation == attention
+    exact = naive(make_model(), 1.0, sequences, requests)
+    for scored, right in zip(one.score(sequences, requests), exact, strict=True):
+        np.testing.assert_allclose(scored.logprobs, right, atol=0.2)
 
 
 def test_a_teacher_averages_in_float32_what_it_holds_in_bfloat16(tmp_path):

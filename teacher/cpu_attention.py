@@ -1,4 +1,4 @@
-"""Causal attention on CPUs by matrix products, for bfloat16.
+"""Attention on CPUs by matrix products, for bfloat16: the learner's and the teacher's.
 
 There, PyTorch's `scaled_dot_product_attention` takes two to three times as long (docs/performance.md).
 Blocks of queries bound the scores, and the backward pass computes them again, so memory grows with the
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+NAME = "hindsight_by_products"  # of `attend`, in transformers' attention interface
 BLOCK = 256  # queries whose scores are held at once
 
 
@@ -34,6 +35,39 @@ def causal_attention(
     return made.view(query.shape)
 
 
+def use_products(lm: Any) -> None:
+    """Let a transformers model that only scores attend by matrix products."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)
+    lm.set_attn_implementation(NAME)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention without gradients; see `transformers.AttentionInterface`.
+
+    Args:
+        query: (B, heads, n, D). key, value: (B, fewer or equally many heads, L, D), L >= n.
+        mask: (B, 1, n, L) bool, query by key; None: as in `causal_attention`.
+
+    Returns:
+        (B, n, heads, D).
+    """
+    batch, groups = key.shape[:2]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    grouped = query.reshape(batch * groups, -1, *query.shape[2:])
+    made = _attention(grouped, key.flatten(0, 1), value.flatten(0, 1), scale, None if mask is None else ~mask)
+    return made.view(query.shape).transpose(1, 2).contiguous(), None
+
+
 class _Attention(torch.autograd.Function):
     """On (groups, heads of a group, n, D) queries."""
 
@@ -43,10 +77,7 @@ class _Attention(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.scale = scale
-        made = torch.empty_like(query)
-        for rows, seen, _, probs in _blocks(query, key, scale):
-            made[:, :, rows] = torch.bmm(probs, value[:, seen]).view(made[:, :, rows].shape)
-        return made
+        return _attention(query, key, value, scale)
 
     @staticmethod
     @once_differentiable
@@ -66,20 +97,40 @@ class _Attention(torch.autograd.Function):
         return d_query.mul_(ctx.scale), d_key.to(key.dtype), d_value.to(value.dtype), None
 
 
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    hidden: torch.Tensor | None = None,
+) -> torch.Tensor:
+    made = torch.empty_like(query)
+    for rows, seen, _, probs in _blocks(query, key, scale, hidden):
+        made[:, :, rows] = torch.bmm(probs, value[:, seen]).view(made[:, :, rows].shape)
+    return made
+
+
 def _blocks(
-    query: torch.Tensor, key: torch.Tensor, scale: float
+    query: torch.Tensor, key: torch.Tensor, scale: float, hidden: torch.Tensor | None = None
 ) -> Iterator[tuple[slice, slice, torch.Tensor, torch.Tensor]]:
     """Yield for each block of queries: their positions, those of the keys that they see, the scaled queries
     as (groups, R, D) and their probabilities as (groups, R, keys); R counts the queries of a group's heads.
+
+    Args:
+        hidden: (B, 1, n, L) bool, the keys that a query does not see, for groups of B batches; None: those
+            after it.
     """
     groups, heads, count, size = query.shape
     before = key.shape[1] - count
     for start in range(0, count, BLOCK):
         rows = slice(start, min(count, start + BLOCK))
-        seen = slice(0, before + rows.stop)
+        seen = slice(0, before + rows.stop if hidden is None else key.shape[1])
         own = rows.stop - rows.start
         scaled = (query[:, :, rows] * scale).reshape(groups, heads * own, size)
         scores = torch.bmm(scaled, key[:, seen].transpose(1, 2)).view(groups, heads, own, -1)
-        future = torch.full((own, own), float("-inf"), dtype=scores.dtype).triu_(1)
-        scores[..., before + start :] += future
+        if hidden is None:
+            future = torch.full((own, own), float("-inf"), dtype=scores.dtype).triu_(1)
+            scores[..., before + start :] += future
+        else:
+            scores.view(len(hidden), -1, own, key.shape[1]).masked_fill_(hidden[:, :, rows], float("-inf"))
         yield rows, seen, scaled, scores.softmax(dim=-1).view(groups, heads * own, -1)

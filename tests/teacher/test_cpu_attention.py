@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from hindsight.learner import cpu_attention, packing
-from hindsight.learner.cpu_attention import causal_attention
+from hindsight.learner import packing
+from hindsight.teacher import cpu_attention
+from hindsight.teacher.cpu_attention import attend, causal_attention
 
 
 def reference(query, key, value, scale):
@@ -25,11 +26,27 @@ def test_values_and_gradients_are_those_of_torch(count, length, heads, monkeypat
     sizes = ((heads[0], count), (heads[1], length), (heads[1], length))
     inputs = [torch.randn(*size, 8, dtype=torch.float64, requires_grad=True) for size in sizes]
     made = []
-    for attend in (causal_attention, reference):
-        found = attend(*inputs, 0.3)
+    for attention in (causal_attention, reference):
+        found = attention(*inputs, 0.3)
         made.append((found.detach(), *torch.autograd.grad(found.sin().sum(), inputs)))
     for own, other in zip(*made, strict=True):
         torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize(("count", "length"), [(1, 1), (4, 4), (3, 11), (11, 30)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_batch_is_attended_as_by_torch(count, length, masked, monkeypatch):
+    monkeypatch.setattr(cpu_attention, "BLOCK", 4)
+    torch.manual_seed(0)
+    query = torch.randn(2, 6, count, 8, dtype=torch.float64)
+    key, value = torch.randn(2, 2, 2, length, 8, dtype=torch.float64)
+    mask = torch.rand(2, 1, count, length) < 0.5
+    mask[..., 0] = True  # a query sees at least one key
+    if not masked:
+        mask = torch.ones(2, 1, count, length, dtype=torch.bool).tril(length - count)
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True)
+    found, _ = attend(torch.nn.Identity(), query, key, value, mask if masked else None, scaling=0.3)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
 def test_packed_rows_in_bfloat16_are_read_by_products(monkeypatch):
