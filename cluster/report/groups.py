@@ -51,11 +51,15 @@ def read_group(row: Mapping[str, Any]) -> Recorded:
         raise GroupError(f"not a complete group: {error}") from error
 
 
-def _encode(value: Any) -> dict[str, str] | None:
-    """An array as its type and its bytes in base64."""
-    if not isinstance(value, np.ndarray):
-        return None  # in a field that an environment's own observation class adds, which nobody reads
-    return {value.dtype.name: b64encode(value.tobytes()).decode()}
+def _encode(value: Any) -> Any:
+    """An array as its type and its bytes in base64, a NumPy number as Python's.
+
+    Anything else can only be in a field that an environment's own observation class adds, and nobody reads
+    it: `envs.boundary` checks the others.
+    """
+    if isinstance(value, np.ndarray):
+        return {value.dtype.name: b64encode(value.tobytes()).decode()}
+    return value.item() if isinstance(value, np.generic) else None
 
 
 def _decode(kind: type, value: Any) -> np.ndarray:

@@ -57,7 +57,7 @@ def played(logprobs, second=SECOND):
         scores[start:end], versions[start:end] = logprobs, 4
     results = [
         StepResult(second, "fine", 0.25, False, False, False, {"errors": ["a"]}),
-        StepResult(Observation("the end"), "won", 1.0, True, False, True),
+        StepResult(Observation("the end"), "won", np.float64(0.7), True, False, True),
     ]
     turns = [
         Turn(0, *spans[0], Span(2, 2 + n), FIRST, "go", "go", True, results[0]),
