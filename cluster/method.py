@@ -83,7 +83,7 @@ class Method:
         if self.actors.reference is not None:
             asked.append(Inquiry(self._score_reference, "trajectory", compares))
         if weighs or distills:
-            asked.append(Inquiry(self._hint_and_score, self.needs(step), compares and not distills))
+            asked.append(Inquiry(self._hint_and_score, self.needs(step), compares and self.signal.compares))
         return asked
 
     def needs(self, step: int) -> Needs:
@@ -119,7 +119,7 @@ class Method:
             sample.lags = self.run.state.version - sample.column("versions")
         critic, credit = self.actors.critic, self.config.credit
         if critic is None:
-            for group in filter(self._learns, batch):
+            for group in batch:
                 self.signal.shape_group(group, self.strength(step))
             return
         assert isinstance(credit, GaeSettings)

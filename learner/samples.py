@@ -108,8 +108,9 @@ class SampleGroup:
 
     @property
     def informative(self) -> bool:
-        """Whether any advantage is not 0."""
-        return any(sample.advantages is not None and sample.advantages.any() for sample in self.samples)
+        """Whether any advantage is not 0, as it was or as a signal has shaped it."""
+        columns = (one for sample in self.samples for one in (sample.advantages, sample.shaped))
+        return any(column is not None and column.any() for column in columns)
 
     def note(self, role: str, *spans: tuple[float, float]) -> None:
         """Note when a role worked for the group."""

@@ -6,9 +6,12 @@ adds a loss (`loss`). An own one extends `TeacherSignal`; it needs no change her
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
 
 from hindsight.configs.method import Signal
 from hindsight.configs.registry import SIGNALS
@@ -34,6 +37,11 @@ class TeacherSignal:
     def strength(self, step: int) -> float:
         """λ after `step` finished training steps; at 0 no teacher is asked for `shape`."""
         return 1.0
+
+    @property
+    def compares(self) -> bool:
+        """Whether nothing can be learned from it in a group whose advantages are all 0."""
+        return self.settings.loss_weight == 0
 
     @property
     def num_candidates(self) -> int:
@@ -156,26 +164,52 @@ class Reweight(Shaping):
         return raw.clamp(1.0 - clip, 1.0 + clip), raw
 
 
-class Shift(Shaping):
-    """OPID (arXiv 2606.26790): A' = A + λ·Δ."""
+class GroupShaping(Shaping):
+    """Base class of signals that the driver computes for a whole group, from the engine's log-probs."""
 
     @dataclass(frozen=True)
     class Settings(Shaping.Settings):
-        """Of the shift."""
+        """Settings that all of them have."""
 
         tokens: Literal["action", "response"] = setting(
             "response", "tokens of a turn that the teacher scores"
         )
+
+        def problems(self, config: Config) -> Iterator[str]:
+            yield from super().problems(config)
+            if config.credit.critic:
+                yield (
+                    f"signal.name = {self.name} changes advantages before a critic's are known: use "
+                    "credit.advantage=grpo, rloo, gigpo or hgpo"
+                )
+
+    @abstractmethod
+    def shape_group(self, group: SampleGroup, strength: float) -> None: ...
+
+
+class Shift(GroupShaping):
+    """OPID (arXiv 2606.26790): A' = A + λ·Δ. A group whose returns are equal learns from Δ alone."""
+
+    @dataclass(frozen=True)
+    class Settings(GroupShaping.Settings):
+        """Of the shift."""
+
         strength: float = setting(0.001, "λ: weight of the teacher's log-ratio", low=0.0)
 
         @property
         def summary(self) -> str:
             return f"advantage + {self.strength:g}·Δ"
 
-    def shape(self, advantages: torch.Tensor, gap: torch.Tensor, strength: float) -> torch.Tensor:
-        import torch
+    @property
+    def compares(self) -> bool:
+        return False
 
-        return advantages + strength * torch.nan_to_num(gap, nan=0.0)
+    def shape_group(self, group: SampleGroup, strength: float) -> None:
+        for sample in group.samples:
+            if sample.teacher_logprobs is not None:
+                gap = sample.teacher_logprobs - sample.column("rollout_logprobs")
+                shift = np.nan_to_num(strength * gap, nan=0.0).astype(np.float32)
+                sample.shaped = sample.column("advantages") + shift
 
 
 class Distill(LossOnly):

@@ -7,17 +7,16 @@ of all its tokens; a turn without scored tokens keeps its advantages.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hindsight.configs.setting import setting
-from hindsight.learner.signals import Shaping
+from hindsight.learner.signals import GroupShaping
 
 if TYPE_CHECKING:
-    from hindsight.configs.schema import Config
     from hindsight.learner.samples import SampleGroup, TrainingSample
 
 LEAST_RATE = 1e-4  # a group's success rate stays within [1e-4, 1 − 1e-4] (AgentOPSD's code)
@@ -37,28 +36,16 @@ class ScoredTurn:
     sign: float  # of its advantage
 
 
-class TurnSignal(Shaping):
+class TurnSignal(GroupShaping):
     """Base class: `factors` says by how much the advantages of each turn are multiplied."""
 
     @dataclass(frozen=True)
-    class Settings(Shaping.Settings):
+    class Settings(GroupShaping.Settings):
         """Settings that both have."""
-
-        tokens: Literal["action", "response"] = setting(
-            "response", "tokens of a turn that the teacher scores"
-        )
 
         @property
         def by_token(self) -> bool:
             return False
-
-        def problems(self, config: Config) -> Iterator[str]:
-            yield from super().problems(config)
-            if config.credit.critic:
-                yield (
-                    f"signal.name = {self.name} weighs advantages before a critic's are known: use "
-                    "credit.advantage=grpo, rloo, gigpo or hgpo"
-                )
 
     settings: TurnSignal.Settings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from test_method import SERL, Produced
 
@@ -33,6 +34,31 @@ def test_a_signal_that_weighs_turns_gets_the_whole_group():
         s.shaped.tolist() for s in made.group.samples
     ]
     assert all(sample.shaped is None for sample in Produced(*SERL).group.samples)
+
+
+def test_opid_learns_from_a_group_whose_returns_are_equal():
+    made = Produced("method=opid", "feedback.sources=[immediate]", "loss.kl=0", successes=(False, False))
+    assert len(made.asked) == 2 and not made.group.informative
+    asyncio.run(made.method.finish([made.group], 0))
+    policy = made.method.losses([made.group])["policy"]
+    gaps = [one.teacher_logprobs - one.rollout_logprobs for one in made.group.samples]
+    assert [one.advantages.tolist() for one in policy] == [
+        pytest.approx((0.001 * np.nan_to_num(gap)).tolist()) for gap in gaps
+    ]
+    assert any(np.nan_to_num(gap).any() for gap in gaps)
+
+
+def test_grsd_weighs_the_turns_of_a_group_with_both_outcomes():
+    made = Produced("method=grsd", "feedback.sources=[immediate]", "loss.kl=0", successes=(True, False))
+    asyncio.run(made.method.finish([made.group], 0))
+    own = made.group.samples
+    signs = [np.sign(one.advantages[0]) for one in own]
+    gaps = [np.nanmean(one.teacher_logprobs - one.rollout_logprobs) for one in own]  # each has one turn
+    changes = np.expm1(np.array(signs) * gaps)
+    factors = 1 + 0.5 * np.clip(changes / np.abs(changes).mean(), -0.2, 0.2)
+    for one, factor in zip(own, factors, strict=True):
+        assert one.shaped == pytest.approx(one.advantages * factor, rel=1e-4)
+    assert factors != pytest.approx(1.0)
 
 
 def test_a_group_counts_the_sequences_of_actions_that_differ():

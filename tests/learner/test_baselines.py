@@ -72,12 +72,6 @@ def test_their_losses_stay_finite_where_models_disagree_entirely():
         assert math.isfinite(value) and np.isfinite(gradient).all()
 
 
-def test_opid_adds_the_gap_and_leaves_unscored_tokens_alone():
-    signal = signal_of("opid")
-    shaped = signal.shape(torch.tensor([1.0, -2.0, 0.5]), torch.tensor([3.0, -1.0, torch.nan]), 0.001)
-    assert shaped.tolist() == pytest.approx([1.003, -2.001, 0.5])
-
-
 def scored_group(outcomes, gaps, returns):
     """Trajectories of turns of two tokens.
 
@@ -146,6 +140,19 @@ GROUPS = st.lists(
 )
 
 
+@given(GROUPS)
+@settings(max_examples=60, deadline=None)
+def test_opid_adds_the_gap_and_leaves_unscored_tokens_alone(members):
+    outcomes, gaps, returns = map(list, zip(*members, strict=True))
+    made = scored_group(outcomes, gaps, returns)
+    signal_of("opid").shape_group(made, 0.001)
+    shaped = np.concatenate([sample.as_shaped().advantages for sample in made.samples])
+    apart = [gap for own in gaps for turn in own for gap in turn]
+    kept = [advantage for own, advantage in zip(gaps, returns, strict=True) for turn in own for _ in turn]
+    expected = [a + 0.001 * (gap or 0.0) for a, gap in zip(kept, apart, strict=True)]
+    assert shaped == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize(("method", "slow"), [("agentopsd", slow_agentopsd), ("grsd", slow_grsd)])
 @given(GROUPS)
 @settings(max_examples=60, deadline=None)
@@ -184,6 +191,7 @@ def test_each_can_be_run_with_the_context_of_serl(method):
     assert [problem for problem in check(found) if problem.startswith(("feedback", "signal"))] == []
 
 
-def test_turn_weights_and_a_critic_do_not_go_together():
-    problems = check(load(None, ["method=agentopsd", "credit.advantage=gae", "feedback.sources=[immediate]"]))
-    assert any("signal.name = belief" in problem for problem in problems)
+@pytest.mark.parametrize(("method", "name"), [("agentopsd", "belief"), ("opid", "shift")])
+def test_what_needs_a_groups_advantages_and_a_critic_do_not_go_together(method, name):
+    problems = check(load(None, [f"method={method}", "credit.advantage=gae", "feedback.sources=[immediate]"]))
+    assert any(f"signal.name = {name}" in problem for problem in problems)
