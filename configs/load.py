@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -233,8 +233,7 @@ def _merge(merged: DictConfig, schema: Config, final: Config, layer: Layer) -> I
         if inside := next((name for name in known if name.startswith(f"{key}.")), None):
             yield f"{layer.source}: {key} = {value!r}: a section has no value; set {inside}, for example"
         elif key not in known:
-            near = RENAMED.get(key) or _owner(key) or f"Did you mean {nearest(key, list(known))!r}?"
-            yield f"{layer.source}: unknown setting {key!r}. {near}"
+            yield f"{layer.source}: unknown setting {key!r}. {RENAMED.get(key) or _near(key, known)}"
         elif key in kept and not _replaced(schema, final, known[key].of_entry):
             parent, _, name = key.rpartition(".")
             section = OmegaConf.select(merged, parent) if parent else merged
@@ -245,16 +244,25 @@ def _merge(merged: DictConfig, schema: Config, final: Config, layer: Layer) -> I
                 yield f"{layer.source}: {key} = {value!r}: expected {known[key].expected}"
 
 
-def _owner(key: str) -> str | None:
-    """A hint if a built-in entry has the setting, and the section names another entry."""
-    section = key.partition(".")[0]
+def _near(key: str, known: Collection[str]) -> str:
+    """A hint: the setting that is meant, and the entry that has it if another one is named."""
+    owners = _owners(key.partition(".")[0], known)
+    if key in owners:
+        return f"It belongs to {owners[key]}"
+    meant = nearest(key, [*known, *owners])
+    return f"Did you mean {meant!r}?" + (f" It belongs to {owners[meant]}" if meant in owners else "")
+
+
+def _owners(section: str, known: Collection[str]) -> dict[str, str]:
+    """The settings that only other built-in entries of a section have, and what names the entry."""
     registry = REGISTRIES.get(section)
+    owners: dict[str, str] = {}
     for name in registry.installed if registry else ():
         assert registry is not None
-        extended = replace(Config(), **{section: registry.settings(name)()})
-        if key in {item.key for item in settings(extended)}:
-            return f"It belongs to {registry.override(name)}"
-    return None
+        for item in settings(replace(Config(), **{section: registry.settings(name)()})):
+            if item.key not in known:
+                owners.setdefault(item.key, registry.override(name))
+    return owners
 
 
 def _replaced(schema: Config, final: Config, section: str) -> bool:

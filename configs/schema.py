@@ -129,7 +129,7 @@ class Sft:
         0.1, "probability that a demonstrated step is random, to show recovery", low=0.0, high=1.0
     )
     hints: float = setting(
-        0.25, "fraction of additional examples that include a hint in the prompt", low=0.0, high=1.0
+        0.0, "fraction of additional examples that include a hint in the prompt", low=0.0, high=1.0
     )
 
 

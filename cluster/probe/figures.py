@@ -77,6 +77,7 @@ def measures(row: Row) -> dict[str, float]:
     """What is averaged.
 
     without, with        whether the better action is more likely without the hint, and with it
+    lead_without, …      by how many nats per token
     shift, margin        whether its shift is larger, and by how many nats per token
     up_better, up_worse  the shifts
     other_shift, …       the same with a hint of another task
@@ -89,6 +90,8 @@ def measures(row: Row) -> dict[str, float]:
         "with": prefers(row.shown),
         "shift": prefers(own),
         "margin": own[0] - own[1],
+        "lead_without": row.without[0] - row.without[1],
+        "lead_with": row.shown[0] - row.shown[1],
         "up_better": own[0],
         "up_worse": own[1],
     }

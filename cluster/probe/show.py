@@ -76,6 +76,11 @@ def lines(result: Result) -> Iterator[str]:
         "further up than the worse one (% of pairs). control: the same with a hint of another task. margin: "
         "how much further (nats per token). clipped: % of tokens. Intervals: 95 %, over tasks."
     )
+    for one in result.found:
+        if "lead_with" in one.figures:
+            without, shown = (_lead(one.figures[name]) for name in ("lead_without", "lead_with"))
+            led = f"the better action leads by {without} nats per token, with its hint by {shown}"
+            yield f"“{one.feedback}”: {led}"
     yield from result.sentences
     yield from result.notes
     reasons: dict[str, list[str]] = {}
@@ -143,6 +148,10 @@ def _draw_intervals(
 
 def _share(one: Figure | None) -> str:
     return "–" if one is None else f"{100 * one.mean:.0f}"
+
+
+def _lead(one: Figure) -> str:
+    return f"{one.mean:.2f} ({one.low:.2f} to {one.high:.2f})"
 
 
 def _interval(one: Figure | None, form: str) -> str:

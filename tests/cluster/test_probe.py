@@ -284,7 +284,9 @@ def test_a_recorded_run_is_probed_without_actors(tmp_path: Path):
     assert told["model"] == "nano" and told["feedback"][0]["verdict"] == "too few tasks"
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     assert rows[0]["actions"] == ["take key", "look"] and rows[0]["other"] is None
-    assert "“immediate, per step” in alfworld: no verdict from 1 tasks" in (folder / "table.txt").read_text()
+    told = (folder / "table.txt").read_text()
+    assert "“immediate, per step” in alfworld: no verdict from 1 tasks" in told
+    assert "“immediate, per step”: the better action leads by " in told
     assert (folder / "probe.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(RunError, match="already holds a probe"):
         asyncio.run(probe(config, 4, every=False, run=out))

@@ -19,6 +19,8 @@ def test_measures_of_a_pair():
         "with": 1.0,
         "shift": 1.0,
         "margin": 1.0,
+        "lead_without": 1.0,
+        "lead_with": 2.0,
         "up_better": 0.5,
         "up_worse": -0.5,
         "other_with": 0.5,
@@ -30,7 +32,8 @@ def test_measures_of_a_pair():
     }
     bare = measures(row(without=(-2.0, -1.0), shown=(-2.0, -1.0), other=None, clipped=None))
     assert bare == {
-        "without": 0.0, "with": 0.0, "shift": 0.5, "margin": 0.0, "up_better": 0.0, "up_worse": 0.0
+        "without": 0.0, "with": 0.0, "shift": 0.5, "margin": 0.0, "up_better": 0.0, "up_worse": 0.0,
+        "lead_without": -1.0, "lead_with": -1.0,
     }  # fmt: skip
 
 

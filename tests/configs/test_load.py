@@ -242,6 +242,8 @@ def test_another_environment_drops_the_task_types_and_data_of_a_recipes_own(tmp_
 def test_a_setting_of_another_entry_names_it() -> None:
     assert problems(None, "env.goals=human").endswith("It belongs to env.name=webshop")
     assert problems(None, "credit.history_offset=1").endswith("It belongs to credit.advantage=hgpo")
+    meant = "Did you mean 'env.user.source'? It belongs to env.name=taubench"
+    assert problems(None, "env.user.sorce=3").endswith(meant)
 
 
 def test_a_folder_with_the_name_of_a_recipe_hides_nothing(
