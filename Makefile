@@ -16,7 +16,7 @@ help:
 	@echo 'make chaos    kill every kind of process of a small run, which must end as if nothing had happened'
 	@echo 'make bench    measure every ratio of benchmarks/rows.py into benchmarks/RESULTS.md, in about 45 minutes'
 	@echo 'make bench-quick  measure within five minutes those that are alike on all machines; fail if one fell by over 25 %'
-	@echo 'make lint     check style, formatting and types; make format fixes the first two'
+	@echo 'make lint     check style, formatting, types, docstrings and imports; make format fixes the first two'
 	@echo 'make docs     build the documentation as a site in site/; a broken link is an error'
 	@echo 'make viewer   build the web page of `hindsight view` again (needs node and npm)'
 	@echo 'make lock     update all package versions; make clean removes .venv*, .bench/, site/ and caches, never runs/'
@@ -50,6 +50,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet --numprocesses=0 tests/test_layout.py tests/test_imports.py
 
 format: setup
 	$(BIN)/ruff check --fix .

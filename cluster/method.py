@@ -125,8 +125,9 @@ class Method:
         assert isinstance(credit, GaeSettings)
         self.run.now("asking the critic")
         mask_steps(batch, credit)
-        values = await critic.values([one.select("value") for group in batch for one in group.samples])
-        estimate(batch, values, credit)
+        with self.run.recorder.timeline.span(step + 1, "critic", "values"):
+            values = await critic.values([one.select("value") for group in batch for one in group.samples])
+            estimate(batch, values, credit)
 
     def losses(self, batch: Sequence[SampleGroup]) -> dict[str, list[TrainingSample]]:
         """The samples of each loss of the policy."""

@@ -15,7 +15,6 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +53,7 @@ class Trainer:
     async def train(self) -> list[Evaluation]:
         """Run from the current state to `steps`; returns every evaluation.
 
-        Lost ranks of learner or critic are replaced, and the run goes on from its last checkpoint.
+        Lost ranks are replaced, and the run goes on from its last checkpoint.
         """
         while True:
             try:
@@ -102,8 +101,7 @@ class Trainer:
         started, timeline, number = time.monotonic(), self.run.recorder.timeline, self.run.state.step + 1
         batch, lost = await self.take_batch()
         taken = time.monotonic()
-        with timeline.span(number, "critic", "values") if self.actors.critic else nullcontext():
-            await self.method.finish(batch, self.run.state.step)
+        await self.method.finish(batch, self.run.state.step)
         finished = time.monotonic()
         async with self.run.changing():
             self.run.now("updating")
@@ -238,7 +236,7 @@ class Trainer:
         if self.actors.turns.wake or self.losses[run.state.step] > LOSSES:
             raise error
         run.view.say(f"learner: {error}")
-        groups = [group for group in (self.actors.learner, self.actors.critic) if group]
+        groups = self.actors.trained().values()
         async with run.changing():
             for group in groups:
                 group.stop()

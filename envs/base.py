@@ -13,6 +13,7 @@ from hindsight.envs.tasks import Manifest, TaskSpec
 
 # <action>…</action>; calls of tools (`envs.tool_calls`); a block of code; <search>…</search> or <answer>
 ACTION_FORMATS = ("tags", "tools", "code", "search")
+NO_EPISODE = "no episode is under way: reset first"
 EVALUATION, TRAINING = "evaluation", "training"  # the panels that every environment has
 
 
@@ -179,7 +180,7 @@ class TextEnv(ABC):
     def _end(self) -> None:
         """End the episode, unless the caller resumes it."""
         if not self.playing:
-            raise EnvError("no episode is under way: reset first")
+            raise EnvError(NO_EPISODE)
         self.playing = False
 
     @abstractmethod

@@ -19,7 +19,7 @@ import gymnasium
 from gymnasium.spaces import Text
 
 from hindsight.configs.registry import ENVIRONMENTS
-from hindsight.envs.base import EnvError, Observation
+from hindsight.envs.base import NO_EPISODE, EnvError, Observation
 from hindsight.envs.registry import find_family, make_family
 from hindsight.envs.runtime.shard import SlotLimits
 from hindsight.envs.runtime.slot import Forkserver, Slot
@@ -97,7 +97,7 @@ class GymEnv(gymnasium.Env[str, str]):
             EnvError: the episode has ended, or the instance failed or had to be killed.
         """
         if self._slot is None:
-            raise EnvError("no episode is under way: reset first")
+            raise EnvError(NO_EPISODE)
         result = self._run(self._slot.call("step", action, deadline=self._limits.step))
         info = _fields(result.observation) | {
             "feedback": result.feedback,

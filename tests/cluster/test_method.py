@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -114,6 +115,7 @@ class Produced:
             watchdog=Watchdog(60),
             now=lambda doing: None,
             state=SimpleNamespace(version=6),
+            recorder=MagicMock(),
         )
         trainer = Trainer(run)
         self.method = trainer.method
