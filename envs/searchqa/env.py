@@ -12,8 +12,9 @@ import json
 import random
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,11 @@ class SearchQAFamily(EnvFamily):
         train, evaluation = (self._draw(*drawn) for drawn in zip(QUESTIONS, counts, strict=True))
         return Manifest(train, evaluation)
 
+    def panels(self) -> dict[str, Callable[[], tuple[TaskSpec, ...]]]:
+        """`searchqa/nq` and so on: the test questions of each official data set, in the order of the file."""
+        names = OFFICIAL if self._official else ()
+        return super().panels() | {f"{self.name}/{kind}": partial(self._test, kind) for kind in names}
+
     def preload(self) -> None:
         self._open()
 
@@ -163,10 +169,7 @@ class SearchQAFamily(EnvFamily):
         Raises:
             DataMissing: there is none.
         """
-        questions = [
-            self._task(split, number, row)
-            for number, row in enumerate(read_lines(self._folder() / f"{split}.jsonl"))
-        ]
+        questions = self._questions(split)
         by_kind = [[task for task in questions if task.kind == kind] for kind in self.kinds]
         for own in by_kind:
             random.Random(f"{self.settings.seed} {split}").shuffle(own)
@@ -174,6 +177,20 @@ class SearchQAFamily(EnvFamily):
         if not drawn:
             raise DataMissing(f"{self._folder()} has no questions for {split} of {', '.join(self.kinds)}")
         return drawn
+
+    def _test(self, kind: str) -> tuple[TaskSpec, ...]:
+        """
+        Raises:
+            DataMissing: there is none.
+        """
+        found = tuple(task for task in self._questions("test") if task.kind == kind)
+        if not found:
+            raise DataMissing(f"{self._folder() / 'test.jsonl'} has no questions of {kind}")
+        return found
+
+    def _questions(self, split: str) -> list[TaskSpec]:
+        rows = read_lines(self._folder() / f"{split}.jsonl")
+        return [self._task(split, number, row) for number, row in enumerate(rows)]
 
     def _task(self, split: str, number: int, row: Any) -> TaskSpec:
         """
@@ -225,7 +242,7 @@ def read_action(action: str) -> tuple[str, str]:
 
 def write_passages(found: Sequence[Passage]) -> str:
     """What a search shows."""
-    lines = [f'Doc {number} (Title: "{one.title}") {one.text}' for number, one in enumerate(found, 1)]
+    lines = [f'Doc {number}(Title: "{one.title}") {one.text}' for number, one in enumerate(found, 1)]
     shown = "\n".join(lines) or NOTHING
     return f"<information>{shown}</information>"
 

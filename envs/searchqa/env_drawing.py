@@ -8,7 +8,7 @@ from hindsight.envs.drawing import Block, text
 
 FOUND = re.compile(r"<information>(.*?)</information>", re.DOTALL)
 ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
-DOCUMENT = re.compile(r"^Doc \d+ ", re.MULTILINE)
+DOCUMENT = re.compile(r"^Doc \d+(?=\()", re.MULTILINE)
 
 
 def blocks(observation: str, action: str, feedback: str) -> list[Block]:

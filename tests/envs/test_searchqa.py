@@ -45,7 +45,7 @@ def test_an_episode_searches_and_answers():
     assert first.text == "Question: Where was the director of Vela born?" and "<search>" in first.rules
     found = env.step("<search>film Vela</search>")
     assert found.observation.text == (
-        '<information>Doc 1 (Title: "Vela") Vela is a film. It was directed by Mo Rin.</information>'
+        '<information>Doc 1(Title: "Vela") Vela is a film. It was directed by Mo Rin.</information>'
     )
     assert found.feedback.endswith("None of these passages has the answer.")
     assert (found.info["hop"], found.info["holds_answer"], found.reward) == (1, False, 0.0)
@@ -162,6 +162,9 @@ def test_official_files(tmp_path):
     family = official(tmp_path / "data", train=[ROW] * 2, test=[ROW, ROW | {"data_source": "musique"}])
     manifest = family.manifest()
     assert [task.kind for task in manifest.evaluation] == ["nq", "musique"]
+    assert family.panels()["searchqa/musique"]() == manifest.evaluation[1:]
+    with pytest.raises(DataMissing, match="no questions of popqa"):
+        family.panels()["searchqa/popqa"]()
     env = family.make()
     assert env.reset(manifest.train[0]).text.endswith("norway?") and env.reference(manifest.train[0]) is None
     assert env.step("<search>Norway</search>").info["holds_answer"]
