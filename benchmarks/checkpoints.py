@@ -21,7 +21,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from hindsight.learner.checkpoint import drafting, publish
-from hindsight.learner.staging import Stage, choose, free_memory
+from hindsight.learner.staging import StagingFolder, choose, free_memory
 
 GIB = 2**30
 
@@ -40,7 +40,7 @@ async def save(
 ) -> list[float]:
     """Write a checkpoint; seconds until training goes on, and until it is whole."""
     began = time.monotonic()
-    stage = Stage() if beside else None
+    stage = StagingFolder() if beside else None
     async with drafting(root, step, 0, stage and stage.folder) as folder:
         fill(folder, tensors, gib)
     drafted = time.monotonic()

@@ -31,7 +31,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Draft:
+class PlanDraft:
     """One way to divide the machines."""
 
     engines: int

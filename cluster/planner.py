@@ -25,7 +25,7 @@ from hindsight.cluster.memory import (
     learner_need,
     scorer_need,
 )
-from hindsight.cluster.plan import Draft, Node, Place, Plan, PlanError, check_nodes
+from hindsight.cluster.plan import Node, Place, Plan, PlanDraft, PlanError, check_nodes
 from hindsight.configs.schema import Config
 
 USABLE = 0.92  # of a GPU's memory: the rest is for fragmentation
@@ -106,7 +106,7 @@ class _Planner:
                 "same GPUs, and learner.zero_stage below 3: set it to auto"
             )
 
-    def drafts(self) -> Iterator[Draft]:
+    def drafts(self) -> Iterator[PlanDraft]:
         """What could be done, best first.
 
         Raises:
@@ -118,7 +118,7 @@ class _Planner:
             for stage, checkpointing in self._stages():
                 ranks = (learner.ranks or 1) * self.learner
                 turns = sharing == "in_turn"
-                yield Draft(rollout.engines or 1, 1, ranks, stage, checkpointing, in_turn=turns)
+                yield PlanDraft(rollout.engines or 1, 1, ranks, stage, checkpointing, in_turn=turns)
             return
         if self.gpus > 1 and (sharing != "in_turn" or not self.learner):
             yield from self._apart()
@@ -127,28 +127,28 @@ class _Planner:
         if even and self.config.weight_sync.transport != "nccl":
             yield from self._together(count)
 
-    def _apart(self) -> Iterator[Draft]:
+    def _apart(self) -> Iterator[PlanDraft]:
         """Engines on GPUs of their own; scorers and user beside the ranks, or else on their own too."""
         parallel, engines = self._parallel(), self.config.rollout.engines
         for alone, ranks in product([False, True], self._ranks(parallel)):
             for stage, checkpointing in self._stages(ranks):
-                yield Draft(engines, parallel, ranks, stage, checkpointing, alone=alone)
+                yield PlanDraft(engines, parallel, ranks, stage, checkpointing, alone=alone)
 
-    def _together(self, count: int) -> Iterator[Draft]:
+    def _together(self, count: int) -> Iterator[PlanDraft]:
         """As many engines as ranks, on the same GPUs: side by side, or else in turn."""
         learner, sharing, ranks = self.config.learner, self.config.cluster.sharing, count * self.learner
         if sharing != "in_turn" or not self.learner:
             for stage, checkpointing in self._stages(ranks):
-                yield Draft(count, 1, ranks, stage, checkpointing, together=True)
+                yield PlanDraft(count, 1, ranks, stage, checkpointing, together=True)
         if sharing != "side_by_side" and self.learner:
             # DeepSpeed moves the states of these stages only: 1 has another optimizer in bfloat16, and 3
             # wants one of DeepSpeed's own.
             movable = (1, 2) if self.config.model.dtype == "float32" else (2,)
             for stage in (stage for stage in movable if learner.zero_stage in (None, stage)):
                 for checkpointing in self._recompute():
-                    yield Draft(count, 1, ranks, stage, checkpointing, together=True, in_turn=True)
+                    yield PlanDraft(count, 1, ranks, stage, checkpointing, together=True, in_turn=True)
 
-    def build(self, draft: Draft) -> Plan:
+    def build(self, draft: PlanDraft) -> Plan:
         """The plan that a draft leads to.
 
         Raises:
@@ -197,7 +197,7 @@ class _Planner:
         settled = self._settled(replace(draft, engines=counts["engine"]), counts["teacher"], engine)
         return Plan(settled, tuple(bundles), tuple(places), self.gpus, self.gib, self.widest)
 
-    def _room(self, draft: Draft, beside: dict[str, Need]) -> float:
+    def _room(self, draft: PlanDraft, beside: dict[str, Need]) -> float:
         """What is left of a shared GPU for an engine (GiB). PlanError if not even the others fit."""
         if not draft.in_turn:
             room = self.usable - _total(beside)
@@ -239,7 +239,7 @@ class _Planner:
             )
         return Need({**least.parts, "KV cache": least.parts["KV cache"] + size - least.total})
 
-    def _beside(self, draft: Draft) -> dict[str, Need]:
+    def _beside(self, draft: PlanDraft) -> dict[str, Need]:
         """By role, what shares a GPU (or the RAM) with one rank, the rank included."""
         needs = {}
         if draft.ranks:
@@ -319,7 +319,7 @@ class _Planner:
                 f"weight_sync.transport = {transport} needs GPUs, and none is used: set it to auto"
             )
 
-    def _on_cpus(self, draft: Draft) -> Plan:
+    def _on_cpus(self, draft: PlanDraft) -> Plan:
         needs, config = self._beside(draft), self.config
         needs["engine"] = cpu_engine_need(self.shape, config)
         if self.user:
@@ -343,7 +343,7 @@ class _Planner:
         settled = self._settled(draft, counts.get("teacher", 0), needs["engine"])
         return Plan(settled, tuple(bundles), tuple(places), 0, 0.0)
 
-    def _settled(self, draft: Draft, teachers: int, engine: Need) -> Config:
+    def _settled(self, draft: PlanDraft, teachers: int, engine: Need) -> Config:
         """The settings with what has been decided."""
         config, transport = self.config, self.config.weight_sync.transport
         if transport == "auto":

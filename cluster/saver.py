@@ -29,7 +29,7 @@ from hindsight.learner.checkpoint import (
     require_room,
     write_state,
 )
-from hindsight.learner.staging import Stage, choose, free_memory
+from hindsight.learner.staging import StagingFolder, choose, free_memory
 
 
 class Saver:
@@ -102,13 +102,13 @@ class Saver:
                 raise
             self.view.say(str(failed))
 
-    async def _stage(self, size: int) -> Stage | None:
+    async def _stage(self, size: int) -> StagingFolder | None:
         """A folder in memory for a checkpoint of so many bytes; None: training waits for the disk."""
         way = choose(size, len(cluster_nodes()), *free_memory())
         if way.beside != self.beside:
             self.beside = way.beside
             self.view.say(str(way))
-        return await asyncio.to_thread(Stage) if way.beside else None
+        return await asyncio.to_thread(StagingFolder) if way.beside else None
 
     async def _write(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Write all of a checkpoint's files."""
@@ -122,7 +122,7 @@ class Saver:
             await scorer.save(folder / f"{name}.safetensors")
         write_state(folder, state)
 
-    async def _publish(self, folder: Path, step: int, stage: Stage | None) -> None:
+    async def _publish(self, folder: Path, step: int, stage: StagingFolder | None) -> None:
         """Make what was written the latest checkpoint."""
         try:
             with self.timeline.span(step, "checkpoint", "save"):

@@ -18,7 +18,7 @@ from hindsight.envs.tasks import TaskSpec
 
 
 @dataclass
-class Played:
+class ReferenceResults:
     """Results of the reference solutions of one environment."""
 
     tasks: int = 0
@@ -31,8 +31,8 @@ class Played:
 
 
 async def play_references(
-    family: EnvFamily, env: Env, tasks: Sequence[TaskSpec], shown: Callable[[Played], None]
-) -> Played:
+    family: EnvFamily, env: Env, tasks: Sequence[TaskSpec], shown: Callable[[ReferenceResults], None]
+) -> ReferenceResults:
     """Run the reference solution of every task, one per core at a time.
 
     Args:
@@ -40,7 +40,7 @@ async def play_references(
     """
     seats = min(os.cpu_count() or 1, max(1, len(tasks)))
     shard = Shard(family, seats, SlotLimits.of(env), spares=0)
-    played, queue = Played(), list(reversed(list(enumerate(tasks))))
+    played, queue = ReferenceResults(), list(reversed(list(enumerate(tasks))))
 
     async def seat(number: int) -> None:
         while queue:
@@ -55,7 +55,7 @@ async def play_references(
     return played
 
 
-async def _play(shard: Shard, lease: Lease, task: TaskSpec, played: Played) -> None:
+async def _play(shard: Shard, lease: Lease, task: TaskSpec, played: ReferenceResults) -> None:
     played.tasks += 1
     try:
         actions = await shard.reference(lease, task)

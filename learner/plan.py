@@ -14,7 +14,7 @@ from hindsight.learner.samples import TrainingSample
 
 
 @dataclass(frozen=True)
-class Plan:
+class UpdatePlan:
     """The work of one loss."""
 
     objective: str
@@ -32,7 +32,7 @@ def weigh(objective: str, config: Config) -> float:
 
 def plan_updates(
     objective: str, samples: Sequence[TrainingSample], config: Config, weight: float, alone: bool = False
-) -> Plan:
+) -> UpdatePlan:
     """Spread samples over mini-batches, ranks and micro-batches; every rank gets equally many micro-batches.
 
     Every loss has equally many mini-batches, so that each optimizer step sees all losses; with fewer samples,
@@ -57,7 +57,7 @@ def plan_updates(
         ]
         for rank in range(learner.ranks)
     ]
-    return Plan(
+    return UpdatePlan(
         objective=objective,
         work=work,
         scales=[weight / value if value else 0.0 for value in denominators],

@@ -62,7 +62,7 @@ def free_memory() -> tuple[float, float]:
     return free, float(shutil.disk_usage(SHARED).free) if SHARED.is_dir() else 0.0
 
 
-class Stage:
+class StagingFolder:
     """A folder in shared memory, gone when this process ends, however it does."""
 
     def __init__(self) -> None:

@@ -124,7 +124,7 @@ def lora_args(model: str, config: Config) -> dict[str, Any]:
 
 
 @dataclass
-class Served:
+class ServedAdapter:
     """An adapter that vLLM serves, and its number of running requests."""
 
     request: LoRARequest
@@ -152,7 +152,7 @@ class Engine(Named):
             ("running", "requests", "prompt_tokens", "cached_tokens", "generated_tokens"), 0
         )
         self.mirror = Mirror()  # of weights from another machine, for vLLM's processes
-        self.adapters: list[Served] = []  # oldest first; new requests use the last
+        self.adapters: list[ServedAdapter] = []  # oldest first; new requests use the last
         with telling(file_of(config.out, index)):
             from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -267,7 +267,7 @@ class Engine(Named):
             await self.llm.update_weight_version(str(weights.version))
             unused = [served for served in self.adapters if not served.running]
             self.adapters = [served for served in self.adapters if served.running]
-            self.adapters.append(Served(request, checksum(flat, weights.layout), folder))
+            self.adapters.append(ServedAdapter(request, checksum(flat, weights.layout), folder))
             self.version, self.outdated = weights.version, False
             for served in unused:
                 await self.llm.remove_lora(served.request.lora_int_id)

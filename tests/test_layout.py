@@ -124,3 +124,13 @@ class Mine(Base):
 
 def test_an_undocumented_method_is_found() -> None:
     assert undocumented({"Mine": Mine}, __name__) == [f"{__name__}.Mine.undocumented"]
+
+
+def test_every_public_class_has_a_name_of_its_own() -> None:
+    homes: dict[str, list[str]] = {}
+    for file in (file.relative_to(PROJECT) for file in FILES):
+        for node in [] if file.parts[0] == "tests" else ast.parse((PROJECT / file).read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(f"{file}:{node.lineno}")
+    shared = [f"{name} in {', '.join(places)}" for name, places in homes.items() if len(places) > 1]
+    assert not shared, f"give each of these classes a name that no other has: {'; '.join(shared)}"

@@ -18,7 +18,7 @@ from hindsight.configs.load import ConfigError, load
 from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.configs.schema import Config, Env
 from hindsight.envs.base import EnvError, EnvFamily, Observation
-from hindsight.envs.reference import Played, play_references
+from hindsight.envs.reference import ReferenceResults, play_references
 from hindsight.envs.registry import make_family
 from hindsight.envs.tasks import TaskSpec
 
@@ -153,7 +153,7 @@ def _family(env: Env) -> EnvFamily:
         raise
 
 
-def _check(name: str, tasks: int, progress: Progress) -> Played:
+def _check(name: str, tasks: int, progress: Progress) -> ReferenceResults:
     env = Env(name=name, train_tasks=tasks, eval_tasks=tasks, max_turns=200)
     family = make_family(env)  # its EnvError is one line of the table
     bar = progress.add_task(f"{name}: preparing", total=None)
@@ -169,7 +169,7 @@ def _check(name: str, tasks: int, progress: Progress) -> Played:
     return played
 
 
-def _figures(played: Played) -> list[str]:
+def _figures(played: ReferenceResults) -> list[str]:
     tasks = played.tasks - played.unsolvable
     if not tasks:  # nothing to play: its tasks can be reset, and that is all that is known
         return [str(played.tasks), "-", "-", "-", "-"]

@@ -34,7 +34,7 @@ class Row:
     clipped: float | None  # share of tokens; None: the method's signal has no weights of tokens
 
 
-class Verdict(StrEnum):
+class ProbeVerdict(StrEnum):
     """What a model does with the hints."""
 
     READS = "reads"
@@ -57,7 +57,7 @@ class Probed:
     figures: Mapping[str, Figure] = field(default_factory=dict)  # by the names of `measures`
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> ProbeVerdict:
         """Judged by how often the hint shifts the better action further up than the worse one."""
         return judge(self.tasks, self.figures)
 
@@ -118,40 +118,40 @@ def probed(feedback: str, rows: Sequence[Row]) -> Probed:
     return Probed(feedback, len({row.task for row in own}), len(own), figures)
 
 
-def judge(tasks: int, figures: Mapping[str, Figure]) -> Verdict:
+def judge(tasks: int, figures: Mapping[str, Figure]) -> ProbeVerdict:
     """The verdict on a feedback, from the intervals of `shift` and `content`."""
     if tasks < FEWEST_TASKS:
-        return Verdict.TOO_FEW
+        return ProbeVerdict.TOO_FEW
     shift, content = figures["shift"], figures.get("content", Figure(0.0, -1.0, 1.0))
     if content.low > 0:
-        return Verdict.READS if shift.low > 0.5 else Verdict.PARTLY
+        return ProbeVerdict.READS if shift.low > 0.5 else ProbeVerdict.PARTLY
     if content.high < 0:
-        return Verdict.MISREADS
+        return ProbeVerdict.MISREADS
     if shift.low > 0.5:
-        return Verdict.ANY_HINT
+        return ProbeVerdict.ANY_HINT
     if shift.high < 0.5:
-        return Verdict.DISTURBED
+        return ProbeVerdict.DISTURBED
     small = max(shift.high - 0.5, 0.5 - shift.low, content.high, -content.low) < WEAK
-    return Verdict.IGNORES if small else Verdict.UNDECIDED
+    return ProbeVerdict.IGNORES if small else ProbeVerdict.UNDECIDED
 
 
 def sentence(one: Probed, model: str, env: str) -> str:
     """The verdict in a sentence."""
     about = f"“{one.feedback}” in {env}"
     match one.verdict:
-        case Verdict.READS:
+        case ProbeVerdict.READS:
             return f"{model} reads {about}: it moves towards the better action."
-        case Verdict.PARTLY:
+        case ProbeVerdict.PARTLY:
             return f"{model} reads {about} in part: more than a hint of another task, but not enough."
-        case Verdict.MISREADS:
+        case ProbeVerdict.MISREADS:
             return f"{model} misreads {about}: a hint of another task would be better."
-        case Verdict.ANY_HINT:
+        case ProbeVerdict.ANY_HINT:
             return f"{model} moves towards the better action with {about}, but with any other hint, too."
-        case Verdict.DISTURBED:
+        case ProbeVerdict.DISTURBED:
             return f"{model} moves towards the worse action with {about}, as with any other hint."
-        case Verdict.IGNORES:
+        case ProbeVerdict.IGNORES:
             return f"{model} ignores {about}."
-        case Verdict.UNDECIDED:
+        case ProbeVerdict.UNDECIDED:
             return f"{about}: undecided, the interval is too wide. Use more tasks."
-        case Verdict.TOO_FEW:
+        case ProbeVerdict.TOO_FEW:
             return f"{about}: no verdict from {one.tasks} tasks with pairs, it needs {FEWEST_TASKS}."

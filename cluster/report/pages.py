@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from hindsight.cluster.report.run_folder import EPISODES, PHASES, RunFolder, Stage, flat
+from hindsight.cluster.report.run_folder import EPISODES, PHASES, RunFolder, RunStage, flat
 from hindsight.configs.check import render
 from hindsight.configs.load import load, methods
 from hindsight.configs.registry import ENVIRONMENTS
@@ -100,7 +100,7 @@ class Pages:
                 if stage.training:
                     yield "tokens", stage.key, str(_number(row, number))
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[RunStage]:
         """The stages that have pages."""
         return [stage for stage in self.run.steps() if self.only is None or stage.key in self.only]
 

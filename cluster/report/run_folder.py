@@ -37,7 +37,7 @@ class RunFolderError(RunError):
 
 
 @dataclass(frozen=True)
-class Stage:
+class RunStage:
     """A part of a run that has episodes."""
 
     name: str  # "step 3", or "eval, after RL"
@@ -131,7 +131,7 @@ class RunFolder:
         """The tasks that were set aside."""
         return self._rows(FAILURES)
 
-    def steps(self) -> list[Stage]:
+    def steps(self) -> list[RunStage]:
         """What has episodes, in the order of the run."""
         found = []
         for file in (self.path / EPISODES).glob("*.jsonl"):
@@ -140,7 +140,7 @@ class RunFolder:
                 panel = (match[4] or "").replace(".", "/")
                 name = f"step {step}" if kind == "step" else f"eval, {stage}"
                 name += f", {panel}" if panel else ""
-                found.append(Stage(name, file.stem, step, kind == "step", panel))
+                found.append(RunStage(name, file.stem, step, kind == "step", panel))
         return sorted(found, key=lambda one: (one.step, not one.training, "before" not in one.name, one.name))
 
     def episodes(self, key: str) -> list[dict[str, Any]]:

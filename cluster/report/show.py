@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hindsight.cluster.report.run_folder import RunFolder, RunFolderError, Stage
+from hindsight.cluster.report.run_folder import RunFolder, RunFolderError, RunStage
 from hindsight.cluster.report.text import one_line, visible
 
 Row = Mapping[str, Any]
@@ -36,12 +36,12 @@ TASK = 24  # columns of a task's name in a table of 80
 PROMPT_LINES = 12  # of what the model saw in a turn, unless all is wanted
 
 
-def short(stage: Stage) -> str:
+def short(stage: RunStage) -> str:
     """What one types for a stage: "3", or "3-after-RL"."""
     return str(stage.step) if stage.training else re.sub(r"^eval-0*(\d+)", r"\1", stage.key)
 
 
-def find(run: RunFolder, what: str) -> tuple[Stage, int | None]:
+def find(run: RunFolder, what: str) -> tuple[RunStage, int | None]:
     """The stage, and the number of the episode if there is one, that "3/2", "after-RL" and the like name.
 
     Raises:
@@ -80,7 +80,7 @@ def stages(run: RunFolder) -> Table:
     return table
 
 
-def episodes(run: RunFolder, stage: Stage) -> Table:
+def episodes(run: RunFolder, stage: RunStage) -> Table:
     """The episodes of a stage, in at most 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=stage.name, title_justify="left")
     for name in ("show", "success", "reward", "turns", "hints", "ended"):
@@ -98,7 +98,7 @@ def episodes(run: RunFolder, stage: Stage) -> Table:
 
 
 def episode(
-    run: RunFolder, stage: Stage, number: int, by: str, full: bool = False, color: bool = True
+    run: RunFolder, stage: RunStage, number: int, by: str, full: bool = False, color: bool = True
 ) -> Iterator[Text]:
     """An episode, part by part.
 

@@ -1,6 +1,6 @@
 """ALFWorld games made from the files that the alfworld wheel ships, in the format of the official data.
 
-    floor plan + seed ──furnish──► World ──goals──► Goal ──write_game──► traj_data.json, game.tw-pddl
+    floor plan + seed ──furnish──► World ──goals──► GameGoal ──write_game──► traj_data.json, game.tw-pddl
 
 The wheel holds the receptacles and object types of all 120 AI2-THOR rooms, the rules of where an object may
 lie, the goals as PDDL and the grammar of the texts. Rooms are split as upstream splits them: "train" and
@@ -63,7 +63,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Goal:
+class GameGoal:
     """What a generated game asks for."""
 
     kind: str
@@ -143,14 +143,14 @@ def _near(rng: Random, kind: str, receptacle: str) -> str:
     return "|".join([kind, *(f"{v:+06.2f}" for v in place)])
 
 
-def goals(kind: str, world: World) -> list[Goal]:
+def goals(kind: str, world: World) -> list[GameGoal]:
     """Every goal of this kind that the room allows and that is not reached from the start."""
     lying: dict[str, list[str]] = {}  # object type -> where its copies lie
     for thing, home in sorted(world.objects.items()):
         lying.setdefault(class_of(thing), []).append(class_of(home))
     movable = {target: homes for target, homes in lying.items() if target not in LAMPS}
     if kind == LIGHT:
-        return [Goal(kind, target, lamp=lamp) for lamp in LAMPS if lamp in lying for target in movable]
+        return [GameGoal(kind, target, lamp=lamp) for lamp in LAMPS if lamp in lying for target in movable]
     parents = sorted({class_of(r) for r in world.receptacles})
     tool = ""
     if kind in TREATMENTS:
@@ -160,7 +160,7 @@ def goals(kind: str, world: World) -> list[Goal]:
         if tool not in parents:
             return []
     return [
-        Goal(kind, target, parent)
+        GameGoal(kind, target, parent)
         for target, homes in movable.items()
         for parent in parents
         if target in constants.VAL_RECEPTACLE_OBJECTS[parent] and parent not in homes and parent != tool
@@ -175,7 +175,7 @@ def names(world: World) -> dict[str, str]:
     return {thing: demangler.demangle_alfred_name(code) for thing, code in codes.items()}
 
 
-def solution(world: World, goal: Goal) -> list[str]:
+def solution(world: World, goal: GameGoal) -> list[str]:
     """Commands that reach the goal, by one who knows where everything is."""
     called = names(world)
     commands: list[str] = []
@@ -223,7 +223,7 @@ def escape(text: str) -> str:
     return text
 
 
-def problem(world: World, goal: Goal, trial: str, start: str) -> str:
+def problem(world: World, goal: GameGoal, trial: str, start: str) -> str:
     """The world and the goal as a PDDL problem."""
     objects, receptacles = sorted(world.objects), sorted(world.receptacles)
     kinds = {thing: class_of(thing) for thing in (*objects, *receptacles)}
@@ -290,7 +290,7 @@ def make_game(seed: int, split: str, kind: str, index: int) -> Game:
     scenes = [
         n for n in numbers for room in sorted(constants.GOALS_VALID[kind]) if n in constants.SCENE_TYPE[room]
     ]
-    possible: list[Goal] = []
+    possible: list[GameGoal] = []
     while not possible:  # a few rooms lack, say, a microwave
         world = furnish(rng, rng.choice(scenes))
         possible = goals(kind, world)

@@ -39,7 +39,7 @@ FAILED = "Execution failed. Traceback:\n"  # as upstream begins
 PRIVATE = ("admin",)  # apps that upstream's APIs use and agents may not
 
 
-class World:
+class TaskWorld:
     """Upstream's environment: its apps here, its shell in a process of its own."""
 
     def __init__(self, task: str, seconds: int) -> None:
@@ -133,10 +133,10 @@ class Caller(httpx.BaseTransport):
 
 def be_world(lines: Lines, task: str, seconds: int) -> None:
     """Be a world: tell the task, then answer the server's requests."""
-    made: list[World] = []
+    made: list[TaskWorld] = []
 
     def begin() -> dict[str, Any]:
-        made.append(World(task, seconds))
+        made.append(TaskWorld(task, seconds))
         return made[0].begin()
 
     lines.send(answer(begin))

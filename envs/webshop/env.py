@@ -36,7 +36,7 @@ from hindsight.envs.webshop.pages import (
     NEXT,
     SHOWN,
     Page,
-    Place,
+    ShopPlace,
     clickables,
     follow,
     read_action,
@@ -75,12 +75,12 @@ class WebShopEnv(TextEnv):
         super().__init__(max_turns)
         self._shop = shop
         self._products = shop.data.products
-        self._place = Place()
+        self._place = ShopPlace()
         self._goal: Goal
 
     def _reset(self, task: TaskSpec) -> Page:
         self._goal = self._goal_of(task)
-        self._place = Place()
+        self._place = ShopPlace()
         return self._observe(rules=RULES)
 
     def _step(self, action: str) -> StepResult:
@@ -147,7 +147,7 @@ class WebShopEnv(TextEnv):
         """Follow the action; return what is wrong with it, or ""."""
         match read_action(action):
             case ("search", words):
-                self._place = Place("results", words, found=self._shop.search(words))
+                self._place = ShopPlace("results", words, found=self._shop.search(words))
             case ("click", words) if words in clickables(self._place, self._products):
                 self._place = follow(self._place, words, self._products)
             case ("click", words):

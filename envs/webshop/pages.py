@@ -50,7 +50,7 @@ class Page(Observation):
 
 
 @dataclass(frozen=True)
-class Place:
+class ShopPlace:
     """Where a customer is."""
 
     page: str = "start"  # "start", "results", "item", "done" or one of DETAILS
@@ -65,7 +65,7 @@ class Place:
         return self.found[(self.number - 1) * SHOWN : self.number * SHOWN]
 
 
-def clickables(place: Place, products: Mapping[str, Product]) -> tuple[str, ...]:
+def clickables(place: ShopPlace, products: Mapping[str, Product]) -> tuple[str, ...]:
     """What can be clicked, in lower case."""
     if place.page == "results":
         pages = (PREVIOUS, NEXT) if place.number > 1 else (NEXT,)
@@ -76,12 +76,12 @@ def clickables(place: Place, products: Mapping[str, Product]) -> tuple[str, ...]
     return (BACK, PREVIOUS) if place.page in DETAILS else ()
 
 
-def follow(place: Place, clicked: str, products: Mapping[str, Product]) -> Place:
+def follow(place: ShopPlace, clicked: str, products: Mapping[str, Product]) -> ShopPlace:
     """The place that clicking one of the `clickables` leads to."""
     if clicked == BUY:
         return replace(place, page="done")
     if clicked == BACK:
-        return Place()
+        return ShopPlace()
     if place.page == "results":
         if clicked in (PREVIOUS, NEXT):
             return replace(place, number=place.number + (1 if clicked == NEXT else -1))
@@ -98,7 +98,7 @@ def follow(place: Place, clicked: str, products: Mapping[str, Product]) -> Place
     return replace(place, chosen=tuple({**dict(place.chosen), option: clicked}.items()))
 
 
-def text(place: Place, products: Mapping[str, Product], instruction: str, reward: float = 0.0) -> str:
+def text(place: ShopPlace, products: Mapping[str, Product], instruction: str, reward: float = 0.0) -> str:
     """The page in words.
 
     Args:
@@ -122,7 +122,7 @@ def text(place: Place, products: Mapping[str, Product], instruction: str, reward
     return SEPARATOR.join(parts)
 
 
-def _about(place: Place, product: Product) -> list[str]:
+def _about(place: ShopPlace, product: Product) -> list[str]:
     match place.page:
         case "description":
             return [product.description]
@@ -136,7 +136,7 @@ def _about(place: Place, product: Product) -> list[str]:
     return [*options, product.name, price, "Rating: N.A.", *buttons]
 
 
-def _receipt(place: Place, reward: float) -> list[str]:
+def _receipt(place: ShopPlace, reward: float) -> list[str]:
     """The last page, with the fields that upstream's text mode leaves empty."""
     chosen = json.dumps(dict(place.chosen), sort_keys=True).translate(UNSAFE)
     return [

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from hindsight.cluster.cli import app
 from hindsight.cluster.report.lines import write_rows
-from hindsight.cluster.report.run_folder import Stage
+from hindsight.cluster.report.run_folder import RunStage
 from hindsight.cluster.report.show import level, paint, short, values
 from hindsight.cluster.report.text import PlainConsole
 from hindsight.cluster.report.top import SILENT, lines, state
@@ -141,8 +141,8 @@ def test_levels_and_colors() -> None:
 
 
 def test_the_name_of_a_stage() -> None:
-    assert short(Stage("step 3", "step-000003", 3, True)) == "3"
-    assert short(Stage("eval, during RL", "eval-000020-during-RL", 20, False)) == "20-during-RL"
+    assert short(RunStage("step 3", "step-000003", 3, True)) == "3"
+    assert short(RunStage("eval, during RL", "eval-000020-during-RL", 20, False)) == "20-during-RL"
 
 
 def status(**changes: Any) -> dict[str, Any]:

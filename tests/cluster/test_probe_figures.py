@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hindsight.cluster.outcomes import Figure
-from hindsight.cluster.probe.figures import Row, Verdict, judge, measures, probed, sentence
+from hindsight.cluster.probe.figures import ProbeVerdict, Row, judge, measures, probed, sentence
 
 
 def row(task="a", without=(-1.0, -2.0), shown=(-0.5, -2.5), other=(-1.0, -1.0), clipped=0.5, feedback="f"):
@@ -55,24 +55,24 @@ UNSURE, SMALL = Figure(0.0, -0.2, 0.2), Figure(0.0, -0.1, 0.1)
 @pytest.mark.parametrize(
     ("shift", "content", "verdict"),
     [
-        ((0.6, 0.9), Figure(0.3, 0.1, 0.5), Verdict.READS),
-        ((0.4, 0.6), Figure(0.3, 0.1, 0.5), Verdict.PARTLY),
-        ((0.1, 0.4), Figure(0.3, 0.1, 0.5), Verdict.PARTLY),
-        ((0.4, 0.6), Figure(-0.3, -0.5, -0.1), Verdict.MISREADS),
-        ((0.6, 0.9), UNSURE, Verdict.ANY_HINT),
-        ((0.6, 0.9), None, Verdict.ANY_HINT),
-        ((0.2, 0.4), UNSURE, Verdict.DISTURBED),
-        ((0.4, 0.6), SMALL, Verdict.IGNORES),
-        ((0.4, 0.6), UNSURE, Verdict.UNDECIDED),
-        ((0.4, 0.6), None, Verdict.UNDECIDED),
-        ((0.4, 0.7), SMALL, Verdict.UNDECIDED),
-        ((0.3, 0.6), SMALL, Verdict.UNDECIDED),
+        ((0.6, 0.9), Figure(0.3, 0.1, 0.5), ProbeVerdict.READS),
+        ((0.4, 0.6), Figure(0.3, 0.1, 0.5), ProbeVerdict.PARTLY),
+        ((0.1, 0.4), Figure(0.3, 0.1, 0.5), ProbeVerdict.PARTLY),
+        ((0.4, 0.6), Figure(-0.3, -0.5, -0.1), ProbeVerdict.MISREADS),
+        ((0.6, 0.9), UNSURE, ProbeVerdict.ANY_HINT),
+        ((0.6, 0.9), None, ProbeVerdict.ANY_HINT),
+        ((0.2, 0.4), UNSURE, ProbeVerdict.DISTURBED),
+        ((0.4, 0.6), SMALL, ProbeVerdict.IGNORES),
+        ((0.4, 0.6), UNSURE, ProbeVerdict.UNDECIDED),
+        ((0.4, 0.6), None, ProbeVerdict.UNDECIDED),
+        ((0.4, 0.7), SMALL, ProbeVerdict.UNDECIDED),
+        ((0.3, 0.6), SMALL, ProbeVerdict.UNDECIDED),
     ],
 )
 def test_verdicts(shift, content, verdict):
     figures = {"shift": Figure(0.5, *shift)} | ({"content": content} if content else {})
     assert judge(12, figures) == verdict
-    assert judge(11, figures) == Verdict.TOO_FEW
+    assert judge(11, figures) == ProbeVerdict.TOO_FEW
 
 
 def test_a_verdict_in_words():

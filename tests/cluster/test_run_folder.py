@@ -16,7 +16,7 @@ import pytest
 from hindsight.cluster.report import provenance
 from hindsight.cluster.report.lines import read_rows, write_rows
 from hindsight.cluster.report.provenance import command, recorded
-from hindsight.cluster.report.run_folder import RunFolder, RunFolderError, Stage, evaluation_key, step_key
+from hindsight.cluster.report.run_folder import RunFolder, RunFolderError, RunStage, evaluation_key, step_key
 from hindsight.cluster.report.timeline import Timeline
 from hindsight.cluster.run import open_record
 from hindsight.configs.schema import Config, Tracking
@@ -31,7 +31,7 @@ def test_a_folder_of_an_older_version_opens(tmp_path: Path) -> None:
     assert run.config() == {"steps": 3} and run.about() == {} and run.failures() == run.timeline(1) == []
     assert run.metrics() == run.metrics("train") == [{"step": 1, "kind": "train", "x": 1.0}]
     assert run.metrics("eval") == []
-    assert run.steps() == [Stage("step 1", "step-000001", 1, training=True)]
+    assert run.steps() == [RunStage("step 1", "step-000001", 1, training=True)]
     assert run.episodes("step-000001") == [{"task": "t", "turns": []}]
     assert run.tokens("step-000001") == {} and run.episodes("step-000002") == []
 

@@ -61,8 +61,8 @@ def test_a_containers_limit_counts(
 
 KILLED = """
 import sys
-from hindsight.learner.staging import Stage
-stage = Stage()
+from hindsight.learner.staging import StagingFolder
+stage = StagingFolder()
 (stage.folder / "part").write_text("weights")
 print(stage.folder, flush=True)
 sys.stdin.read()

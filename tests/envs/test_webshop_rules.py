@@ -11,7 +11,7 @@ from webshop_data_folder import LAMP, OFFICIAL, SHADE, item, needs_official, opt
 
 from hindsight.envs.webshop.data import Goal, load
 from hindsight.envs.webshop.nouns import APPROXIMATE, Nouns
-from hindsight.envs.webshop.pages import FORM, Page, Place, clickables, follow, read_action, text
+from hindsight.envs.webshop.pages import FORM, Page, ShopPlace, clickables, follow, read_action, text
 from hindsight.envs.webshop.reward import COLORS, alike, score, shade, type_of
 
 WISH = "Find me a lamp"
@@ -25,7 +25,7 @@ def products(tmp_path_factory):
 
 
 def lamp_page(*chosen):
-    return Place("item", "lamp", 1, (LAMP["asin"],), LAMP["asin"], chosen)
+    return ShopPlace("item", "lamp", 1, (LAMP["asin"],), LAMP["asin"], chosen)
 
 
 def walk(products, place, *clicks):
@@ -36,12 +36,12 @@ def walk(products, place, *clicks):
 
 
 def test_the_start_page():
-    assert text(Place(), {}, WISH) == "WebShop [SEP] Instruction: [SEP] Find me a lamp [SEP] Search"
-    assert clickables(Place(), {}) == ()
+    assert text(ShopPlace(), {}, WISH) == "WebShop [SEP] Instruction: [SEP] Find me a lamp [SEP] Search"
+    assert clickables(ShopPlace(), {}) == ()
 
 
 def test_pages_of_results(products):
-    results = Place("results", "lamp", found=FOUND)
+    results = ShopPlace("results", "lamp", found=FOUND)
     head = "Instruction: [SEP] Find me a lamp [SEP] Back to Search [SEP] "
     first = " [SEP] ".join(f"{asin} [SEP] Lamp {n} [SEP] $10.0" for n, asin in enumerate(FOUND[:10]))
     assert text(results, products, WISH) == f"{head}Page 1 (Total results: 23) [SEP] Next > [SEP] {first}"
@@ -58,12 +58,12 @@ def test_pages_of_results(products):
     fourth = walk(products, third, "next >")
     assert text(fourth, products, WISH) == f"{head}Page 4 (Total results: 23) [SEP] < Prev [SEP] Next >"
     assert walk(products, fourth, "< prev") == third
-    assert walk(products, fourth, "back to search") == Place()
+    assert walk(products, fourth, "back to search") == ShopPlace()
 
 
 def test_the_item_page_shows_what_is_chosen(products):
     asin, tag = LAMP["asin"], products[LAMP["asin"]].price_tag
-    place = walk(products, Place("results", "lamp", found=(asin,)), asin.lower())
+    place = walk(products, ShopPlace("results", "lamp", found=(asin,)), asin.lower())
     assert place == lamp_page()
     page = (
         "Instruction: [SEP] Find me a lamp [SEP] Back to Search [SEP] < Prev [SEP] color [SEP] navy blue "
@@ -77,7 +77,7 @@ def test_the_item_page_shows_what_is_chosen(products):
     assert chosen == lamp_page(("size", "large"), ("color", "navy blue"))
     assert text(chosen, products, WISH) == page + " [SEP] You have chosen size: large, color: navy blue"
     assert walk(products, chosen, "features", "< prev") == chosen
-    assert walk(products, chosen, "< prev") == Place("results", "lamp", found=(asin,))
+    assert walk(products, chosen, "< prev") == ShopPlace("results", "lamp", found=(asin,))
 
 
 def test_detail_pages(products):
@@ -87,7 +87,7 @@ def test_detail_pages(products):
     # An empty bullet leaves a space in upstream's page and so an empty part; an empty description nothing.
     assert text(seen["features"], products, WISH) == f"{head} [SEP] Dimmable light [SEP]  [SEP] Made of steel"
     assert text(seen["reviews"], products, WISH) == head
-    shade_page = Place("description", "lamp", 1, (), SHADE["asin"])
+    shade_page = ShopPlace("description", "lamp", 1, (), SHADE["asin"])
     assert text(shade_page, products, WISH) == head
     assert {clickables(place, products) for place in seen.values()} == {("back to search", "< prev")}
 
@@ -276,7 +276,7 @@ def test_nouns_without_a_model():
 def test_an_option_in_two_groups_is_the_last_ones(tmp_path):
     twice = item("B1", "Mug", customization_options=options(Inner=["red"], Outer=["blue", "red"]))
     products = load(write(tmp_path, [twice])).products
-    place = walk(products, Place("item", asin="B1"), "red")
+    place = walk(products, ShopPlace("item", asin="B1"), "red")
     assert place.chosen == (("outer", "red"),)
 
 
