@@ -1,4 +1,4 @@
-"""What bfloat16 leaves of a small adapter: kept beside the weights as engines serve it, and merged into them.
+"""What bfloat16 leaves of a small adapter, kept next to the weights as engines serve it or merged in.
 
     python -m benchmarks.adapter MODEL TEXT [--steps 20] [--lr 5e-6] [--rank 32] [--alpha 64]
 
@@ -99,7 +99,7 @@ def main(
         a.copy_(rounded(a))
         b.copy_(rounded(b))
     beside = [(adapter.merged(name, weight) - weight).flatten() for name, weight in bases.items()]
-    tell("A and B beside W", torch.cat(beside))
+    tell("A and B next to W", torch.cat(beside))
     for name, (_, b) in adapter.pairs.items():
         b.zero_()
         layers[name].weight.copy_(rounded(merged[name]))

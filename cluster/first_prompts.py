@@ -1,4 +1,4 @@
-"""First prompts are measured beside the warm start, and tasks whose prompt is too long are set aside.
+"""First prompts are measured during the warm start, and tasks whose prompt is too long are set aside.
 
 It costs a reset of each task that the run will train on, in the order in which they will come, by half of the
 environment slots, and ends after `SECONDS`. What was not measured by then, or failed, is left to training,

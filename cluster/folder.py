@@ -51,7 +51,7 @@ def sole_writer(out: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Create the run's folder and hold its lock, which ends with the block or this process.
 
     Args:
-        say: is told if the disk has no locks; the run then goes on without.
+        say: is told if the disk has no locks; the run then continues without a lock.
 
     Raises:
         RunError: another run holds it.
@@ -132,7 +132,7 @@ def open_folder(config: Config, say: Callable[[str], None]) -> Path | None:
     if whole is None:
         wrong = "; ".join(f"{folder.name}: {reason}" for folder, reason in damaged.items())
         raise RunError(
-            f"no checkpoint in {root} is whole ({wrong}). Nothing has been changed. "
+            f"no intact checkpoint in {root} ({wrong}). Nothing has been changed. "
             "Restore one from a copy, or start a new run with another `out`"
         )
     for folder, reason in damaged.items():

@@ -152,7 +152,7 @@ def step_metrics(
 
     Args:
         batch: the groups that it trains on; each has a trajectory.
-        times: "time/rollout" and "time/step" in seconds; asynchronous rollouts go on during the whole step.
+        times: "time/rollout" and "time/step" in seconds; asynchronous rollouts run during the whole step.
         version: of the learner's weights.
         lost: groups that failures kept from training; only their cost counts.
     """

@@ -23,7 +23,7 @@ CHUNK = 1_000_000  # numbers that are drawn at once
 
 @dataclass(frozen=True)
 class Play:
-    """What came of one attempt at a task."""
+    """The outcome of one attempt at a task."""
 
     success: bool
     score: float  # the environment's reward of the last trial

@@ -116,7 +116,7 @@ def check_nodes(bundles: Sequence[dict[str, float]], nodes: Sequence[Node], shar
             node[kind] -= size
     if sum(node["CPU"] for node in free) < shards * SHARD_CPUS - 1e-9:
         raise PlanError(
-            f"{shards} shards need {shards * SHARD_CPUS:g} CPUs beside {len(bundles)} bundles: lower "
-            "env.shards, or add nodes",
+            f"{shards} shards need {shards * SHARD_CPUS:g} CPUs in addition to {len(bundles)} bundles: "
+            "lower env.shards, or add nodes",
             progress=3,
         )

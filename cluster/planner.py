@@ -2,7 +2,7 @@
 
     no GPU     everything shares the cores
     1 GPU      everything on it: side by side if it fits, else in turn
-    2 or more  engines on GPUs of their own; teacher and reference policy beside the learner's ranks, whose
+    2 or more  engines on GPUs of their own; teacher and reference policy next to the learner's ranks, whose
                GPUs are idle while episodes are played. Where that does not fit, as on one GPU
 
 `drafts` yields what could be done, best first; the first that fits is the plan. What the user sets is kept in
@@ -191,7 +191,7 @@ class _Planner:
         if self.config.teacher.replicas > counts["teacher"] > 0:
             raise PlanError(
                 f"teacher.replicas = {self.config.teacher.replicas}: the plan has room for "
-                f"{counts['teacher']}, one beside each learner rank or one with GPUs of its own",
+                f"{counts['teacher']}, one next to each learner rank or one with GPUs of its own",
                 progress=4,
             )
         settled = self._settled(replace(draft, engines=counts["engine"]), counts["teacher"], engine)

@@ -1,6 +1,6 @@
 """Train on a recorded step again, in this process: `hindsight replay`.
 
-    groups/step-000003.jsonl.gz ──► groups ──► Method.annotate, finish, update ──► figures beside the recorded
+    groups/step-000003.jsonl.gz ──► groups ──► Method.annotate, finish, update ──► figures vs. the recorded
 
 The code is the run's: `Method`, the plan of the update, its losses and the teacher. Objects in this process
 replace the actors, so a debugger stops anywhere. There are no engines and no environments, and nothing is
@@ -236,7 +236,7 @@ def differs(ours: float | None, theirs: float | None) -> bool:
 
 
 def tables(replayed: Replayed) -> Iterator[Table | str]:
-    """The figures beside the recorded ones, those of the tokens, and what makes them differ."""
+    """The figures next to the recorded ones, those of the tokens, and what makes them differ."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric")
     for name in ("recorded", "replayed"):

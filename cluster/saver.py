@@ -1,4 +1,4 @@
-"""Writes checkpoints, beside training where memory has room for a copy, else while it waits."""
+"""Writes checkpoints: while training continues if memory has room for a copy, else while it waits."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class TaskSampler:
             most: groups in a row that the task may lose like this; None: it is not the task's fault.
 
         Returns:
-            Whether the task is set aside now, and was not before. Its groups then never come again.
+            Whether the task is set aside now, and was not before. Its groups are then never drawn again.
         """
         self.outstanding.remove(ordinal)
         task = self.task(ordinal).id

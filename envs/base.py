@@ -136,7 +136,7 @@ class TextEnv(ABC):
         """
         self.max_turns = max_turns
         self.turns = 0  # actions taken in this episode, the one of a running `_step` included
-        self.playing = False  # whether an episode can go on
+        self.playing = False  # whether an episode can continue
 
     def reset(self, task: TaskSpec) -> Observation:
         """Start the task's episode from its initial state.
@@ -153,7 +153,7 @@ class TextEnv(ABC):
         """Take one action. An inadmissible action is answered by the environment, not raised.
 
         Raises:
-            EnvError: no episode can go on, or the backend failed, which ends the episode.
+            EnvError: no episode can continue, or the backend failed, which ends the episode.
         """
         self._end()
         self.turns += 1
@@ -172,7 +172,7 @@ class TextEnv(ABC):
         None if the last step has already told everything.
 
         Raises:
-            EnvError: no episode can go on, or the backend failed.
+            EnvError: no episode can continue, or the backend failed.
         """
         self._end()
         return self._finish()

@@ -1,7 +1,7 @@
-"""Whether a checkpoint is written beside training, and the folder in shared memory that it is copied from.
+"""Whether training continues while a checkpoint is written, and the shared-memory folder it is copied from.
 
 Ranks and scorers write their files there in the time of a copy. The driver then copies them to the disk,
-while training goes on. This takes memory for the whole checkpoint meanwhile, and works on one machine only.
+while training continues. This takes memory for the whole checkpoint meanwhile, and works on one machine only.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ GIB = 2**30
 class Way:
     """How a checkpoint is written."""
 
-    beside: bool  # beside training, which waits for a copy in memory only; or while training waits
+    beside: bool  # while training continues, which waits only for a copy in memory; or while training waits
     reason: str
 
     def __str__(self) -> str:
-        when = "beside training" if self.beside else "while training waits"
+        when = "while training continues" if self.beside else "while training waits"
         return f"checkpoints are written {when}: {self.reason}"
 
 

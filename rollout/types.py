@@ -85,7 +85,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Tried(Generic[T]):
-    """What came of something that is tried again after a failure of the infrastructure."""
+    """The outcome of something that is retried after an infrastructure failure."""
 
     outcome: T | Failure  # a Failure if the last attempt failed too
     retried: tuple[Failure, ...] = ()  # of the attempts before it

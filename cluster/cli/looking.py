@@ -39,7 +39,7 @@ def view(
     port: Annotated[
         int, typer.Option(help="port on this machine; 0 takes a free one", min=0, max=65535)
     ] = 7531,
-    follow: Annotated[bool, typer.Option("--follow", help="show what a run that is going on adds")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="keep updating the page during a run")] = False,
     export: Annotated[
         Path | None, typer.Option(help="write a folder of static files instead, which a browser can open")
     ] = None,
@@ -49,7 +49,9 @@ def view(
     last: Annotated[
         int, typer.Option(help="with --export, this many steps and the evaluations since", min=0)
     ] = 0,
-    demo: Annotated[bool, typer.Option("--demo", help="show small recorded runs that come along")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="show the small recorded runs included in the package")
+    ] = False,
     own: Annotated[
         bool,
         typer.Option("--own-drawings", help="run the drawing that a run's own environment brings: its code"),
@@ -129,7 +131,7 @@ def top(
     run: Folder,
     once: Annotated[bool, typer.Option("--once", help="print it once and end")] = False,
 ) -> None:
-    """Show a run as it goes on: phase, step, success, speed, failures. q or Ctrl-C ends."""
+    """Watch a run in progress: phase, step, success, speed, failures. Quit with q or Ctrl-C."""
     from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
     from hindsight.cluster.report.top import Now, table
 

@@ -1,4 +1,4 @@
-"""The one reader of a run's folder. It works while the run goes on, and without Ray or torch.
+"""The one reader of a run's folder. It works during the run, and without Ray or torch.
 
 What a folder does not have (that of a run that has just started, say) is absent, never an error.
 """

@@ -65,7 +65,7 @@ def read_status(file: Path) -> dict[str, Any]:
 
 
 def state(status: Mapping[str, Any], about: Mapping[str, Any], now: float) -> str:
-    """Whether the run goes on, in words."""
+    """Whether the run is still running, in words."""
     starts = about.get("starts") or [{}]  # its last entry is of the start before, until actors are ready
     outcome = (status or starts[-1]).get("outcome")
     if outcome:

@@ -169,7 +169,7 @@ def attempt(function: Callable[..., Any], *args: Any) -> tuple[Any, BaseExceptio
 
 
 def answer(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
-    """Call `function`; the message that tells what came of it."""
+    """Call `function` and return a message with its value or its error."""
     value, error = attempt(function, *args)
     return {"error": f"{type(error).__name__}: {error}"} if error else {"value": value}
 

@@ -80,7 +80,7 @@ def draw_splits(kinds: tuple[str, ...], train: int, evaluation: int, seed: int) 
 
     Scenarios are shuffled by the seed and dealt whole, so that no held-out conversation has a sibling among
     the training tasks: the evaluation split takes as few as hold its tasks (never all of them), training
-    the others. Within a split the kinds take turns, and all scenarios come once before any comes again.
+    the others. Within a split the kinds take turns, and each scenario is drawn once before any repeats.
     """
     held_out, others = deal_scenarios(kinds, evaluation, seed)
     return Manifest(

@@ -33,8 +33,8 @@ from hindsight.envs.tool_calls import Call, MalformedCall, read_calls, write_cal
 RULES = (
     "You do what a user asks by calling tools. Work on the newest request: call the tools it needs, several "
     "in one answer where none needs another's result, and read what they return. When the request is met, or "
-    "cannot be met because a tool or a detail is missing, answer in words without any call; the user then "
-    "goes on. Make no call that the request does not need, and invent no argument."
+    "cannot be met because a tool or a detail is missing, answer in words without any call. The user then "
+    "continues. Do not make calls that the request does not need. Do not make up arguments."
 )
 DONE, STUCK = "That is done.", "I cannot do that yet: a tool or a detail is missing."
 GOODBYE = "The user has no further request."

@@ -143,9 +143,7 @@ async def answer(awaitable: Awaitable[T], *, timeout: float, setting: str, what:
 
 def too_late(what: str, timeout: float, setting: str) -> RemoteTimeout:
     """The error of a missed deadline."""
-    return RemoteTimeout(
-        f"{what} took longer than {timeout:g} s: raise {setting} if the machine is only slow"
-    )
+    return RemoteTimeout(f"{what} took longer than {timeout:g} s; on a slow machine, increase {setting}")
 
 
 def no_answer(what: str, error: RayError) -> RemoteError:

@@ -250,7 +250,7 @@ def _task(spec: TaskSpec) -> Task:
 def _message(answer: str, turn: int) -> AssistantMessage:
     """The agent's answer as tau2 takes it: calls or words.
 
-    Words beside calls are the agent's own: no customer hears them, so they do not count as communicated.
+    Words next to calls are the agent's own: no customer hears them, so they do not count as communicated.
 
     Raises:
         MalformedCall: it is neither.

@@ -38,7 +38,7 @@ class ScriptedUser(UserSimulator):
     scenario says, word for word and so in the second person ("You are …"). From then on it agrees to whatever
     it is asked, and ends the conversation at a message without a question mark. At any time a transfer ends
     it too, and a message that names tools of the customer's, as in `toggle_data()` or
-    `grant_app_permission(messaging, sms)`, is answered by using them and telling what came of it.
+    `grant_app_permission(messaging, sms)`, is answered by using them and reporting the results.
 
     It cannot refuse, insist or choose, as many scenarios want: results with it show whether an agent learns,
     and cannot be compared with published ones.

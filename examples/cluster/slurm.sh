@@ -7,7 +7,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@150
-# A Ray cluster on the job's nodes and one run on it, which goes on after a requeue:
+# A Ray cluster on the job's nodes and one run on it, which continues after a requeue:
 #   sbatch examples/cluster/slurm.sh alfworld_7b_gpu method=serl out=/shared/runs/serl
 # Submit it from a clone whose disk all nodes share, with its .venv made by `make setup` on a GPU node.
 set -euo pipefail

@@ -171,7 +171,7 @@ def test_engines_and_teachers_that_the_user_counts_leave_room_for_each_other() -
     assert (counts(made)["engine"], counts(made)["learner"], made.unused) == (6, 2, 0)
     one = planned("alfworld", 1, 8, 80, "teacher.replicas=1")
     assert counts(one)["teacher"] == one.config.teacher.replicas == 1
-    with pytest.raises(PlanError, match=r"teacher.replicas = 3: the plan has room for 2, one beside"):
+    with pytest.raises(PlanError, match=r"teacher.replicas = 3: the plan has room for 2, one next to"):
         planned("alfworld", 1, 2, 80, "teacher.replicas=3")
     turns = planned("alfworld", 1, 2, 80, "cluster.sharing=in_turn")
     assert turns.in_turn and counts(turns) == {"engine": 2, "learner": 2, "teacher": 2}

@@ -1,4 +1,4 @@
-"""When a checkpoint is written beside training, and what is left if that fails."""
+"""When a checkpoint is written while training continues, and what is left if that fails."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_memory_decides_when_a_checkpoint_is_written(
     size: int, machines: int, memory: float, shared: float, beside: bool
 ) -> None:
     way = choose(size, machines, memory, shared)
-    assert way.beside == beside and ("beside training" in str(way)) == beside
+    assert way.beside == beside and ("while training continues" in str(way)) == beside
     assert machines > 1 or "4.00 GiB" in way.reason
 
 
@@ -143,7 +143,7 @@ def test_training_goes_on_while_one_checkpoint_is_written(
     for number, folder in enumerate(complete(own.root), start=1):
         check(folder)
         assert (folder / "learner/rank0").read_text() == f"weights {number}"
-    assert len(said) == 1 and said[0].startswith("checkpoints are written beside training")
+    assert len(said) == 1 and said[0].startswith("checkpoints are written while training continues")
 
 
 def test_without_room_for_a_copy_training_waits(

@@ -298,8 +298,8 @@ def test_a_slow_or_lost_demonstration_costs_itself_and_not_the_evaluation(monkey
     )
     assert result.episodes == 2 and all(one.preamble.startswith(EXAMPLE_TITLE) for one in played)
     assert [(one.kind, one.task) for one in failures] == [("demonstration", "train-a0")]
-    assert "raise rollout.timeout" in failures[0].message and worker.most == 1
-    late = r"all 2 demonstrations .*train-a0 took longer than 0\.4 s: raise rollout\.timeout.*agent=student"
+    assert "increase rollout.timeout" in failures[0].message and worker.most == 1
+    late = r"all 2 demonstrations .*train-a0 took longer than 0\.4 s; .*increase rollout\.timeout.*=student"
     with pytest.raises(RunError, match=late):
         run(monkeypatch, {"a0": [True]}, policy="react", demonstrations=shown, timeout=0.4)
 

@@ -334,7 +334,7 @@ def test_all_ranks_finish_before_a_failed_write_is_reported(monkeypatch):
 
 def test_a_missed_deadline_names_the_setting():
     async def wait():
-        with pytest.raises(LearnerError, match=r"raise learner\.timeout"):
+        with pytest.raises(LearnerError, match=r"increase learner\.timeout"):
             await answers([answer(asyncio.sleep(60), timeout=0.01, setting=DEADLINE, what="update")])
 
     asyncio.run(wait())

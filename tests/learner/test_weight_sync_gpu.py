@@ -209,7 +209,7 @@ def test_an_engine_that_never_joins_is_a_missed_deadline(nccl):
     async def check():
         stuck = Handle(FakeEngine())
         stuck.actor.init_transfer = lambda info: None
-        with pytest.raises(LearnerError, match=r"join took longer .* raise learner\.timeout"):
+        with pytest.raises(LearnerError, match=r"join took longer .* increase learner\.timeout"):
             await send(Nccl(group), [Handle(FakeEngine()), stuck])
         nccl.all.abort()
 
