@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from hindsight.configs.schema import Feedback
 from hindsight.envs.base import Observation
@@ -37,8 +37,8 @@ def section(title: str, text: str) -> str | None:
     return f"{title}\n{text.strip()}" if text.strip() else None
 
 
-def transcript(turns: Sequence[Turn], rendering: str, first: int = 1) -> str:
-    """Write turns as text, numbered from `first`. `rendering`: "responses" or "pairs"."""
+def transcript(turns: Sequence[Turn], rendering: Literal["responses", "pairs"], first: int = 1) -> str:
+    """Write turns as text, numbered from `first`."""
     if rendering == "responses":
         lines = [f"Step {n}: {without_thought(t.response) or NONE}" for n, t in enumerate(turns, first)]
     else:

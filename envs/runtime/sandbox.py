@@ -32,12 +32,14 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from hindsight.envs.runtime import landlock
 from hindsight.envs.runtime.json_lines import Lines, Lost
 from hindsight.envs.runtime.linux import descendants, die_with_parent, held, kill_descendants, resident
 
-MODES = ("namespaces", "limits")
+Mode = Literal["namespaces", "limits"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 NOBODY = 65534
 SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache")  # besides the interpreter's own folders
 HOME = "home"  # the child's working folder, under that of its permissions
@@ -109,7 +111,7 @@ class Child:
                 os.kill(pid, number)
 
 
-def refusal(mode: str, permissions: Permissions) -> str:
+def refusal(mode: Mode, permissions: Permissions) -> str:
     """Why this mode cannot be had here; empty if it can."""
     shared = [Path(sys.prefix), Path(os.__file__).parent, *map(Path, permissions.visible)]
     child = spawn(mode, permissions, lambda lines: _look_around(lines, shared))
@@ -141,7 +143,7 @@ def missing_for_namespaces(root: Path = Path("/")) -> str:
     )
 
 
-def spawn(mode: str, permissions: Permissions, work: Callable[[Lines], None]) -> Child:
+def spawn(mode: Mode, permissions: Permissions, work: Callable[[Lines], None]) -> Child:
     """Fork an isolated child that runs `work`, which speaks over its end of a socket.
 
     If isolation fails, the child's first and only message is the reason, a text.
@@ -170,7 +172,7 @@ def _remove(folder: Path) -> None:
 def _live_and_die(
     channel: socket.socket,
     parent: int,
-    mode: str,
+    mode: Mode,
     folder: Path,
     permissions: Permissions,
     work: Callable[[Lines], None],
@@ -273,7 +275,7 @@ def _links(folder: Path, permissions: Permissions) -> None:
         os.chown(home, NOBODY, NOBODY)
 
 
-def _nobody(mode: str) -> bool:
+def _nobody(mode: Mode) -> bool:
     """Whether this process can become the user nobody, who must be able to read the interpreter."""
     if mode == "namespaces":
         return os.geteuid() == 0
