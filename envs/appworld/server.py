@@ -32,7 +32,7 @@ from appworld.common.utils import import_apis_module, import_models_module
 
 from hindsight.envs.appworld.world import FAILED, answer, be_judge, be_world
 from hindsight.envs.runtime.json_lines import Lines, Lost, channels
-from hindsight.envs.runtime.sandbox import Child, Permissions, refusal, spawn
+from hindsight.envs.runtime.sandbox import Child, Mode, Permissions, refusal, spawn
 
 TASK = re.compile(r"[A-Za-z0-9-]+_[0-9]+")
 GRACE = 1.5  # times the limit on code after which a world that does not stop itself is killed
@@ -55,7 +55,7 @@ class Server:
         self._seconds: int = settings["seconds"]
         self._cpu: int = settings["cpu"]
         self._patience: float = settings["patience"]
-        self._mode: str = settings["mode"]
+        self._mode: Mode = settings["mode"]
         self._world: Child | None = None
         self._task = ""
 
