@@ -83,11 +83,11 @@ def trainer(lives: int, steps: int) -> Any:
         def stop(self) -> None:
             events.append("stop")
 
+    ranks = Ranks()
     run = SimpleNamespace(
         config=Config(),
         actors=SimpleNamespace(
-            learner=Ranks(),
-            critic=None,
+            trained=lambda: {"learner": ranks},
             turns=Turns(),
             restarts=Restarts(),
             worker=SimpleNamespace(abandon=SimpleNamespace(remote=abandon)),

@@ -99,6 +99,7 @@ class Recorder:
         self.teacher = SimpleNamespace(context=fakes.TEACHER_CONTEXT)
         self.turns = Turns()
         self.state = SimpleNamespace(version=0)
+        self.recorder = SimpleNamespace(timeline=SimpleNamespace(span=lambda *_: nullcontext()))
         self.reference = self if config.loss.kl > 0 else None
         self.learner = self
         self.critic = self if config.credit.critic else None
