@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -66,9 +67,8 @@ class Page:
         return WebDriverWait(self.driver, 10, poll_frequency=0.02).until(lambda _: found())
 
     def press(self, *keys: str) -> None:
-        """Press keys where the focus is."""
-        for key in keys:
-            self.driver.switch_to.active_element.send_keys(key)
+        """Press keys as a keyboard does: a closed dialog may still hold the focus and takes none by name."""
+        ActionChains(self.driver).send_keys(*keys).perform()
 
     def at(self) -> str:
         """The address of the page after its base."""
