@@ -39,7 +39,7 @@ from hindsight.cluster.run import open_run
 from hindsight.cluster.start import Actors, reserve, variables
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.view import View
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.schema import Config
 from hindsight.envs.base import EnvFamily
 from hindsight.envs.runtime.pool import start_pool
@@ -140,7 +140,7 @@ def starter(seconds: float) -> Any:
 
 def settings(out: Path, episodes: int, steps: int, turns: int) -> Config:
     """A run of steps with that many episodes."""
-    return load(
+    return load_config(
         "nano",
         [
             *(

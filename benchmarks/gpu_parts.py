@@ -237,7 +237,7 @@ def samples(count: int, length: int, vocabulary: int) -> list[Any]:
 
 def settings(run: Run, folder: str, *own: str) -> Config:
     """A run of SERL with that model on one GPU, with what a plan would decide."""
-    from hindsight.configs.load import load
+    from hindsight.configs.load import load_config
 
     length = 512 if run.small else 2048
     fixed = [
@@ -258,7 +258,7 @@ def settings(run: Run, folder: str, *own: str) -> Config:
         "weight_sync.transport=object_store",
         "cluster.sharing=side_by_side",
     ]
-    return load(None, [*fixed, *own])
+    return load_config(None, [*fixed, *own])
 
 
 def learner(run: Run) -> None:

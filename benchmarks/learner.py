@@ -36,7 +36,7 @@ from benchmarks.rows import COMPARED
 from rich.console import Console
 from rich.table import Table
 
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.schema import Config
 from hindsight.learner.batching import over_ranks
 from hindsight.learner.packing import common
@@ -243,7 +243,7 @@ def shortened(path: Path, layers: int, folder: str) -> Path:
 def settings(recipe: str, budget: int, dtype: str) -> Config:
     """The recipe's settings for one rank and one mini-batch, without recomputing activations."""
     fixed = ["learner.ranks=1", "learner.zero_stage=1", "learner.mini_batches=1"]
-    config = load(recipe, [f"learner.micro_batch_tokens={budget}", f"model.dtype={dtype}", *fixed])
+    config = load_config(recipe, [f"learner.micro_batch_tokens={budget}", f"model.dtype={dtype}", *fixed])
     return replace(config, learner=replace(config.learner, gradient_checkpointing=False))
 
 

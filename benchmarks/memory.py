@@ -23,7 +23,7 @@ from rich.table import Table
 
 from hindsight.cluster.machines import this_machine
 from hindsight.cluster.planning import plan_run
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 
 ROLES = {
     "ray::Engine": "engine",
@@ -53,7 +53,7 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="settings as key=value")] = None,
 ) -> None:
     """Print the estimate, the peak and their ratio for each role."""
-    config = load(recipe, overrides or [])
+    config = load_config(recipe, overrides or [])
     made = plan_run(config, [this_machine()], config.model.path)
     found: dict[int, tuple[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="hindsight-bench-") as folder:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.schema import Config
 from hindsight.envs.registry import make_family
 from hindsight.rollout.conversation import Conversation
@@ -67,7 +67,9 @@ def main(tasks: int = 16, model: str = "smollm2-135m") -> None:
     """Print tokens, mean [least, most]."""
     table = Table("recipe", "prompts", "first prompt", "later: added, or whole", "action", title=model)
     for recipe, own in RECIPES.items():
-        config = load(recipe, [f"env.train_tasks={tasks}", "env.eval_tasks=4", "env.max_turns=100", *own])
+        config = load_config(
+            recipe, [f"env.train_tasks={tasks}", "env.eval_tasks=4", "env.max_turns=100", *own]
+        )
         found = sizes(config, model, tasks)
         cells = [shown(found[name]) for name in ("first", "later", "action")]
         table.add_row(recipe, config.prompt.preset, *cells)

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hindsight.rollout.segment import Segment, attach
-from hindsight.rollout.weights import WeightSet, checksum, describe, offsets, pack, unpack
+from hindsight.rollout.weights import WeightSet, checksum, meta_of, offsets, pack_tensors, unpack_tensors
 
 Named = list[tuple[str, torch.Tensor]]
 Costs = dict[str, list[float]]  # by part, in copies, of each round
@@ -36,19 +36,19 @@ class Sync:
 
     def __init__(self, named: Named) -> None:
         self.named = named
-        self.layout = tuple(describe(name, tensor) for name, tensor in named)
+        self.layout = tuple(meta_of(name, tensor) for name, tensor in named)
         self.segment = Segment(offsets(self.layout)[-1])
         self.parts: dict[str, Callable[[], Any]] = {
             "learner: copy into shared memory, with its sums": self.write,
             "engine or teacher: map": lambda: attach(self.segment.handle),
             "engine or teacher: sums": lambda: checksum(attach(self.segment.handle), self.layout),
             "engine or teacher: views of the tensors": lambda: list(
-                unpack(attach(self.segment.handle), self.layout)
+                unpack_tensors(attach(self.segment.handle), self.layout)
             ),
         }
 
     def write(self) -> None:
-        self.checksum = pack(self.named, self.layout, self.segment.data).checksum
+        self.checksum = pack_tensors(self.named, self.layout, self.segment.data).checksum
 
 
 class Clock:
@@ -89,13 +89,13 @@ def engine_parts(model: str) -> Iterator[tuple[Sync, dict[str, Callable[[], Any]
     from transformers import AutoModelForCausalLM
 
     from hindsight.configs.environ import ON_EACH_NODE
-    from hindsight.configs.load import load
+    from hindsight.configs.load import load_config
     from hindsight.rollout.engine import Engine, engine_env
     from hindsight.rollout.models import resolve
 
     overrides = ["model.max_length=512", "weight_sync.transport=object_store", "model.dtype=float32"]
     overrides.append("rollout.tensor_parallel=1")
-    config, folder = load("nano", [*overrides, f"model.path={model}"]), str(resolve(model))
+    config, folder = load_config("nano", [*overrides, f"model.path={model}"]), str(resolve(model))
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     sync, version = Sync([(name, one.detach()) for name, one in lm.named_parameters()]), iter(range(1, 10**6))
     sync.write()

@@ -20,7 +20,7 @@ from rich.table import Table
 from hindsight.cluster.report.pieces import Pieces
 from hindsight.cluster.report.record import PolicyLoss
 from hindsight.cluster.report.recorder import Recorder
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.samples import SampleGroup, to_samples
@@ -98,7 +98,7 @@ def main(
     preset: Annotated[str, typer.Option(help="prompt.preset: history or window")] = "history",
 ) -> None:
     """Record the same step several times; the first one also looks up every token."""
-    config = load("nano", ["method=serl", f"model.path={model}", f"prompt.preset={preset}"])
+    config = load_config("nano", ["method=serl", f"model.path={model}", f"prompt.preset={preset}"])
     renderer, rng = load_renderer(str(resolve(model)), config), np.random.default_rng(0)
     batch = []
     for ordinal in range(groups):

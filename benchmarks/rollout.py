@@ -35,7 +35,7 @@ from rich.table import Table
 
 from hindsight.cluster.machines import connect
 from hindsight.cluster.start import variables
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.schema import Config
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.pool import start_pool
@@ -180,7 +180,7 @@ def main(
         *(f"rollout.max_num_seqs={slots}", "rollout.max_tokens=48", "rollout.kv_cache_gib=1"),
         *("rollout.tensor_parallel=1", "weight_sync.transport=object_store"),  # as a plan would set them
     ]
-    config = load("nano", overrides)
+    config = load_config("nano", overrides)
     connect(None, dashboard_port=0)
     seconds = asyncio.run(measure(config, str(resolve(model)), episodes, rounds))
     ray.shutdown()

@@ -22,7 +22,7 @@ from benchmarks.learner import find_trl
 from benchmarks.methods import train
 from benchmarks.ratio import ratio_line
 
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.schema import Config
 from hindsight.envs.base import Observation, TextEnv
 from hindsight.envs.registry import make_family
@@ -132,7 +132,7 @@ def main(
     given = words or []
     recipe = next((word for word in given if "=" not in word), "nano")
     overrides = ["learner.gradient_checkpointing=false", *(word for word in given if "=" in word)]
-    config = load(recipe, ["method=grpo", *overrides])
+    config = load_config(recipe, ["method=grpo", *overrides])
     theirs = train_trl(config, steps)
     ours = [row["time/step"] for row in train(recipe, "grpo", steps, overrides)]
     print(f"seconds of a step: ours {statistics.median(ours):.1f}, TRL's {statistics.median(theirs):.1f}")

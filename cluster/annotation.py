@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from hindsight.envs.runtime.remote import ActorUnavailable, AnswerLost, RemoteDefect, RemoteTimeout
-from hindsight.feedback.needs import Needs, parts
+from hindsight.feedback.needs import Needs, ready_parts
 from hindsight.learner.samples import OpenGroup, SampleGroup
 from hindsight.rollout.types import Failure, Group, Trajectory
 
@@ -69,7 +69,7 @@ class Annotation:
         if self.group.reference is None:
             return
         for number, inquiry in enumerate(self.inquiries):
-            found = parts(self.group.episodes, inquiry.needs)
+            found = ready_parts(self.group.episodes, inquiry.needs)
             new = [part for part in found if (number, part) not in self._asking]
             if new and (not inquiry.compares or self._advantages_differ()):
                 self._asking |= {(number, part): asyncio.create_task(self._ask(number, part)) for part in new}

@@ -15,18 +15,18 @@ from hindsight.configs.schema import Config
 ASSUMED = "assumed"
 
 
-def tables(made: Budget, figures: Figures, seeds: int) -> list[Table]:
+def budget_tables(made: Budget, figures: Figures, seeds: int) -> list[Table]:
     """A step, the run, and what they are computed from."""
-    return [steps_table(made), run_table(made, seeds), figures_table(figures)]
+    return [steps_table(made), run_table(made, seeds), inputs_table(figures)]
 
 
 def steps_table(made: Budget) -> Table:
     """Seconds of a step by phase."""
     table = _table("s per step", *(own.name for own in made.steps))
     for phase in dict.fromkeys(phase for own in made.steps for phase in own.phases):
-        table.add_row(phase, *(short(own.phases[phase]) for own in made.steps))
+        table.add_row(phase, *(rounded(own.phases[phase]) for own in made.steps))
     table.add_section()
-    table.add_row("a step", *(short(own.seconds) for own in made.steps))
+    table.add_row("a step", *(rounded(own.seconds) for own in made.steps))
     table.add_row("waits for", *(own.bound for own in made.steps))
     table.add_row("engines compute", *(f"{own.engines:.0%}" for own in made.steps))
     table.add_row("ranks compute", *(f"{own.ranks:.0%}" for own in made.steps))
@@ -41,15 +41,15 @@ def run_table(made: Budget, seeds: int) -> Table:
     parts.append((f"{made.evaluations} evaluations", made.evaluation))
     for name, seconds in parts:
         spent, share = seconds / 3600, seconds / 3600 / made.hours if seconds else 0.0
-        table.add_row(name, short(spent), f"{share:.0%}", short(made.gpus * spent))
+        table.add_row(name, rounded(spent), f"{share:.0%}", rounded(made.gpus * spent))
     table.add_section()
-    table.add_row("one seed", short(made.hours), "", short(made.gpu_hours))
+    table.add_row("one seed", rounded(made.hours), "", rounded(made.gpu_hours))
     if seeds > 1:
-        table.add_row(f"{seeds} seeds", short(seeds * made.hours), "", short(seeds * made.gpu_hours))
+        table.add_row(f"{seeds} seeds", rounded(seeds * made.hours), "", rounded(seeds * made.gpu_hours))
     return table
 
 
-def figures_table(figures: Figures) -> Table:
+def inputs_table(figures: Figures) -> Table:
     """What it is computed from, each with its origin."""
     table = _table("computed from", "value", "what it is", "origin", right=1)
     for item in figures.all():
@@ -58,7 +58,7 @@ def figures_table(figures: Figures) -> Table:
     return table
 
 
-def verdict(figures: Figures) -> str:
+def describe_origins(figures: Figures) -> str:
     """Which of it was measured, in a sentence."""
     whole, given = len(figures.all()), len(figures.given)
     if not given:
@@ -69,7 +69,7 @@ def verdict(figures: Figures) -> str:
     return f"Computed: {given} of {whole} figures are of the file ({figures.source}), the others assumptions."
 
 
-def command(train: str, config: Config, seeds: int) -> str:
+def seeds_command(train: str, config: Config, seeds: int) -> str:
     """The shell command that trains with each seed in turn, into folders of their own.
 
     Args:
@@ -80,7 +80,7 @@ def command(train: str, config: Config, seeds: int) -> str:
     return f'for seed in {numbers}; do {train} seed=$seed out="{out}"; done'
 
 
-def short(value: float) -> str:
+def rounded(value: float) -> str:
     """A figure, with a decimal below ten."""
     return f"{value:,.1f}" if value < 9.95 else f"{value:,.0f}"
 

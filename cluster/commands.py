@@ -16,15 +16,15 @@ from typing import Any
 import ray
 
 from hindsight.cluster import signals
-from hindsight.cluster.evaluate import Evaluation, evaluate, numbered, row_of
-from hindsight.cluster.failures import FailureBudget, Interrupted, RunError, by_kind, in_words
+from hindsight.cluster.evaluate import Evaluation, numbered, row_of, run_evaluation
+from hindsight.cluster.failures import FailureBudget, Interrupted, RunError, by_kind, list_failures
 from hindsight.cluster.folder import checkpoints, newest_step, sole_writer, storing
 from hindsight.cluster.heal import Starts, Watched, keep
-from hindsight.cluster.live import follow
+from hindsight.cluster.live import report_live
 from hindsight.cluster.machines import cluster_nodes, connect
 from hindsight.cluster.metrics import Metrics
 from hindsight.cluster.planning import plan_run
-from hindsight.cluster.prepare import Ready, prepare
+from hindsight.cluster.prepare import Ready, prepare_run
 from hindsight.cluster.report.compare import since_warm_start
 from hindsight.cluster.report.lines import write_rows
 from hindsight.cluster.report.record import evaluation_rows
@@ -43,15 +43,15 @@ from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.remote import RemoteError, call
 from hindsight.envs.tasks import Panel, TaskSpec
 from hindsight.feedback.anchors import AnchorError
-from hindsight.learner.checkpoint import CheckpointError, complete, latest, step_of
+from hindsight.learner.checkpoint import CheckpointError, checkpoint_step, complete, latest
 from hindsight.learner.rank import LearnerError, RanksLost
 from hindsight.learner.weight_sync import WeightSyncError
-from hindsight.rollout.adapter import AdapterError, Saved, read
+from hindsight.rollout.adapter import AdapterError, Saved, read_adapter
 from hindsight.rollout.models import ModelMissing, ModelUnfit, resolve
 from hindsight.rollout.render import Renderer, load_renderer
 from hindsight.rollout.template import TemplateError
 from hindsight.rollout.types import EngineError, Failure, Trajectory
-from hindsight.rollout.weights import WeightSet, pack
+from hindsight.rollout.weights import WeightSet, pack_tensors
 from hindsight.teacher.plan import BudgetError
 from hindsight.teacher.scorer import WeightsError
 
@@ -82,7 +82,7 @@ async def train_run(config: Config, address: str | None = None) -> None:
     """`hindsight train`: from a recipe to the closing table."""
     out = Path(config.out)
     with View() as view, storing(out), sole_writer(out, view.say):
-        ready = prepare(config, view)  # what is wrong without Ray is said before it starts
+        ready = prepare_run(config, view)  # what is wrong without Ray is said before it starts
         async with connected(config, address, view):
             starts = Starts(newest_step(config))
             while True:
@@ -97,7 +97,7 @@ async def train_run(config: Config, address: str | None = None) -> None:
                     view.say(f"{error} Everything starts again from {origin(starts.newest)}.")
                     signals.go_on()
                     config = replace(config, resume="auto")
-                    ready = prepare(config, view)
+                    ready = prepare_run(config, view)
 
 
 def origin(newest: int) -> str:
@@ -114,9 +114,9 @@ async def _train(config: Config, view: View, ready: Ready, starts: Starts) -> No
     async with open_run(config, view, ready) as run:
         starts.opened = True
         trainer = Trainer(run)
-        guarded = run.watchdog.guard(trainer.train(), trainer.publisher.keep(), follow(run))
+        guarded = run.watchdog.guard(trainer.train(), trainer.publisher.keep(), report_live(run))
         try:
-            print_summary(run, await signals.train(run, asyncio.create_task(guarded)))
+            print_summary(run, await signals.train_or_save(run, asyncio.create_task(guarded)))
         finally:
             # A checkpoint in flight may take longer than what the end of everything else is given.
             await run.saver.end(None, sys.exc_info()[1])
@@ -169,9 +169,9 @@ def print_summary(run: Run, evaluations: list[Evaluation]) -> None:
         f"also in {run.out}: curve.png, metrics.jsonl, trajectories/, tokens/, config.yaml, log.txt",
         *run.config.env.caveats,
     ]
-    if failures := in_words(run.budget.counts):
+    if failures := list_failures(run.budget.counts):
         lines.append(f"failures (never counted as rewards): {failures}")
-    if replaced := in_words(run.actors.restarts.counts):
+    if replaced := list_failures(run.actors.restarts.counts):
         lines.append(f"processes that were lost and replaced: {replaced}")
     if aside := run.set_aside.entries:
         lines.append(f"tasks set aside (delete their lines in {run.set_aside.file} to lift them):")
@@ -206,7 +206,7 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             view.say(str(line))
         async with connected(config, address, view):
             # Merging would lose the adapter to rounding, so it is served on its base model.
-            adapter = read(model)
+            adapter = read_adapter(model)
             lora, base = (adapter.settings, str(adapter.base)) if adapter else (Lora(), str(model))
             served = replace(config, learner=replace(config.learner, lora=lora))
             plan = plan_run(served, cluster_nodes(), base, learner=False, teacher=False)
@@ -214,7 +214,7 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             view.phase("starting actors")
             actors = await start_actors(plan, base, family, view.starting, user_model=user_model)
             actors.restarts.say = view.say
-            bring = serving(adapter, config)
+            bring = _serving(adapter, config)
             await asyncio.gather(*map(bring, actors.engines))
             watched = [Watched("engine", engine, partial(bring, engine)) for engine in actors.engines]
             keeping = keep([*watched, *actors.stateless], actors.restarts, config.cluster.start_timeout)
@@ -235,7 +235,7 @@ async def eval_run(config: Config, user_model: str, address: str | None = None) 
             if failures := [failure for _, _, own in evaluated for failure in own]:
                 missing = sum(result.missing for result in results)
                 view.say(
-                    f"failures: {in_words(by_kind(failures))}; {missing} of {total} episodes are missing"
+                    f"failures: {list_failures(by_kind(failures))}; {missing} of {total} episodes are missing"
                 )
             FailureBudget(config.failure_budget).add(0, total, failures)
             await actors.stop()
@@ -260,7 +260,7 @@ async def play_panels(
         before = len(found) * each
         episodes = numbered(panel.tasks, each)
         told = (config.evaluate.agent, step, partial(_further, played, before))
-        result, plays, failures = await evaluate(config, actors, renderer, train, episodes, *told)
+        result, plays, failures = await run_evaluation(config, actors, renderer, train, episodes, *told)
         found.append((replace(result, panel=panel.name, digest=panel.digest), plays, failures))
     return found
 
@@ -298,12 +298,12 @@ def write_evaluation(
         write_rows(folder / EPISODES / f"{key}.jsonl", evaluation_rows(own))
 
 
-def serving(adapter: Saved | None, config: Config) -> Callable[[Any], Awaitable[None]]:
+def _serving(adapter: Saved | None, config: Config) -> Callable[[Any], Awaitable[None]]:
     """What makes an engine serve the model that is evaluated: its base, or the adapter on it."""
     limit: dict[str, Any] = {"timeout": config.cluster.start_timeout, "setting": STARTING}
     if adapter is None:
         return partial(call, method="serve", **limit)
-    flat, layout, checksum = pack(adapter.tensors.items())
+    flat, layout, checksum = pack_tensors(adapter.tensors.items())
     weights = WeightSet(1, layout, checksum, ray.put(flat))
 
     async def load(engine: Any) -> None:
@@ -338,7 +338,7 @@ def run_of(model: Path) -> Path | None:
 def evaluated_step(model: Path) -> int:
     """Finished training steps of a model; 0 if it is no checkpoint's."""
     checkpoint = checkpoint_of(model)
-    return step_of(checkpoint) if checkpoint and checkpoint in complete(checkpoint.parent) else 0
+    return checkpoint_step(checkpoint) if checkpoint and checkpoint in complete(checkpoint.parent) else 0
 
 
 def evaluation_folder(config: Config) -> Path:

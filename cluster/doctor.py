@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hindsight.cluster.failures import RunError
-from hindsight.cluster.links import LinkError, measure, summary
+from hindsight.cluster.links import LinkError, links_summary, measure_links
 from hindsight.cluster.machines import gpu_memory, listens, this_machine
 from hindsight.cluster.planning import plan_run
 from hindsight.configs.check import FREE_GIB
@@ -54,7 +54,7 @@ def examine(config: Config) -> Iterator[Finding]:
     yield links()
     yield from memory()
     yield compiler()
-    yield dashboard(config.cluster.dashboard_port)
+    yield dashboard_port(config.cluster.dashboard_port)
     yield template(config)
     for name in ENVIRONMENTS.builtin:
         yield environment(name, needed=name == config.env.name)
@@ -91,7 +91,7 @@ def links() -> Finding:
     if count < 2:
         return Finding("NCCL", f"not checked: a pair needs two GPUs, and torch can use {count}")
     try:
-        return Finding("NCCL", summary(measure(count, "nccl")))
+        return Finding("NCCL", links_summary(measure_links(count, "nccl")))
     except LinkError as error:
         fix = (
             f"{error}. NCCL_DEBUG=INFO says more, `nvidia-smi topo -m` how the GPUs are connected. If it "
@@ -152,7 +152,7 @@ def compiler() -> Finding:
     return Finding("compiler", found or "no g++", "" if found else "install g++, which DeepSpeed needs")
 
 
-def dashboard(port: int) -> Finding:
+def dashboard_port(port: int) -> Finding:
     """A local Ray needs the dashboard's port, unless that is 0."""
     if port and listens("127.0.0.1", port):
         fix = "set cluster.dashboard_port to a free port or 0, or join the running Ray with --address auto"

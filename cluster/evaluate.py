@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
-from hindsight.cluster.failures import RunError, by_kind, in_words, typical
-from hindsight.cluster.outcomes import Play, figures
+from hindsight.cluster.failures import RunError, by_kind, list_failures, typical
+from hindsight.cluster.outcomes import Play, all_figures
 from hindsight.cluster.report.run_folder import COLD
 from hindsight.cluster.start import Actors
 from hindsight.cluster.trials import Attempts, open_trials, solved_within
@@ -126,7 +126,7 @@ def numbered(tasks: Sequence[TaskSpec], episodes: int) -> list[tuple[int, TaskSp
     return [(index, tasks[index % len(tasks)]) for index in range(episodes)]
 
 
-async def evaluate(
+async def run_evaluation(
     config: Config,
     actors: Actors,
     renderer: Renderer,
@@ -204,7 +204,8 @@ def summarize(
         failures = [failure for one in attempts for failure in one.failures]
         last = typical(failures)
         raise RunError(
-            f"{stage}: none of {len(attempts)} evaluation episodes finished ({in_words(by_kind(failures))}). "
+            f"{stage}: none of {len(attempts)} evaluation episodes finished "
+            f"({list_failures(by_kind(failures))}). "
             f"The last {last.kind}, on task {last.task}: {last.message}"
         )
     outcomes = solved_within((one for _, one in kept), trials)
@@ -216,7 +217,7 @@ def summarize(
     plays: defaultdict[str, list[Play]] = defaultdict(list)
     for task, one in kept:
         plays[task].append(one.play)
-    told_by_task = {name: [one.mean, one.low, one.high] for name, one in figures(plays).items()}
+    told_by_task = {name: [one.mean, one.low, one.high] for name, one in all_figures(plays).items()}
     low, high = intervals[-1]
     return Evaluation(
         stage=stage,

@@ -51,7 +51,7 @@ def by_kind(failures: Iterable[Failure]) -> Counter[str]:
     return Counter(failure.kind for failure in failures)
 
 
-def in_words(counts: Counter[str]) -> str:
+def list_failures(counts: Counter[str]) -> str:
     """Kinds of failures and their numbers, the most frequent first."""
     return ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
 
@@ -112,7 +112,7 @@ class FailureBudget:
         spent = [one for *_, failed in self._recent for one in failed if one.task not in self.excused]
         asked = max(self.least, sum(count for _, count, _ in self._recent))
         if len(spent) > self.share * asked:
-            counts, last = in_words(by_kind(spent)), spent[-1]
+            counts, last = list_failures(by_kind(spent)), spent[-1]
             raise BudgetSpent(
                 f"{len(spent)} failures ({counts}) in the last {RECENT_STEPS} steps: more than "
                 f"failure_budget = {self.share:g} of their {asked} episodes. The last: {last.kind} on "
@@ -153,7 +153,7 @@ class Losses:
         if self.first and self._unread >= max(2, self.groups):
             raise NothingTrained(f"no task of the first step fits the model's context: {last.message}")
         if self._lost >= LOST_ROUNDS * self.groups:
-            counts = in_words(by_kind(self._failures))
+            counts = list_failures(by_kind(self._failures))
             raise NothingTrained(
                 f"one training step lost {self._lost} groups to failures, {LOST_ROUNDS} times "
                 f"rollout.num_groups = {self.groups} ({counts}). The last {last.kind}, on task "

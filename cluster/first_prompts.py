@@ -47,7 +47,7 @@ async def set_long_ones_aside(run: Run) -> None:
     """
     config, began = run.config, monotonic()
     key = fingerprint(config, run.manifest.digest)
-    known = read(run.out / FILE, key)
+    known = _read(run.out / FILE, key)
     groups = max(0, config.steps - run.state.step) * config.rollout.num_groups
     coming = [] if run.state.warm_started else run.sampler.coming()[:groups]
     missing = [task for task in coming if task.id not in known]
@@ -57,7 +57,7 @@ async def set_long_ones_aside(run: Run) -> None:
         tokens: int = await ask_worker(run.actors.worker, config, "first_prompt", task, what=what)
         return tokens
 
-    measured = await measure(missing, ask, at_once=max(1, config.env.at_once // 2))
+    measured = await measure_first_prompts(missing, ask, at_once=max(1, config.env.at_once // 2))
     lengths = {**known, **measured.tokens}
     context, most, step, time = config.model.max_length, config.rollout.max_tokens, run.state.step, now()
     long = [
@@ -67,15 +67,15 @@ async def set_long_ones_aside(run: Run) -> None:
         if not leaves_room(lengths[task.id], context, most)
     ]
     if missing:
-        write(run.out / FILE, key, lengths)
-        run.view.say(summary(measured, len(missing), len(long), monotonic() - began))
+        _write(run.out / FILE, key, lengths)
+        run.view.say(prompts_summary(measured, len(missing), len(long), monotonic() - began))
     elif long:
         run.view.say(f"first prompts as measured before: {len(long)} too long, set aside")
     if long:
         run.set_aside.add(*long)
 
 
-async def measure(
+async def measure_first_prompts(
     tasks: Iterable[TaskSpec],
     ask: Callable[[TaskSpec], Awaitable[int]],
     at_once: int,
@@ -105,7 +105,7 @@ async def measure(
     return Measured(tokens, len(failed))
 
 
-def summary(measured: Measured, tasks: int, long: int, seconds: float) -> str:
+def prompts_summary(measured: Measured, tasks: int, long: int, seconds: float) -> str:
     """What was measured, in a line."""
     count = len(measured.tokens)
     found = f"{long} too long, set aside" if long else "all leave room for a response"
@@ -121,8 +121,8 @@ def fingerprint(config: Config, digest: str) -> str:
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read(file: Path, key: str) -> dict[str, int]:
-    """What `write` wrote; empty if it wrote nothing, or about other tasks or prompts."""
+def _read(file: Path, key: str) -> dict[str, int]:
+    """What `_write` wrote; empty if it wrote nothing, or about other tasks or prompts."""
     try:
         held: dict[str, Any] = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
@@ -131,6 +131,6 @@ def read(file: Path, key: str) -> dict[str, int]:
     return tokens
 
 
-def write(file: Path, key: str, tokens: Mapping[str, int]) -> None:
+def _write(file: Path, key: str, tokens: Mapping[str, int]) -> None:
     """Keep the lengths for a run that resumes."""
     atomic_write(file, json.dumps({"of": key, "tokens": tokens}, indent=1))

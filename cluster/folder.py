@@ -14,7 +14,7 @@ from hindsight.cluster.failures import RunError
 from hindsight.cluster.report.lines import read_rows
 from hindsight.cluster.report.run_folder import METRICS, TIMELINE
 from hindsight.configs.schema import Config
-from hindsight.learner.checkpoint import latest, newest_whole, set_aside, step_of
+from hindsight.learner.checkpoint import checkpoint_step, latest, newest_whole, set_aside
 
 LOCK = ".lock"  # held by the run that writes; the file itself stays
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # of a disk without locks
@@ -107,7 +107,7 @@ def _require_unsaved(out: Path, resume: str) -> None:
 def newest_step(config: Config) -> int:
     """Finished steps of the newest checkpoint; −1: there is none."""
     newest = latest(checkpoints(config))
-    return step_of(newest) if newest else -1
+    return checkpoint_step(newest) if newest else -1
 
 
 def open_folder(config: Config, say: Callable[[str], None]) -> Path | None:

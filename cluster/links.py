@@ -32,7 +32,7 @@ class Link:
     gb_per_s: float  # bytes of the tensor by that
 
 
-def measure(count: int, backend: str, megabytes: float = MEGABYTES, limit: float = LIMIT) -> list[Link]:
+def measure_links(count: int, backend: str, megabytes: float = MEGABYTES, limit: float = LIMIT) -> list[Link]:
     """Have all pairs of `count` processes, one for each device, sum a tensor, one pair after another.
 
     Args:
@@ -66,7 +66,7 @@ def measure(count: int, backend: str, megabytes: float = MEGABYTES, limit: float
     return sorted(found, key=lambda link: link.pair)
 
 
-def summary(links: Sequence[Link]) -> str:
+def links_summary(links: Sequence[Link]) -> str:
     """One line: how many pairs, the range of their rates, and the slowest."""
     slowest, fastest = (choose(links, key=lambda link: link.gb_per_s) for choose in (min, max))
     many = f"{len(links)} pairs" if len(links) > 1 else "1 pair"

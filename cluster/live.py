@@ -14,7 +14,7 @@ EVERY = 5.0  # seconds
 Stats = Mapping[str, float]  # of an engine (`Engine.stats`)
 
 
-async def follow(run: Run) -> None:
+async def report_live(run: Run) -> None:
     """Tell display and trackers of the engines and the episodes in flight, until cancelled.
 
     Raises:
@@ -30,7 +30,7 @@ async def follow(run: Run) -> None:
         engines = [moment(*pair, seconds) for pair in zip(before, now, strict=True)]
         run.view.progress.engines = engines
         progress = run.view.progress
-        run.metrics.now(figures(engines, progress.in_flight, progress.finished))
+        run.metrics.now(live_metrics(engines, progress.in_flight, progress.finished))
         before = now
 
 
@@ -57,7 +57,7 @@ def moment(before: Stats | None, now: Stats | None, seconds: float) -> dict[str,
     return found
 
 
-def figures(engines: Sequence[Stats], in_flight: int, finished: int) -> dict[str, float]:
+def live_metrics(engines: Sequence[Stats], in_flight: int, finished: int) -> dict[str, float]:
     """The metrics of the moment, by their full names."""
     found = {"now/in_flight": float(in_flight), "now/finished": float(finished)}
     for index, engine in enumerate(engines):

@@ -86,9 +86,13 @@ def by_task(plays: Plays) -> dict[str, ByTask]:
     return found
 
 
-def figures(plays: Plays) -> dict[str, Figure]:
+def all_figures(plays: Plays) -> dict[str, Figure]:
     """Every figure that is known of all its tasks, with its interval."""
-    return {name: figure for name, own in by_task(plays).items() if (figure := summary(own)) is not None}
+    return {
+        name: figure
+        for name, own in by_task(plays).items()
+        if (figure := mean_with_interval(own)) is not None
+    }
 
 
 def paired(first: Plays, second: Plays) -> dict[str, Figure]:
@@ -99,10 +103,10 @@ def paired(first: Plays, second: Plays) -> dict[str, Figure]:
         for name, own in ours.items()
         if name in theirs
     }
-    return {name: figure for name, own in gains.items() if (figure := summary(own)) is not None}
+    return {name: figure for name, own in gains.items() if (figure := mean_with_interval(own)) is not None}
 
 
-def summary(values: ByTask) -> Figure | None:
+def mean_with_interval(values: ByTask) -> Figure | None:
     """The mean of a figure of each task, and its interval; None without a task, or if one is not known."""
     array = np.array(list(values.values()), np.float64)
     if not len(array) or np.isnan(array).any():

@@ -15,7 +15,7 @@ from hindsight.envs.base import EnvFamily
 from hindsight.envs.panels import find_panels
 from hindsight.envs.registry import make_family
 from hindsight.envs.tasks import Manifest, Panel
-from hindsight.learner.checkpoint import read_state, step_of
+from hindsight.learner.checkpoint import checkpoint_step, read_state
 from hindsight.rollout.models import resolve
 from hindsight.rollout.render import Renderer, load_renderer
 
@@ -34,7 +34,7 @@ class Ready:
     set_aside: SetAsideTasks
 
 
-def prepare(config: Config, view: View) -> Ready:
+def prepare_run(config: Config, view: View) -> Ready:
     """Open the run's folder, the model and the tasks: whatever is wrong with them is known before Ray starts.
 
     Raises:
@@ -44,7 +44,7 @@ def prepare(config: Config, view: View) -> Ready:
     view.phase("preparing the model and the tasks")
     newest = open_folder(config, view.say)
     view.keep(Path(config.out))
-    view.reach(step_of(newest) if newest else 0, config.steps)
+    view.reach(checkpoint_step(newest) if newest else 0, config.steps)
     view.say(f"output directory: {config.out}")
     view.say("preparing the model and the tasks")
     model = resolve(config.model.path)

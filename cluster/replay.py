@@ -30,12 +30,11 @@ from hindsight.cluster.report.record import PolicyLoss, token_rows
 from hindsight.cluster.report.run_folder import CONFIG, RunFolder, step_key
 from hindsight.cluster.run import Run
 from hindsight.cluster.train import learning_rate
-from hindsight.configs.check import check
-from hindsight.configs.load import ConfigError, load, methods
+from hindsight.configs.check import check_config
+from hindsight.configs.load import ConfigError, load_config, methods
 from hindsight.configs.registry import REGISTRIES
 from hindsight.configs.schema import Config
-from hindsight.learner.checkpoint import check as check_checkpoint
-from hindsight.learner.checkpoint import complete, read_state, step_of
+from hindsight.learner.checkpoint import checkpoint_step, complete, read_state, verify_checkpoint
 from hindsight.learner.samples import SampleGroup, to_samples
 from hindsight.rollout.device import find_device
 
@@ -63,7 +62,7 @@ class Replayed:
     notes: list[str]  # what makes the two differ
 
 
-async def replay(path: Path, step: int, overrides: Sequence[str] = (), update: bool = True) -> Replayed:
+async def replay_step(path: Path, step: int, overrides: Sequence[str] = (), update: bool = True) -> Replayed:
     """Train on the groups of a step again, from the newest checkpoint before it.
 
     Args:
@@ -132,9 +131,9 @@ def checkpoint_before(path: Path, step: int) -> Path | None:
     Raises:
         Damaged: it is not as it was written.
     """
-    before = [folder for folder in complete(path / "checkpoints") if step_of(folder) < step]
+    before = [folder for folder in complete(path / "checkpoints") if checkpoint_step(folder) < step]
     if before:
-        check_checkpoint(before[-1])
+        verify_checkpoint(before[-1])
     return before[-1] if before else None
 
 
@@ -152,11 +151,11 @@ def read_settings(run: RunFolder, overrides: Sequence[str]) -> Config:
         file = Path(folder, CONFIG)
         file.write_text(yaml.safe_dump(values))
         try:
-            config = load(file, overrides)
+            config = load_config(file, overrides)
         except ConfigError as error:
             raise ReplayError(str(error)) from error
     # Recorded answers need no key; `recorded_judge` says if one is needed.
-    if problems := [one for one in check(config) if not one.startswith("judge.api_key_env")]:
+    if problems := [one for one in check_config(config) if not one.startswith("judge.api_key_env")]:
         raise ReplayError("\n".join(problems))
     return config
 
@@ -214,7 +213,7 @@ def _notes(config: Config, step: int, start: Path | None, groups: Sequence[Sampl
     notes = []
     if start is None:
         notes.append(f"no checkpoint from before step {step} is left: weights are those of model.path")
-    elif step_of(start) < step - 1:
+    elif checkpoint_step(start) < step - 1:
         notes.append(f"weights are those of {start.name}, the newest checkpoint from before step {step}")
     if config.feedback.needs_reference and not any(group.group.reference for group in groups):
         notes.append(
@@ -235,7 +234,7 @@ def differs(ours: float | None, theirs: float | None) -> bool:
     return not math.isclose(ours, theirs, rel_tol=1e-3, abs_tol=2e-5)
 
 
-def tables(replayed: Replayed) -> Iterator[Table | str]:
+def replay_tables(replayed: Replayed) -> Iterator[Table | str]:
     """The figures next to the recorded ones, those of the tokens, and what makes them differ."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric")

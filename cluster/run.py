@@ -20,9 +20,9 @@ from hindsight.cluster.folder import checkpoints, open_folder
 from hindsight.cluster.machines import cluster_nodes
 from hindsight.cluster.metrics import Metrics, TrackerError
 from hindsight.cluster.planning import plan_run
-from hindsight.cluster.prepare import Ready, continued, prepare, require_same_run
+from hindsight.cluster.prepare import Ready, continued, prepare_run, require_same_run
 from hindsight.cluster.report.pieces import Pieces
-from hindsight.cluster.report.provenance import recorded
+from hindsight.cluster.report.provenance import record_start
 from hindsight.cluster.report.recorder import Recorder
 from hindsight.cluster.report.run_folder import CONFIG, FAILURES, METRICS
 from hindsight.cluster.saver import Saver, require_storage
@@ -31,11 +31,11 @@ from hindsight.cluster.start import Actors, start_actors
 from hindsight.cluster.task_sampler import TaskSampler
 from hindsight.cluster.view import View
 from hindsight.cluster.watch import Watchdog
-from hindsight.configs.check import differences, render
+from hindsight.configs.check import changed_settings, render
 from hindsight.configs.schema import Config
 from hindsight.envs.tasks import Manifest, Panel
 from hindsight.feedback.judge_client import JudgeClient, open_judge
-from hindsight.learner.checkpoint import latest, read_state, step_of, write_state
+from hindsight.learner.checkpoint import checkpoint_step, latest, read_state, write_state
 from hindsight.rollout.render import Renderer
 from hindsight.rollout.types import Group
 from hindsight.rollout.worker import generate_on
@@ -123,7 +123,7 @@ class Run:
         """Save the last finished step if it has no checkpoint; say what was done. Hold `changes`."""
         await self.saver.settle()
         newest = latest(checkpoints(self.config))
-        saved = step_of(newest) if newest else None
+        saved = checkpoint_step(newest) if newest else None
         if not self.intact:
             return (
                 f"no checkpoint of a change that failed; the last one is {newest.name if newest else 'none'}"
@@ -139,7 +139,7 @@ class Run:
     async def _save(self, beside: bool = True) -> None:
         await self.saver.settle()
         newest = latest(checkpoints(self.config))
-        if newest is not None and step_of(newest) == self.state.step:
+        if newest is not None and checkpoint_step(newest) == self.state.step:
             write_state(newest, self._driver_state())
             return
         self.now("saving a checkpoint")
@@ -212,7 +212,7 @@ def announce(run: Run, newest: Path, asked: Config) -> None:
     left = "" if run.state.step < asked.steps else "; raise steps to train on"
     run.view.say(f"resuming from {newest} after step {run.state.step} of {asked.steps}{left}")
     before = run.out / CONFIG
-    for difference in differences(before.read_text(), asked) if before.exists() else ():
+    for difference in changed_settings(before.read_text(), asked) if before.exists() else ():
         run.view.say(f"  {difference}")
 
 
@@ -247,12 +247,12 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
     """Start the actors, restore the newest checkpoint if `resume=auto`, and close everything at the end.
 
     Args:
-        ready: what `prepare` has returned for `config`; by default it is called.
+        ready: what `prepare_run` has returned for `config`; by default it is called.
 
     Raises:
         RunError, CheckpointError: it cannot start; nothing that existed has been changed.
     """
-    ready = ready or prepare(config, view)
+    ready = ready or prepare_run(config, view)
     newest, model, renderer, manifest, set_aside = (
         ready.newest, ready.model, ready.renderer, ready.manifest, ready.set_aside
     )  # fmt: skip
@@ -300,5 +300,5 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
             announce(run, newest, asked)
         (run.out / CONFIG).write_text(render(asked))
         metrics.start()
-        with recorded(run.out, run.state.step if newest else None, digests(run.panels)):
+        with record_start(run.out, run.state.step if newest else None, digests(run.panels)):
             yield run

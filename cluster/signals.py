@@ -58,7 +58,7 @@ def interruptible() -> Iterator[None]:
                 loop.remove_signal_handler(each)
 
 
-async def train(run: Run, training: asyncio.Task[T]) -> T:
+async def train_or_save(run: Run, training: asyncio.Task[T]) -> T:
     """Return the result of `training`; if a signal cancels this, save the last finished step.
 
     An update or a checkpoint that has begun ends before. What is not saved after GRACE seconds is not saved.

@@ -16,11 +16,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from hindsight.cluster.heal import RESTARTS, Restarts, Watched
 from hindsight.cluster.plan import Place, Plan
 from hindsight.cluster.turns import Turns
-from hindsight.configs.environ import CORE_SHARE, actor_environment, named
+from hindsight.configs.environ import CORE_SHARE, actor_environment, actor_name_variable
 from hindsight.envs.base import EnvFamily
 from hindsight.envs.registry import make_family
 from hindsight.envs.runtime.pool import PoolHandles, start_pool
-from hindsight.envs.runtime.remote import answer, call
+from hindsight.envs.runtime.remote import await_remote, call
 from hindsight.learner.critic import CriticGroup
 from hindsight.learner.group import LearnerGroup, RankGroup
 from hindsight.rollout.engine import Engine, engine_env
@@ -118,7 +118,9 @@ async def reserve(plan: Plan) -> PlacementGroup:
     """
     group = placement_group(list(plan.bundles), strategy="PACK")
     waiting = f"reserving resources for {len(plan.places)} actors (does another run hold them?)"
-    await answer(group.ready(), timeout=plan.config.cluster.start_timeout, setting=STARTING, what=waiting)
+    await await_remote(
+        group.ready(), timeout=plan.config.cluster.start_timeout, setting=STARTING, what=waiting
+    )
     return group
 
 
@@ -161,7 +163,7 @@ class _Starting:
             num_cpus=0,
             max_concurrency=65_536,  # a call per episode in flight
             **self.replaced,
-            **variables(actor_environment(threads=1) | named("worker"), gpus=0),
+            **variables(actor_environment(threads=1) | actor_name_variable("worker"), gpus=0),
         )
         return Actors(
             engines=self.engines,
@@ -186,7 +188,7 @@ class _Starting:
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(
                     self.group, placement_group_bundle_index=place.bundle
                 ),
-                **variables(env | self.cores(place) | named(role, index), place.gpus),
+                **variables(env | self.cores(place) | actor_name_variable(role, index), place.gpus),
             }
             for index, place in enumerate(self.plan.of(role))
         ]
@@ -296,7 +298,7 @@ class Held:
 async def find_address(options: dict[str, Any], **limit: Any) -> Address:
     """An address for an endpoint that an actor with these options serves, and its successor."""
     asked = ray.remote(new_address).options(**options | {"num_cpus": 0, "num_gpus": 0}).remote()
-    address: Address = await answer(asked, what="finding an address for the user's endpoint", **limit)
+    address: Address = await await_remote(asked, what="finding an address for the user's endpoint", **limit)
     return address
 
 

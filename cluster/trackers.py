@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from hindsight.cluster.report.definitions import find, full_name, gauge
+from hindsight.cluster.report.definitions import find_definition, full_name, gauge
 from hindsight.cluster.report.run_folder import COLD, CONFIG
 from hindsight.configs.registry import TRACKERS
 from hindsight.configs.schema import Tracking
@@ -205,7 +205,7 @@ class Trackio(Tracker):
 
 def about(name: str) -> str:
     """A metric's description with its unit; its name if it has none."""
-    one = find(name.partition(" ")[0])
+    one = find_definition(name.partition(" ")[0])
     return " ".join(filter(None, [one.about, one.unit and f"Unit: {one.unit}."])) if one else name
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hindsight.cluster.evaluate import Evaluation, Stage, evaluate, numbered, row_of
+from hindsight.cluster.evaluate import Evaluation, Stage, numbered, row_of, run_evaluation
 from hindsight.cluster.failures import KINDS, Losses
 from hindsight.cluster.first_prompts import set_long_ones_aside
 from hindsight.cluster.method import Method
@@ -312,7 +312,7 @@ class Trainer:
             run.watchdog.beat("evaluating")
             run.view.advance(done, len(episodes))
 
-        playing = evaluate(
+        playing = run_evaluation(
             self.config,
             self.actors,
             run.renderer,

@@ -176,7 +176,7 @@ class View:
             self.say("\n".join(excerpt(episode_row(episodes[number], number))))
 
     def _screen(self) -> Table:
-        return draw(self.progress)
+        return _draw(self.progress)
 
     def _log(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S  ")
@@ -201,7 +201,7 @@ class View:
             self._written = status
 
 
-def draw(progress: Progress) -> Table:
+def _draw(progress: Progress) -> Table:
     """The live display: a line for each phase that runs, the activity, and what a start waits for."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for name in ("name", "bar", "count", "clock", "left"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hindsight.configs.load import load, methods
+from hindsight.configs.load import load_config, methods
 from hindsight.configs.schema import Config
 
 COLUMNS = ("method", "paper", "credit", "feedback", "teacher signal", "teacher weights", "what it is")
@@ -31,10 +31,10 @@ class MethodRow:
         return (method, self.paper, self.credit, self.feedback, self.signal, self.teacher, self.about)
 
 
-def describe(name: str, file: Path) -> MethodRow:
+def _describe(name: str, file: Path) -> MethodRow:
     """The row of a method: its first line holds title, paper and a sentence; the rest is settings."""
     title, paper, about = (part.strip() for part in file.read_text().splitlines()[0].lstrip("# ").split("|"))
-    config = load(None, [f"method={name}"])
+    config = load_config(None, [f"method={name}"])
     asks = config.signal.asks_teacher
     return MethodRow(
         name=name,
@@ -50,7 +50,7 @@ def describe(name: str, file: Path) -> MethodRow:
 
 def catalog() -> list[MethodRow]:
     """Every built-in method."""
-    return [describe(name, file) for name, file in methods().items()]
+    return [_describe(name, file) for name, file in methods().items()]
 
 
 def _credit(config: Config) -> str:

@@ -18,7 +18,7 @@ from hindsight.configs.setting import settings
 FREE_GIB = 0.5  # least free disk space to start with; a run also stops cleanly when the disk fills up later
 
 
-def check(config: Config) -> list[str]:
+def check_config(config: Config) -> list[str]:
     """Every problem of `config`, each naming key, value and what is allowed; empty if it can run.
 
     Looks at the file system (`out`, `env.data`, `model.path`), never at a GPU, a port or the network.
@@ -142,7 +142,7 @@ def _paths(config: Config) -> Iterator[str]:
         )
 
 
-def differences(before: str, config: Config) -> list[str]:
+def changed_settings(before: str, config: Config) -> list[str]:
     """Settings that differ from `before`, which `render` wrote: "key: before → now" each."""
     earlier = yaml.safe_load(before)
     lines = []

@@ -58,7 +58,7 @@ def actor_environment(threads: int = 0) -> dict[str, str]:
     return everywhere() | cores | {"HF_HUB_OFFLINE": "1"} | blanked()
 
 
-def named(role: str, index: int = 0) -> dict[str, str]:
+def actor_name_variable(role: str, index: int = 0) -> dict[str, str]:
     """The variable that names an actor."""
     return {ACTOR_NAME: f"{role}-{index}"}
 
@@ -85,7 +85,7 @@ def public(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in hidden}
 
 
-def values(names: Iterable[str]) -> dict[str, str]:
+def present_variables(names: Iterable[str]) -> dict[str, str]:
     """Those of these variables that this process has."""
     return {name: value for name in names if (value := os.environ.get(name))}
 

@@ -35,11 +35,11 @@ class ConfigError(ValueError):
     """The recipe or an override cannot be read; the message has one line per mistake."""
 
 
-def load(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Merge the defaults, the recipe (on the one it names as `base`) and `key=value` overrides.
 
     Where a layer names a `method`, the method's settings come just below that layer; the method named last
-    is the only one. Types are checked here, ranges and contradictions by `configs.check.check`.
+    is the only one. Types are checked here, ranges and contradictions by `configs.check`.
 
     Args:
         recipe: path of a YAML file, or name of a built-in recipe such as "alfworld".

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import yaml
 
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.registry import REGISTRIES, Registry
 from hindsight.configs.schema import Config
 from hindsight.configs.setting import Setting, settings
@@ -40,7 +40,7 @@ def _extensions(registry: Registry, section: str) -> Iterator[str]:
     shared = {item.key: item for item in settings(getattr(Config(), section), f"{section}.")}
     for name in registry.installed:
         named = registry.override(name)
-        extended = getattr(load(None, [named]), section)
+        extended = getattr(load_config(None, [named]), section)
         own = [
             item
             for item in settings(extended, f"{section}.")

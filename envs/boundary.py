@@ -71,7 +71,7 @@ def described(error: BaseException) -> str:
     return said[:LONGEST_MESSAGE].encode(errors="backslashreplace").decode()
 
 
-def text(value: Any, field: str) -> str:
+def _text(value: Any, field: str) -> str:
     """A text that can be encoded and that a context could hold."""
     if not isinstance(value, str):
         raise bad(field, value, "text")
@@ -87,7 +87,7 @@ def text(value: Any, field: str) -> str:
     return value
 
 
-def texts(value: Any, field: str) -> tuple[str, ...]:
+def _texts(value: Any, field: str) -> tuple[str, ...]:
     """A list or tuple of texts."""
     if not isinstance(value, list | tuple):
         raise bad(field, value, "a list or tuple of texts")
@@ -95,8 +95,8 @@ def texts(value: Any, field: str) -> tuple[str, ...]:
         raise bad(field, value, f"at most {LONGEST} texts, not {len(value)}")
     plain = value
     if not set(map(type, value)) <= {str}:
-        plain = [text(one, f"{field}[{number}]") for number, one in enumerate(value)]
-    text("".join(plain), f"{field}, joined,")  # one check is cheaper than one for each
+        plain = [_text(one, f"{field}[{number}]") for number, one in enumerate(value)]
+    _text("".join(plain), f"{field}, joined,")  # one check is cheaper than one for each
     return tuple(plain)  # a tuple is not copied
 
 
@@ -115,7 +115,7 @@ def number(value: Any, field: str) -> float:
     return value
 
 
-def flag(value: Any, field: str) -> bool:
+def _flag(value: Any, field: str) -> bool:
     """True or False, or 1 or 0."""
     if value is True or value is False:
         return bool(value)
@@ -125,7 +125,7 @@ def flag(value: Any, field: str) -> bool:
     return bool(plain)
 
 
-def data(value: Any, field: str, kind: type[T]) -> T:
+def _data(value: Any, field: str, kind: type[T]) -> T:
     """JSON data, as a copy that holds nothing else; `kind` is the type of the whole, in JSON's terms."""
     if isinstance(value, kind) and not value:
         return value
@@ -149,26 +149,27 @@ def data(value: Any, field: str, kind: type[T]) -> T:
     return found
 
 
-def observation(value: Any, field: str = "the observation") -> Observation:
+def _observation(value: Any, field: str = "the observation") -> Observation:
     """An Observation; a subclass stays what it is."""
     if not isinstance(value, Observation):
         raise bad(field, value, "an Observation")
     found: dict[str, Any] = {
-        name: text(getattr(value, name), f"{field}.{name}") for name in ("text", "state_key", "rules", "goal")
+        name: _text(getattr(value, name), f"{field}.{name}")
+        for name in ("text", "state_key", "rules", "goal")
     }
-    found["actions"] = texts(value.actions, f"{field}.actions")
+    found["actions"] = _texts(value.actions, f"{field}.actions")
     if value.role not in ROLES:
         raise bad(f"{field}.role", value.role, " or ".join(ROLES))
-    found["role"] = text(value.role, f"{field}.role")
+    found["role"] = _text(value.role, f"{field}.role")
     if value.tools or not isinstance(value.tools, tuple):
-        tools = data(value.tools, f"{field}.tools", list)
+        tools = _data(value.tools, f"{field}.tools", list)
         if not all(isinstance(tool, dict) and isinstance(tool.get("name"), str) for tool in tools):
             raise bad(f"{field}.tools", value.tools, "schemas with a name each")
         found["tools"] = tuple(tools)
     return _with(value, found)
 
 
-def verdict(value: Any) -> Verdict | None:
+def _verdict(value: Any) -> Verdict | None:
     """A Verdict, or None."""
     if value is None:
         return None
@@ -177,19 +178,19 @@ def verdict(value: Any) -> Verdict | None:
     return _with(value, _judged(value, "the verdict"))
 
 
-def result(value: Any, field: str = "the result") -> StepResult:
+def _result(value: Any, field: str = "the result") -> StepResult:
     """A StepResult."""
     if not isinstance(value, StepResult):
         raise bad(field, value, "a StepResult")
     found = _judged(value, field)
-    found["observation"] = observation(value.observation, f"{field}.observation")
-    found["feedback"] = text(value.feedback, f"{field}.feedback")
-    found["terminated"] = flag(value.terminated, f"{field}.terminated")
-    found["truncated"] = flag(value.truncated, f"{field}.truncated")
+    found["observation"] = _observation(value.observation, f"{field}.observation")
+    found["feedback"] = _text(value.feedback, f"{field}.feedback")
+    found["terminated"] = _flag(value.terminated, f"{field}.terminated")
+    found["truncated"] = _flag(value.truncated, f"{field}.truncated")
     return _with(value, found)
 
 
-def demonstration(value: Any) -> Demonstration:
+def _demonstration(value: Any) -> Demonstration:
     """A Demonstration of at least one step."""
     if not isinstance(value, Demonstration):
         raise bad("the demonstration", value, "a Demonstration")
@@ -198,21 +199,21 @@ def demonstration(value: Any) -> Demonstration:
     if not isinstance(value.steps, list | tuple) or not value.steps:
         raise bad("the demonstration.steps", value.steps, "a tuple of at least one DemoStep")
     steps = tuple(_demo_step(step, f"step {number}") for number, step in enumerate(value.steps))
-    success = flag(value.success, "the demonstration.success")
-    return Demonstration(value.task, observation(value.first, "the demonstration.first"), steps, success)
+    success = _flag(value.success, "the demonstration.success")
+    return Demonstration(value.task, _observation(value.first, "the demonstration.first"), steps, success)
 
 
-def solution(value: Any) -> list[str] | None:
+def _solution(value: Any) -> list[str] | None:
     """A list of actions, or None."""
-    return None if value is None else list(texts(value, "the reference solution"))
+    return None if value is None else list(_texts(value, "the reference solution"))
 
 
 CHECKS: dict[str, Callable[[Any], Any]] = {
-    "reset": observation,
-    "step": result,
-    "finish": verdict,
-    "demonstrate": demonstration,
-    "reference": solution,
+    "reset": _observation,
+    "step": _result,
+    "finish": _verdict,
+    "demonstrate": _demonstration,
+    "reference": _solution,
 }
 
 
@@ -220,10 +221,10 @@ def _demo_step(value: Any, field: str) -> DemoStep:
     if not isinstance(value, DemoStep):
         raise bad(field, value, "a DemoStep")
     return DemoStep(
-        observation(value.observation, f"{field}.observation"),
-        text(value.action, f"{field}.action"),
-        text(value.expert, f"{field}.expert"),
-        result(value.result, f"{field}.result"),
+        _observation(value.observation, f"{field}.observation"),
+        _text(value.action, f"{field}.action"),
+        _text(value.expert, f"{field}.expert"),
+        _result(value.result, f"{field}.result"),
     )
 
 
@@ -231,8 +232,8 @@ def _judged(value: StepResult | Verdict, field: str) -> dict[str, Any]:
     """The checked fields that results and verdicts share."""
     return {
         "reward": number(value.reward, f"{field}.reward"),
-        "success": flag(value.success, f"{field}.success"),
-        "info": data(value.info, f"{field}.info", dict),
+        "success": _flag(value.success, f"{field}.success"),
+        "info": _data(value.info, f"{field}.info", dict),
     }
 
 

@@ -33,7 +33,7 @@ class DrawingError(RuntimeError):
     """A user's drawing cannot be used; the message says why."""
 
 
-def blocks(env_name: str, observation: str, action: str, feedback: str) -> list[Block]:
+def draw_turn(env_name: str, observation: str, action: str, feedback: str) -> list[Block]:
     """Draw a turn: what the agent saw, what it did, and the environment's reply, in this order.
 
     An empty text has no block, so a caller can draw any of the three alone. Calls and code are drawn with
@@ -46,17 +46,17 @@ def blocks(env_name: str, observation: str, action: str, feedback: str) -> list[
     try:
         return _draw(env_name, observation, action, feedback)
     except DrawingError as error:
-        return [*text(str(error)), *plain(observation, action, feedback)]
+        return [*text_blocks(str(error)), *plain_blocks(observation, action, feedback)]
 
 
-def text(words: str) -> list[Block]:
+def text_blocks(words: str) -> list[Block]:
     """One block of text, or none if there is nothing but white space."""
     return [{"kind": "text", "text": words}] if words.strip() else []
 
 
-def plain(observation: str, action: str, feedback: str) -> list[Block]:
+def plain_blocks(observation: str, action: str, feedback: str) -> list[Block]:
     """The three texts as they are."""
-    return [*text(observation), *text(action), *text(feedback)]
+    return [*text_blocks(observation), *text_blocks(action), *text_blocks(feedback)]
 
 
 def tool_calls(observation: str, action: str, feedback: str) -> list[Block]:
@@ -70,14 +70,19 @@ def tool_calls(observation: str, action: str, feedback: str) -> list[Block]:
     except MalformedCall:
         calls = ()
     if not calls:
-        return plain(observation, action, feedback)
+        return plain_blocks(observation, action, feedback)
     drawn: list[Block] = [{"kind": "call", "name": call.name, "arguments": call.arguments} for call in calls]
     results = [feedback] if len(calls) == 1 else feedback.split("\n")
     matched = len(results) == len(calls)
     if matched:
         for block, result in zip(drawn, results, strict=True):
             block |= {"result": result} if result else {}
-    return [*text(observation), *text(_around(action)), *drawn, *([] if matched else text(feedback))]
+    return [
+        *text_blocks(observation),
+        *text_blocks(_around(action)),
+        *drawn,
+        *([] if matched else text_blocks(feedback)),
+    ]
 
 
 def _around(action: str) -> str:
@@ -107,7 +112,7 @@ def _drawing(env_name: str) -> Callable[[str, str, str], list[Block]]:
     except UnknownName as error:
         raise DrawingError(f"no drawing: {error}") from error
     if module is None:
-        return plain
+        return plain_blocks
     found = getattr(module, "blocks", None)
     if not callable(found):
         raise DrawingError(

@@ -30,7 +30,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """Content hash of all tasks."""
-        return digest((*self.train, *self.evaluation))
+        return _digest((*self.train, *self.evaluation))
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Panel:
     @property
     def digest(self) -> str:
         """Content hash of its tasks: results on panels of equal digests can be compared."""
-        return digest(self.tasks)
+        return _digest(self.tasks)
 
     def __str__(self) -> str:
         return f"panel {self.name}: {len(self.tasks)} tasks, digest {self.digest}"
 
 
-def digest(tasks: Iterable[TaskSpec]) -> str:
+def _digest(tasks: Iterable[TaskSpec]) -> str:
     """Content hash (16 hex digits) over every task in order; equal digests mean equal tasks."""
     lines = (json.dumps(asdict(task), sort_keys=True) for task in tasks)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -8,7 +8,15 @@ from typing import ClassVar
 from hindsight.feedback.reading import Question, Reading, Unreadable, words
 from hindsight.feedback.source import Judged, JudgedSource
 from hindsight.feedback.sources import sibling
-from hindsight.feedback.transcript import Style, outcome, plain, section, shortened, task, transcript
+from hindsight.feedback.transcript import (
+    Style,
+    outcome,
+    plain_text,
+    section,
+    shortened,
+    task,
+    transcript,
+)
 from hindsight.rollout.action_format import without_thought
 from hindsight.rollout.types import Group, Trajectory
 
@@ -34,7 +42,7 @@ class Critique(JudgedSource):
     def question(self, group: Group, index: int, style: Style) -> Question | None:
         """Show the task, trajectory and outcome, plus the successful sibling if there is one to show."""
         trajectory = group.trajectories[index]
-        last = plain(trajectory.turns[-1].result.observation)
+        last = plain_text(trajectory.turns[-1].result.observation)
         other = sibling(group, index) if style.feedback.informs_judge else None
 
         def write(characters: int) -> str:

@@ -16,7 +16,7 @@ from hindsight.feedback.judge_client import Answer, Ask, JudgeError
 from hindsight.feedback.reading import Note, Question, Reading, Unreadable
 from hindsight.feedback.source import FeedbackSource, JudgedSource, make_sources
 from hindsight.feedback.sources import Sibling
-from hindsight.feedback.transcript import Show, Style, plain
+from hindsight.feedback.transcript import Show, Style, plain_text
 from hindsight.rollout.types import Failure, Group, TurnAt
 
 Read = TypeVar("Read")
@@ -62,7 +62,7 @@ async def gather_hints(
     group: Group,
     feedback: Feedback,
     ask: Ask | None = None,
-    show: Show = plain,
+    show: Show = plain_text,
     whole_turns: bool = False,
     about: Collection[int] | None = None,
 ) -> Hints:

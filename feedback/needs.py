@@ -22,7 +22,7 @@ def hints_need(sources: Iterable[Needs], settings: Feedback) -> Needs:
     return max(sources, key=ORDER.index, default="trajectory")
 
 
-def parts(episodes: Episodes, needs: Needs) -> list[tuple[int, ...]]:
+def ready_parts(episodes: Episodes, needs: Needs) -> list[tuple[int, ...]]:
     """The trajectories that can be asked about now, together with those in the same part.
 
     Later calls, when more episodes are over, return the same parts and perhaps more.

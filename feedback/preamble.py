@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from hindsight.envs.base import Demonstration
 from hindsight.feedback.reading import Question, words
-from hindsight.feedback.transcript import ELLIPSIS, NONE, plain, section, shortened, task
+from hindsight.feedback.transcript import ELLIPSIS, NONE, plain_text, section, shortened, task
 from hindsight.rollout.action_format import THOUGHT, THOUGHT_END, Form, without_thought
 from hindsight.rollout.types import Trajectory
 
@@ -66,7 +66,8 @@ def thoughts(seen: Sequence[str]) -> list[str]:
 def question(trajectory: Trajectory) -> Question:
     """Ask the model to reflect on its failed attempt, given its actions and their results (Reflexion)."""
     turns = [
-        f"Step {number} action: {turn.action or NONE}\nStep {number} result: {plain(turn.result.observation)}"
+        f"Step {number} action: {turn.action or NONE}\n"
+        f"Step {number} result: {plain_text(turn.result.observation)}"
         for number, turn in enumerate(trajectory.turns, start=1)
     ]
 

@@ -19,7 +19,7 @@ Show = Callable[[Observation], str]
 Written = TypeVar("Written", bound=Sized)
 
 
-def plain(observation: Observation) -> str:
+def plain_text(observation: Observation) -> str:
     """Return an observation without its list of actions."""
     return observation.text.strip()
 
@@ -29,7 +29,7 @@ class Style:
     """How to write a trajectory as text."""
 
     feedback: Feedback = field(default_factory=Feedback)
-    show: Show = plain  # formats an observation as the student saw it (`Renderer.show`)
+    show: Show = plain_text  # formats an observation as the student saw it (`Renderer.show`)
 
 
 def section(title: str, text: str) -> str | None:
@@ -43,7 +43,7 @@ def transcript(turns: Sequence[Turn], rendering: Literal["responses", "pairs"], 
         lines = [f"Step {n}: {without_thought(t.response) or NONE}" for n, t in enumerate(turns, first)]
     else:
         lines = [
-            f"Step {number} observation: {plain(turn.observation)}\n"
+            f"Step {number} observation: {plain_text(turn.observation)}\n"
             f"Step {number} action: {turn.action or NONE}"
             for number, turn in enumerate(turns, first)
         ]
@@ -65,7 +65,7 @@ def steps(trajectory: Trajectory) -> list[str]:
     """Write each turn with its answer, environment output, reward and extra info from the environment."""
     blocks = []
     for number, turn in enumerate(trajectory.turns, start=1):
-        output = turn.result.feedback.strip() or plain(turn.result.observation)
+        output = turn.result.feedback.strip() or plain_text(turn.result.observation)
         lines = [
             f"Turn {number}",
             f"Answer: {without_thought(turn.response) or NONE}",

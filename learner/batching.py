@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from hindsight.learner.packing import PackedRows, common, pack
+from hindsight.learner.packing import PackedRows, common, pack_rows
 from hindsight.learner.samples import TrainingSample, joined
 
 
@@ -123,7 +123,7 @@ class Batch:
 
 def collate(samples: Sequence[TrainingSample]) -> Batch:
     """Make tensors of samples; without samples, a batch of P = 0 that forward and backward passes accept."""
-    packed, places = pack([one.ids for one in samples] or [np.zeros(2, np.int32)])
+    packed, places = pack_rows([one.ids for one in samples] or [np.zeros(2, np.int32)])
     rows = np.repeat(np.arange(len(samples)), [len(one.positions) for one in samples])
     predictors = [place[one.positions - 1] for one, place in zip(samples, places, strict=False)]
     targets = [one.ids[one.positions] for one in samples]

@@ -46,7 +46,7 @@ class OtherFormat(CheckpointError):
 
 
 def complete(root: Path) -> list[Path]:
-    """Return the checkpoints in `root` that were finished, oldest first; `check` says if one is whole."""
+    """Return the finished checkpoints in `root`, oldest first; `verify_checkpoint` tells if one is intact."""
     if not root.is_dir():
         return []
     return sorted(folder for folder in root.iterdir() if NAME.fullmatch(folder.name) and folder.is_dir())
@@ -57,7 +57,7 @@ def latest(root: Path) -> Path | None:
     return next(reversed(complete(root)), None)
 
 
-def step_of(folder: Path) -> int:
+def checkpoint_step(folder: Path) -> int:
     """Return the step in a checkpoint folder's name."""
     return int(folder.name.removeprefix("step-"))
 
@@ -76,7 +76,7 @@ def newest_whole(root: Path) -> tuple[Path | None, dict[Path, str]]:
     damaged = {}
     for folder in reversed(complete(root)):
         try:
-            check(folder)
+            verify_checkpoint(folder)
         except Damaged as error:
             damaged[folder] = str(error)
         else:
@@ -91,7 +91,7 @@ def set_aside(folder: Path) -> Path:
     return folder.rename(target)
 
 
-def check(folder: Path) -> None:
+def verify_checkpoint(folder: Path) -> None:
     """Read every file of a checkpoint.
 
     Raises:

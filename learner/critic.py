@@ -17,7 +17,7 @@ from hindsight.learner.packing import PackedRows, hidden_states
 from hindsight.learner.rank import Rank
 from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.segment import fetch
-from hindsight.rollout.weights import WeightSet, unpack
+from hindsight.rollout.weights import WeightSet, unpack_tensors
 
 
 class ValueHead(nn.Module):
@@ -64,7 +64,7 @@ class CriticRank(Rank):
         """Copy the student's trunk."""
         import deepspeed
 
-        tensors = dict(unpack(fetch(weights), weights.layout))
+        tensors = dict(unpack_tensors(fetch(weights), weights.layout))
         for name, parameter in self.engine.module.named_parameters():
             if name.startswith("value_head."):
                 continue

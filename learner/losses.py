@@ -148,7 +148,7 @@ def signal_loss(
     return total, {"loss": float(total.detach()), "gap": float(gap.sum())}
 
 
-def sft(
+def sft_loss(
     logprobs: torch.Tensor, entropy: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Weighted sum over tokens of the negative log-likelihood, and the sums of its statistics."""

@@ -61,7 +61,7 @@ def common(first: np.ndarray, second: np.ndarray) -> int:
     return int(apart[0]) if len(apart) else size
 
 
-def pack(rows: Sequence[np.ndarray]) -> tuple[PackedRows, list[np.ndarray]]:
+def pack_rows(rows: Sequence[np.ndarray]) -> tuple[PackedRows, list[np.ndarray]]:
     """Pack rows of ids; return also where each row's tokens are in the sequence, (L,) int64 each.
 
     Rows that begin alike should follow each other; otherwise their beginning stands twice.
@@ -97,7 +97,7 @@ def _ends(sizes: Sequence[int]) -> torch.Tensor:
 
 
 def hidden_states(trunk: Any, rows: PackedRows) -> torch.Tensor:
-    """(N, H) last hidden states of a causal LM without its head, after `prepare`.
+    """(N, H) last hidden states of a causal LM without its head, after `enable_packing`.
 
     Raises:
         PackingError: the model reads one row at a time, and there are several.
@@ -111,7 +111,7 @@ def hidden_states(trunk: Any, rows: PackedRows) -> torch.Tensor:
     return states[0]
 
 
-def prepare(lm: Any, device: torch.device) -> str:
+def enable_packing(lm: Any, device: torch.device) -> str:
     """Let a transformers causal LM read packed rows; return why it cannot, or "".
 
     Args:
@@ -147,7 +147,7 @@ def kernel_agrees(lm: Any, device: torch.device) -> bool:
     config = lm.config.get_text_config()
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    rows = pack([np.array([1, 2, 3, 4, 5]), np.array([1, 2, 3, 6]), np.array([7])])[0].to(device)
+    rows = pack_rows([np.array([1, 2, 3, 4, 5]), np.array([1, 2, 3, 6]), np.array([7])])[0].to(device)
     made = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(1, count, len(rows.ids), size, generator=made).to(device, lm.dtype)

@@ -20,9 +20,9 @@ from hindsight.learner.logprobs import TokenLogprobs, TokenScores
 from hindsight.learner.rank import LearnerError, Rank
 from hindsight.learner.samples import TrainingSample
 from hindsight.learner.signals import make_signal
-from hindsight.rollout.adapter import FOLDER, Adapter, Pair, named, write
+from hindsight.rollout.adapter import FOLDER, Adapter, Pair, peft_names, write_adapter
 from hindsight.rollout.segment import Segment
-from hindsight.rollout.weights import Layout, WeightSet, describe, offsets, pack
+from hindsight.rollout.weights import Layout, WeightSet, meta_of, offsets, pack_tensors
 
 if TYPE_CHECKING:
     from hindsight.learner.senders import Sender
@@ -41,7 +41,7 @@ class PolicyRank(Rank):
 
     def score(self, ids: np.ndarray) -> np.ndarray:
         """(L − 1,) float32 log-probs of ids[1:] at temperature 1."""
-        rows = packing.pack([ids])[0].to(self.device)
+        rows = packing.pack_rows([ids])[0].to(self.device)
         places = torch.arange(len(ids) - 1, device=self.device)
         with self._reading():
             made: TokenScores = self.engine(rows, places, rows.ids[1:])
@@ -58,12 +58,12 @@ class PolicyRank(Rank):
             SegmentError: there is not enough memory.
         """
         if self.adapter is not None:
-            return self._put(version, named(self._pairs()).items())
+            return self._put(version, peft_names(self._pairs()).items())
         if self.rank:
             return self._put(version, self._parameters())
         free = [old for old in self.segments if old == version or old not in kept]
         segment = self.segments.pop(max(free)) if free else Segment(offsets(self.layout)[-1])
-        packed = pack(self._parameters(), self.layout, segment.data)
+        packed = pack_tensors(self._parameters(), self.layout, segment.data)
         self.segments[version] = segment
         data = ray.put(packed.flat) if copied else None
         return WeightSet(version, packed.layout, packed.checksum, data, segment.handle)
@@ -85,7 +85,7 @@ class PolicyRank(Rank):
         for name, pair in self.adapter.pairs.items():
             with self._whole(pair):
                 self.adapter.follow(name, share)
-        return self._put(version, named(self.adapter.average).items())
+        return self._put(version, peft_names(self.adapter.average).items())
 
     def join(self, meeting: dict[str, Any]) -> dict[str, Any]:
         """Get ready to send all weights to engines on GPUs; return what an engine needs to receive them.
@@ -116,13 +116,13 @@ class PolicyRank(Rank):
             return
         # A gathered parameter is freed when the next one comes, so copy it.
         weights = {name: one.to("cpu", copy=self._sharded) for name, one in self._parameters()}
-        adapter = named(self._pairs())
+        adapter = peft_names(self._pairs())
         from transformers import AutoTokenizer
 
         lm = self.engine.module.lm
         if self.adapter:
             weights = {name: weight.float() for name, weight in weights.items()}
-            write(Path(folder) / FOLDER, adapter, self.config.learner.lora, base=self.model)
+            write_adapter(Path(folder) / FOLDER, adapter, self.config.learner.lora, base=self.model)
         lm.save_pretrained(folder, state_dict=weights)
         if self.adapter:
             saved = copy.deepcopy(lm.config)
@@ -133,12 +133,12 @@ class PolicyRank(Rank):
     def _wrap(self, lm: Any) -> torch.nn.Module:
         """Wrap the LM; `self.weights` is what is exported, under the LM's names."""
         self.weights = dict(lm.named_parameters())  # an adapter would rename them
-        self.layout = tuple(describe(name, weight) for name, weight in self.weights.items())
+        self.layout = tuple(meta_of(name, weight) for name, weight in self.weights.items())
         self.segments: dict[int, Segment] = {}  # of exports, by version
         self.signal = make_signal(self.config.signal)
         lora = self.config.learner.lora
         self.adapter = Adapter(lm, lora, self.config.seed) if lora.rank else None
-        self.kept = named(self.adapter.average) if self.adapter else {}
+        self.kept = peft_names(self.adapter.average) if self.adapter else {}
         return TokenLogprobs(lm)
 
     def _forward(self, batch: Batch, objective: str, likeliest: int = 0) -> TokenScores:
@@ -160,7 +160,7 @@ class PolicyRank(Rank):
         made = self._forward(batch, objective)
         old = made.logprobs.detach() if old is None else old
         if objective == "sft":
-            return losses.sft(made.logprobs, made.entropy, batch.advantages)
+            return losses.sft_loss(made.logprobs, made.entropy, batch.advantages)
         if objective == "signal":
             teacher = Likelihoods(batch.teacher, batch.teacher_candidates)
             student = Likelihoods(made.logprobs, made.candidates)
@@ -189,7 +189,7 @@ class PolicyRank(Rank):
             for _ in tensors:  # all ranks may have to gather
                 pass
             return None
-        flat, layout, checksum = pack(tensors, layout)
+        flat, layout, checksum = pack_tensors(tensors, layout)
         return WeightSet(version, layout, checksum, ray.put(flat))
 
     def _parameters(self) -> Iterator[tuple[str, torch.Tensor]]:

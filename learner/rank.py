@@ -27,7 +27,7 @@ from hindsight.configs.schema import Config
 from hindsight.learner import losses, rank_state
 from hindsight.learner.batching import Batch, collate
 from hindsight.learner.compiled import load_collectives
-from hindsight.learner.packing import prepare
+from hindsight.learner.packing import enable_packing
 from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.device import find_device
 
@@ -150,7 +150,7 @@ class Rank(Named, ABC):
         lm = AutoModelForCausalLM.from_pretrained(self.model, dtype=getattr(torch, self.config.model.dtype))
         if self.config.learner.gradient_checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.alone = prepare(lm, self.device)
+        self.alone = enable_packing(lm, self.device)
         parameters = sum(parameter.numel() for parameter in lm.parameters())
         module = self._wrap(lm.train())
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -233,7 +233,7 @@ class Rank(Named, ABC):
 
     def save(self, folder: str) -> None:
         """Write this rank's part of what is trained and of the optimizer's state, and `kept`."""
-        rank_state.save(self.engine, Path(folder, self.NAME), self.rank, self.kept)
+        rank_state.save_rank_state(self.engine, Path(folder, self.NAME), self.rank, self.kept)
 
     def load(self, folder: str) -> None:
         """Load what `save` wrote.
@@ -241,7 +241,7 @@ class Rank(Named, ABC):
         Raises:
             CheckpointError: the folder has no state of this model.
         """
-        rank_state.load(self.engine, Path(folder, self.NAME), self.rank, self.kept)
+        rank_state.load_rank_state(self.engine, Path(folder, self.NAME), self.rank, self.kept)
 
     def _by_sample(
         self, micros: Sequence[Sequence[TrainingSample]], ask: Callable[[Batch], torch.Tensor]

@@ -42,7 +42,7 @@ class Part:
         return whole.view(-1).narrow(0, self.at, self.size)
 
 
-def parts(engine: Any, rank: int) -> Iterator[Part]:
+def rank_parts(engine: Any, rank: int) -> Iterator[Part]:
     """This rank's parts of everything that a DeepSpeed engine trains."""
     optimizer = engine.optimizer
     trained = [(name, one) for name, one in engine.module.named_parameters() if one.requires_grad]
@@ -68,7 +68,7 @@ def is_divided(engine: Any) -> bool:
     return int(engine.zero_optimization_stage()) > 0
 
 
-def save(engine: Any, folder: Path, rank: int, extra: Mapping[str, torch.Tensor]) -> None:
+def save_rank_state(engine: Any, folder: Path, rank: int, extra: Mapping[str, torch.Tensor]) -> None:
     """Write this rank's parts into a new folder; no rank waits for another.
 
     Args:
@@ -87,7 +87,7 @@ def save(engine: Any, folder: Path, rank: int, extra: Mapping[str, torch.Tensor]
             yield from extra.items()
         if rank and not is_divided(engine):
             return
-        for part in parts(engine, rank):
+        for part in rank_parts(engine, rank):
             yield f"{MASTER}/{part.name}@{part.start}", part.of(part.holder.detach())
             held = state.get(part.holder)  # before its first step Adam may have none
             for moment in MOMENTS if held else ():
@@ -105,8 +105,8 @@ def save(engine: Any, folder: Path, rank: int, extra: Mapping[str, torch.Tensor]
 
 
 @torch.no_grad()
-def load(engine: Any, folder: Path, rank: int, extra: Mapping[str, torch.Tensor]) -> None:
-    """Read what `save` wrote; every rank must call it.
+def load_rank_state(engine: Any, folder: Path, rank: int, extra: Mapping[str, torch.Tensor]) -> None:
+    """Read what `save_rank_state` wrote; every rank must call it.
 
     Args:
         extra: is overwritten.
@@ -134,7 +134,7 @@ def load(engine: Any, folder: Path, rank: int, extra: Mapping[str, torch.Tensor]
                 f"{folder} lacks {min(missing)}: keep the settings of the run that wrote it"
             )
         _check(engine, pieces, folder)
-        for part in parts(engine, rank):
+        for part in rank_parts(engine, rank):
             _fill(part.of(part.holder), part, pieces[MASTER, part.name])
             held = _adam(engine.optimizer.optimizer.state[part.holder], part.holder, float(facts["step"]))
             for moment in MOMENTS:

@@ -15,7 +15,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from hindsight.rollout.weights import Layout, digest, word_sum
+from hindsight.rollout.weights import Layout, digest_of_sums, word_sum
 
 INFOS: dict[str, type[TrainerInitInfo]] = {"nccl": NCCLTrainerInitInfo, "ipc": IPCTrainerInitInfo}
 
@@ -105,4 +105,4 @@ class Sender:
             until the parameters change; and the checksum of what was sent. Rank 0's count.
         """
         self.trainer.send_weights()
-        return dict(self.client.update), digest(self.source.sums)
+        return dict(self.client.update), digest_of_sums(self.source.sums)

@@ -87,7 +87,7 @@ class Adapter:
             module.train(on)
 
 
-def named(pairs: Mapping[str, Pair]) -> dict[str, torch.Tensor]:
+def peft_names(pairs: Mapping[str, Pair]) -> dict[str, torch.Tensor]:
     """Return A and B by PEFT's names, given `pairs` by the model's names of the adapted weights."""
     return {
         f"base_model.model.{name.removesuffix('.weight')}.lora_{letter}.weight": tensor
@@ -110,7 +110,9 @@ def peft_config(settings: Lora, base: str | None = None) -> Any:
     )
 
 
-def write(folder: Path, tensors: Mapping[str, torch.Tensor], settings: Lora, base: str | None = None) -> None:
+def write_adapter(
+    folder: Path, tensors: Mapping[str, torch.Tensor], settings: Lora, base: str | None = None
+) -> None:
     """Write A and B (by PEFT's names) to a folder that PEFT and vLLM can load on top of the base model."""
     from safetensors.torch import save_file
 
@@ -122,14 +124,14 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], settings: Lora, bas
 
 @dataclass(frozen=True)
 class Saved:
-    """An adapter written by `write`."""
+    """An adapter written by `write_adapter`."""
 
     base: Path
     settings: Lora
     tensors: dict[str, torch.Tensor]
 
 
-def read(model: Path) -> Saved | None:
+def read_adapter(model: Path) -> Saved | None:
     """Read the adapter of a checkpoint's model folder; None if it has none.
 
     Raises:

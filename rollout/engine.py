@@ -24,7 +24,7 @@ import ray
 
 from hindsight.configs.environ import Named, actor_environment
 from hindsight.configs.schema import Config
-from hindsight.rollout.adapter import write
+from hindsight.rollout.adapter import write_adapter
 from hindsight.rollout.device import find_device
 from hindsight.rollout.outline import layer_names
 from hindsight.rollout.sampled import to_generation
@@ -32,7 +32,7 @@ from hindsight.rollout.segment import Mirror, fetch
 from hindsight.rollout.sockets import use_own_folder
 from hindsight.rollout.starting import file_of, telling
 from hindsight.rollout.types import EngineError, EngineLost, Generation, Sampling
-from hindsight.rollout.weights import WeightSet, checksum, unpack
+from hindsight.rollout.weights import WeightSet, checksum, unpack_tensors
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs, RequestOutput, SamplingParams
@@ -261,7 +261,8 @@ class Engine(Named):
             if weights.version <= self.version:  # vLLM would keep the old adapter with this number
                 raise ValueError(f"adapter {self.version} is served already; got {weights.version}")
             folder = tempfile.TemporaryDirectory(prefix="hindsight-adapter-")
-            write(Path(folder.name), dict(unpack(flat, weights.layout)), self.config.learner.lora)
+            tensors = dict(unpack_tensors(flat, weights.layout))
+            write_adapter(Path(folder.name), tensors, self.config.learner.lora)
             request = LoRARequest(f"adapter {weights.version}", weights.version, folder.name)
             await self.llm.add_lora(request)
             await self.llm.update_weight_version(str(weights.version))

@@ -25,7 +25,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from hindsight.rollout.segment import SegmentHandle, attach
-from hindsight.rollout.weights import Layout, TensorMeta, digest, unpack, word_sum
+from hindsight.rollout.weights import Layout, TensorMeta, digest_of_sums, unpack_tensors, word_sum
 
 
 class Summing:
@@ -76,7 +76,7 @@ class Received(WeightTransferEngine[Any, Any]):
             raise ValueError(f"synced weights lack {len(missing)} of the engine's parameters: {missing[:8]}")
         super().finish_weight_update()  # type: ignore[safe-super]
         refresh_packed_head(self.model)
-        self.checksum = digest(self.summing.sums)
+        self.checksum = digest_of_sums(self.summing.sums)
 
 
 @dataclass
@@ -114,7 +114,7 @@ class Mapped(WeightTransferEngine[NoInit, SegmentUpdate]):
     def receive_weights(self, update_info: SegmentUpdate) -> None:
         """Load all tensors."""
         layout = tuple(TensorMeta(name, tuple(shape), dtype) for name, shape, dtype in update_info.layout)
-        self.model.load_weights(unpack(attach(SegmentHandle(**update_info.handle)), layout))  # type: ignore[operator]
+        self.model.load_weights(unpack_tensors(attach(SegmentHandle(**update_info.handle)), layout))  # type: ignore[operator]
 
     def finish_weight_update(self) -> None:
         """Convert the tensors to the format that the kernels use."""

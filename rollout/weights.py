@@ -48,7 +48,7 @@ class WeightSet:
 
     version: int
     layout: Layout
-    checksum: str  # of the buffer, from `pack`
+    checksum: str  # of the buffer, from `pack_tensors`
     data: ray.ObjectRef | None = None  # flat uint8 array in the object store
     segment: SegmentHandle | None = None  # the same bytes in shared memory; rewritten by a later version
 
@@ -61,7 +61,7 @@ class Packed(NamedTuple):
     checksum: str
 
 
-def describe(name: str, tensor: torch.Tensor) -> TensorMeta:
+def meta_of(name: str, tensor: torch.Tensor) -> TensorMeta:
     """Return the metadata of a tensor."""
     return TensorMeta(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
@@ -72,7 +72,7 @@ def offsets(layout: Sequence[TensorMeta]) -> list[int]:
     return list(accumulate(padded, initial=0))
 
 
-def pack(
+def pack_tensors(
     named_tensors: Iterable[tuple[str, torch.Tensor]],
     layout: Layout | None = None,
     into: np.ndarray | None = None,
@@ -94,15 +94,17 @@ def pack(
     """
     if layout is None:
         named_tensors = list(named_tensors)
-        layout = tuple(describe(name, tensor) for name, tensor in named_tensors)
+        layout = tuple(meta_of(name, tensor) for name, tensor in named_tensors)
     flat = np.zeros(offsets(layout)[-1], dtype=np.uint8) if into is None else into
     sums = []
-    for meta, (_, target), (name, tensor) in zip(layout, unpack(flat, layout), named_tensors, strict=True):
-        if (found := describe(name, tensor)) != meta:
+    for meta, (_, target), (name, tensor) in zip(
+        layout, unpack_tensors(flat, layout), named_tensors, strict=True
+    ):
+        if (found := meta_of(name, tensor)) != meta:
             raise ValueError(f"weights do not match their layout: expected {meta}, got {found}")
         copy(tensor.detach(), target)
         sums.append(word_sum(target))  # now: small tensors are still in the processor's cache
-    return Packed(flat, layout, digest(sums))
+    return Packed(flat, layout, digest_of_sums(sums))
 
 
 def copy(tensor: torch.Tensor, target: torch.Tensor) -> None:
@@ -113,7 +115,7 @@ def copy(tensor: torch.Tensor, target: torch.Tensor) -> None:
         target.copy_(tensor)
 
 
-def unpack(flat: np.ndarray, layout: Sequence[TensorMeta]) -> Iterator[tuple[str, torch.Tensor]]:
+def unpack_tensors(flat: np.ndarray, layout: Sequence[TensorMeta]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield views of the buffer in layout order. They must not be written where the buffer is read-only.
 
     Raises:
@@ -131,11 +133,11 @@ def unpack(flat: np.ndarray, layout: Sequence[TensorMeta]) -> Iterator[tuple[str
 
 
 def checksum(flat: np.ndarray, layout: Sequence[TensorMeta]) -> str:
-    """Return the `digest` of the tensors in a buffer."""
-    return digest([word_sum(tensor) for _, tensor in unpack(flat, layout)])
+    """Return the `digest_of_sums` of the tensors in a buffer."""
+    return digest_of_sums([word_sum(tensor) for _, tensor in unpack_tensors(flat, layout)])
 
 
-def digest(sums: Sequence[torch.Tensor]) -> str:
+def digest_of_sums(sums: Sequence[torch.Tensor]) -> str:
     """Return a text that differs if the `word_sum` of any tensor does, or their order.
 
     It is for accidents, not for adversaries: a cryptographic hash of all bytes would cost ten copies.

@@ -210,7 +210,7 @@ class Worker(Named):
         waiting.add_done_callback(self._waiting.discard)
 
     async def _reopen(self, engine: int) -> None:
-        await serving(self._engines[engine])
+        await _serving(self._engines[engine])
         async with self._opened:
             self._router.closed.discard(engine)
             self._opened.notify_all()
@@ -300,7 +300,7 @@ async def ask_worker(worker: Any, config: Config, method: str, *args: Any, what:
     return await insist(worker, method, *args, start_timeout=config.cluster.start_timeout, **limit)
 
 
-async def serving(engine: Any) -> None:
+async def _serving(engine: Any) -> None:
     """Wait until an engine whose process is being replaced serves the newest weights."""
     limit: dict[str, Any] = {"timeout": 60.0, "setting": "cluster.start_timeout"}
     served = False

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hindsight.envs.runtime.remote import ActorUnavailable, AnswerLost, answer, back, call
+from hindsight.envs.runtime.remote import ActorUnavailable, AnswerLost, await_remote, back, call
 from hindsight.rollout.segment import SegmentUnreachable
 from hindsight.rollout.weights import WeightSet
 from hindsight.teacher.contexts import ScoreRequest
@@ -145,7 +145,7 @@ class ScorerPool:
         while True:
             about, flat = replica.snapshot.options(num_returns=2).remote(version)
             try:
-                version, layout, checksum = await answer(about, what=what, **self._limit)
+                version, layout, checksum = await await_remote(about, what=what, **self._limit)
                 return WeightSet(version, layout, checksum, flat)
             except (ActorUnavailable, Outdated):
                 await self._call(replica, *last, what=what)

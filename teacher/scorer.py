@@ -15,10 +15,10 @@ import torch
 
 from hindsight.configs.environ import Named, actor_environment
 from hindsight.configs.schema import Config
-from hindsight.rollout.adapter import Adapter, named
+from hindsight.rollout.adapter import Adapter, peft_names
 from hindsight.rollout.device import find_device
 from hindsight.rollout.segment import fetch
-from hindsight.rollout.weights import Layout, WeightSet, checksum, pack, unpack
+from hindsight.rollout.weights import Layout, WeightSet, checksum, pack_tensors, unpack_tensors
 from hindsight.teacher.contexts import ScoreRequest
 from hindsight.teacher.cpu_attention import use_products
 from hindsight.teacher.plan import Tails, lay_out, plan_batches, plan_forwards
@@ -237,7 +237,7 @@ class TeacherScorer(Named):
             torch.nn.Module.to(loaded, self._device)
         self._scorer = SpanScorer(loaded, config.teacher.batch_tokens, temperature)
         # The tensors that follow the student, by their names in a weight sync.
-        self._held = named(adapter.pairs) if adapter else dict(loaded.named_parameters())
+        self._held = peft_names(adapter.pairs) if adapter else dict(loaded.named_parameters())
         averages = share < 1 and not config.averages_adapter  # the learner averages an adapter
         # A moving average in bfloat16 would round small steps away.
         self._average = (
@@ -270,17 +270,17 @@ class TeacherScorer(Named):
             raise WeightsError(
                 f"weights {weights.version}: sent checksum {weights.checksum}, arrived as {found}"
             )
-        self._take(unpack(flat, weights.layout), 1.0 if whole else self._share)
+        self._take(unpack_tensors(flat, weights.layout), 1.0 if whole else self._share)
         self._version = weights.version
 
     def snapshot(self, version: int) -> tuple[tuple[int, Layout, str], np.ndarray]:
-        """Return version, layout and checksum of the weights, and all of them in one buffer (`pack`).
+        """Return version, layout and checksum of the weights, and all of them in one buffer (`pack_tensors`).
 
         Raises:
             Outdated: this process has not the weights of that version.
         """
         self._require(version)
-        flat, layout, checksum = pack((self._average or self._held).items())
+        flat, layout, checksum = pack_tensors((self._average or self._held).items())
         return (self._version, layout, checksum), flat
 
     def save(self, path: str, version: int | None = None) -> None:

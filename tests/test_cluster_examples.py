@@ -12,8 +12,8 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
-from hindsight.configs.check import check
-from hindsight.configs.load import load
+from hindsight.configs.check import check_config
+from hindsight.configs.load import load_config
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "cluster"
 
@@ -23,7 +23,7 @@ def test_the_job_of_kubernetes() -> None:
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     program, command, recipe, *overrides = shlex.split(job["spec"]["entrypoint"])
     assert (program, command) == ("hindsight", "train") and "resume=auto" in overrides
-    assert check(load(recipe, [*overrides, "out=run"])) == []
+    assert check_config(load_config(recipe, [*overrides, "out=run"])) == []
     cluster = job["spec"]["rayClusterSpec"]
     assert cluster["rayVersion"] == version("ray")
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]

@@ -14,8 +14,8 @@ import typer
 from typer.testing import CliRunner
 
 from hindsight.cluster.cli import app
-from hindsight.configs.check import check
-from hindsight.configs.load import ConfigError, load
+from hindsight.configs.check import check_config
+from hindsight.configs.load import ConfigError, load_config
 from hindsight.configs.reference import reference
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -164,6 +164,6 @@ def hindsight_problem(words: tuple[str, ...]) -> str:
 def problems(recipe: str, overrides: list[str]) -> str:
     """What is wrong with the settings of a command."""
     try:
-        return "; ".join(check(load(recipe, overrides)))
+        return "; ".join(check_config(load_config(recipe, overrides)))
     except ConfigError as error:
         return str(error)

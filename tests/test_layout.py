@@ -1,4 +1,4 @@
-"""The project's limits on size and on swallowed errors, held for every Python file of the project."""
+"""Rules for every Python file of the project: its size, its names, its docstrings, no swallowed errors."""
 
 from __future__ import annotations
 
@@ -126,11 +126,33 @@ def test_an_undocumented_method_is_found() -> None:
     assert undocumented({"Mine": Mine}, __name__) == [f"{__name__}.Mine.undocumented"]
 
 
-def test_every_public_class_has_a_name_of_its_own() -> None:
+# Names that several modules share because whoever calls them knows the module and not the function.
+SHARED = {
+    "main": "a process starts with it",
+    "blocks": "the interface of a drawing (`envs.drawing`): one in each `*_drawing.py`",
+}
+
+
+def shared_names(sources: Mapping[str, str]) -> list[str]:
+    """Public top-level classes and functions that several files define, and where; `sources` by file."""
     homes: dict[str, list[str]] = {}
-    for file in (file.relative_to(PROJECT) for file in FILES):
-        for node in [] if file.parts[0] == "tests" else ast.parse((PROJECT / file).read_text()).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+    for file, source in sources.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 homes.setdefault(node.name, []).append(f"{file}:{node.lineno}")
-    shared = [f"{name} in {', '.join(places)}" for name, places in homes.items() if len(places) > 1]
-    assert not shared, f"give each of these classes a name that no other has: {'; '.join(shared)}"
+    return [
+        f"{name} in {', '.join(places)}"
+        for name, places in homes.items()
+        if len(places) > 1 and not name.startswith("_") and name not in SHARED
+    ]
+
+
+def test_every_public_class_and_function_has_a_name_of_its_own() -> None:
+    package = [file for file in FILES if file.relative_to(PROJECT).parts[0] != "tests"]
+    shared = shared_names({str(file.relative_to(PROJECT)): file.read_text() for file in package})
+    assert not shared, f"give each of these a name that says what it does: {'; '.join(shared)}"
+
+
+def test_a_shared_name_is_found() -> None:
+    sources = {"a.py": "async def check(): ...\ndef main(): ...", "b.py": "def main(): ...\nclass check: ..."}
+    assert shared_names(sources) == ["check in a.py:1, b.py:2"]

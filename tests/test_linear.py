@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hindsight.envs.searchqa import env as searchqa
 from hindsight.envs.tool_calls import CLOSE, DEPTH, OPEN, MalformedCall, depth, read_calls
-from hindsight.envs.webshop.pages import read_action
+from hindsight.envs.webshop.pages import read_shop_action
 from hindsight.feedback.reading import Unreadable, json_objects
 from hindsight.feedback.reflect import diagnoses
 from hindsight.rollout.action_format import FORMS, without_thought
@@ -41,8 +41,8 @@ PARSERS = {
     "objects": lambda text: list(json_objects(text)),
     "diagnoses": diagnosed,
     "thought": without_thought,
-    "shop": read_action,
-    "question": searchqa.read_action,
+    "shop": read_shop_action,
+    "question": searchqa.read_search_action,
 }
 HOSTILE = {
     "tags": ["<action>", "</action><action>"],

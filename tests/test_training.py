@@ -18,13 +18,13 @@ from killer import kill_at
 from safetensors.torch import load_file
 
 from hindsight.cluster.failures import RunError
-from hindsight.cluster.live import follow
+from hindsight.cluster.live import report_live
 from hindsight.cluster.report.definitions import undefined
 from hindsight.cluster.report.run_folder import RunFolder
 from hindsight.cluster.run import open_run
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.view import View
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 
 PROJECT = Path(__file__).resolve().parent.parent
 VENV = Path(sys.prefix)
@@ -59,14 +59,14 @@ TINY = [
 
 def train(out: Path, *overrides: str, kills: dict[str, tuple[int, str]] | None = None) -> Path:
     """One run in the Ray that is already there; `kills` as for `kill_at`."""
-    config = load(PROJECT / "configs/nano.yaml", [*TINY, f"out={out}", *overrides])
+    config = load_config(PROJECT / "configs/nano.yaml", [*TINY, f"out={out}", *overrides])
 
     async def run() -> None:
         with View() as view:
             async with open_run(config, view) as opened:
                 trainer = Trainer(opened)
                 killing = asyncio.create_task(kill_at(opened, kills or {}))
-                await opened.watchdog.guard(trainer.train(), trainer.publisher.keep(), follow(opened))
+                await opened.watchdog.guard(trainer.train(), trainer.publisher.keep(), report_live(opened))
                 assert killing.done(), "a process was not killed"
                 killing.result()
                 (out / "restarts.json").write_text(json.dumps(opened.actors.restarts.counts))
@@ -164,10 +164,10 @@ def test_the_record_has_a_timeline_and_says_where_the_run_comes_from(straight: P
 REPLAY = """
 import asyncio, json, sys
 from pathlib import Path
-from hindsight.cluster.replay import replay
+from hindsight.cluster.replay import replay_step
 out, overrides = Path(sys.argv[1]), sys.argv[2:]
-same = asyncio.run(replay(out, 2))
-other = asyncio.run(replay(out, 2, overrides, update=False))
+same = asyncio.run(replay_step(out, 2))
+other = asyncio.run(replay_step(out, 2, overrides, update=False))
 print(json.dumps([
     {"figures": one.figures, "tokens": {name: [a.largest, a.missing] for name, a in one.tokens.items()},
      "notes": one.notes} for one in (same, other)

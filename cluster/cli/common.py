@@ -10,8 +10,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from hindsight.cluster.report.text import PlainConsole
-from hindsight.configs.check import check
-from hindsight.configs.load import ConfigError, load
+from hindsight.configs.check import check_config
+from hindsight.configs.load import ConfigError, load_config
 from hindsight.configs.paths import lasting
 from hindsight.configs.schema import Config
 
@@ -25,10 +25,10 @@ Address = Annotated[
 ]
 
 
-def read(recipe: str, overrides: list[str] | None) -> Config:
+def read_config(recipe: str, overrides: list[str] | None) -> Config:
     """The resolved configuration; every problem in it ends the command."""
     try:
-        config = load(recipe, overrides or [])
+        config = load_config(recipe, overrides or [])
     except ConfigError as error:
         fail(str(error))
     problems = problems_of(config)
@@ -45,11 +45,11 @@ def problems_of(config: Config) -> list[str]:
     try:
         make_family(config.env)
     except EnvError as error:
-        return [*check(config), str(error)]
-    return check(config)
+        return [*check_config(config), str(error)]
+    return check_config(config)
 
 
-def run(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def run_to_end(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run to the end; an expected error becomes a message and exit status 1, a signal 130 or 143."""
     from hindsight.cluster.commands import expected_errors
     from hindsight.cluster.failures import Interrupted

@@ -36,9 +36,9 @@ def compare_runs(
     console.print(compare.figures_table(found))
     if (gains := compare.gains_table(found)).row_count:
         console.print(gains)
-    for line in compare.differences(found):
+    for line in compare.difference_lines(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if csv:
         compare.write_csv(found, csv)
     if png:
-        compare.draw(found, x, png)
+        compare.plot_success(found, x, png)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from hindsight.cluster.cli.common import Overrides, fail
 from hindsight.cluster.report.text import PlainConsole
-from hindsight.configs.load import ConfigError, load
+from hindsight.configs.load import ConfigError, load_config
 from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.configs.schema import Config, Env
 from hindsight.envs.base import EnvError, EnvFamily, Observation
@@ -30,11 +30,11 @@ console = PlainConsole()
 @app.command()
 def install(name: Name = "all") -> None:
     """Create an environment's own interpreter, if its packages conflict with the main one."""
-    from hindsight.envs.runtime.interpreters import install as install_environment
+    from hindsight.envs.runtime.interpreters import install_interpreter
 
     for chosen in _names(name):
         try:
-            install_environment(chosen, tell=console.print)
+            install_interpreter(chosen, tell=console.print)
         except EnvError as error:
             fail(str(error))
 
@@ -82,7 +82,7 @@ def play(
     from hindsight.rollout.template import TemplateError
 
     try:
-        config = load(None, [f"env.name={name}", *(overrides or [])])
+        config = load_config(None, [f"env.name={name}", *(overrides or [])])
         env = replace(config.env, data=data) if data else config.env
         family = _family(env)
         spec = _find(family, task)

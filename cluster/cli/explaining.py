@@ -13,12 +13,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hindsight.cluster.cli.common import Overrides, Recipe, fail, problems_of, read
+from hindsight.cluster.cli.common import Overrides, Recipe, fail, problems_of, read_config
 from hindsight.cluster.report.text import PlainConsole, visible
 from hindsight.cluster.scaffold import KINDS, ScaffoldError, scaffold
 from hindsight.configs.catalog import COLUMNS, catalog
 from hindsight.configs.check import render
-from hindsight.configs.load import ConfigError, load, methods
+from hindsight.configs.load import ConfigError, load_config, methods
 from hindsight.configs.registry import unknown
 
 if TYPE_CHECKING:  # it imports Ray, which `hindsight --help` does without
@@ -43,7 +43,7 @@ def show_plan(
     from hindsight.cluster.machines import this_machine
     from hindsight.cluster.planning import plan_notes, plan_run, plan_table
 
-    config = read(recipe, overrides)
+    config = read_config(recipe, overrides)
     node = this_machine()
     if gpus is not None:
         node = replace(node, cpus=max(node.cpus, 8.0 * gpus), gpus=gpus, gpu_gib=gpu_gib)
@@ -61,7 +61,7 @@ def show_plan(
 def _show_budget(made: Plan, rates: Path | None, seeds: int, train: str) -> None:
     """Print seconds by phase and GPU-hours, what they are computed from, and the command."""
     from hindsight.cluster.budget import budget
-    from hindsight.cluster.budget_text import command, tables, verdict
+    from hindsight.cluster.budget_text import budget_tables, describe_origins, seeds_command
     from hindsight.cluster.planning import model_shape
     from hindsight.cluster.rates import RatesError, figures_for
     from hindsight.rollout.outline import outline
@@ -73,9 +73,9 @@ def _show_budget(made: Plan, rates: Path | None, seeds: int, train: str) -> None
     except RatesError as error:
         fail(str(error))
     shape = model_shape(outline(made.config.model.path), made.config.learner.lora)
-    for table in tables(budget(made, shape, figures), figures, seeds):
+    for table in budget_tables(budget(made, shape, figures), figures, seeds):
         PlainConsole().print(table)
-    typer.echo(f"{verdict(figures)}\nTrain with:\n  {command(train, made.config, seeds)}")
+    typer.echo(f"{describe_origins(figures)}\nTrain with:\n  {seeds_command(train, made.config, seeds)}")
 
 
 @app.command()
@@ -88,7 +88,7 @@ def doctor(
     """Check what a run needs of this machine, and say what to do about what is missing."""
     from hindsight.cluster.doctor import examine, miniature
 
-    config, console, wrong = read(recipe, overrides), PlainConsole(), 0
+    config, console, wrong = read_config(recipe, overrides), PlainConsole(), 0
     for finding in chain(examine(config), miniature(gpu) if run or gpu else ()):
         mark = ("✗", "red") if finding.fix else ("✓", "green")
         console.print(Text.assemble(mark, visible(f" {finding.what}: {finding.found}")))
@@ -103,7 +103,7 @@ def doctor(
 def show_config(recipe: Recipe, overrides: Overrides = None) -> None:
     """Print the resolved configuration and every problem in it."""
     try:
-        config = load(recipe, overrides or [])
+        config = load_config(recipe, overrides or [])
     except ConfigError as error:
         fail(str(error))
     typer.echo(render(config))

@@ -89,12 +89,12 @@ def show(
         if not what:
             console.print(pages.stages(folder))
             return
-        stage, number = pages.find(folder, what)
+        stage, number = pages.find_stage(folder, what)
         if number is None:
             console.print(pages.episodes(folder, stage))
             return
         color = console.is_terminal and not console.no_color
-        for part in pages.episode(folder, stage, number, by.value, full, color):
+        for part in pages.show_episode(folder, stage, number, by.value, full, color):
             console.print(part, soft_wrap=not console.is_terminal)
     except RunFolderError as error:
         fail(str(error))
@@ -133,17 +133,17 @@ def top(
 ) -> None:
     """Watch a run in progress: phase, step, success, speed, failures. Quit with q or Ctrl-C."""
     from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
-    from hindsight.cluster.report.top import Now, table
+    from hindsight.cluster.report.top import Now, status_table
 
     console = PlainConsole()
     try:
         found = Now(RunFolder(run))
         if once or not console.is_terminal:
-            console.print(table(found.lines(time.time()), str(run)))
+            console.print(status_table(found.lines(time.time()), str(run)))
             return
         with Live(console=console, screen=True, auto_refresh=False) as live, _keys() as pressed:
             while True:
-                live.update(table(found.lines(time.time()), f"{run} (q ends)"), refresh=True)
+                live.update(status_table(found.lines(time.time()), f"{run} (q ends)"), refresh=True)
                 if pressed(1.0) in ("q", "\x04"):
                     return
     except RunFolderError as error:

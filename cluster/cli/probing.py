@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hindsight.cluster.cli.common import Overrides, fail, read, run
+from hindsight.cluster.cli.common import Overrides, fail, read_config, run_to_end
 
 app = typer.Typer()
 
@@ -44,7 +44,7 @@ def probe(
         fail("name a recipe or --run, not both: a run has settings of its own")
 
     async def start() -> None:
-        settings = command.settings_of(folder, given) if folder else read(recipe, given)
-        await command.probe(settings, tasks, every_source, folder)
+        settings = command.settings_of(folder, given) if folder else read_config(recipe, given)
+        await command.run_probe(settings, tasks, every_source, folder)
 
-    run(start)
+    run_to_end(start)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hindsight.cluster.cli.common import Overrides, run
+from hindsight.cluster.cli.common import Overrides, run_to_end
 from hindsight.cluster.report.text import PlainConsole
 
 app = typer.Typer()
@@ -30,8 +30,8 @@ def replay(
     from hindsight.cluster import replay as replaying
 
     async def start() -> None:
-        replayed = await replaying.replay(folder, step, overrides or [], update)
-        for shown in replaying.tables(replayed):
+        replayed = await replaying.replay_step(folder, step, overrides or [], update)
+        for shown in replaying.replay_tables(replayed):
             PlainConsole().print(shown)
 
-    run(start)
+    run_to_end(start)

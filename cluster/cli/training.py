@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hindsight.cluster.cli.common import Address, Overrides, Recipe, fail, read, run
+from hindsight.cluster.cli.common import Address, Overrides, Recipe, fail, read_config, run_to_end
 from hindsight.configs.paths import lasting
 
 app = typer.Typer()
@@ -20,8 +20,8 @@ def train(recipe: Recipe, overrides: Overrides = None, address: Address = None) 
     """Train an agent: optional supervised warm start, then RL, then evaluation."""
     from hindsight.cluster.commands import train_run
 
-    config = read(recipe, overrides)
-    run(lambda: train_run(config, address))
+    config = read_config(recipe, overrides)
+    run_to_end(lambda: train_run(config, address))
 
 
 @app.command()
@@ -29,10 +29,10 @@ def sft(recipe: Recipe, overrides: Overrides = None, address: Address = None) ->
     """Run only the supervised warm start. Continue with `train … resume=auto`."""
     from hindsight.cluster.commands import train_run
 
-    config = read(recipe, [*(overrides or []), "steps=0"])
+    config = read_config(recipe, [*(overrides or []), "steps=0"])
     if config.sft.demos == 0:
         fail("sft.demos = 0 leaves nothing to learn from: set sft.demos=150, for example")
-    run(lambda: train_run(config, address))
+    run_to_end(lambda: train_run(config, address))
 
 
 @app.command("eval")
@@ -63,7 +63,7 @@ def evaluate(
             fail(f"{checkpoint} is not of a run with a config.yaml: name a recipe after it")
         # The run's folder may have been moved since.
         recipe, given = str(trained / CONFIG), [f"out={json.dumps(str(trained))}", *given]
-    config = read(recipe, given)
+    config = read_config(recipe, given)
     user_model = config.model.path  # the simulated user stays the model of the training run
     config = replace(config, model=replace(config.model, path=str(model)))
-    run(lambda: eval_run(config, user_model, address))
+    run_to_end(lambda: eval_run(config, user_model, address))

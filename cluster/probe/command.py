@@ -17,7 +17,7 @@ from hindsight.cluster.probe.figures import Row, probed
 from hindsight.cluster.probe.pairs import recorded_pairs
 from hindsight.cluster.probe.play import Played, play_tasks
 from hindsight.cluster.probe.score import Reader, feedbacks, has_states
-from hindsight.cluster.probe.show import Result, lines, table, write
+from hindsight.cluster.probe.show import Result, lines_below, result_table, write_result
 from hindsight.cluster.replay import read_settings, settled
 from hindsight.cluster.report.groups import GroupError, read_group
 from hindsight.cluster.report.run_folder import CONFIG, RunFolder
@@ -34,7 +34,7 @@ from hindsight.teacher.scorer import TeacherScorer
 Found = tuple[list[Played], dict[str, str], str]  # groups with pairs; tasks without, and why; what they are
 
 
-async def probe(config: Config, tasks: int, every: bool, run: Path | None = None) -> None:
+async def run_probe(config: Config, tasks: int, every: bool, run: Path | None = None) -> None:
     """Probe `model.path` and write the result below `out`.
 
     Args:
@@ -62,9 +62,9 @@ async def probe(config: Config, tasks: int, every: bool, run: Path | None = None
         renderer = load_renderer(str(model), config)
         if run is not None:
             check_tokens(run, model, renderer, config)
-            played, left, origin = recorded(run, tasks)
+            played, left, origin = recorded_groups(run, tasks)
         else:
-            played, left, origin = await play(config, renderer, tasks, view)
+            played, left, origin = await _play(config, renderer, tasks, view)
         if not played:
             raise RunError(f"there is no pair of a better and a worse action: {first_reason(left)}")
         wanted, dropped = with_states(wanted, played)
@@ -75,10 +75,13 @@ async def probe(config: Config, tasks: int, every: bool, run: Path | None = None
         found = [probed(feedback.summary, rows) for feedback in wanted]
         result = Result(name, config.env.name, config.method, origin, found, rows, left, dropped + notes)
         folder.mkdir(parents=True)
-        write(result, folder)
+        write_result(result, folder)
         (folder / CONFIG).write_text(render(config))
-        view.show(table(result))
-        for line in (*lines(result), f"also in {folder}: probe.png, probe.json, pairs.jsonl, table.txt"):
+        view.show(result_table(result))
+        for line in (
+            *lines_below(result),
+            f"also in {folder}: probe.png, probe.json, pairs.jsonl, table.txt",
+        ):
             view.show(line)
 
 
@@ -153,7 +156,7 @@ def with_states(wanted: Sequence[Feedback], played: Sequence[Played]) -> tuple[l
     return kept, [f"left out: {'; '.join(left)} ({why})"] if left else []
 
 
-async def play(config: Config, renderer: Renderer, tasks: int, view: View) -> Found:
+async def _play(config: Config, renderer: Renderer, tasks: int, view: View) -> Found:
     """Expert and random play on the first training tasks."""
     view.phase("listing tasks")
     family = make_family(config.env)
@@ -168,7 +171,7 @@ async def play(config: Config, renderer: Renderer, tasks: int, view: View) -> Fo
     return played, left, f"expert and random play on {len(chosen)} training tasks"
 
 
-def recorded(path: Path, tasks: int) -> Found:
+def recorded_groups(path: Path, tasks: int) -> Found:
     """The recorded groups of a run that have pairs, from its last step back, until there are enough tasks.
 
     Raises:

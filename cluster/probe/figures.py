@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from hindsight.cluster.outcomes import Figure, summary
+from hindsight.cluster.outcomes import Figure, mean_with_interval
 
 FEWEST_TASKS = 12  # with fewer, the bootstrap's intervals are too narrow
 WEAK = 0.15  # an effect on the share of pairs that is surely smaller changes little
@@ -112,7 +112,7 @@ def probed(feedback: str, rows: Sequence[Row]) -> Probed:
             found[name][row.task].append(value)
     figures: dict[str, Figure] = {}
     for name, tasks in found.items():
-        figure = summary({task: sum(values) / len(values) for task, values in tasks.items()})
+        figure = mean_with_interval({task: sum(values) / len(values) for task, values in tasks.items()})
         if figure is not None:
             figures[name] = figure
     return Probed(feedback, len({row.task for row in own}), len(own), figures)

@@ -46,7 +46,7 @@ class Result:
         return f"{self.model} in {self.env}, {self.played}"
 
 
-def table(result: Result) -> Table:
+def result_table(result: Result) -> Table:
     """A row for each feedback: shares in %, margins in nats per token, 95 % intervals over tasks."""
     made = Table(
         title=result.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
@@ -69,7 +69,7 @@ def table(result: Result) -> Table:
     return made
 
 
-def lines(result: Result) -> Iterator[str]:
+def lines_below(result: Result) -> Iterator[str]:
     """What goes below the table."""
     yield (
         "likelier: the better action, without → with its hint (% of pairs). shift prefers: the hint moves it "
@@ -90,7 +90,7 @@ def lines(result: Result) -> Iterator[str]:
         yield f"left out, {len(tasks)} tasks ({', '.join(tasks[:3])}{', …' if tasks[3:] else ''}): {why}"
 
 
-def write(result: Result, folder: Path) -> None:
+def write_result(result: Result, folder: Path) -> None:
     """Write the figures, the scores of each pair, the table and the picture."""
     about: dict[str, Any] = {name: getattr(result, name) for name in ("model", "env", "method", "played")}
     found = [{**asdict(one), "verdict": one.verdict.value} for one in result.found]
@@ -99,13 +99,13 @@ def write(result: Result, folder: Path) -> None:
     write_rows(folder / ROWS, [asdict(row) for row in result.rows])
     with (folder / TEXT).open("w", encoding="utf-8") as file:
         console = PlainConsole(file=file, width=WIDTH)
-        console.print(table(result))
-        for line in lines(result):
+        console.print(result_table(result))
+        for line in lines_below(result):
             console.print(line, soft_wrap=True)
-    draw(result, folder / PICTURE)
+    _draw(result, folder / PICTURE)
 
 
-def draw(result: Result, file: Path) -> None:
+def _draw(result: Result, file: Path) -> None:
     """How often, and how far, hints move the model towards the better action, as a PNG."""
     import matplotlib
 

@@ -14,7 +14,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from hindsight.cluster.outcomes import Figure, Plays, bootstrap, figures, paired, plays_of
+from hindsight.cluster.outcomes import Figure, Plays, all_figures, bootstrap, paired, plays_of
 from hindsight.cluster.report.run_folder import COLD, RunFolder, flat, short_names
 
 OWN = ("out", "resume")  # settings that say nothing about what was trained
@@ -186,7 +186,7 @@ def since_warm_start(out: Path) -> list[str]:
     outcomes = {task: [play.success for play in own] for task, own in plays.items()}
     first, last = run.evaluations[until - 1].stage, run.evaluations[-1].stage
     before = replace(run, name=first, evaluations=run.evaluations[:until], outcomes=outcomes)
-    return [f"{last} − {first}: {in_words(before, replace(run, name=last))}"]
+    return [f"{last} − {first}: {describe_difference(before, replace(run, name=last))}"]
 
 
 def settings_table(runs: Sequence[Compared]) -> Table:
@@ -233,7 +233,7 @@ def gains_table(runs: Sequence[Compared]) -> Table:
     """How each figure differs from the first run's, paired by task, for runs that can be paired."""
     found: dict[str, dict[str, Figure]] = {}
     for run in runs[1:]:
-        with suppress(Unpaired):  # `differences` says why
+        with suppress(Unpaired):  # `difference_lines` says why
             found[run.name] = gains(runs[0], run)
     table = _table(f"Difference from {runs[0].name} (95 % interval)", "", *found)
     for name in dict.fromkeys(name for own in found.values() for name in own):
@@ -252,7 +252,7 @@ def printed(name: str) -> str:
 
 def _figures(run: Compared) -> dict[str, str]:
     """The figures of a run as text, by their printed name."""
-    told = figures(run.plays) | ({"tokens_per_play": run.tokens} if run.tokens else {})
+    told = all_figures(run.plays) | ({"tokens_per_play": run.tokens} if run.tokens else {})
     found = {printed(name): _interval(name, one) for name, one in told.items()}
     turns = run.evaluations[-1].turns if run.evaluations else math.nan
     return found | ({} if math.isnan(turns) else {"training turns": f"{turns:,.0f}"})
@@ -265,12 +265,12 @@ def _interval(name: str, one: Figure, sign: str = "") -> str:
     return f"{mean} ({low} to {high})"
 
 
-def differences(runs: Sequence[Compared]) -> list[str]:
+def difference_lines(runs: Sequence[Compared]) -> list[str]:
     """How the last evaluation of each run differs from the first run's, paired by task; a line each."""
-    return [f"{run.name} − {runs[0].name}: {in_words(runs[0], run)}" for run in runs[1:]]
+    return [f"{run.name} − {runs[0].name}: {describe_difference(runs[0], run)}" for run in runs[1:]]
 
 
-def in_words(first: Compared, second: Compared) -> str:
+def describe_difference(first: Compared, second: Compared) -> str:
     """The paired difference, or why there is none."""
     try:
         found = difference(first, second)
@@ -297,7 +297,7 @@ def write_csv(runs: Sequence[Compared], file: Path) -> None:
                 writer.writerow((run.name, *cells))
 
 
-def draw(runs: Sequence[Compared], axis: Axis, file: Path) -> None:
+def plot_success(runs: Sequence[Compared], axis: Axis, file: Path) -> None:
     """Success of evaluations with its intervals, and faintly that of the training episodes, as a PNG."""
     import matplotlib
 

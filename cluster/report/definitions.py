@@ -232,7 +232,7 @@ def gauge(name: str) -> str:
     return "hindsight_" + re.sub(r"\W", "_", name, flags=re.ASCII)
 
 
-def find(name: str) -> Definition | None:
+def find_definition(name: str) -> Definition | None:
     """The definition of a metric by its full name; None for one of an own tracker, signal or environment."""
     if panel := re.fullmatch(r"eval/.+/(\w+)", name):
         name = f"eval/{panel[1]}"
@@ -243,7 +243,7 @@ def find(name: str) -> Definition | None:
 def undefined(rows: Iterable[Mapping[str, Any]]) -> set[str]:
     """Full names of the metrics in rows of metrics.jsonl that have no definition."""
     names = {full_name(row["kind"], key) for row in rows for key in row if key not in NOT_METRICS}
-    return {name for name in names if find(name) is None}
+    return {name for name in names if find_definition(name) is None}
 
 
 OPENING = """# Metrics

@@ -83,7 +83,7 @@ def rows() -> Iterator[dict[str, Any]]:
         below += 1
 
 
-def dashboard() -> dict[str, Any]:
+def grafana_dashboard() -> dict[str, Any]:
     """The dashboard as Grafana imports it."""
     source = {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
     run: dict[str, Any] = {"name": "run", "type": "query", "datasource": SOURCE, "refresh": 2}
@@ -99,10 +99,10 @@ def dashboard() -> dict[str, Any]:
     }
 
 
-def text() -> str:
+def grafana_json() -> str:
     """docs/grafana.json."""
-    return json.dumps(dashboard(), indent=1) + "\n"
+    return json.dumps(grafana_dashboard(), indent=1) + "\n"
 
 
 if __name__ == "__main__":
-    print(text(), end="")
+    print(grafana_json(), end="")

@@ -26,9 +26,9 @@ import yaml
 
 from hindsight.cluster.report.run_folder import EPISODES, PHASES, RunFolder, RunStage, flat
 from hindsight.configs.check import render
-from hindsight.configs.load import load, methods
+from hindsight.configs.load import load_config, methods
 from hindsight.configs.registry import ENVIRONMENTS
-from hindsight.envs.drawing import blocks
+from hindsight.envs.drawing import draw_turn
 
 Document = dict[str, Any]
 T = TypeVar("T")
@@ -75,11 +75,11 @@ class Pages:
             case ["overview"]:
                 return overview(self.run) | {"stages": [asdict(stage) for stage in self.stages()]}
             case ["settings"]:
-                return {"settings": settings(self.run.config())}
+                return {"settings": settings_page(self.run.config())}
             case ["index", stage]:
                 return index(self._rows(stage))
             case ["episode", stage, number]:
-                return episode(self._rows(stage), number, self._environment)
+                return episode_page(self._rows(stage), number, self._environment)
             case ["tokens", stage, number]:
                 return tokens(self._token_rows(stage), number)
             case ["timeline", step]:
@@ -170,7 +170,7 @@ FACTS = (
 )
 
 
-def settings(config: Document) -> list[Document]:
+def settings_page(config: Document) -> list[Document]:
     """Every setting of a run, and the default where it differs: of the method, if that is a built-in one."""
     defaults = _defaults(config.get("method"))
     return [
@@ -184,7 +184,7 @@ def settings(config: Document) -> list[Document]:
 def _defaults(method: str | None) -> Document:
     if method and method not in methods():  # a file, whose code is not run unasked, or of another version
         return {}
-    return flat(yaml.safe_load(render(load(None, [f"method={method}"] if method else []))))
+    return flat(yaml.safe_load(render(load_config(None, [f"method={method}"] if method else []))))
 
 
 def index(rows: Sequence[Document]) -> Document:
@@ -197,7 +197,7 @@ def index(rows: Sequence[Document]) -> Document:
     return {name: column for name, column in made.items() if any(one is not None for one in column)}
 
 
-def episode(rows: Sequence[Document], number: str, environment: str) -> Document:
+def episode_page(rows: Sequence[Document], number: str, environment: str) -> Document:
     """One episode: its row, with what each turn shows drawn as blocks (`envs.drawing`)."""
     row = next((row for at, row in enumerate(rows) if str(_number(row, at)) == number), None)
     if row is None:
@@ -208,11 +208,11 @@ def episode(rows: Sequence[Document], number: str, environment: str) -> Document
 def _turn(turn: Document, environment: str) -> Document:
     """The action is drawn where its result is, unless it is a text: the response shows that already."""
     action = turn["action"] or ""
-    came_back = blocks(environment, "", action, turn["feedback"])
+    came_back = draw_turn(environment, "", action, turn["feedback"])
     said = {"kind": "text", "text": action}
     return {
         **turn,
-        "seen": blocks(environment, turn["observation"], "", ""),
+        "seen": draw_turn(environment, turn["observation"], "", ""),
         "came_back": [block for block in came_back if block != said],
     }
 

@@ -32,7 +32,9 @@ GIT_SECONDS = 20.0  # on a slow network disk; without an answer the commit is un
 
 
 @contextmanager
-def recorded(out: Path, resumed_from: int | None, panels: Mapping[str, str] | None = None) -> Iterator[None]:
+def record_start(
+    out: Path, resumed_from: int | None, panels: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Add a start to run.json, and note how the block ended: finished, stopped by a signal, or failed.
 
     A process that is killed notes nothing: `ended` and `outcome` stay null.
@@ -44,7 +46,7 @@ def recorded(out: Path, resumed_from: int | None, panels: Mapping[str, str] | No
     commit, dirty = code_version()
     start = {
         "started": _now(),
-        "command": command(),
+        "command": command_line(),
         "commit": commit,
         "dirty": dirty,
         "host": socket.gethostname(),
@@ -67,7 +69,7 @@ def recorded(out: Path, resumed_from: int | None, panels: Mapping[str, str] | No
     _write(out, [*earlier, start | {"ended": _now(), "outcome": "finished"}])
 
 
-def command() -> str:
+def command_line() -> str:
     """The command line as typed, without the folder of the program."""
     program = Path(sys.argv[0]).name
     return shlex.join(["hindsight" if program == "__main__.py" else program, *sys.argv[1:]])

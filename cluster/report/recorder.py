@@ -10,7 +10,14 @@ from hindsight.cluster.report.groups import group_row
 from hindsight.cluster.report.lines import write_rows
 from hindsight.cluster.report.pieces import Pieces
 from hindsight.cluster.report.record import PolicyLoss, evaluation_rows, step_rows, token_rows
-from hindsight.cluster.report.run_folder import EPISODES, GROUPS, TOKENS, evaluation_key, step_key, step_of
+from hindsight.cluster.report.run_folder import (
+    EPISODES,
+    GROUPS,
+    TOKENS,
+    evaluation_key,
+    step_key,
+    step_of_key,
+)
 from hindsight.cluster.report.timeline import Timeline
 from hindsight.learner.samples import SampleGroup
 from hindsight.rollout.types import Trajectory
@@ -59,7 +66,7 @@ class Recorder:
         """
         for folder in (EPISODES, TOKENS, GROUPS):
             for file in (self.out / folder).glob("*.jsonl*"):
-                own = step_of(file.name.partition(".")[0])
+                own = step_of_key(file.name.partition(".")[0])
                 if own is not None and own > step:
                     file.unlink()
         self.timeline.truncate(step, evaluated)

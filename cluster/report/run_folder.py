@@ -58,7 +58,7 @@ def evaluation_key(step: int, stage: str, panel: str = "") -> str:
     return f"eval-{step:06d}-{stage.replace(' ', '-')}{end}"
 
 
-def step_of(key: str) -> int | None:
+def step_of_key(key: str) -> int | None:
     """The step of a key; None if it is none."""
     found = KEY.fullmatch(key)
     return int(found[2]) if found else None

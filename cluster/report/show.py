@@ -36,12 +36,12 @@ TASK = 24  # columns of a task's name in a table of 80
 PROMPT_LINES = 12  # of what the model saw in a turn, unless all is wanted
 
 
-def short(stage: RunStage) -> str:
+def stage_label(stage: RunStage) -> str:
     """What one types for a stage: "3", or "3-after-RL"."""
     return str(stage.step) if stage.training else re.sub(r"^eval-0*(\d+)", r"\1", stage.key)
 
 
-def find(run: RunFolder, what: str) -> tuple[RunStage, int | None]:
+def find_stage(run: RunFolder, what: str) -> tuple[RunStage, int | None]:
     """The stage, and the number of the episode if there is one, that "3/2", "after-RL" and the like name.
 
     Raises:
@@ -50,10 +50,10 @@ def find(run: RunFolder, what: str) -> tuple[RunStage, int | None]:
     name, slash, number = what.partition("/")
     stages = run.steps()
     name = re.sub(r"^step[- ]?0*(?=\d)", "", name)
-    found = [stage for stage in stages if name in (short(stage), stage.key)]
-    found = found or [stage for stage in stages if not stage.training and name and name in short(stage)]
+    found = [stage for stage in stages if name in (stage_label(stage), stage.key)]
+    found = found or [stage for stage in stages if not stage.training and name and name in stage_label(stage)]
     if len(found) != 1 or (slash and not number.isdecimal()):
-        there = ", ".join(map(short, found or stages)) or "none yet"
+        there = ", ".join(map(stage_label, found or stages)) or "none yet"
         raise RunFolderError(
             f"{run.path}: {what!r} names {'several' if len(found) > 1 else 'no'} steps or evaluations with "
             f"episodes; there are: {there}. Write 3 for step 3, and 3/0 for its first episode"
@@ -76,7 +76,7 @@ def stages(run: RunFolder) -> Table:
             row = measured.get((stage.step, when), {})
         figures = [(f"{kind}/episodes", ".0f"), (f"{kind}/success", ".2f"), ("rollout/reward", ".2f")]
         figures += [("rollout/malformed", ".0%"), ("learner/samples", ".0f")]
-        table.add_row(short(stage), *(_figure(row, *one) for one in figures))
+        table.add_row(stage_label(stage), *(_figure(row, *one) for one in figures))
     return table
 
 
@@ -91,13 +91,13 @@ def episodes(run: RunFolder, stage: RunStage) -> Table:
         turns = one["turns"]
         hints = sum("hint" in turn for turn in turns)
         table.add_row(
-            f"{short(stage)}/{index}", "yes" if one["success"] else "no", f"{one['reward']:.2f}",
+            f"{stage_label(stage)}/{index}", "yes" if one["success"] else "no", f"{one['reward']:.2f}",
             str(len(turns)), str(hints), str(one["ended"]), one_line(str(one["task"]), TASK),
         )  # fmt: skip
     return table
 
 
-def episode(
+def show_episode(
     run: RunFolder, stage: RunStage, number: int, by: str, full: bool = False, color: bool = True
 ) -> Iterator[Text]:
     """An episode, part by part.
@@ -121,7 +121,7 @@ def episode(
         ),
         "bold",
     )
-    if any(value is not None for row in tokens.values() for value in values(row, by)):
+    if any(value is not None for row in tokens.values() for value in token_values(row, by)):
         yield legend(by, color)
     else:
         others = ", ".join(name for name in SIZES if name != by) if tokens else ""
@@ -141,7 +141,7 @@ def episode(
         yield said
 
 
-def values(row: Row, by: str) -> list[float | None]:
+def token_values(row: Row, by: str) -> list[float | None]:
     """The number of each token of a turn; None where there is none."""
     if by == "delta":
         pairs = zip(_column(row, "teacher_logprob"), _column(row, "rollout_logprob"), strict=True)
@@ -163,7 +163,7 @@ def paint(row: Row, by: str, color: bool) -> Text:
     Tokens without a number are dim, or as they are.
     """
     painted = Text()
-    for token, value in zip(row["tokens"], values(row, by), strict=True):
+    for token, value in zip(row["tokens"], token_values(row, by), strict=True):
         text = visible(str(token))
         size = None if value is None else level(value, by)
         if color:

@@ -30,7 +30,7 @@ class Now:
     _seen: dict[str, tuple[int, int]] = field(default_factory=dict)  # file -> size and time of change
 
     def lines(self, now: float) -> list[tuple[str, str]]:
-        """What is shown at this time, after reading what has changed; see `lines`.
+        """What is shown at this time, after reading what has changed; see `status_lines`.
 
         Raises:
             RunFolderError: a file cannot be read.
@@ -41,7 +41,7 @@ class Now:
             self.about = self.run.about()
         if self._changed(METRICS):
             self.rows = self.run.metrics()
-        return lines(self.status, self.rows, self.about, now)
+        return status_lines(self.status, self.rows, self.about, now)
 
     def _changed(self, name: str) -> bool:
         try:
@@ -78,7 +78,7 @@ def state(status: Mapping[str, Any], about: Mapping[str, Any], now: float) -> st
     return f"running, process {status.get('process')} on {status.get('host')}"
 
 
-def lines(
+def status_lines(
     status: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], now: float
 ) -> list[tuple[str, str]]:
     """What is shown: a name and a value each."""
@@ -173,7 +173,7 @@ def _restarts(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{role} {count:.0f}" for role, count in counts.items()) or "none"
 
 
-def table(shown: Sequence[tuple[str, str]], title: str) -> Table:
+def status_table(shown: Sequence[tuple[str, str]], title: str) -> Table:
     """The lines as a table of at most 80 columns."""
     made = Table(
         box=None, show_header=False, title=one_line(title, WIDTH), title_justify="left", pad_edge=False

@@ -10,7 +10,7 @@ from typing import Any
 from hindsight.cluster.report.export import ExportError, export
 from hindsight.cluster.report.pages import Pages
 from hindsight.cluster.report.run_folder import RunFolder, RunFolderError, short_names
-from hindsight.cluster.report.show import find
+from hindsight.cluster.report.show import find_stage
 
 DEMO = Path(__file__).absolute().parent / "demo"  # one run folder per method
 
@@ -77,7 +77,7 @@ def chosen(run: RunFolder, stages: str = "", last: int = 0) -> set[str] | None:
     """
     if not (stages or last):
         return None
-    named = {find(run, name.strip())[0].key for name in stages.split(",") if name.strip()}
+    named = {find_stage(run, name.strip())[0].key for name in stages.split(",") if name.strip()}
     steps = [stage.step for stage in run.steps() if stage.training][-last:] if last else []
     return named | {stage.key for stage in run.steps() if steps and stage.step >= steps[0]}
 

@@ -151,7 +151,7 @@ class AlfworldFamily(EnvFamily):
         super().__init__(config, cache)
         self._config = config
         self._cache = cache / "alfworld"
-        self._official = official_data(config.data)
+        self._official = _official_data(config.data)
         self._root = self._official or self._cache / "games"
         self._expert = expert
 
@@ -250,7 +250,7 @@ HOW = (
 )
 
 
-def official_data(configured: str | None) -> Path | None:
+def _official_data(configured: str | None) -> Path | None:
     """The folder of official data, `configured` or else $ALFWORLD_DATA; None: games are to be generated.
 
     Raises:

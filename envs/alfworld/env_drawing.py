@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hindsight.envs.drawing import Block, text
+from hindsight.envs.drawing import Block, text_blocks
 
 # Parts exclude the characters that end them, so that a match takes linear time.
 NAME, LIST = r"[^.,\n]+", r"[^.\n]+"
@@ -21,7 +21,7 @@ INVENTORY = re.compile(rf"You are carrying: ({LIST})\.")
 
 def blocks(observation: str, action: str, feedback: str) -> list[Block]:
     """The interface of `hindsight.envs.drawing`."""
-    return [*_draw(observation), *text(action), *_draw(feedback)]
+    return [*_draw(observation), *text_blocks(action), *_draw(feedback)]
 
 
 def _draw(words: str) -> list[Block]:
@@ -36,7 +36,7 @@ def _paragraph(words: str) -> list[Block]:
     if found := INVENTORY.fullmatch(words):
         return [{"kind": "list", "title": "You are carrying", "items": _things(found[1])}]
     if not (found := RECEPTACLE.fullmatch(words)):
-        return text(words)
+        return text_blocks(words)
     if found["on"]:
         place, state, things = found["on"], "", found["things_on"]
     elif found["inside"]:
@@ -44,7 +44,7 @@ def _paragraph(words: str) -> list[Block]:
     else:
         place, state, things = found["closed"], " (closed)", "nothing"
     arrived = found["first"] == f"You arrive at {place}."
-    return [*text("" if arrived else found["first"] or ""), _room(f"{place}{state}", things)]
+    return [*text_blocks("" if arrived else found["first"] or ""), _room(f"{place}{state}", things)]
 
 
 def _room(place: str, things: str) -> Block:

@@ -114,7 +114,7 @@ def floor_plan(scene: int) -> tuple[dict[str, str], tuple[str, ...]]:
     return receptacles, tuple(t for t in objects if t not in FIXED or t in LAMPS)
 
 
-def furnish(rng: Random, scene: int) -> World:
+def furnish_room(rng: Random, scene: int) -> World:
     """Put 1 to `COPIES` objects of each type of the room where ALFRED's rules let them lie; one of a lamp."""
     receptacles, types = floor_plan(scene)
     objects: dict[str, str] = {}
@@ -175,7 +175,7 @@ def names(world: World) -> dict[str, str]:
     return {thing: demangler.demangle_alfred_name(code) for thing, code in codes.items()}
 
 
-def solution(world: World, goal: GameGoal) -> list[str]:
+def solve_goal(world: World, goal: GameGoal) -> list[str]:
     """Commands that reach the goal, by one who knows where everything is."""
     called = names(world)
     commands: list[str] = []
@@ -292,7 +292,7 @@ def make_game(seed: int, split: str, kind: str, index: int) -> Game:
     ]
     possible: list[GameGoal] = []
     while not possible:  # a few rooms lack, say, a microwave
-        world = furnish(rng, rng.choice(scenes))
+        world = furnish_room(rng, rng.choice(scenes))
         possible = goals(kind, world)
     goal = rng.choice(possible)
     trial = f"trial_{split}_{seed}_{index:05d}"
@@ -312,7 +312,7 @@ def make_game(seed: int, split: str, kind: str, index: int) -> Game:
         "grammar": _shipped(ALFRED_TWL2_PATH).replace("UNKNOWN GOAL", task),
         "pddl_problem": problem(world, goal, trial, start_pose(rng, world)),
         "solvable": True,
-        "walkthrough": solution(world, goal),
+        "walkthrough": solve_goal(world, goal),
     }
     name = f"{kind}-{goal.target}-None-{goal.parent or goal.lamp}-{world.scene}"
     return Game(name, trial, trajectory, data)

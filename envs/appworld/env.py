@@ -38,7 +38,7 @@ from hindsight.envs.base import (
     Verdict,
 )
 from hindsight.envs.runtime.files import atomic_dir
-from hindsight.envs.runtime.interpreters import interpreter, run
+from hindsight.envs.runtime.interpreters import interpreter, run_command
 from hindsight.envs.runtime.json_lines import Lost
 from hindsight.envs.tasks import Manifest, TaskSpec
 
@@ -212,7 +212,7 @@ class AppWorldFamily(EnvFamily):
         super().__init__(config, cache)
         self._config = config
         self._cache = cache
-        self._official = official_data(config.data)
+        self._official = _official_data(config.data)
 
     def manifest(self) -> Manifest:
         """
@@ -251,7 +251,7 @@ class AppWorldFamily(EnvFamily):
 
         def make(draft: Path) -> None:
             log.info("making a small AppWorld in %s", draft)
-            run(program(python, "mini", str(draft)), **VARIABLES)
+            run_command(program(python, "mini", str(draft)), **VARIABLES)
 
         return atomic_dir(self._cache / "appworld" / f"mini-{origin}", make)
 
@@ -276,7 +276,7 @@ HOW = (
 )
 
 
-def official_data(configured: str | None) -> Path | None:
+def _official_data(configured: str | None) -> Path | None:
     """The folder that holds the official `data`, `configured` or else $APPWORLD_ROOT; None: our own set.
 
     Raises:

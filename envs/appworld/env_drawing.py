@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from hindsight.envs.drawing import Block, plain, text
+from hindsight.envs.drawing import Block, plain_blocks, text_blocks
 
 
 def blocks(observation: str, action: str, feedback: str) -> list[Block]:
     """The interface of `hindsight.envs.drawing`."""
     if not action.strip():
-        return plain(observation, action, feedback)
+        return plain_blocks(observation, action, feedback)
     return [
-        *text(observation),
+        *text_blocks(observation),
         {"kind": "code", "language": "python", "text": action, "output": feedback},
     ]

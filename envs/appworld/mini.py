@@ -20,13 +20,13 @@ from appworld.collections.api_docs import ApiDocCollection
 from appworld.collections.models import ModelCollection
 from appworld.common.constants import CANARY_STRING, DB_VERSION, DEFAULT_SYSTEM_DATETIME
 
-from hindsight.envs.appworld.tasks import SPLITS, TURN, Draft, Home, lines, tasks
+from hindsight.envs.appworld.tasks import SPLITS, TURN, Draft, Home, bullet_list, tasks
 
 APPS = ("simple_note", "todoist", "phone")  # where people have accounts
 PASSWORD = "mini-{app}-{number}"
 
 
-def furnish(models: ModelCollection, home: Home, instruction: str) -> None:
+def write_home(models: ModelCollection, home: Home, instruction: str) -> None:
     """Write the home into the apps' databases."""
 
     def add(model: Any, rows: list[dict[str, Any]], **same: Any) -> list[int]:
@@ -44,7 +44,7 @@ def furnish(models: ModelCollection, home: Home, instruction: str) -> None:
     account = {key: owner[key] for key in ("first_name", "last_name", "email")}
 
     (user,) = add(models.simple_note.User, [account], password=passwords["simple_note"], verified=True)
-    notes = [{"title": title, "content": lines(items)} for title, items in home.notes.items()]
+    notes = [{"title": title, "content": bullet_list(items)} for title, items in home.notes.items()]
     add(models.simple_note.Note, notes, user_id=user)
 
     (user,) = add(models.todoist.User, [account], password=passwords["todoist"], verified=True)
@@ -156,7 +156,7 @@ def main(out: str) -> None:
         folder = data / "tasks" / task
         folder.mkdir(parents=True)
         models = ModelCollection.load(f":memory:{task}", str(data / "base_dbs"), load_apps=apps)
-        furnish(models, home, draft.instruction)
+        write_home(models, home, draft.instruction)
         models.save(str(folder / "dbs"), format="changes", app_names=apps)
         models.close()
         write_task(folder, home, draft)

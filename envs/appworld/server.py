@@ -30,7 +30,7 @@ from appworld.apps import get_all_apps
 from appworld.collections.api_docs import ApiDocCollection
 from appworld.common.utils import import_apis_module, import_models_module
 
-from hindsight.envs.appworld.world import FAILED, answer, be_judge, be_world
+from hindsight.envs.appworld.world import FAILED, answer_message, be_judge, be_world
 from hindsight.envs.runtime.json_lines import Lines, Lost, channels
 from hindsight.envs.runtime.sandbox import Child, Mode, Permissions, refusal, spawn
 
@@ -66,7 +66,7 @@ class Server:
         }
         while True:
             method, *args = self._lines.receive()
-            self._lines.send(answer(methods[method], *args))
+            self._lines.send(answer_message(methods[method], *args))
 
     def hello(self) -> dict[str, Any]:
         """Try the isolation once: "refused" says why it cannot be had."""

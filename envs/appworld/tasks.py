@@ -15,19 +15,19 @@ from textwrap import dedent
 from typing import Any
 
 
-def words(text: str) -> list[str]:
+def _words(text: str) -> list[str]:
     return text.split()
 
 
 SPLITS = {"train": 6, "test_normal": 3}  # tasks of each generator; the names are upstream's
 TURN = "# next turn"  # between the pieces of a solution, which are the turns of a demonstration
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-FIRST = words("Ada Ben Cleo Dan Eva Finn Gina Hugo Iris Jon Kira Leo Mona Nils Olga Paul")
-LAST = words("Archer Brandt Castle Dorn Ellis Fuchs Grant Holm Innes Jensen")
+FIRST = _words("Ada Ben Cleo Dan Eva Finn Gina Hugo Iris Jon Kira Leo Mona Nils Olga Paul")
+LAST = _words("Archer Brandt Castle Dorn Ellis Fuchs Grant Holm Innes Jensen")
 LISTS = {
-    "Shopping List": words("rice eggs oil tomatoes coffee salt apples bread tea onions butter lentils"),
-    "Packing List": words("socks charger passport towel jacket soap map sunglasses book umbrella"),
-    "Tool List": words("hammer saw pliers tape drill level chisel sandpaper clamps screws"),
+    "Shopping List": _words("rice eggs oil tomatoes coffee salt apples bread tea onions butter lentils"),
+    "Packing List": _words("socks charger passport towel jacket soap map sunglasses book umbrella"),
+    "Tool List": _words("hammer saw pliers tape drill level chisel sandpaper clamps screws"),
 }
 PROJECTS = {
     "Garden": ["cut the hedge", "water the beans", "sow radishes", "mend the fence", "turn the compost"],
@@ -63,7 +63,7 @@ class Draft:
     private: dict[str, Any] = field(default_factory=dict)
 
 
-def lines(items: list[str]) -> str:
+def bullet_list(items: list[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
@@ -198,7 +198,7 @@ def note_append(home: Home) -> Draft:
             notes = models.end.simple_note.Note.find_all()
             test.case({note.title: note.content for note in notes}, "==", dict(private_data["notes"]))"""
         },
-        private={"notes": {name: lines(items) for name, items in wanted.items()}},
+        private={"notes": {name: bullet_list(items) for name, items in wanted.items()}},
     )
 
 

@@ -139,15 +139,15 @@ def be_world(lines: Lines, task: str, seconds: int) -> None:
         made.append(TaskWorld(task, seconds))
         return made[0].begin()
 
-    lines.send(answer(begin))
+    lines.send(answer_message(begin))
     while True:
         method, *args = lines.receive()
-        lines.send(answer(getattr(made[0], method), *args))
+        lines.send(answer_message(getattr(made[0], method), *args))
 
 
 def be_judge(lines: Lines, task: str, databases: dict[str, str]) -> None:
     """Tell upstream's verdict on a task's final databases."""
-    lines.send(answer(_judge, task, databases))
+    lines.send(answer_message(_judge, task, databases))
     lines.receive()  # until it is killed
 
 
@@ -168,7 +168,7 @@ def attempt(function: Callable[..., Any], *args: Any) -> tuple[Any, BaseExceptio
         return None, error
 
 
-def answer(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+def answer_message(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
     """Call `function` and return a message with its value or its error."""
     value, error = attempt(function, *args)
     return {"error": f"{type(error).__name__}: {error}"} if error else {"value": value}

@@ -90,7 +90,7 @@ def walk(value: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
             stack.extend(((*path, key), child) for key, child in reversed(inside))
 
 
-def differences(found: Any, expected: Any) -> Iterator[tuple[str, str, str]]:
+def value_differences(found: Any, expected: Any) -> Iterator[tuple[str, str, str]]:
     """(path, what is there, what should be) wherever two values differ, "nothing" for what is missing."""
     ours, theirs = dict(walk(found)), dict(walk(expected))
     missing: set[tuple[Any, ...]] = set()

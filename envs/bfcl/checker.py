@@ -19,7 +19,7 @@ from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import (
     state_checker,
 )
 
-from hindsight.envs.bfcl.backends import Backends, differences
+from hindsight.envs.bfcl.backends import Backends, value_differences
 from hindsight.envs.bfcl.data import Entry
 from hindsight.envs.tool_calls import Call
 
@@ -92,7 +92,7 @@ def _differences(verdict: dict[str, Any]) -> list[dict[str, str]]:
     attributes = verdict["details"]["differences"]
     found = {name: pair["model"] for name, pair in attributes.items()}
     expected = {name: pair["ground_truth"] for name, pair in attributes.items()}
-    pieces = list(differences(found, expected))[:MOST]
+    pieces = list(value_differences(found, expected))[:MOST]
     return [dict(zip(("path", "agent", "expected"), _cut(piece), strict=True)) for piece in pieces]
 
 

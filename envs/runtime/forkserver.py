@@ -31,7 +31,7 @@ LENGTH = struct.Struct("!I")  # every message is its length in bytes, then its p
 TOLD = (BadAnswer, DataMissing, InstanceLost, NoDemonstration)
 
 
-def pack(message: Any) -> bytes:
+def frame_message(message: Any) -> bytes:
     """One message as it travels between a slot and its owner."""
     body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return LENGTH.pack(len(body)) + body
@@ -51,7 +51,7 @@ def _packed(function: Callable[..., Any], *args: Any) -> bytes:
     Raises EnvError: InstanceLost if it raised anything else, since the state it left is unknown.
     """
     try:
-        return pack((None, function(*args)))
+        return frame_message((None, function(*args)))
     except EnvError:
         raise
     except Exception as error:
@@ -66,7 +66,7 @@ def _answer(function: Callable[..., Any], *args: Any) -> tuple[bytes, bool]:
         return _packed(function, *args), True
     except EnvError as error:
         kind = next((kind for kind in TOLD if isinstance(error, kind)), EnvError)
-        return pack((kind, described(error))), kind is not InstanceLost
+        return frame_message((kind, described(error))), kind is not InstanceLost
 
 
 def _serve(channel: socket.socket, family: EnvFamily | None, failure: bytes, server: int) -> NoReturn:
@@ -88,7 +88,7 @@ def _serve(channel: socket.socket, family: EnvFamily | None, failure: bytes, ser
             stream.flush()
 
         try:
-            send(pack(os.getpid()))
+            send(frame_message(os.getpid()))
             hosted: list[Checked] = []  # the one instance, kept here: it cannot travel
             message, useful = (
                 _answer(lambda: hosted.append(Checked(family.make(), family.name)))

@@ -28,7 +28,7 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def install(
+def install_interpreter(
     name: str, cache: Path | None = None, tell: Callable[[str], None] = lambda line: print(line, flush=True)
 ) -> Path | None:
     """Make the interpreter that the environment `name` needs, unless it exists.
@@ -59,7 +59,7 @@ def install(
 
 
 def interpreter(name: str, cache: Path) -> Path:
-    """The interpreter that `install` made for the environment `name`.
+    """The interpreter that `install_interpreter` made for the environment `name`.
 
     Raises:
         DataMissing: there is none.
@@ -70,7 +70,7 @@ def interpreter(name: str, cache: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def run(command: Sequence[str], **variables: str) -> None:
+def run_command(command: Sequence[str], **variables: str) -> None:
     """Run a command without input.
 
     Raises:
@@ -104,7 +104,7 @@ def _build(name: str, draft: Path, tell: Callable[[str], None]) -> None:
 
     def step(text: str, command: Sequence[str], **variables: str) -> None:
         tell(f"  {text} ({time.monotonic() - began:.0f} s)")
-        run(command, **variables)
+        run_command(command, **variables)
 
     uv = [sys.executable, "-m", "uv"]  # in every environment that `make setup` has made
     python = str(draft / "bin" / "python")

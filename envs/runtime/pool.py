@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from hindsight.configs.environ import blanked, named, values
+from hindsight.configs.environ import actor_name_variable, blanked, present_variables
 from hindsight.configs.schema import Config
 from hindsight.envs.base import (
     Demonstration,
@@ -119,7 +119,7 @@ def start_pool(
     env = config.env
     family = family or make_family(env)
     limits = SlotLimits.of(env)
-    known = {**values(family.secrets), **(secrets or {})}
+    known = {**present_variables(family.secrets), **(secrets or {})}
 
     def shard(index: int) -> Any:
         actor = ray.remote(Shard).options(
@@ -128,7 +128,7 @@ def start_pool(
             max_concurrency=1000 + 4 * env.slots,
             scheduling_strategy="SPREAD",
             # Secrets are arguments: Ray logs and shows its variables.
-            runtime_env={"env_vars": blanked() | named("shard", index)},
+            runtime_env={"env_vars": blanked() | actor_name_variable("shard", index)},
         )
         return actor.remote(family, env.slots, limits, secrets=known)
 

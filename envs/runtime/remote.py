@@ -66,7 +66,7 @@ async def call(
         RemoteTimeout, ActorUnavailable, ActorLost, AnswerLost: no answer.
         RemoteDefect: the callee failed unexpectedly. Errors of this package are raised as they are.
     """
-    return await answer(
+    return await await_remote(
         getattr(actor, method).remote(*args), timeout=timeout, setting=setting, what=what or method
     )
 
@@ -121,7 +121,7 @@ async def end_of(actor: Any, method: str) -> RemoteError:
     return ActorLost(f"{method} has returned")
 
 
-async def answer(awaitable: Awaitable[T], *, timeout: float, setting: str, what: str) -> T:
+async def await_remote(awaitable: Awaitable[T], *, timeout: float, setting: str, what: str) -> T:
     """Await an object reference, or anything else, as `call` does."""
     watchdog = WATCHDOG.get()
     try:

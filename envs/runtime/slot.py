@@ -20,9 +20,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from hindsight.configs.environ import public, values
+from hindsight.configs.environ import present_variables, public
 from hindsight.envs.base import EnvError, EnvFamily, InstanceLost, SlotDied, SlotTimeout
-from hindsight.envs.runtime.forkserver import LENGTH, pack
+from hindsight.envs.runtime.forkserver import LENGTH, frame_message
 from hindsight.envs.runtime.linux import resident, rollup
 
 IMPORT = "import sys; sys.path[:] = {path!r}; from hindsight.envs.runtime.forkserver import main; "
@@ -37,7 +37,7 @@ class Forkserver:
         Args:
             secrets: values of `family.secrets` that this process lacks.
         """
-        self._secrets = {**values(family.secrets), **(secrets or {})}
+        self._secrets = {**present_variables(family.secrets), **(secrets or {})}
         # Not a pipe: a large family would fill one and block.
         self._family = tempfile.TemporaryFile()  # noqa: SIM115 - kept for servers to come
         pickle.dump(family, self._family)
@@ -145,7 +145,7 @@ class Slot:
             EnvError, or a kind in `forkserver.TOLD`: the environment raised it; the slot can be used again.
             InstanceLost: the environment raised it or an unexpected exception; the process has ended.
         """
-        return await self._result(pack((method, args)), deadline, method)
+        return await self._result(frame_message((method, args)), deadline, method)
 
     async def _result(self, request: bytes, deadline: float, method: str) -> Any:
         error, value = await self._exchange(request, deadline, method)

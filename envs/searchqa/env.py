@@ -69,7 +69,7 @@ class SearchQAEnv(TextEnv):
         return Observation(f"Question: {question}", state_key="start", rules=RULES, goal=question)
 
     def _step(self, action: str) -> StepResult:
-        match read_action(action):
+        match read_search_action(action):
             case ("search", words):
                 return self._search(words)
             case ("answer", words):
@@ -234,7 +234,7 @@ class SearchQAFamily(EnvFamily):
             _write(draft / f"{split}.jsonl", questions)
 
 
-def read_action(action: str) -> tuple[str, str]:
+def read_search_action(action: str) -> tuple[str, str]:
     """("search" or "answer", its words), or ("", "") if it is neither."""
     found = ACTION.fullmatch(action.strip())
     return (found[1], found[2].strip()) if found and found[2].strip() else ("", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hindsight.envs.drawing import Block, text
+from hindsight.envs.drawing import Block, text_blocks
 
 FOUND = re.compile(r"<information>(.*?)</information>", re.DOTALL)
 ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
@@ -19,15 +19,15 @@ def blocks(observation: str, action: str, feedback: str) -> list[Block]:
 def _draw(words: str) -> list[Block]:
     found = FOUND.search(words)
     if found is None:
-        return text(words)
+        return text_blocks(words)
     passages = [part.strip() for part in DOCUMENT.split(found[1]) if part.strip()]
     listed: Block = {"kind": "list", "title": "Passages", "items": passages}
-    return [*text(words[: found.start()]), listed, *text(words[found.end() :].strip())]
+    return [*text_blocks(words[: found.start()]), listed, *text_blocks(words[found.end() :].strip())]
 
 
 def _act(action: str) -> list[Block]:
     found = ACTION.fullmatch(action.strip())
     if found is None:
-        return text(action)
+        return text_blocks(action)
     name = "query" if found[1] == "search" else "text"
     return [{"kind": "call", "name": found[1], "arguments": {name: found[2].strip()}}]

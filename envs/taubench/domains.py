@@ -2,7 +2,7 @@
 
     data in the package ──once per shard──► `domain`: policy, tools, tasks, splits; databases, pickled
                                                │
-    tau2's registry ◄── "hindsight-<name>" ────┴─ `environment`: fresh, for an episode or a replay
+    tau2's registry ◄── "hindsight-<name>" ────┴─ `make_environment`: fresh, for an episode or a replay
 
 The evaluator replays a conversation in fresh environments and compares every tool's answer. Two tools are
 therefore replaced: `calculate` evaluates the agent's text and can take for ever, and a new bill of telecom is
@@ -147,7 +147,7 @@ class Domain:
 @cache
 def domain(name: str) -> Domain:
     """The domain, loaded once per process."""
-    world = environment(name)
+    world = make_environment(name)
     splits = registry.get_task_splits_loader(name)()
     return Domain(
         rules=SYSTEM_PROMPT.format(agent_instruction=AGENT_INSTRUCTION, domain_policy=world.get_policy()),
@@ -163,7 +163,7 @@ def _stored(name: str) -> bytes:
     return pickle.dumps([kind.load(path) for kind, path in SOURCES[name].databases])
 
 
-def environment(name: str, solo_mode: bool = False) -> Environment:
+def make_environment(name: str, solo_mode: bool = False) -> Environment:
     """A fresh environment of the domain; `solo_mode` is for upstream's signature and has to be False."""
     source, stored = SOURCES[name], _stored(name)
     gc.disable()  # it would search the growing copy again and again
@@ -182,4 +182,4 @@ def registered(name: str) -> str:
 
 
 for _name in DOMAINS:
-    registry.register_domain(partial(environment, _name), registered(_name))
+    registry.register_domain(partial(make_environment, _name), registered(_name))

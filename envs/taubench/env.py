@@ -25,7 +25,7 @@ from typing import Any
 from hindsight.configs.environ import PASSWORD_IN_ADDRESS
 from hindsight.envs.base import EnvError, EnvFamily, Observation, StepResult, TextEnv, Verdict
 from hindsight.envs.tasks import Manifest, TaskSpec
-from hindsight.envs.taubench.domains import DOMAINS, domain, environment, registered
+from hindsight.envs.taubench.domains import DOMAINS, domain, make_environment, registered
 from hindsight.envs.taubench.settings import TauSettings
 from hindsight.envs.taubench.upstream import (
     DEFAULT_MAX_ERRORS,
@@ -138,7 +138,7 @@ class TauEnv(TextEnv):
 
     def _begin(self, kind: str, task: Task) -> Orchestrator:
         """A conversation in which the customer has said its first words."""
-        world = environment(kind)
+        world = make_environment(kind)
         tools = world.get_user_tools() if world.user_tools else None
         customer = SimulatedUser(task, tools, self._speaker) if self._speaker else ScriptedUser(task, tools)
         limits = {"max_steps": DEFAULT_MAX_STEPS, "max_errors": DEFAULT_MAX_ERRORS}

@@ -88,7 +88,7 @@ def data_files(folder: Path) -> tuple[Path, Path]:
     raise DataMissing(f"{folder} holds no WebShop data: {HOW}")
 
 
-def load(folder: Path, human: bool = False) -> Data:
+def load_shop(folder: Path, human: bool = False) -> Data:
     """Read a folder of official (or equally formed) data.
 
     Args:

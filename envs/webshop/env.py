@@ -27,7 +27,7 @@ from hindsight.envs.lucene import Index
 from hindsight.envs.runtime.files import atomic_dir
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.envs.webshop.catalog import FORMAT, PRODUCTS, generate
-from hindsight.envs.webshop.data import FILES, HUMAN, TEST_GOALS, Data, Goal, Product, load
+from hindsight.envs.webshop.data import FILES, HUMAN, TEST_GOALS, Data, Goal, Product, load_shop
 from hindsight.envs.webshop.expert import Shopper
 from hindsight.envs.webshop.nouns import Nouns
 from hindsight.envs.webshop.pages import (
@@ -38,9 +38,9 @@ from hindsight.envs.webshop.pages import (
     Page,
     ShopPlace,
     clickables,
-    follow,
-    read_action,
-    text,
+    follow_link,
+    page_text,
+    read_shop_action,
 )
 from hindsight.envs.webshop.reward import alike, score, shade
 
@@ -145,11 +145,11 @@ class WebShopEnv(TextEnv):
 
     def _move(self, action: str) -> str:
         """Follow the action; return what is wrong with it, or ""."""
-        match read_action(action):
+        match read_shop_action(action):
             case ("search", words):
                 self._place = ShopPlace("results", words, found=self._shop.search(words))
             case ("click", words) if words in clickables(self._place, self._products):
-                self._place = follow(self._place, words, self._products)
+                self._place = follow_link(self._place, words, self._products)
             case ("click", words):
                 return f'Nothing happened: this page has no "{words[:80]}" to click.'
             case _:
@@ -157,7 +157,7 @@ class WebShopEnv(TextEnv):
         return ""
 
     def _observe(self, complaint: str = "", rules: str = "") -> Page:
-        page = text(self._place, self._products, self._goal.instruction)
+        page = page_text(self._place, self._products, self._goal.instruction)
         clicks = tuple(f"click[{words}]" for words in clickables(self._place, self._products))
         shown = f"{complaint}\n{page}" if complaint else page
         return Page(shown, clicks or (FORM,), state_key=page, rules=rules)
@@ -180,7 +180,7 @@ class WebShopEnv(TextEnv):
                 "price_limit": goal.price_limit,
             },
         }
-        page = text(place, self._products, goal.instruction, reward)
+        page = page_text(place, self._products, goal.instruction, reward)
         return StepResult(Page(page, state_key=page), page, reward, True, False, reward == 1.0, info)
 
 
@@ -235,7 +235,7 @@ class WebShopFamily(EnvFamily):
 
     def _load(self) -> Data:
         if self._data is None:
-            self._data = load(self._official or self._generated(), human=self._config.goals == "human")
+            self._data = load_shop(self._official or self._generated(), human=self._config.goals == "human")
         return self._data
 
     def _open(self) -> Shop:

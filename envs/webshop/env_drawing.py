@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from hindsight.envs.drawing import Block, text
+from hindsight.envs.drawing import Block, text_blocks
 from hindsight.envs.webshop.pages import SEPARATOR
 
 ASIN = re.compile(r"[A-Z0-9]{10}")
@@ -18,26 +18,26 @@ STARTS = (f"Instruction:{SEPARATOR}", f"WebShop{SEPARATOR}")  # of a page, which
 
 def blocks(observation: str, action: str, feedback: str) -> list[Block]:
     """The interface of `hindsight.envs.drawing`."""
-    return [*_draw(observation), *text(action), *_draw(feedback)]
+    return [*_draw(observation), *text_blocks(action), *_draw(feedback)]
 
 
 def _draw(words: str) -> list[Block]:
     # The complaint comes first, and may quote anything that the agent wrote: the page is what starts last.
     at = max(words.rfind(f"\n{start}") for start in STARTS) + 1
     page = _page(words[at:].split(SEPARATOR))
-    return [*text(words[:at].strip()), *page] if page else text(words)
+    return [*text_blocks(words[:at].strip()), *page] if page else text_blocks(words)
 
 
 def _page(parts: Sequence[str]) -> list[Block]:
     """The page's blocks; none if it is no page."""
     match parts:
         case ["WebShop", "Instruction:", wish, "Search"]:
-            return [*text(wish), _block("WebShop", buttons=["Search"])]
+            return [*text_blocks(wish), _block("WebShop", buttons=["Search"])]
         case ["Instruction:", wish, back, count, *rest] if back == BACK and COUNT.fullmatch(count):
             results = _results(count, rest)
-            return [*text(wish), results] if results else []
+            return [*text_blocks(wish), results] if results else []
         case ["Instruction:", wish, back, previous, *rest] if (back, previous) == (BACK, PREVIOUS):
-            return [*text(wish), *_product(rest)]
+            return [*text_blocks(wish), *_product(rest)]
         case [first, *rest] if first == RECEIPT:
             return [{"kind": "list", "title": RECEIPT, "items": rest}]
     return []
@@ -60,10 +60,10 @@ def _product(parts: Sequence[str]) -> list[Block]:
     head, chosen = parts[: end - len(PRODUCT)], parts[end:]
     match list(parts[end - len(PRODUCT) : end]), head:
         case buttons, [*options, name, price, rating] if buttons == PRODUCT and price.startswith("Price: "):
-            facts = text("\n".join([price, rating, *chosen]))
+            facts = text_blocks("\n".join([price, rating, *chosen]))
             listed = [{"kind": "list", "title": "Options", "items": options}] if options else []
             return [_block(name, buttons=[BACK, PREVIOUS, *PRODUCT]), *facts, *listed]
-    return [_block("", buttons=[BACK, PREVIOUS]), *(block for part in parts for block in text(part))]
+    return [_block("", buttons=[BACK, PREVIOUS]), *(block for part in parts for block in text_blocks(part))]
 
 
 def _block(title: str, items: Sequence[dict[str, str]] = (), buttons: Sequence[str] = ()) -> Block:

@@ -29,7 +29,7 @@ ACTION = re.compile(r"\s*(search|click)\s*\[(.*)\]\s*", re.DOTALL | re.IGNORECAS
 UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&'"}  # as Jinja writes JSON
 
 
-def read_action(action: str) -> tuple[str, str] | None:
+def read_shop_action(action: str) -> tuple[str, str] | None:
     """("search" or "click", its words in lower case), or None where it is neither or has no words."""
     found = ACTION.fullmatch(action)
     words = found[2].strip().lower() if found else ""
@@ -41,7 +41,7 @@ class Page(Observation):
     """A page as the agent sees it: the shop reads actions in any case, and searches from every page."""
 
     def admits(self, action: str) -> bool:
-        match read_action(action):
+        match read_shop_action(action):
             case ("click", words):
                 return f"click[{words}]" in self.actions
             case ("search", _):
@@ -76,7 +76,7 @@ def clickables(place: ShopPlace, products: Mapping[str, Product]) -> tuple[str, 
     return (BACK, PREVIOUS) if place.page in DETAILS else ()
 
 
-def follow(place: ShopPlace, clicked: str, products: Mapping[str, Product]) -> ShopPlace:
+def follow_link(place: ShopPlace, clicked: str, products: Mapping[str, Product]) -> ShopPlace:
     """The place that clicking one of the `clickables` leads to."""
     if clicked == BUY:
         return replace(place, page="done")
@@ -98,7 +98,9 @@ def follow(place: ShopPlace, clicked: str, products: Mapping[str, Product]) -> S
     return replace(place, chosen=tuple({**dict(place.chosen), option: clicked}.items()))
 
 
-def text(place: ShopPlace, products: Mapping[str, Product], instruction: str, reward: float = 0.0) -> str:
+def page_text(
+    place: ShopPlace, products: Mapping[str, Product], instruction: str, reward: float = 0.0
+) -> str:
     """The page in words.
 
     Args:

@@ -11,7 +11,7 @@ from hindsight.cluster.report.pieces import Pieces
 from hindsight.cluster.report.record import PolicyLoss
 from hindsight.cluster.report.recorder import Recorder
 from hindsight.configs.check import render
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.method import Signal
 from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
@@ -48,7 +48,7 @@ class Door:
 
 def make_run(out: Path, *overrides: str) -> Path:
     """A group of two episodes, recorded as step 1."""
-    config = load("nano", ["model.dtype=float32", f"out={out}", *overrides])
+    config = load_config("nano", ["model.dtype=float32", f"out={out}", *overrides])
     renderer = load_renderer(str(resolve("nano")), config)
 
     def play(texts):

@@ -24,7 +24,7 @@ from hindsight.cluster.machines import connect
 from hindsight.cluster.report.compare import read_runs
 from hindsight.cluster.report.run_folder import RunFolder
 from hindsight.configs.check import render
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.schema import Config
 from hindsight.envs.runtime import remote
 from hindsight.rollout.types import EngineError
@@ -80,7 +80,9 @@ def trained(tmp_path: Path) -> Path:
         model = out / f"checkpoints/step-{step:08d}/model"
         model.mkdir(parents=True)
         (model / "config.json").touch()
-    (out / "config.yaml").write_text(render(load("nano", ["out=/before", "evaluate.episodes=7", "seed=3"])))
+    (out / "config.yaml").write_text(
+        render(load_config("nano", ["out=/before", "evaluate.episodes=7", "seed=3"]))
+    )
     return out
 
 
@@ -122,7 +124,7 @@ def test_no_evaluation_is_overwritten(trained: Path) -> None:
 
 
 def test_what_is_written_of_an_evaluation_can_be_compared(tmp_path: Path) -> None:
-    folder, config = tmp_path / "eval/step-00000004/student", load("nano", ["tracker.names=[]"])
+    folder, config = tmp_path / "eval/step-00000004/student", load_config("nano", ["tracker.names=[]"])
     config = replace(config, model=replace(config.model, path="/run/checkpoints/step-00000004/model"))
     result = Evaluation("student", 4, 2, 0.5, 0.1, 0.9, 3.0, panel="evaluation", digest="d1")
     other = replace(result, success=0.25, panel="games/far", digest="d2")
@@ -153,7 +155,7 @@ def test_what_an_actor_raised_is_said_without_its_traceback(monkeypatch: pytest.
         raise RayTaskError("rollout", "a long trace", EngineError("no room")).as_instanceof_cause()
 
     async def run(config: Config, address: str | None) -> None:
-        await remote.answer(rollout(), timeout=60, setting="rollout.timeout", what="a rollout")
+        await remote.await_remote(rollout(), timeout=60, setting="rollout.timeout", what="a rollout")
 
     monkeypatch.setattr(hindsight.cluster.commands, "train_run", run)
     assert answer("train", RECIPE) == "no room"

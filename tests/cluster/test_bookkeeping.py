@@ -22,10 +22,10 @@ from hindsight.cluster.saver import require_storage
 from hindsight.cluster.sft import batches, collect, fine_tune, linear
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.watch import Stalled, Watchdog
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.schema import Config, Evaluate, Rollout, Sft
 from hindsight.envs.base import Demonstration, DemoStep, EnvError, NoDemonstration, Observation, StepResult
-from hindsight.envs.runtime.remote import answer
+from hindsight.envs.runtime.remote import await_remote
 from hindsight.envs.tasks import TaskSpec
 from hindsight.rollout.types import Failure
 
@@ -40,7 +40,7 @@ def test_watchdog_waits_as_long_as_a_deadline_allows(capfd: pytest.CaptureFixtur
 
     async def calls() -> int:
         """A remote call tells its deadline by itself."""
-        return await answer(asyncio.sleep(0.6, 7), timeout=30, setting="a.timeout", what="a call")
+        return await await_remote(asyncio.sleep(0.6, 7), timeout=30, setting="a.timeout", what="a call")
 
     assert asyncio.run(watchdog.guard(updates(30))) == 7
     assert asyncio.run(watchdog.guard(calls())) == 7
@@ -322,7 +322,7 @@ def test_no_group_is_admitted_that_no_step_would_take(step: int, admitted: int) 
 
 def test_each_scorer_divides_logits_as_the_loss_that_it_serves() -> None:
     for method, teacher in (("serl", 0.6), ("hero", 1.0)):
-        config = load(None, [f"method={method}", "rollout.temperature=0.6"])
+        config = load_config(None, [f"method={method}", "rollout.temperature=0.6"])
         assert config.temperatures == {"teacher": teacher, "reference": 0.6}
 
 

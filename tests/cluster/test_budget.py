@@ -17,15 +17,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from hindsight.cluster.budget import Budget, budget
-from hindsight.cluster.budget_text import command, short, tables, verdict
+from hindsight.cluster.budget_text import budget_tables, describe_origins, rounded, seeds_command
 from hindsight.cluster.cli import app
 from hindsight.cluster.memory import Shape
 from hindsight.cluster.plan import Node, Plan
 from hindsight.cluster.planner import plan
 from hindsight.cluster.planning import model_shape
 from hindsight.cluster.rates import EPISODES, Episode, Figures, Gpu, RatesError, figures_for
-from hindsight.configs.check import check
-from hindsight.configs.load import load, methods, recipes
+from hindsight.configs.check import check_config
+from hindsight.configs.load import load_config, methods, recipes
 from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.configs.schema import Config
 from hindsight.rollout.outline import outline
@@ -45,7 +45,7 @@ def shape_of(config: Config) -> Shape:
 
 
 def planned(recipe: str, *overrides: str, gpus: int = 8, nodes: int = 1) -> Plan:
-    config = load(recipe, overrides)
+    config = load_config(recipe, overrides)
     return plan(config, [replace(EIGHT, gpus=gpus)] * nodes, shape_of(config))
 
 
@@ -212,9 +212,9 @@ def test_every_method_has_a_finite_budget_with_every_recipe() -> None:
     """Loading is what takes long, so each method is loaded once, and the recipes lend it their sections."""
     assert len(GPU_RECIPES) > 5 and {*ENVIRONMENTS.builtin} == {*EPISODES}
     lent = ("steps", "model", "env", "prompt", "rollout", "evaluate")
-    settings = [{name: getattr(load(recipe), name) for name in lent} for recipe in GPU_RECIPES]
+    settings = [{name: getattr(load_config(recipe), name) for name in lent} for recipe in GPU_RECIPES]
     for name in methods():
-        of_method = load(GPU_RECIPES[0], [f"method={name}"])
+        of_method = load_config(GPU_RECIPES[0], [f"method={name}"])
         for config in (replace(of_method, **own) for own in settings):
             found = assumed(plan(config, [EIGHT] * 2, shape_of(config)))
             assert 1 < found.gpu_hours < 100_000, name
@@ -231,8 +231,8 @@ def test_a_file_replaces_what_it_states(tmp_path: Path) -> None:
     assert (found.gpu.learn, found.gpu.decode) == (6000, Gpu().decode)
     assert (found.episode.turns, found.episode.first) == (14, EPISODES["alfworld"].first)
     assert found.given == {"gpu.learn", "episode.turns"}
-    assert "2 of 18 figures are of the file (one H200), the others assumptions" in verdict(found)
-    assert "each of these figures is an assumption" in verdict(figures_for("alfworld"))
+    assert "2 of 18 figures are of the file (one H200), the others assumptions" in describe_origins(found)
+    assert "each of these figures is an assumption" in describe_origins(figures_for("alfworld"))
 
 
 def test_a_stated_size_of_model_is_only_of_the_stated_rates(tmp_path: Path) -> None:
@@ -286,8 +286,8 @@ def test_the_command_prints_hours_origins_and_how_to_train(tmp_path: Path) -> No
         r"gpu.learn +6,000 .*one H200",
         r"gpu.decode +2,500 .*assumed",
         r"150 steps without a teacher",
-        rf"one seed +{re.escape(short(found.hours))} +{re.escape(short(found.gpu_hours))}",
-        rf"2 seeds +{re.escape(short(2 * found.hours))} +{re.escape(short(2 * found.gpu_hours))}",
+        rf"one seed +{re.escape(rounded(found.hours))} +{re.escape(rounded(found.gpu_hours))}",
+        rf"2 seeds +{re.escape(rounded(2 * found.hours))} +{re.escape(rounded(2 * found.gpu_hours))}",
         r"for seed in 0 1; do hindsight train alfworld_7b_gpu method=gigpo seed=\$seed "
         r'out="runs/alfworld_7b_gpu-gigpo-\$seed"; done',
     ):
@@ -310,8 +310,8 @@ def rows(heading: str) -> Iterator[tuple[str, Plan, list[str]]]:
         if where is not None:
             recipe, *overrides = shlex.split(cells[where].strip("`"))
             *nodes, gpus = map(int, cells[where + 1].split(" × "))  # nodes × GPUs of each
-            config = load(recipe, overrides)
-            assert check(config) == []
+            config = load_config(recipe, overrides)
+            assert check_config(config) == []
             machines = [replace(EIGHT, gpus=gpus)] * (nodes[0] if nodes else 1)
             yield line, plan(config, machines, shape_of(config)), cells[: where + 2]
 
@@ -328,8 +328,8 @@ def test_the_costs_of_published_tables_are_up_to_date() -> None:
         whole = (found.hours, found.gpu_hours, 3 * found.gpu_hours)
         totals[cells[0]].append(3 * found.gpu_hours)
         lines.append(line)
-        right.append(written(cells, short(found.steps[0].seconds), *map(short, whole)))
-    sums = [written([table, str(len(own))], short(sum(own))) for table, own in totals.items()]
+        right.append(written(cells, rounded(found.steps[0].seconds), *map(rounded, whole)))
+    sums = [written([table, str(len(own))], rounded(sum(own))) for table, own in totals.items()]
     assert len(lines) > 20 and lines == right, "\n".join(["write into docs/cost.md:", *right])
     assert "\n".join(sums) in PAGE.read_text(encoding="utf-8"), "\n".join(["write:", *sums])
 
@@ -340,7 +340,7 @@ def test_the_model_of_a_step_is_up_to_date() -> None:
         step, actors = assumed(made).steps[0], [len(made.of(role)) for role in ("engine", "learner")]
         shares = (f"{step.engines:.0%}", f"{step.ranks:.0%}")
         lines.append(line)
-        right.append(written(cells, " + ".join(map(str, actors)), short(step.seconds), *shares, step.bound))
+        right.append(written(cells, " + ".join(map(str, actors)), rounded(step.seconds), *shares, step.bound))
     assert len(lines) > 3 and lines == right, "\n".join(["write into docs/cost.md:", *right])
 
 
@@ -353,10 +353,10 @@ def test_the_assumed_episodes_are_those_of_the_page() -> None:
 
 def test_tables_have_a_row_for_each_figure() -> None:
     figures, console = figures_for("searchqa"), Console(width=120, record=True)
-    for table in tables(assumed(planned("alfworld_7b_gpu", "sft.demos=10")), figures, seeds=1):
+    for table in budget_tables(assumed(planned("alfworld_7b_gpu", "sft.demos=10")), figures, seeds=1):
         console.print(table)
     text = console.export_text()
     assert all(item.key in text for item in figures.all()) and "3 seeds" not in text
-    own = replace(load("nano"), out="runs/own", method="", seed=4)
+    own = replace(load_config("nano"), out="runs/own", method="", seed=4)
     trains = 'hindsight train x seed=$seed out="runs/own-$seed"'
-    assert command("hindsight train x", own, 2) == f"for seed in 4 5; do {trains}; done"
+    assert seeds_command("hindsight train x", own, 2) == f"for seed in 4 5; do {trains}; done"

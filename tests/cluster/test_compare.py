@@ -21,11 +21,11 @@ from hindsight.cluster.report.compare import (
     Point,
     Unpaired,
     curve_table,
+    describe_difference,
     difference,
     differing,
     figures_table,
     gains_table,
-    in_words,
     printed,
     read_runs,
     short_names,
@@ -81,7 +81,7 @@ def test_other_panels_are_not_paired() -> None:
         difference(first, run("other", env="games", a=[True], b=[True]))
     with pytest.raises(Unpaired, match="other has 0 episodes for the 0 results"):
         difference(first, run("other"))
-    assert in_words(first, other).startswith("not paired: first and other were")
+    assert describe_difference(first, other).startswith("not paired: first and other were")
 
 
 def test_panels_of_other_digests_are_not_paired() -> None:
@@ -101,7 +101,7 @@ def test_tasks_that_failures_kept_from_finishing_are_left_out() -> None:
     first, second = run("first", a=[True], b=[False], c=[False]), run("second", missing=1, a=[True], b=[True])
     found = difference(first, second)
     assert (found.tasks, found.mean, found.left_out) == (2, 0.5, 1)
-    assert "on 2 tasks: 1 better, 0 worse, 1 left out" in in_words(first, second)
+    assert "on 2 tasks: 1 better, 0 worse, 1 left out" in describe_difference(first, second)
     with pytest.raises(Unpaired):  # of two absent tasks, one did not fail
         difference(run("first", a=[True], b=[False], c=[False]), run("second", missing=1, a=[True]))
 

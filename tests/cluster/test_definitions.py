@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hindsight.cluster.failures import KINDS
 from hindsight.cluster.report import definitions, grafana
-from hindsight.cluster.report.definitions import DEFINITIONS, FAILURES, find, full_name, undefined
+from hindsight.cluster.report.definitions import DEFINITIONS, FAILURES, find_definition, full_name, undefined
 
 PROJECT = Path(__file__).resolve().parents[2]
 WRITERS = ("cluster", "feedback", "learner", "teacher")
@@ -64,13 +64,13 @@ def test_a_metric_without_a_definition_is_named() -> None:
 
 
 def test_patterns_and_prefixes_lead_to_the_right_definition() -> None:
-    assert find("restarts/engine_seconds") is DEFINITIONS["restarts/{role}_seconds"]
-    assert find("restarts/engine") is DEFINITIONS["restarts/{role}"]
-    assert find("learner/importance_lag_3") is DEFINITIONS["learner/importance_lag_{n}"]
-    assert find(full_name("sft", "loss")) is DEFINITIONS["sft/loss"]
-    assert find("loss") is None
-    assert find("eval/taubench/airline/low_trial_2") is DEFINITIONS["eval/low_trial_{n}"]
-    assert find("eval/far/nonsense") is None
+    assert find_definition("restarts/engine_seconds") is DEFINITIONS["restarts/{role}_seconds"]
+    assert find_definition("restarts/engine") is DEFINITIONS["restarts/{role}"]
+    assert find_definition("learner/importance_lag_3") is DEFINITIONS["learner/importance_lag_{n}"]
+    assert find_definition(full_name("sft", "loss")) is DEFINITIONS["sft/loss"]
+    assert find_definition("loss") is None
+    assert find_definition("eval/taubench/airline/low_trial_2") is DEFINITIONS["eval/low_trial_{n}"]
+    assert find_definition("eval/far/nonsense") is None
 
 
 def test_every_definition_is_a_sentence() -> None:
@@ -84,11 +84,11 @@ def test_the_page_of_metrics_is_up_to_date() -> None:
 
 def test_the_dashboard_of_grafana_is_up_to_date() -> None:
     """If not: python -m hindsight.cluster.report.grafana > docs/grafana.json"""
-    assert (PROJECT / "docs/grafana.json").read_text() == grafana.text()
+    assert (PROJECT / "docs/grafana.json").read_text() == grafana.grafana_json()
 
 
 def test_the_dashboard_has_every_metric_once_by_topic() -> None:
-    rows = [panel for panel in grafana.dashboard()["panels"] if panel["type"] == "row"]
+    rows = [panel for panel in grafana.grafana_dashboard()["panels"] if panel["type"] == "row"]
     expressions = [panel["targets"][0]["expr"] for row in rows for panel in row["panels"]]
     assert expressions == [grafana.query(name) for name in DEFINITIONS]
     assert (
@@ -98,7 +98,7 @@ def test_the_dashboard_has_every_metric_once_by_topic() -> None:
 
 
 def test_panels_do_not_overlap() -> None:
-    panels = grafana.dashboard()["panels"]
+    panels = grafana.grafana_dashboard()["panels"]
     cells = [
         (place["x"] + x, place["y"] + y)
         for place in (panel["gridPos"] for panel in panels)

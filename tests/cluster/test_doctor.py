@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from hindsight.cluster import doctor
 from hindsight.cluster.cli import app
 from hindsight.cluster.links import Link, LinkError
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.schema import Env
 from hindsight.envs.base import DataMissing
 from hindsight.rollout.render import Renderer
@@ -40,24 +40,24 @@ def test_links_are_checked_where_there_are_two_gpus(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert doctor.links() == doctor.Finding("NCCL", "not checked: a pair needs two GPUs, and torch can use 1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(doctor, "measure", lambda count, backend: [Link((0, 1), 0.001, 200.0)])
+    monkeypatch.setattr(doctor, "measure_links", lambda count, backend: [Link((0, 1), 0.001, 200.0)])
     assert doctor.links().found.startswith("1 pair, 200.0") and not doctor.links().fix
 
     def hangs(*_: Any) -> Any:
         raise LinkError("nccl between GPUs 0-1 did not end within 180 s")
 
-    monkeypatch.setattr(doctor, "measure", hangs)
+    monkeypatch.setattr(doctor, "measure_links", hangs)
     assert "0-1 did not end" in doctor.links().fix and "NCCL_P2P_DISABLE" in doctor.links().fix
 
 
 @pytest.mark.parametrize("preset", ["history", "window"])
 def test_an_episode_in_the_models_template(preset: str, monkeypatch: pytest.MonkeyPatch, nano: Path) -> None:
-    found = doctor.template(load("nano", [f"prompt.preset={preset}"]))
+    found = doctor.template(load_config("nano", [f"prompt.preset={preset}"]))
     assert "an episode of two turns has" in found.found and not found.fix
     monkeypatch.setattr(Renderer, "respond", lambda self, action: self.encode("no tags"))
-    assert "no action is found in the response 'no tags'" in doctor.template(load("nano")).fix
+    assert "no action is found in the response 'no tags'" in doctor.template(load_config("nano")).fix
     monkeypatch.setattr(doctor, "resolve", lambda _: "/no/folder")
-    assert doctor.template(load("nano")).found.startswith("not checked: nano cannot be read here")
+    assert doctor.template(load_config("nano")).found.startswith("not checked: nano cannot be read here")
 
 
 def test_full_disks_and_small_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,8 +71,8 @@ def test_full_disks_and_small_shared_memory(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_port_in_use_and_a_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert doctor.dashboard(port).found == f"{port} is in use" and doctor.dashboard(port).fix
-    assert not doctor.dashboard(0).fix
+        assert doctor.dashboard_port(port).found == f"{port} is in use" and doctor.dashboard_port(port).fix
+    assert not doctor.dashboard_port(0).fix
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert "g++" in doctor.compiler().fix
 
@@ -89,9 +89,9 @@ def test_an_environment_without_its_data(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_run_that_does_not_fit() -> None:
-    found = doctor.fits(load("alfworld_7b_gpu"))
+    found = doctor.fits(load_config("alfworld_7b_gpu"))
     assert found.found == "does not fit on this machine" and "cluster.gpus = required" in found.fix
-    assert doctor.fits(load("nano")).found == "1 engine, 1 learner, 1 teacher"
+    assert doctor.fits(load_config("nano")).found == "1 engine, 1 learner, 1 teacher"
 
 
 def test_the_miniature_reports_seconds_or_the_end_of_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,13 @@ from hindsight.cluster import commands, train
 from hindsight.cluster.evaluate import Evaluation, Stage
 from hindsight.cluster.run import State
 from hindsight.cluster.train import Trainer
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.envs.tasks import Panel, TaskSpec
 
 PANELS = tuple(
     Panel(name, tuple(TaskSpec(f"{name}-{n}", "toy", "k", "s") for n in range(2))) for name in ("near", "far")
 )
-CONFIG = load(None, ["evaluate.episodes=3", "evaluate.cold_episodes=1"])
+CONFIG = load_config(None, ["evaluate.episodes=3", "evaluate.cold_episodes=1"])
 Played = list[list[str]]
 
 
@@ -33,8 +33,8 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
         finished(len(episodes))
         return Evaluation(stage, step, len(episodes), 1 / len(calls), 0.0, 1.0, 2.0), [], []
 
-    monkeypatch.setattr(train, "evaluate", evaluate)
-    monkeypatch.setattr(commands, "evaluate", evaluate)
+    monkeypatch.setattr(train, "run_evaluation", evaluate)
+    monkeypatch.setattr(commands, "run_evaluation", evaluate)
     return calls
 
 

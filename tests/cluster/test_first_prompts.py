@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 
 from hindsight.cluster.failures import RunError
-from hindsight.cluster.first_prompts import FILE, Measured, measure, set_long_ones_aside, summary
+from hindsight.cluster.first_prompts import (
+    FILE,
+    Measured,
+    measure_first_prompts,
+    prompts_summary,
+    set_long_ones_aside,
+)
 from hindsight.cluster.set_aside import SetAsideTasks
 from hindsight.cluster.task_sampler import TaskSampler
 from hindsight.cluster.train import Trainer
@@ -165,10 +171,10 @@ def test_measuring_ends_in_time_and_takes_few_slots() -> None:
             running -= 1
         return 100
 
-    lengths = asyncio.run(measure(TASKS, ask, at_once=3, seconds=0.5))
+    lengths = asyncio.run(measure_first_prompts(TASKS, ask, at_once=3, seconds=0.5))
     assert set(lengths.tokens) == {"t0", "t1", "t2", "t3", "t4"} | ({"t8"} & set(lengths.tokens))
     assert (most, running) == (3, 0)
-    assert summary(Measured({"t0": 1}, failed=2), 10, 0, 60.0) == (
+    assert prompts_summary(Measured({"t0": 1}, failed=2), 10, 0, 60.0) == (
         "measured 1 first prompts in 60 s: all leave room for a response "
         "(2 failed and 7 were not reached: left to training)"
     )
@@ -179,4 +185,4 @@ def test_missing_data_end_the_run() -> None:
         raise DataMissing("set env.data")
 
     with pytest.raises(DataMissing):
-        asyncio.run(measure(TASKS, ask, at_once=2))
+        asyncio.run(measure_first_prompts(TASKS, ask, at_once=2))

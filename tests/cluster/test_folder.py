@@ -29,7 +29,7 @@ from hindsight.configs.method import Loss
 from hindsight.configs.schema import Config, Model, Tracking
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.feedback.anchors import AnchorError
-from hindsight.learner.checkpoint import OtherFormat, check, write_state, writing
+from hindsight.learner.checkpoint import OtherFormat, verify_checkpoint, write_state, writing
 from hindsight.learner.rank import RanksLost
 from hindsight.rollout.models import ModelMissing
 from hindsight.teacher.plan import BudgetError
@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_its_step_written_again(tmp_path
     assert open_folder(config, said.append) == whole
     assert said[-1].startswith("warning: step-00000020 is damaged (driver.json is cut off or not JSON")
     assert said[-1].endswith("it is now damaged-step-00000020")
-    check(checkpoint(root, 20))
+    verify_checkpoint(checkpoint(root, 20))
     assert open_folder(config, said.append) == damaged and len(said) == 3  # without a warning
 
 
@@ -163,7 +163,7 @@ def test_what_a_scorer_or_a_method_refuses_ends_a_run_with_its_message(kind: typ
         raise kind("what is wrong")
 
     with pytest.raises(typer.Exit):
-        common.run(fails)
+        common.run_to_end(fails)
 
 
 def test_a_resumed_run_keeps_its_type_of_weights_where_the_plan_may_choose(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_what_is_lost_together_starts_again_even_before_the_first_checkpoint(
 
     monkeypatch.setattr(hindsight.cluster.commands, "_train", train)
     monkeypatch.setattr(hindsight.cluster.commands, "connect", lambda *_: None)
-    monkeypatch.setattr(hindsight.cluster.commands, "prepare", lambda *_: None)
+    monkeypatch.setattr(hindsight.cluster.commands, "prepare_run", lambda *_: None)
     monkeypatch.setattr(signals, "end_within", lambda seconds: None)
     asyncio.run(train_run(Config(out=str(tmp_path), resume="auto")))
     assert resumed == ["auto"] * 6
@@ -237,7 +237,7 @@ def test_training_holds_the_folder_and_a_full_disk_ends_it(
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 
     monkeypatch.setattr(hindsight.cluster.commands, "connect", connect)
-    monkeypatch.setattr(hindsight.cluster.commands, "prepare", lambda *_: None)
+    monkeypatch.setattr(hindsight.cluster.commands, "prepare_run", lambda *_: None)
     timers = list[str]()
     monkeypatch.setattr(signals, "end_within", lambda seconds: timers.append("set"))
     monkeypatch.setattr(signals, "go_on", lambda: timers.append("canceled"))

@@ -10,8 +10,8 @@ import pytest
 
 from hindsight.cluster import live
 from hindsight.cluster.progress import Progress
-from hindsight.cluster.report.definitions import find
-from hindsight.cluster.report.top import lines
+from hindsight.cluster.report.definitions import find_definition
+from hindsight.cluster.report.top import status_lines
 from hindsight.cluster.watch import Stalled, Watchdog
 from hindsight.envs.runtime.remote import RemoteTimeout
 
@@ -43,9 +43,9 @@ def test_a_new_process_and_one_that_does_not_answer_have_no_rates() -> None:
 
 def test_every_figure_is_defined() -> None:
     engine = live.moment(STATS, later(looked_up_tokens=1), 5.0)
-    found = live.figures([engine, {}], 8, 16)
+    found = live.live_metrics([engine, {}], 8, 16)
     assert {name.partition("/")[2].rstrip("_0") for name in found} == {*engine, "in_flight", "finished"}
-    assert all(find(name) for name in found)
+    assert all(find_definition(name) for name in found)
 
 
 class Engine:
@@ -86,17 +86,17 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_a_lost_engine_is_left_out_and_nobody_takes_a_look_for_progress(run: SimpleNamespace) -> None:
     watchdog = Watchdog(0.5)
     with pytest.raises(Stalled):
-        asyncio.run(watchdog.guard(asyncio.sleep(5), live.follow(run)))
+        asyncio.run(watchdog.guard(asyncio.sleep(5), live.report_live(run)))
     first, *_, last = run.metrics.told
     assert first["now/decoding_1"] == 3 and "now/decoding_1" not in last
     assert last["now/sampled_0"] == 0.0 and last["now/decoding_0"] == 3
     status = run.view.progress.status()
-    shown = dict(lines({**status, "phase": None}, [], {}, status["time"]))
+    shown = dict(status_lines({**status, "phase": None}, [], {}, status["time"]))
     assert shown["engine 0"] == "3 running, 1 waiting, 0 tokens/s, KV cache 25%"
     assert shown["engine 1"] == "no answer"
 
 
 def test_many_engines_have_a_line_together() -> None:
     status = {"time": 0.0, "engines": [{"decoding": 1, "waiting": 0, "kv_cache": 0.5, "sampled": 1000.0}] * 9}
-    shown = dict(lines(status, [], {}, 0.0))
+    shown = dict(status_lines(status, [], {}, 0.0))
     assert shown["engines"] == "9, together 9,000 tokens/s" and "engine 8" not in shown

@@ -16,9 +16,9 @@ from typer.testing import CliRunner, Result
 from hindsight.cluster.cli import app
 from hindsight.cluster.report.lines import write_rows
 from hindsight.cluster.report.run_folder import RunStage
-from hindsight.cluster.report.show import level, paint, short, values
+from hindsight.cluster.report.show import level, paint, stage_label, token_values
 from hindsight.cluster.report.text import PlainConsole
-from hindsight.cluster.report.top import SILENT, lines, state
+from hindsight.cluster.report.top import SILENT, state, status_lines
 
 EVIL = "\x1b]0;owned\x07 :smile: [bold red]x[/] \u202e"
 ROW = {
@@ -129,9 +129,9 @@ def test_levels_and_colors() -> None:
         3,
     ]
     assert [level(d, "delta") for d in (-3, -0.6, -0.2, 0, 0.2, 0.6, 3)] == [-3, -2, -1, 0, 1, 2, 3]
-    assert values(ROW, "delta")[:2] == [pytest.approx(0.05), pytest.approx(2.5)]
-    assert values(ROW, "delta")[2:] == [pytest.approx(-3.0), None, None]
-    assert values({"tokens": ["a", "b"]}, "weight") == [None, None]
+    assert token_values(ROW, "delta")[:2] == [pytest.approx(0.05), pytest.approx(2.5)]
+    assert token_values(ROW, "delta")[2:] == [pytest.approx(-3.0), None, None]
+    assert token_values({"tokens": ["a", "b"]}, "weight") == [None, None]
     painted = paint(ROW, "weight", color=True)
     assert painted.plain == "go to bed\n\\x1b[2J<end>"
     assert [str(span.style) for span in painted.spans] == [
@@ -141,8 +141,8 @@ def test_levels_and_colors() -> None:
 
 
 def test_the_name_of_a_stage() -> None:
-    assert short(RunStage("step 3", "step-000003", 3, True)) == "3"
-    assert short(RunStage("eval, during RL", "eval-000020-during-RL", 20, False)) == "20-during-RL"
+    assert stage_label(RunStage("step 3", "step-000003", 3, True)) == "3"
+    assert stage_label(RunStage("eval, during RL", "eval-000020-during-RL", 20, False)) == "20-during-RL"
 
 
 def status(**changes: Any) -> dict[str, Any]:
@@ -179,14 +179,16 @@ def test_a_run_that_does_not_go_on() -> None:
     assert state(status(time=now - SILENT / 2), {}, now).startswith("running")
     about = {"starts": [{"outcome": "failed"}, {"outcome": "finished"}]}
     assert state({}, about, now) == "not running: it finished"
-    shown = dict(lines(status(time=now - 3600, since=now - 3700), [], {}, now))
+    shown = dict(status_lines(status(time=now - 3600, since=now - 3700), [], {}, now))
     assert "left" not in shown["step"] and "episodes" not in shown and shown["doing"].endswith("1:40")
 
 
 def test_a_start_says_what_it_waits_for() -> None:
     now = time.time()
     waits = {"engine": {"does": "loading the model, compiling it", "since": now - 62}}
-    shown = lines(status(phase="starting actors", doing="starting actors", starting=waits), [], {}, now)
+    shown = status_lines(
+        status(phase="starting actors", doing="starting actors", starting=waits), [], {}, now
+    )
     assert ("starting", "engine: loading the model, compiling it, for 1:02") in shown
     assert "doing" not in dict(shown)
 

@@ -16,7 +16,7 @@ from hindsight.cluster.train import Trainer
 from hindsight.cluster.turns import Turns
 from hindsight.cluster.view import View
 from hindsight.cluster.watch import Watchdog
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.runtime.remote import ActorLost
 from hindsight.envs.tasks import TaskSpec
@@ -89,7 +89,7 @@ class Produced:
             self.valued = samples
             return [np.zeros(len(sample.positions), np.float32) for sample in samples]
 
-        config = load(None, [f"rollout.group_size={len(outcomes)}", *overrides])
+        config = load_config(None, [f"rollout.group_size={len(outcomes)}", *overrides])
         turns = Turns()
         actor = SimpleNamespace(score=remote(score or scored), ready=remote(score or scored))
         teacher = ScorerPool("teacher", [actor], 60.0, turns.of)

@@ -14,9 +14,9 @@ from hindsight.cluster import outcomes
 from hindsight.cluster.outcomes import (
     Figure,
     Play,
+    all_figures,
     bootstrap,
     by_task,
-    figures,
     paired,
     pass_at,
     pass_hat,
@@ -70,7 +70,7 @@ def test_figures_of_tasks_are_what_their_names_say(found: dict[str, list[bool]])
 @settings(max_examples=20)
 @given(EVALUATIONS)
 def test_intervals_are_of_means_over_tasks(found: dict[str, list[bool]]) -> None:
-    for name, figure in figures(made(found)).items():
+    for name, figure in all_figures(made(found)).items():
         values = list(by_task(made(found))[name].values())
         assert figure.mean == pytest.approx(mean(values))
         assert min(values) - 1e-9 <= figure.low <= figure.mean + 1e-9

@@ -21,7 +21,7 @@ from hindsight.cluster.planning import (
     with_adapter,
 )
 from hindsight.cluster.start import variables
-from hindsight.configs.load import load, recipes
+from hindsight.configs.load import load_config, recipes
 from hindsight.configs.schema import Config, Lora
 from hindsight.learner.rank import learner_env
 from hindsight.rollout.outline import KNOWN, outline, trained_parameters
@@ -39,7 +39,7 @@ def model(name: str) -> Any:
 @cache
 def loaded(recipe: str, *overrides: str) -> Config:
     """Each once: loading takes longer than planning."""
-    return load(recipe, overrides)
+    return load_config(recipe, overrides)
 
 
 def shape(config: Config) -> Shape:

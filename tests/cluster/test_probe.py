@@ -20,8 +20,8 @@ from hindsight.cluster.probe import command, play
 from hindsight.cluster.probe.command import (
     check_tokens,
     named_model,
-    probe,
-    recorded,
+    recorded_groups,
+    run_probe,
     settings_of,
     whole,
     with_states,
@@ -38,7 +38,7 @@ from hindsight.cluster.probe.score import (
     rooted,
 )
 from hindsight.configs.check import render
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.envs.base import EnvError, Observation
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.signals import make_signal
@@ -86,7 +86,7 @@ def test_random_actions_are_the_listed_ones_or_those_of_other_tasks():
 
 @pytest.fixture(scope="module")
 def config():
-    return load("nano", ["model.dtype=float32"])
+    return load_config("nano", ["model.dtype=float32"])
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_seats_are_bounded_by_slots_cores_and_tasks(config, renderer, monkeypatc
 
 def test_pairs_of_recorded_rollouts_are_actions_of_unequal_outcome(tmp_path):
     out = make_run(tmp_path / "run")
-    [played], left, origin = recorded(out, 4)
+    [played], left, origin = recorded_groups(out, 4)
     assert left == {} and origin == "rollouts of run on 1 tasks"
     # In the first state "take key" led to success and "look" to failure; no other state was met twice.
     assert played.pairs == (Pair((0, 0), (1, 0)),)
@@ -215,7 +215,7 @@ def test_tokens_whose_weight_is_clipped(config):
     gaps = [np.array([log(1.1), log(1.5)]), np.array([log(1 / 1.1), log(1 / 1.5)])]
     assert clipped_share(make_signal(config.signal), gaps) == 0.5
     assert clipped_share(make_signal(config.signal), [-gaps[1], gaps[1] * 0]) == 0.25
-    assert clipped_share(make_signal(load("nano", ["method=hero_environment"]).signal), gaps) is None
+    assert clipped_share(make_signal(load_config("nano", ["method=hero_environment"]).signal), gaps) is None
 
 
 def test_what_is_probed(config):
@@ -224,7 +224,7 @@ def test_what_is_probed(config):
     assert every[0] == "immediate, per step" and len(every) == len(set(every)) == 10
     assert {"immediate, per anchor", "reference, per step", "skills, per step"} < set(every)
     assert not any("judge" in one for one in every)
-    without = load("nano", ["method=grpo"])
+    without = load_config("nano", ["method=grpo"])
     assert feedbacks(without, every=False) == [] and len(feedbacks(without, every=True)) == 10
 
 
@@ -278,7 +278,7 @@ def test_a_context_that_differs_is_read_where_it_is(config, renderer):
 def test_a_recorded_run_is_probed_without_actors(tmp_path: Path):
     out = make_run(tmp_path / "run")
     config = settings_of(out, ["feedback.max_tokens=64"])
-    asyncio.run(probe(config, 4, every=False, run=out))
+    asyncio.run(run_probe(config, 4, every=False, run=out))
     folder = out / "probe/nano/serl"
     told = json.loads((folder / "probe.json").read_text())
     assert told["model"] == "nano" and told["feedback"][0]["verdict"] == "too few tasks"
@@ -289,17 +289,17 @@ def test_a_recorded_run_is_probed_without_actors(tmp_path: Path):
     assert "“immediate, per step”: the better action leads by " in told
     assert (folder / "probe.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(RunError, match="already holds a probe"):
-        asyncio.run(probe(config, 4, every=False, run=out))
+        asyncio.run(run_probe(config, 4, every=False, run=out))
 
 
 def test_what_cannot_be_probed_is_named(tmp_path: Path):
     out = make_run(tmp_path / "run")
     with pytest.raises(RunError, match="no feedback to probe"):
-        asyncio.run(probe(settings_of(out, ["method=grpo"]), 4, every=False, run=out))
+        asyncio.run(run_probe(settings_of(out, ["method=grpo"]), 4, every=False, run=out))
     assert not (out / "probe").exists()
-    served = load("nano", ["env.name=taubench", "env.user.source=engine", f"out={tmp_path / 'tau'}"])
+    served = load_config("nano", ["env.name=taubench", "env.user.source=engine", f"out={tmp_path / 'tau'}"])
     with pytest.raises(RunError, match=r"TauBench: env.user.source=scripted or endpoint"):
-        asyncio.run(probe(served, 4, every=False))
+        asyncio.run(run_probe(served, 4, every=False))
 
 
 def test_recorded_ids_are_not_read_with_another_tokenizer(tmp_path: Path):
@@ -312,13 +312,13 @@ def test_recorded_ids_are_not_read_with_another_tokenizer(tmp_path: Path):
     ids["a"], ids["b"] = ids["b"], ids["a"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(RunError, match=r"are token ids of .*nano.* set model.path to a model with the run's"):
-        asyncio.run(probe(config, 4, every=False, run=out))
+        asyncio.run(run_probe(config, 4, every=False, run=out))
     shutil.copytree(resolve("nano"), other, dirs_exist_ok=True)
     template = other / "chat_template.jinja"
     spaced = template.read_text().replace("message['role']", "' ' + message['role']")
     template.write_text(spaced.replace("assistant", " assistant"))
     with pytest.raises(RunError, match="another meaning"):
-        asyncio.run(probe(config, 4, every=False, run=out))
+        asyncio.run(run_probe(config, 4, every=False, run=out))
     (out / "config.yaml").write_text(render(replace(config, model=replace(config.model, path="gone/gone"))))
     with pytest.raises(RunError, match=r"a model that is gone: model.path = 'gone/gone'"):
         check_tokens(out, other, load_renderer(str(other), config), config)
@@ -341,15 +341,15 @@ def test_anchors_without_states_are_named(config, renderer, monkeypatch, tmp_pat
     async def played(*_):
         return blind, {}, "toys"
 
-    monkeypatch.setattr(command, "play", played)
-    anchored = load("nano", ["feedback.granularity=anchor", f"out={tmp_path}"])
+    monkeypatch.setattr(command, "_play", played)
+    anchored = load_config("nano", ["feedback.granularity=anchor", f"out={tmp_path}"])
     with pytest.raises(RunError, match=r"nothing to probe.*feedback.granularity=step"):
-        asyncio.run(probe(anchored, 4, every=False))
+        asyncio.run(run_probe(anchored, 4, every=False))
     assert not (tmp_path / "probe").exists()
 
 
 def test_an_adapter_is_read_as_its_checkpoint_merged_it(tmp_path: Path):
-    config = load("nano", ["method=hint_sd", "model.dtype=bfloat16"])
+    config = load_config("nano", ["method=hint_sd", "model.dtype=bfloat16"])
     assert whole(config, tmp_path).model.dtype == "bfloat16"
     (tmp_path / "adapter").mkdir()
     read = whole(config, tmp_path)

@@ -19,14 +19,14 @@ from hindsight.cluster.replay import (
     compare,
     read_settings,
     read_step,
-    replay,
-    tables,
+    replay_step,
+    replay_tables,
 )
 from hindsight.cluster.report.groups import GroupError, group_row, read_group
 from hindsight.cluster.report.lines import write_rows
 from hindsight.cluster.report.run_folder import RunFolder
 from hindsight.configs.check import render
-from hindsight.configs.load import load, methods
+from hindsight.configs.load import load_config, methods
 from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.judge_client import Answer, JudgeClient
@@ -134,7 +134,7 @@ def test_a_row_of_another_form_is_refused(change):
 
 @pytest.fixture
 def run(tmp_path):
-    config = load("nano", ["credit.success_reward=3.5", "signal.clip=0.3", f"out={tmp_path}"])
+    config = load_config("nano", ["credit.success_reward=3.5", "signal.clip=0.3", f"out={tmp_path}"])
     (tmp_path / "config.yaml").write_text(render(config))
     write_rows(tmp_path / "groups/step-000002.jsonl.gz", [recorded(group_of(played([-1.0, -2.0])))])
     (tmp_path / "trajectories").mkdir()
@@ -143,7 +143,10 @@ def run(tmp_path):
 
 
 def test_the_settings_are_the_runs(run):
-    ours, theirs = read_settings(run, []), load("nano", ["credit.success_reward=3.5", "signal.clip=0.3"])
+    ours, theirs = (
+        read_settings(run, []),
+        load_config("nano", ["credit.success_reward=3.5", "signal.clip=0.3"]),
+    )
     assert replace(ours, out="", method=None) == replace(theirs, out="", method=None)
     assert read_settings(run, ["signal.clip=0.1"]).signal.clip == 0.1
 
@@ -152,7 +155,7 @@ def test_the_settings_are_the_runs(run):
     "name", [name for name, file in methods().items() if "judge" not in file.read_text()]
 )
 def test_another_methods_settings_are_its_own(run, name):
-    ours, theirs = read_settings(run, [f"method={name}"]), load("nano", [f"method={name}"])
+    ours, theirs = read_settings(run, [f"method={name}"]), load_config("nano", [f"method={name}"])
     for section in ("feedback", "signal"):
         assert getattr(ours, section) == getattr(theirs, section)
     assert type(ours.credit) is type(theirs.credit)
@@ -205,7 +208,7 @@ def test_tokens_are_compared_where_both_have_a_number():
 def test_hints_and_teacher_are_computed_from_the_record_alone(tmp_path):
     out = make_run(tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    first = asyncio.run(replay(out, 1, update=False))
+    first = asyncio.run(replay_step(out, 1, update=False))
     assert first.figures["teacher/spans"] > 0 and "learner/loss" not in first.figures
     assert first.notes == ["no checkpoint from before step 1 is left: weights are those of model.path"]
     assert all(group.informative for group in first.batch)
@@ -214,19 +217,19 @@ def test_hints_and_teacher_are_computed_from_the_record_alone(tmp_path):
     # Nothing but groups was recorded: all numbers are missing there.
     assert first.tokens["teacher_logprob"].missing == first.figures["teacher/span_tokens"]
 
-    other = asyncio.run(replay(out, 1, ["method=rlsd"], update=False))
+    other = asyncio.run(replay_step(out, 1, ["method=rlsd"], update=False))
     assert other.figures["teacher/span_tokens"] > first.figures["teacher/span_tokens"]
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    shown = [str(one) for one in tables(first)]
+    shown = [str(one) for one in replay_tables(first)]
     assert shown[-1] == first.notes[0]
 
 
 def test_what_replay_has_not_is_named(tmp_path):
     out = make_run(tmp_path / "run")
     with pytest.raises(ReplayError, match="needs a critic"):
-        asyncio.run(replay(out, 1, ["method=ppo"]))
+        asyncio.run(replay_step(out, 1, ["method=ppo"]))
     with pytest.raises(ReplayError, match=r"needs a judge.*judge\.url"):
-        asyncio.run(replay(out, 1, ["method=serl_judge"], update=False))
+        asyncio.run(replay_step(out, 1, ["method=serl_judge"], update=False))
 
 
 def test_recorded_answers_of_the_judge_are_used_and_new_ones_not_kept(tmp_path, monkeypatch):
@@ -244,15 +247,15 @@ def test_recorded_answers_of_the_judge_are_used_and_new_ones_not_kept(tmp_path, 
     monkeypatch.setattr("hindsight.cluster.local.JudgeEndpoint", Endpoint)
     monkeypatch.setenv("OPENAI_API_KEY", "key")
     (out / "judge").mkdir()
-    first = asyncio.run(replay(out, 1, chosen, update=False))
+    first = asyncio.run(replay_step(out, 1, chosen, update=False))
     assert len(asked) == first.figures["feedback/asked"] > 0 and not list((out / "judge").iterdir())
 
     monkeypatch.delenv("OPENAI_API_KEY")
-    unanswered = asyncio.run(replay(out, 1, chosen, update=False))
+    unanswered = asyncio.run(replay_step(out, 1, chosen, update=False))
     assert "judge: the run's judge folder has no answer to this question" in unanswered.notes[-1]
 
     recorded = JudgeClient(Endpoint(), replace(first.config.judge, budget=0), out / "judge")
     for question in list(asked):
         asyncio.run(recorded(*question))
-    answered = asyncio.run(replay(out, 1, chosen, update=False))
+    answered = asyncio.run(replay_step(out, 1, chosen, update=False))
     assert answered.notes == first.notes and answered.figures == first.figures

@@ -15,7 +15,7 @@ import pytest
 
 from hindsight.cluster.report import provenance
 from hindsight.cluster.report.lines import read_rows, write_rows
-from hindsight.cluster.report.provenance import command, recorded
+from hindsight.cluster.report.provenance import command_line, record_start
 from hindsight.cluster.report.run_folder import RunFolder, RunFolderError, RunStage, evaluation_key, step_key
 from hindsight.cluster.report.timeline import Timeline
 from hindsight.cluster.run import open_record
@@ -126,13 +126,13 @@ def test_spans_are_noted_as_they_end(tmp_path: Path) -> None:
 def test_each_start_of_a_run_is_noted_with_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/hindsight", "train", "nano", "tracker.names=[a, b]"])
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(KeyError), recorded(tmp_path, None):
+    with pytest.raises(KeyError), record_start(tmp_path, None):
         [start] = RunFolder(tmp_path).about()["starts"]
         assert (start["ended"], start["outcome"]) == (None, None)
         raise KeyError
-    with pytest.raises(asyncio.CancelledError), recorded(tmp_path, 3):
+    with pytest.raises(asyncio.CancelledError), record_start(tmp_path, 3):
         raise asyncio.CancelledError
-    with recorded(tmp_path, 4):
+    with record_start(tmp_path, 4):
         pass
     about = RunFolder(tmp_path).about()
     assert about["schema"] == 1
@@ -144,7 +144,7 @@ def test_each_start_of_a_run_is_noted_with_its_end(tmp_path: Path, monkeypatch: 
         assert start["versions"]["torch"] == version("torch")
         assert set(start["versions"]) == {"python", *provenance.PACKAGES}
     monkeypatch.setattr(sys, "argv", ["/somewhere/src/hindsight/__main__.py", "train"])
-    assert command() == "hindsight train"
+    assert command_line() == "hindsight train"
 
 
 def test_what_ended_the_run_is_not_hidden_by_a_full_disk(
@@ -159,7 +159,7 @@ def test_what_ended_the_run_is_not_hidden_by_a_full_disk(
 
     monkeypatch.setattr(provenance, "atomic_write", write)
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(KeyError), recorded(tmp_path, None):
+    with pytest.raises(KeyError), record_start(tmp_path, None):
         raise KeyError
 
 

@@ -23,7 +23,7 @@ from hindsight.cluster.watch import Watchdog
 from hindsight.configs.paths import SOURCE
 from hindsight.configs.schema import Checkpoint, Config
 from hindsight.learner import staging
-from hindsight.learner.checkpoint import CheckpointError, check, complete
+from hindsight.learner.checkpoint import CheckpointError, complete, verify_checkpoint
 from hindsight.learner.staging import GIB, choose, free_memory
 
 
@@ -141,7 +141,7 @@ def test_training_goes_on_while_one_checkpoint_is_written(
     assert events == ["trained 1", "whole 1", "trained 2", "whole 2"]  # one at a time
     assert all(folder.parent == stages for folder in learner.folders) and list(stages.iterdir()) == []
     for number, folder in enumerate(complete(own.root), start=1):
-        check(folder)
+        verify_checkpoint(folder)
         assert (folder / "learner/rank0").read_text() == f"weights {number}"
     assert len(said) == 1 and said[0].startswith("checkpoints are written while training continues")
 

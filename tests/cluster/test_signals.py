@@ -48,7 +48,7 @@ def interrupted(run: ToyRun, training: Any, after: float = 0.1) -> None:
     async def main() -> None:
         with interruptible():
             asyncio.get_running_loop().call_later(after, os.kill, os.getpid(), signal.SIGTERM)
-            await signals.train(run, asyncio.create_task(training))
+            await signals.train_or_save(run, asyncio.create_task(training))
 
     before = {number: signal.getsignal(number) for number in signals.SIGNALS}
     try:
@@ -138,7 +138,7 @@ def test_an_error_meanwhile_is_raised(tmp_path: Path) -> None:
             raise ValueError("the learner is gone")
 
     async def main() -> None:
-        task = asyncio.create_task(signals.train(run, asyncio.create_task(training())))
+        task = asyncio.create_task(signals.train_or_save(run, asyncio.create_task(training())))
         asyncio.get_running_loop().call_later(0.1, task.cancel)
         await task
 

@@ -19,7 +19,7 @@ from hindsight.cluster.evaluate import Stage
 from hindsight.cluster.metrics import Metrics, TrackerError
 from hindsight.cluster.run import close_metrics
 from hindsight.configs import packages
-from hindsight.configs.load import ConfigError, load
+from hindsight.configs.load import ConfigError, load_config
 from hindsight.configs.schema import Tracking
 
 TRAINED = {"rollout/success": 0.5, "rollout/own": 7.0, "rollout/λ": 1.0, "learner/loss": float("nan")}
@@ -210,4 +210,4 @@ def test_a_package_that_is_missing_is_named_with_its_command(
 
     monkeypatch.setattr(packages, "version", version)
     with pytest.raises(ConfigError, match=f"needs the package {name}: pip install {name}$"):
-        load(None, [f"tracker.names=[{name}]"])
+        load_config(None, [f"tracker.names=[{name}]"])

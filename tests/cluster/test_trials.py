@@ -14,7 +14,7 @@ from ray.exceptions import ObjectLostError
 from rich.console import Console
 
 import hindsight.cluster.trials
-from hindsight.cluster.evaluate import Evaluation, evaluate, summarize, wilson
+from hindsight.cluster.evaluate import Evaluation, run_evaluation, summarize, wilson
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.trials import Attempts, example_tasks, solved_within
 from hindsight.cluster.view import cost_lines, evaluation_table
@@ -86,7 +86,7 @@ class ToyWorker:
 
 
 def flat(result, plays, failures):
-    """What `evaluate` returns, with the trials of all episodes in one list."""
+    """What `run_evaluation` returns, with the trials of all episodes in one list."""
     return result, [trajectory for play in plays for trajectory in play], failures
 
 
@@ -114,7 +114,7 @@ def run(
     )
     actors = SimpleNamespace(worker=worker, engines=[])
     done = []
-    found = asyncio.run(evaluate(config, actors, renderer, train, episodes, "m", 0, done.append))
+    found = asyncio.run(run_evaluation(config, actors, renderer, train, episodes, "m", 0, done.append))
     assert done[-1] == len(episodes)
     return (*flat(*found), worker, asked)
 
@@ -195,7 +195,7 @@ def hung(script, timeout, slots=8, trials=1):
     )
     actors = SimpleNamespace(worker=worker, engines=[])
     episodes = [(index, task) for index, task in enumerate(TASKS) if task.id in script]
-    found = asyncio.run(evaluate(config, actors, None, TASKS, episodes, "m", 0, lambda done: None))
+    found = asyncio.run(run_evaluation(config, actors, None, TASKS, episodes, "m", 0, lambda done: None))
     return (*flat(*found), started)
 
 

@@ -24,7 +24,7 @@ from hindsight.cluster.plan import Place, Plan
 from hindsight.cluster.report.text import PlainConsole, clock, duration, one_line, visible
 from hindsight.cluster.step_report import excerpt, nothing_trained, played_line, trained_line
 from hindsight.cluster.view import View, draw_curve, evaluation_table, success_on
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.schema import Config
 
 HOSTILE = "mygym:Family :smile: [bold]x[/bold] [/red] \x1b[31mred\x07 \u202eevil"
@@ -121,7 +121,7 @@ def test_nothing_is_wider_than_the_terminal_and_no_bar_stays() -> None:
 
 
 def test_what_a_step_trained() -> None:
-    config = load("nano", ["method=serl", "steps=9"])
+    config = load_config("nano", ["method=serl", "steps=9"])
     values = {
         "learner/samples": 24.0,
         "learner/tokens": 5120.0,

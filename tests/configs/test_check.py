@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hindsight.configs.check import check, differences, render
-from hindsight.configs.load import ConfigError, load, recipes
+from hindsight.configs.check import changed_settings, check_config, render
+from hindsight.configs.load import ConfigError, load_config, recipes
 from hindsight.configs.registry import REGISTRIES
 from hindsight.configs.schema import Config
 from hindsight.configs.setting import settings
@@ -27,17 +27,17 @@ CHOSEN = [key for key, (_, item) in SETTINGS.items() if item.choices]
 
 
 def problems(*overrides: str) -> list[str]:
-    return check(load(None, overrides))
+    return check_config(load_config(None, overrides))
 
 
 @pytest.mark.parametrize("recipe", recipes())
 def test_recipes_are_free_of_problems(recipe: str) -> None:
-    assert check(load(recipe)) == []
+    assert check_config(load_config(recipe)) == []
 
 
 def test_every_setting_has_a_meaning_and_a_default_within_its_range() -> None:
     assert all(item.help and item.allowed for _, item in SETTINGS.values())
-    assert check(Config()) == []
+    assert check_config(Config()) == []
     assert {"env.user.source", "env.goals", "credit.history", "feedback.targets"} < SETTINGS.keys()
 
 
@@ -47,7 +47,7 @@ def test_there_are_few_settings() -> None:
 
 def test_the_default_is_plain_grpo_without_a_teacher() -> None:
     assert not Config().needs_teacher and not Config().needs_reference and not Config().needs_critic
-    assert Config().credit.advantage == "grpo" and load() == Config()
+    assert Config().credit.advantage == "grpo" and load_config() == Config()
 
 
 @given(st.sampled_from(BOUNDED), st.floats(0.001, 1e6))
@@ -68,7 +68,7 @@ def test_values_outside_a_range_are_named(key: str, beyond: float) -> None:
 def test_a_wrong_choice_lists_the_right_ones(key: str) -> None:
     entry, item = SETTINGS[key]
     with pytest.raises(ConfigError) as caught:
-        load(None, [entry, f"{key}=nonsense"])
+        load_config(None, [entry, f"{key}=nonsense"])
     assert str(caught.value) == f"command line: {key} = 'nonsense': expected one of {', '.join(item.choices)}"
     assert item.value in item.choices and len(item.choices) > 1
 
@@ -177,20 +177,20 @@ def test_all_problems_come_at_once() -> None:
 
 
 def test_settings_that_a_run_did_not_begin_with_are_said() -> None:
-    tau = load(None, ["env.name=taubench"])
+    tau = load_config(None, ["env.name=taubench"])
     changes = ["steps=9", "env.user.model=m", "env.kinds=[a]"]
-    before, now = render(tau), load(None, ["env.name=taubench", *changes])
-    assert differences(before, tau) == []
-    assert differences(before, now) == [
+    before, now = render(tau), load_config(None, ["env.name=taubench", *changes])
+    assert changed_settings(before, tau) == []
+    assert changed_settings(before, now) == [
         f"steps: {Config().steps} → 9",
         "env.kinds: [] → ['a']",
         "env.user.model:  → m",
     ]
-    assert differences(before.replace("steps:", "a_key_of_old:"), now)[0].startswith("env.")
+    assert changed_settings(before.replace("steps:", "a_key_of_old:"), now)[0].startswith("env.")
 
 
 def test_render_says_what_each_key_means() -> None:
-    lines = render(load(None, ["method=serl"])).splitlines()
+    lines = render(load_config(None, ["method=serl"])).splitlines()
     assert "steps: 20  # training steps (an integer >= 0)" in lines
     assert "  clip: 0.2  # ε: token weights stay within [1−ε, 1+ε] (a number >= 0 and <= 1)" in lines
     assert sum("(one of history, window)" in line for line in lines) == 1

@@ -11,9 +11,9 @@ from hindsight.configs.environ import (
     CORE_SHARE,
     Named,
     actor_environment,
+    actor_name_variable,
     apply_in_worker,
     everywhere,
-    named,
     of_this_node,
     public,
     secrets,
@@ -116,6 +116,6 @@ def test_an_actor_is_called_by_its_role_and_number(monkeypatch: pytest.MonkeyPat
         pass
 
     assert "Engine object" in repr(Engine())  # outside an actor
-    for name, value in named("engine", 1).items():
+    for name, value in actor_name_variable("engine", 1).items():
         monkeypatch.setenv(name, value)
     assert repr(Engine()) == "engine-1"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hindsight.configs.check import check, render
-from hindsight.configs.load import RECIPES, ConfigError, load, methods, recipes
+from hindsight.configs.check import check_config, render
+from hindsight.configs.load import RECIPES, ConfigError, load_config, methods, recipes
 from hindsight.configs.registry import ENVIRONMENTS, nearest
 from hindsight.configs.renamed import RENAMED
 from hindsight.configs.schema import Config
@@ -27,34 +27,36 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 def problems(path: Path | None = None, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(path, overrides)
+        load_config(path, overrides)
     return str(caught.value)
 
 
 def test_nothing_gives_the_defaults() -> None:
-    assert load() == Config()
+    assert load_config() == Config()
 
 
 def test_one_configuration_leaves_nothing_in_the_next() -> None:
-    changed = load(None, ["steps=7", "feedback.sources=[immediate]"])
+    changed = load_config(None, ["steps=7", "feedback.sources=[immediate]"])
     changed.feedback.sources.append("sibling")
-    assert load(None, ["feedback.sources=[immediate]"]).feedback.sources == ["immediate"]
-    load(None, ["steps=7", "rollout.num_groups=3"])
-    assert load() == Config()
+    assert load_config(None, ["feedback.sources=[immediate]"]).feedback.sources == ["immediate"]
+    load_config(None, ["steps=7", "rollout.num_groups=3"])
+    assert load_config() == Config()
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
     write(tmp_path, "first.yaml", "steps: 1\nseed: 1\nrollout: {num_groups: 1, engines: 3}\n")
     write(tmp_path, "second.yaml", "base: first.yaml\nseed: 2\nrollout: {num_groups: 2}\n")
     third = write(tmp_path, "third.yaml", "base: second.yaml\nrollout: {num_groups: 5}\n")
-    config = load(third, ["rollout.num_groups=7", "env.kinds=[a, b]", "learner.lr=1e-5", "env.data=null"])
+    config = load_config(
+        third, ["rollout.num_groups=7", "env.kinds=[a, b]", "learner.lr=1e-5", "env.data=null"]
+    )
     assert (config.steps, config.seed, config.rollout.engines, config.rollout.num_groups) == (1, 2, 3, 7)
     assert (config.env.kinds, config.learner.lr, config.env.data) == (["a", "b"], 1e-5, None)
     assert config.rollout.temperature == Config().rollout.temperature
 
 
 def test_the_result_is_frozen() -> None:
-    config = load()
+    config = load_config()
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.steps = 3  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -120,7 +122,7 @@ def test_a_malformed_override_is_named(override: str) -> None:
 def test_unreadable_recipes_are_named(tmp_path: Path) -> None:
     assert "Unknown recipe" in problems(tmp_path / "missing.yaml")
     with pytest.raises(ConfigError, match="Did you mean 'webshop'"):
-        load("webshp")
+        load_config("webshp")
     assert "not a readable YAML file" in problems(write(tmp_path, "broken.yaml", "steps: [1\n"))
     assert "`key: value`" in problems(write(tmp_path, "list.yaml", "- steps\n"))
     assert "Unknown recipe" in problems(tmp_path)
@@ -132,16 +134,16 @@ def test_nearest_prefers_the_whole_name() -> None:
 
 @pytest.mark.parametrize("recipe", recipes())
 def test_a_rendered_recipe_loads_back_equal(recipe: str, tmp_path: Path) -> None:
-    config = load(recipe)
-    assert load(write(tmp_path, "resolved.yaml", render(config))) == config
+    config = load_config(recipe)
+    assert load_config(write(tmp_path, "resolved.yaml", render(config))) == config
 
 
 def test_what_names_a_method_is_laid_over_it(tmp_path: Path) -> None:
     recipe = write(tmp_path, "recipe.yaml", "signal: {name: reweight, strength: 0.9, clip: 0.1}\nsteps: 3\n")
-    assert load(recipe, ["method=grpo"]).signal == Config().signal
-    assert load(recipe, ["method=serl", "signal.clip=0.3"]).signal.clip == 0.3
+    assert load_config(recipe, ["method=grpo"]).signal == Config().signal
+    assert load_config(recipe, ["method=serl", "signal.clip=0.3"]).signal.clip == 0.3
     inside = write(tmp_path, "inside.yaml", "base: recipe.yaml\nmethod: serl\nsignal: {strength: 0.7}\n")
-    config = load(inside)
+    config = load_config(inside)
     assert (config.method, config.signal.strength, config.signal.clip) == ("serl", 0.7, 0.2)
     said = problems(recipe, "method=serll")
     assert said.startswith("command line: method = 'serll' is unknown. Did you mean 'serl'? Use ")
@@ -150,10 +152,10 @@ def test_what_names_a_method_is_laid_over_it(tmp_path: Path) -> None:
 
 def test_a_method_may_be_a_file(tmp_path: Path) -> None:
     own = write(tmp_path, "own.yaml", "credit: {advantage: rloo}\nloss: {entropy: 0.5}\n")
-    config = load("alfworld", [f"method={own}"])
+    config = load_config("alfworld", [f"method={own}"])
     assert (config.method, config.credit.advantage, config.loss.entropy) == (str(own), "rloo", 0.5)
-    assert config.signal == Config().signal and config.env == load("alfworld").env
-    assert load(write(tmp_path, "recipe.yaml", f"method: {own}\n")).loss.entropy == 0.5
+    assert config.signal == Config().signal and config.env == load_config("alfworld").env
+    assert load_config(write(tmp_path, "recipe.yaml", f"method: {own}\n")).loss.entropy == 0.5
     said = problems(None, f"method={tmp_path}/absent.yaml")
     assert said == (
         f"command line: method = '{tmp_path}/absent.yaml': there is no file {tmp_path}/absent.yaml"
@@ -166,15 +168,15 @@ def test_a_method_may_be_a_file(tmp_path: Path) -> None:
 
 @cache
 def by_itself(method: str) -> Config:
-    return load(None, [f"method={method}"])
+    return load_config(None, [f"method={method}"])
 
 
 @pytest.mark.parametrize("recipe", recipes())
 def test_every_method_takes_the_place_of_a_recipes_own(recipe: str) -> None:
     """Whatever a recipe sets of a signal that another method replaces is dropped with it."""
     for name in methods():
-        config = load(recipe, [f"method={name}", "rollout.group_size=8"])
-        assert check(config) == [], name
+        config = load_config(recipe, [f"method={name}", "rollout.group_size=8"])
+        assert check_config(config) == [], name
         alone = by_itself(name)
         mine, theirs = vars(config.signal), vars(alone.signal)
         changed = {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
@@ -185,11 +187,13 @@ def test_every_method_takes_the_place_of_a_recipes_own(recipe: str) -> None:
 
 def test_a_replaced_method_leaves_nothing_of_its_own() -> None:
     """ALFWorld's recipe sets signal.decay_steps for its method's signal; GRPO has no such setting."""
-    assert load("alfworld").signal.decay_steps == 100
-    config = load("alfworld", ["method=grpo"])
+    assert load_config("alfworld").signal.decay_steps == 100
+    config = load_config("alfworld", ["method=grpo"])
     assert config.signal == Config().signal and config.feedback.sources == []
     assert not config.needs_teacher and not hasattr(config.signal, "decay_steps")
-    assert config.credit.success_reward == load("alfworld").credit.success_reward == 1.0  # the recipe's own
+    assert (
+        config.credit.success_reward == load_config("alfworld").credit.success_reward == 1.0
+    )  # the recipe's own
     said = problems(None, "method=grpo", "signal.decay_steps=3")
     assert said.startswith(
         "command line: unknown setting 'signal.decay_steps'. It belongs to signal.name=reweight"
@@ -206,7 +210,7 @@ def test_renamed_settings_lead_to_settings() -> None:
     known = {
         item.key
         for signal in ("reweight", "distill")
-        for item in settings(load(None, [*entries, f"signal.name={signal}"]))
+        for item in settings(load_config(None, [*entries, f"signal.name={signal}"]))
     }
     for key, hint in RENAMED.items():
         now = re.match(r"It is now ([\w.]+)|It was removed", hint)
@@ -230,13 +234,13 @@ def test_a_base_names_no_environment_and_no_method(base: str) -> None:
 
 
 def test_another_environment_drops_the_task_types_and_data_of_a_recipes_own(tmp_path: Path) -> None:
-    assert load("nano").env.kinds == ["look_at_obj_in_light"]
-    assert load("nano").evaluate.panels == ["training"]
-    another = load("nano", ["env.name=webshop"])
+    assert load_config("nano").env.kinds == ["look_at_obj_in_light"]
+    assert load_config("nano").evaluate.panels == ["training"]
+    another = load_config("nano", ["env.name=webshop"])
     assert another.env.kinds == [] and another.evaluate.panels == ["evaluation"]
-    assert load("nano", ["env.name=webshop", "env.kinds=[garden]"]).env.kinds == ["garden"]
+    assert load_config("nano", ["env.name=webshop", "env.kinds=[garden]"]).env.kinds == ["garden"]
     recipe = write(tmp_path, "mine.yaml", "base: nano\nenv: {name: bfcl, kinds: [base]}\n")
-    assert load(recipe).env.kinds == ["base"]
+    assert load_config(recipe).env.kinds == ["base"]
 
 
 def test_a_setting_of_another_entry_names_it() -> None:
@@ -251,4 +255,4 @@ def test_a_folder_with_the_name_of_a_recipe_hides_nothing(
 ) -> None:
     (tmp_path / "nano").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert load("nano") == load(recipes()["nano"])
+    assert load_config("nano") == load_config(recipes()["nano"])

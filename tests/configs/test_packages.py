@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hindsight.configs.packages
-from hindsight.configs.load import ConfigError, load
+from hindsight.configs.load import ConfigError, load_config
 from hindsight.configs.packages import INSTALL, missing
 from hindsight.configs.registry import ENVIRONMENTS, TRACKERS
 from hindsight.configs.schema import Env
@@ -40,7 +40,7 @@ def test_a_typo_is_named_where_packages_are_missing(nothing_installed: None) -> 
     """Whose setting it might be is asked of the installed entries only."""
     for typo in ("env.slotz=3", "tracker.namez=[ray]"):
         with pytest.raises(ConfigError, match=f"unknown setting '{typo.partition('=')[0]}'"):
-            load(None, [typo])
+            load_config(None, [typo])
 
 
 @pytest.mark.parametrize("name", PACKAGES)

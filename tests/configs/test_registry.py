@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from hindsight.cluster.cli import app
 from hindsight.configs import registry
-from hindsight.configs.check import check, differences, render
-from hindsight.configs.load import ConfigError, load
+from hindsight.configs.check import changed_settings, check_config, render
+from hindsight.configs.load import ConfigError, load_config
 from hindsight.configs.method import Credit
 from hindsight.configs.registry import ADVANTAGES, REGISTRIES
 
@@ -118,7 +118,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str]
 def problem(*overrides: str) -> str:
     """The one line that is wrong, without "command line: "."""
     with pytest.raises(ConfigError) as caught:
-        load(None, overrides)
+        load_config(None, overrides)
     source, _, said = str(caught.value).partition(": ")
     assert source == "command line" and "\n" not in said
     return said
@@ -128,12 +128,12 @@ def problem(*overrides: str) -> str:
 def test_an_entry_of_ones_own_is_a_module_or_a_file(file, tmp_path: Path, name: str) -> None:
     file("own_credit.py", CREDIT)
     name = name.format(tmp_path)
-    config = load("nano", ["method=grpo", f"credit.advantage={name}", "credit.my_scale=2"])
+    config = load_config("nano", ["method=grpo", f"credit.advantage={name}", "credit.my_scale=2"])
     assert (config.credit.advantage, config.credit.my_scale) == (name, 2.0)
     assert (
-        config.credit.success_reward == load("nano").credit.success_reward
+        config.credit.success_reward == load_config("nano").credit.success_reward
     )  # the section's own settings stay
-    assert check(config) == []
+    assert check_config(config) == []
     assert ADVANTAGES.find(name).__name__ == "scaled"
     assert [str(tmp_path)] == registry.PLUGIN_FOLDERS  # which actors get on their path
 
@@ -144,14 +144,14 @@ def test_a_file_is_named_from_here_or_from_home(file, monkeypatch, name: str, at
     """The configuration holds its absolute path: actors work in other folders."""
     path = file("own_credit.py", CREDIT)
     monkeypatch.setenv("HOME", str(path.parent))
-    assert load(None, [f"credit.advantage={name}{attribute}"]).credit.advantage == f"{path}{attribute}"
+    assert load_config(None, [f"credit.advantage={name}{attribute}"]).credit.advantage == f"{path}{attribute}"
 
 
 def test_a_recipe_names_a_file_beside_it(file, tmp_path: Path, monkeypatch) -> None:
     path, recipe = file("own_credit.py", CREDIT), file("own.yaml", "credit: {advantage: own_credit.py}\n")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert load(recipe).credit.advantage == str(path)
+    assert load_config(recipe).credit.advantage == str(path)
 
 
 def test_its_settings_are_checked_rendered_and_compared(file, tmp_path: Path) -> None:
@@ -163,19 +163,19 @@ def test_its_settings_are_checked_rendered_and_compared(file, tmp_path: Path) ->
     assert problem(named, "credit.my_scale=big") == (
         "credit.my_scale = 'big': expected a number >= 0 and <= 10"
     )
-    assert check(load(None, [named, "credit.my_scale=11"])) == [
+    assert check_config(load_config(None, [named, "credit.my_scale=11"])) == [
         "credit.my_scale = 11.0: expected a number >= 0 and <= 10"
     ]
-    assert check(load(None, [named, "credit.my_scale=7"])) == [
+    assert check_config(load_config(None, [named, "credit.my_scale=7"])) == [
         "credit.my_scale = 7 brings bad luck: set it to 8"
     ]
     assert problem("credit.my_scale=2").startswith("unknown setting 'credit.my_scale'. Did you mean ")
-    config = load(None, [named, "credit.my_scale=2"])
+    config = load_config(None, [named, "credit.my_scale=2"])
     line = "  my_scale: 2.0  # what returns are multiplied by (a number >= 0 and <= 10)"
     assert line in render(config).splitlines()
-    assert load(file("resolved.yaml", render(config))) == config
-    before = render(load(None, [named]))
-    assert differences(before, config) == ["credit.my_scale: 1.0 → 2.0"]
+    assert load_config(file("resolved.yaml", render(config))) == config
+    before = render(load_config(None, [named]))
+    assert changed_settings(before, config) == ["credit.my_scale: 1.0 → 2.0"]
 
 
 def test_the_command_line_prints_its_settings(file) -> None:
@@ -190,11 +190,11 @@ def test_the_command_line_prints_its_settings(file) -> None:
 def test_a_recipe_sets_what_its_entry_has_whichever_comes_first(file, tmp_path: Path) -> None:
     path = file("own_credit.py", CREDIT)
     recipe = file("own.yaml", f"base: base_cpu\ncredit:\n  my_scale: 3\n  advantage: {path}\n")
-    assert load(recipe).credit.my_scale == 3.0
+    assert load_config(recipe).credit.my_scale == 3.0
     child = file("child.yaml", "base: own.yaml\ncredit.my_scale: 4\n")
-    assert load(child, ["env.name=webshop"]).credit.my_scale == 4.0
+    assert load_config(child, ["env.name=webshop"]).credit.my_scale == 4.0
     # Another estimator drops what the recipe sets for its own one.
-    assert load(child, ["credit.advantage=rloo"]).credit == Credit(advantage="rloo")
+    assert load_config(child, ["credit.advantage=rloo"]).credit == Credit(advantage="rloo")
 
 
 def test_a_teacher_signal_of_ones_own(file, tmp_path: Path) -> None:
@@ -203,11 +203,11 @@ def test_a_teacher_signal_of_ones_own(file, tmp_path: Path) -> None:
 
     path = file("own_signal.py", SIGNAL)
     named = [f"signal.name={path}", "feedback.sources=[immediate]", "signal.share=0.25"]
-    config = load(None, named)
-    assert check(config) == [] and config.needs_teacher and config.signal.loss_weight == 0
+    config = load_config(None, named)
+    assert check_config(config) == [] and config.needs_teacher and config.signal.loss_weight == 0
     signal = make_signal(config.signal)
     assert signal.shape(torch.ones(2), torch.zeros(2), 1.0).tolist() == [0.25, 0.25]
-    [missing] = check(load(None, named[:1]))
+    [missing] = check_config(load_config(None, named[:1]))
     assert missing.startswith(f"signal.name = {path} needs hints")
 
 
@@ -220,8 +220,8 @@ def test_two_trackers_at_once_each_with_its_settings(file, tmp_path: Path) -> No
     assert problem(names, "tracker.list_lengt=2") == (
         "unknown setting 'tracker.list_lengt'. Did you mean 'tracker.list_length'?"
     )
-    config = load(None, [names, "tracker.list_length=2", "tracker.title=second"])
-    assert check(config) == [] and load(file("resolved.yaml", render(config))) == config
+    config = load_config(None, [names, "tracker.list_length=2", "tracker.title=second"])
+    assert check_config(config) == [] and load_config(file("resolved.yaml", render(config))) == config
     metrics = Metrics(tmp_path / "run", config.tracker)
     metrics.start()
     for step in range(3):
@@ -229,15 +229,15 @@ def test_two_trackers_at_once_each_with_its_settings(file, tmp_path: Path) -> No
     assert metrics._trackers[0].rows == [(1, "train", {"a": 1.0}), (2, "train", {"a": 2.0})]
     metrics.close()
     assert (tmp_path / "run/second").read_text() == "0 train\n1 train\n2 train\nclosed"
-    with_builtin = load(None, [f"tracker.names=[{path}:List,ray]"])
+    with_builtin = load_config(None, [f"tracker.names=[{path}:List,ray]"])
     assert with_builtin.tracker.list_length == 3 and not hasattr(with_builtin.tracker, "title")
-    assert load(None, ["tracker.names=[]"]).tracker.names == []
+    assert load_config(None, ["tracker.names=[]"]).tracker.names == []
 
 
 @pytest.mark.parametrize("order", [("List", "Both"), ("Both", "List"), ("Both", "Name", "List")])
 def test_settings_that_extend_each_other_are_one_section(file, order: tuple[str, ...]) -> None:
     path = file("own_trackers.py", TRACKERS_FILE)
-    config = load(None, [f"tracker.names=[{','.join(f'{path}:{name}' for name in order)}]"])
+    config = load_config(None, [f"tracker.names=[{','.join(f'{path}:{name}' for name in order)}]"])
     assert (config.tracker.list_length, config.tracker.both) == (3, True)
 
 
@@ -305,7 +305,7 @@ def test_the_file_of_several_entries_tells_how_to_name_one(file) -> None:
     path = file("two.py", "def one(group, credit): ...\ndef two(group, credit): ...\n")
     said = problem("credit.advantage=two.py")
     assert said.endswith(f"the file has one, two. Name one as {path}:NAME")
-    assert load(None, ["credit.advantage=two.py:two"]).credit.advantage == f"{path}:two"
+    assert load_config(None, ["credit.advantage=two.py:two"]).credit.advantage == f"{path}:two"
 
 
 ODD = """
@@ -324,10 +324,10 @@ class Moody(TauFamily):
 
 def test_settings_may_follow_a_nested_section_and_have_any_type(file) -> None:
     path = file("odd_env.py", ODD)
-    config = load(
+    config = load_config(
         None, [f"env.name={path}:Moody", "env.mood=angry", "env.odds=[1]", "env.user.source=engine"]
     )
-    assert load(file("resolved.yaml", render(config))) == config
+    assert load_config(file("resolved.yaml", render(config))) == config
     assert (config.env.mood, config.env.odds, config.env.served_model) == ("angry", [1.0], "")
     assert problem(f"env.name={path}:Moody", "env.odds=[a]") == "env.odds = ['a']: expected list[float]"
 
@@ -340,5 +340,5 @@ def test_every_built_in_entry_can_be_found(section: str) -> None:
 
 
 def test_the_built_in_entries_are_on_no_path() -> None:
-    load("taubench", ["tracker.names=[ray]"])
+    load_config("taubench", ["tracker.names=[ray]"])
     assert not registry.PLUGIN_FOLDERS

@@ -13,7 +13,7 @@ from hindsight.configs.schema import Env
 from hindsight.envs.alfworld.env import AlfworldFamily
 from hindsight.envs.alfworld.games import KINDS
 from hindsight.envs.base import EnvError
-from hindsight.envs.drawing import blocks
+from hindsight.envs.drawing import draw_turn
 from hindsight.envs.tasks import TaskSpec
 
 UPSTREAM = """
@@ -92,7 +92,7 @@ def test_places_of_an_episode_are_drawn_as_rooms(env, small):
     seen += [env.step(action).observation.text for action in env.reference(small[0])]
     places = [text for text in seen if "you see" in text or "is closed" in text]
     assert len(places) > 1
-    assert all("room" in {block["kind"] for block in blocks("alfworld", text, "", "")} for text in places)
+    assert all("room" in {block["kind"] for block in draw_turn("alfworld", text, "", "")} for text in places)
 
 
 def test_every_step_equals_upstreams(env, family, small, tmp_path):

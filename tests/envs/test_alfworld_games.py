@@ -9,7 +9,7 @@ from alfworld.gen import constants
 
 from hindsight.configs.schema import Env
 from hindsight.envs.alfworld.env import AlfworldFamily
-from hindsight.envs.alfworld.games import KINDS, SPLITS, furnish, goals, make_game, make_games
+from hindsight.envs.alfworld.games import KINDS, SPLITS, furnish_room, goals, make_game, make_games
 from hindsight.envs.base import DataMissing
 
 
@@ -64,7 +64,7 @@ def test_objects_lie_where_the_rules_allow_and_no_goal_is_reached_at_the_start()
 
     from hindsight.envs.alfworld.games import LAMPS, class_of
 
-    world = furnish(Random(0), 301)
+    world = furnish_room(Random(0), 301)
     for thing, home in world.objects.items():
         if class_of(thing) not in LAMPS:
             assert class_of(thing) in constants.VAL_RECEPTACLE_OBJECTS[class_of(home)]

@@ -17,7 +17,7 @@ from isolation import sandbox
 from hindsight.configs.paths import cache_root
 from hindsight.envs.appworld.env import KINDS, AppWorldFamily, AppWorldSettings
 from hindsight.envs.base import DataMissing, EnvError
-from hindsight.envs.runtime.interpreters import install, interpreter
+from hindsight.envs.runtime.interpreters import install_interpreter, interpreter
 from hindsight.envs.tasks import TaskSpec
 
 # A busy machine's patience.
@@ -43,7 +43,7 @@ json.dump(verdicts, open(sys.argv[3], "w"))
 
 @pytest.fixture(scope="module")
 def python():
-    install("appworld")
+    install_interpreter("appworld")
     return interpreter("appworld", cache_root())
 
 

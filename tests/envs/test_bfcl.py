@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hindsight.configs.schema import Env
 from hindsight.envs.base import EnvError
-from hindsight.envs.bfcl.backends import Backends, differences
+from hindsight.envs.bfcl.backends import Backends, value_differences
 from hindsight.envs.bfcl.data import KINDS, entries
 from hindsight.envs.bfcl.env import GOODBYE, MORE_TOOLS, BfclFamily
 from hindsight.envs.tasks import TaskSpec
@@ -313,7 +313,7 @@ def test_folders_may_be_deep_or_hold_themselves(env):
 def test_differences_name_the_smallest_pieces():
     found = {"a": [1, 2], "b": {"x": {"y": 1}}, "same": 3}
     expected = {"a": [1, 5], "b": {}, "c": "new", "same": 3}
-    assert list(differences(found, expected)) == [
+    assert list(value_differences(found, expected)) == [
         ("a/1", "2", "5"),
         ("b/x", "a dict", "nothing"),
         ("c", "nothing", "'new'"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hindsight.configs.registry import ENVIRONMENTS
-from hindsight.envs.drawing import KINDS, blocks
+from hindsight.envs.drawing import KINDS, draw_turn
 from hindsight.envs.tool_calls import Call, write_calls
 
 NAMES = [*ENVIRONMENTS.builtin, "unheard_of", "gone.py", "gone:Env"]
@@ -78,8 +78,8 @@ def page(title, items, *buttons):
     ],
 )
 def test_alfworld(seen, drawn):
-    assert blocks("alfworld", seen, "", "") == drawn
-    assert blocks("alfworld", "", "look", seen) == [text("look"), *drawn]
+    assert draw_turn("alfworld", seen, "", "") == drawn
+    assert draw_turn("alfworld", "", "look", seen) == [text("look"), *drawn]
 
 
 @pytest.mark.parametrize(
@@ -135,44 +135,44 @@ def test_alfworld(seen, drawn):
     ],
 )
 def test_webshop(seen, drawn):
-    assert blocks("webshop", seen, "", "") == (drawn or [text(seen)])
+    assert draw_turn("webshop", seen, "", "") == (drawn or [text(seen)])
     complaint = 'Nothing happened: this page has no "a\nb" to click.'
     if drawn and seen != RECEIPT:
-        assert blocks("webshop", f"{complaint}\n{seen}", "", "") == [text(complaint), *drawn]
-    assert blocks("webshop", "", "click[grey]", complaint) == [text("click[grey]"), text(complaint)]
+        assert draw_turn("webshop", f"{complaint}\n{seen}", "", "") == [text(complaint), *drawn]
+    assert draw_turn("webshop", "", "click[grey]", complaint) == [text("click[grey]"), text(complaint)]
 
 
 @pytest.mark.parametrize("name", ["taubench", "bfcl"])
 def test_tool_calls(name):
     find = Call("find", {"path": ".", "name": "notes"})
     one = {"kind": "call", "name": "find", "arguments": {"path": ".", "name": "notes"}}
-    assert blocks(name, "Where are they?", write_calls([find]), "a\nb") == [
+    assert draw_turn(name, "Where are they?", write_calls([find]), "a\nb") == [
         text("Where are they?"),
         one | {"result": "a\nb"},
     ]
     answer = f"I look.\n{write_calls([find, Call('ls')])}\nNow."
     two = [one, {"kind": "call", "name": "ls", "arguments": {}}]
     matched = [two[0] | {"result": "[]"}, two[1] | {"result": "[1]"}]
-    assert blocks(name, "", answer, "[]\n[1]") == [text("I look.\nNow."), *matched]
-    assert blocks(name, "", answer, "[]\n[1]\n[2]") == [text("I look.\nNow."), *two, text("[]\n[1]\n[2]")]
-    assert blocks(name, "", answer, "") == [text("I look.\nNow."), *two]
-    assert blocks(name, "", "Hello.", "Hi.") == [text("Hello."), text("Hi.")]
-    assert blocks(name, "", "<tool_call>{", "No.") == [text("<tool_call>{"), text("No.")]
+    assert draw_turn(name, "", answer, "[]\n[1]") == [text("I look.\nNow."), *matched]
+    assert draw_turn(name, "", answer, "[]\n[1]\n[2]") == [text("I look.\nNow."), *two, text("[]\n[1]\n[2]")]
+    assert draw_turn(name, "", answer, "") == [text("I look.\nNow."), *two]
+    assert draw_turn(name, "", "Hello.", "Hi.") == [text("Hello."), text("Hi.")]
+    assert draw_turn(name, "", "<tool_call>{", "No.") == [text("<tool_call>{"), text("No.")]
 
 
 def test_bfcl_diff():
     action = write_calls([Call("diff", {"file_name1": "a", "file_name2": "b"})])
     call = {"kind": "call", "name": "diff", "arguments": {"file_name1": "a", "file_name2": "b"}}
     diff = {"kind": "diff", "lines": ["- one", "+ two"]}
-    assert blocks("bfcl", "", action, json.dumps({"diff_lines": "- one\n+ two"})) == [call, diff]
+    assert draw_turn("bfcl", "", action, json.dumps({"diff_lines": "- one\n+ two"})) == [call, diff]
     for result in ('{"error": "no"}', "[" * 100_000, "?", '{"diff_lines": 1}'):
-        assert blocks("bfcl", "", action, result) == [call | {"result": result}]
+        assert draw_turn("bfcl", "", action, result) == [call | {"result": result}]
 
 
 def test_appworld():
     code = {"kind": "code", "language": "python", "text": "print(1)", "output": "1\n"}
-    assert blocks("appworld", "Count.", "print(1)", "1\n") == [text("Count."), code]
-    assert blocks("appworld", "", "", "1\n") == [text("1\n")]
+    assert draw_turn("appworld", "Count.", "print(1)", "1\n") == [text("Count."), code]
+    assert draw_turn("appworld", "", "", "1\n") == [text("1\n")]
 
 
 PIECES = st.sampled_from(
@@ -223,7 +223,7 @@ FORM = words("You arrive at open the The On see a an and Instruction SEP is In i
 @given(observation=TEXTS, action=TEXTS, feedback=TEXTS)
 @settings(max_examples=60)
 def test_any_text_is_drawn_and_none_is_lost(name, observation, action, feedback):
-    drawn = blocks(name, observation, action, feedback)
+    drawn = draw_turn(name, observation, action, feedback)
     json.dumps(drawn, allow_nan=False)
     assert all(block["kind"] in KINDS for block in drawn)
     assert words([observation, feedback]) - words(drawn) <= FORM
@@ -243,14 +243,14 @@ def test_time_is_linear_in_the_text(name):
     texts = [piece * (1_000_000 // len(piece)) for piece in pieces]
     started = time.process_time()
     for long in [*texts, HEAD + texts[2], write_calls([Call("a")]) * 10_000]:
-        blocks(name, long, long, long)
+        draw_turn(name, long, long, long)
     assert time.process_time() - started < 30
 
 
 def test_drawings_need_no_environment():
     code = (
-        "import sys; from hindsight.envs.drawing import blocks\n"
-        f"for name in {list(ENVIRONMENTS.builtin)}: blocks(name, 'a', 'b', 'c')\n"
+        "import sys; from hindsight.envs.drawing import draw_turn\n"
+        f"for name in {list(ENVIRONMENTS.builtin)}: draw_turn(name, 'a', 'b', 'c')\n"
         "heavy = {'textworld', 'alfworld', 'tau2', 'bfcl_eval', 'Stemmer', 'torch', 'ray'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -268,7 +268,7 @@ def test_a_users_drawing_is_found_beside_the_environment(tmp_path, monkeypatch):
     )
     drawn = [{"kind": "list", "title": "go", "items": ["wall", "door"]}]
     for name in ("maze_7.py", str(tmp_path / "maze_7.py:Maze"), "maze_7:Maze"):
-        assert blocks(name, "wall", "go", "door") == drawn
+        assert draw_turn(name, "wall", "go", "door") == drawn
 
 
 @pytest.mark.parametrize(
@@ -291,6 +291,6 @@ def test_a_users_drawing_that_fails_is_reported_and_loses_no_text(
 ):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / f"broken_{number}_drawing.py").write_text(source)
-    first, *rest = blocks(str(tmp_path / f"broken_{number}.py"), "a", "b", "c")
+    first, *rest = draw_turn(str(tmp_path / f"broken_{number}.py"), "a", "b", "c")
     assert said in first["text"]
     assert rest == [text("a"), text("b"), text("c")]

@@ -9,8 +9,8 @@ from contextlib import closing
 import pytest
 from slot_tools import run_async
 
-from hindsight.configs.check import check
-from hindsight.configs.load import load
+from hindsight.configs.check import check_config
+from hindsight.configs.load import load_config
 from hindsight.configs.schema import Env
 from hindsight.envs.base import BadAnswer, EnvError, NoDemonstration, Observation, SettingError, StepResult
 from hindsight.envs.boundary import Checked
@@ -193,10 +193,10 @@ def test_what_comes_is_checked_as_for_every_environment(module):
 
 
 def test_its_own_settings_reach_it(module):
-    config = load(None, ["env.name=doors:LockedDoor", "env.locks=3"])
+    config = load_config(None, ["env.name=doors:LockedDoor", "env.locks=3"])
     assert make_family(config.env).make()._env.locks == 3
-    assert "env.locks = 0: expected an integer >= 1" in check(
-        load(None, ["env.name=doors:LockedDoor", "env.locks=0"])
+    assert "env.locks = 0: expected an integer >= 1" in check_config(
+        load_config(None, ["env.name=doors:LockedDoor", "env.locks=0"])
     )
 
 

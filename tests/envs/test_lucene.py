@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from webshop_data_folder import OFFICIAL, needs_official
 
 from hindsight.envs.lucene import Index, stored_length, terms
-from hindsight.envs.webshop.data import load
+from hindsight.envs.webshop.data import load_shop
 from hindsight.envs.webshop.env import document
 
 
@@ -94,7 +94,7 @@ def test_any_text_can_be_searched(text):
 
 @needs_official
 def test_scores_are_bm25s_on_the_official_products():
-    data = load(Path(OFFICIAL))
+    data = load_shop(Path(OFFICIAL))
     documents = [(asin, document(product)) for asin, product in data.products.items()]
     rng = random.Random(1)
     queries = [goal.instruction for goal in rng.sample(data.goals, 20)]

@@ -25,7 +25,7 @@ from hindsight.envs.runtime.remote import (
     RemoteDefect,
     RemoteError,
     RemoteTimeout,
-    answer,
+    await_remote,
     call,
 )
 
@@ -56,7 +56,7 @@ def test_an_answer_is_passed_on():
 
 def test_a_late_answer_names_the_setting():
     with pytest.raises(RemoteTimeout, match=r"^the moon took longer than 0\.01 s; .* increase moon\.timeout"):
-        asyncio.run(answer(asyncio.sleep(5), timeout=0.01, setting="moon.timeout", what="the moon"))
+        asyncio.run(await_remote(asyncio.sleep(5), timeout=0.01, setting="moon.timeout", what="the moon"))
 
 
 @pytest.mark.parametrize("error", [DataMissing("set env.data"), OwnError("no such game")])

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.envs.base import DataMissing, EnvError
-from hindsight.envs.drawing import blocks
+from hindsight.envs.drawing import draw_turn
 from hindsight.envs.registry import make_family
 from hindsight.envs.searchqa.corpus import LocalRetriever, Passage, RemoteRetriever, read_corpus
-from hindsight.envs.searchqa.env import SearchQAEnv, contains, exact_match, normalized, read_action
+from hindsight.envs.searchqa.env import SearchQAEnv, contains, exact_match, normalized, read_search_action
 from hindsight.envs.searchqa.facts import RELATIONS, chains, world
 from hindsight.envs.tasks import TaskSpec
 
@@ -88,7 +88,7 @@ def test_what_is_no_action_takes_a_turn_and_a_search_on_the_last_turn_earns_noth
     ],
 )
 def test_actions(text, read):
-    assert read_action(text) == read
+    assert read_search_action(text) == read
 
 
 def slow_normal_form(text):
@@ -130,7 +130,9 @@ def family(tmp_path, monkeypatch):
     monkeypatch.setattr("hindsight.envs.searchqa.env.PAGES", 600)
     monkeypatch.setattr("hindsight.envs.searchqa.env.QUESTIONS", {"train": 30, "test": 10})
     monkeypatch.setenv("HINDSIGHT_CACHE", str(tmp_path))
-    return make_family(load("searchqa", ["env.kinds=[]", "env.train_tasks=60", "env.eval_tasks=30"]).env)
+    return make_family(
+        load_config("searchqa", ["env.kinds=[]", "env.train_tasks=60", "env.eval_tasks=30"]).env
+    )
 
 
 def test_generated_questions_are_answered_by_their_reference(family):
@@ -152,7 +154,7 @@ def official(
     (folder / "corpus.jsonl").write_text(corpus)
     for split, rows in splits.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return make_family(load("searchqa", [f"env.data={folder}", "env.kinds=[]"]).env)
+    return make_family(load_config("searchqa", [f"env.data={folder}", "env.kinds=[]"]).env)
 
 
 ROW = {"data_source": "nq", "question": "what is the capital of norway", "answers": ["Oslo"]}
@@ -240,9 +242,9 @@ def test_a_turn_is_drawn_as_a_query_and_passages():
     env = reader(passages=2)
     env.reset(TASK)
     result = env.step("<search>Vela</search>")
-    drawn = blocks("searchqa", "", "<search>Vela</search>", result.feedback)
+    drawn = draw_turn("searchqa", "", "<search>Vela</search>", result.feedback)
     assert [block["kind"] for block in drawn] == ["call", "list", "text"]
     assert drawn[0]["arguments"] == {"query": "Vela"} and drawn[1]["items"][0].startswith('(Title: "Vela")')
-    assert blocks("searchqa", "no passage", "look", "") == [
+    assert draw_turn("searchqa", "no passage", "look", "") == [
         {"kind": "text", "text": t} for t in ("no passage", "look")
     ]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hindsight.envs.taubench.domains import DOMAINS, arithmetic, environment
+from hindsight.envs.taubench.domains import DOMAINS, arithmetic, make_environment
 from hindsight.envs.taubench.env import TauFamily
 from hindsight.envs.taubench.settings import TauSettings
 from hindsight.envs.taubench.upstream import STAND_INS, RetailTools, registry
@@ -43,7 +43,11 @@ def test_an_unknown_domain_is_named(tmp_path):
 
 def test_fresh_environments_equal_upstreams_and_share_nothing():
     for kind in DOMAINS:
-        theirs, ours, other = registry.get_env_constructor(kind)(), environment(kind), environment(kind)
+        theirs, ours, other = (
+            registry.get_env_constructor(kind)(),
+            make_environment(kind),
+            make_environment(kind),
+        )
         assert ours.get_db_hash() == theirs.get_db_hash()
         assert ours.get_user_db_hash() == theirs.get_user_db_hash()
         assert ours.get_policy() == theirs.get_policy()

@@ -11,7 +11,7 @@ from slot_tools import run_async
 from webshop_data_folder import OFFICIAL, needs_official, write
 
 from hindsight.envs.base import DataMissing, EnvError
-from hindsight.envs.drawing import blocks
+from hindsight.envs.drawing import draw_turn
 from hindsight.envs.runtime.slot import Forkserver, Slot
 from hindsight.envs.tasks import TaskSpec
 from hindsight.envs.webshop.env import KINDS, RULES, WebShopFamily
@@ -102,9 +102,9 @@ def test_every_page_of_an_episode_is_drawn(env, tasks):
     page = env.reset(tasks[0])
     kinds = []
     for action in env.reference(tasks[0]):
-        kinds.append([block["kind"] for block in blocks("webshop", page.text, "", "")])
+        kinds.append([block["kind"] for block in draw_turn("webshop", page.text, "", "")])
         page = env.step(action).observation
-    receipt = [block["kind"] for block in blocks("webshop", page.text, "", "")]
+    receipt = [block["kind"] for block in draw_turn("webshop", page.text, "", "")]
     assert [drawn[:2] for drawn in kinds] == [["text", "page"]] * len(kinds) and receipt == ["list"]
 
 

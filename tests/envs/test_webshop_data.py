@@ -12,7 +12,7 @@ from webshop_data_folder import ASKED, LAMP, MUG, OFFICIAL, SHADE, item, needs_o
 from hindsight.envs.base import DataMissing
 from hindsight.envs.webshop import data as webshop_data
 from hindsight.envs.webshop.catalog import LINES, generate
-from hindsight.envs.webshop.data import FILES, NO_LIMIT, PRICE_SEED, SHUFFLE_SEED, load
+from hindsight.envs.webshop.data import FILES, NO_LIMIT, PRICE_SEED, SHUFFLE_SEED, load_shop
 
 CATEGORIES = {"beauty", "electronics", "fashion", "garden", "grocery"}
 
@@ -60,7 +60,7 @@ def global_random():
 
 
 def test_products_are_read_as_upstream_reads_them(tmp_path):
-    lamp, mug, shade = load(write(tmp_path)).products.values()
+    lamp, mug, shade = load_shop(write(tmp_path)).products.values()
     assert lamp.options == {"color": ("navy blue", "228blue", "red | white"), "size": ("small", "large")}
     assert lamp.price_tag == "$19.99 to $1027.5" and 19.99 <= lamp.price <= 1027.5
     assert (mug.price, mug.price_tag, mug.query, mug.options) == (100.0, "$100.0", "mugs", {})
@@ -75,13 +75,13 @@ def test_a_product_counts_once_and_needs_a_proper_number(tmp_path):
     again = item(LAMP["asin"], "Another")
     longer, nameless = item("B0123456789", "Too long"), item("nan", "Nameless")
     lone = item("B0LONELY", "No attributes known")
-    data = load(write(tmp_path, [LAMP, again, longer, nameless, lone]))
+    data = load_shop(write(tmp_path, [LAMP, again, longer, nameless, lone]))
     assert [product.name for product in data.products.values()] == ["Acme Desk Lamp", "No attributes known"]
     assert data.products["B0LONELY"].attributes == ("DUMMY_ATTR",)
 
 
 def test_goals_are_all_combinations_of_options_in_upstreams_order(tmp_path, global_random):
-    data = load(write(tmp_path))
+    data = load_shop(write(tmp_path))
     found = [(goal.asin, goal.instruction, goal.options, goal.price_limit) for goal in data.goals]
     assert found == plain_goals(tmp_path)
     assert len(found) == 3 * 2 + 1
@@ -92,22 +92,22 @@ def test_goals_are_all_combinations_of_options_in_upstreams_order(tmp_path, glob
 
 def test_people_word_goals_of_their_own(tmp_path):
     with pytest.raises(DataMissing, match=r"items_human_ins\.json.*env\.goals"):
-        load(write(tmp_path), human=True)
-    (goal,) = load(write(tmp_path, human=True), human=True).goals
+        load_shop(write(tmp_path), human=True)
+    (goal,) = load_shop(write(tmp_path, human=True), human=True).goals
     assert goal.asin == MUG["asin"] and goal.options == ("blue", "xl") and goal.attributes == ("safe",)
     assert goal.price_limit in (120, 130, 140)
     assert goal.instruction == f"a mug, and price lower than {goal.price_limit:.2f} dollars"
 
 
 def test_a_file_is_read_in_pieces(tmp_path, monkeypatch):
-    whole = load(write(tmp_path))
+    whole = load_shop(write(tmp_path))
     monkeypatch.setattr(webshop_data, "CHUNK", 7)
-    assert load(tmp_path) == whole
+    assert load_shop(tmp_path) == whole
 
 
 def test_the_digest_is_of_the_content(tmp_path):
     one, other = write(tmp_path / "one"), write(tmp_path / "other", [MUG, LAMP, SHADE])
-    assert load(one).digest == load(one).digest != load(other).digest
+    assert load_shop(one).digest == load_shop(one).digest != load_shop(other).digest
 
 
 @pytest.mark.parametrize(
@@ -117,17 +117,17 @@ def test_files_that_are_not_webshops_are_named(tmp_path, content):
     write(tmp_path)
     (tmp_path / FILES[0][0]).write_text(content)
     with pytest.raises(DataMissing, match=f"{tmp_path}.*set env.data"):
-        load(tmp_path)
+        load_shop(tmp_path)
 
 
 def test_missing_files_are_named_and_the_small_pair_comes_first(tmp_path):
     with pytest.raises(DataMissing, match=r"items_shuffle_1000\.json and items_ins_v2_1000\.json"):
-        load(tmp_path)
+        load_shop(tmp_path)
     for small, full in zip(*FILES, strict=True):
         (write(tmp_path) / small).rename(tmp_path / full)
-    assert len(load(tmp_path).products) == 3
+    assert len(load_shop(tmp_path).products) == 3
     write(tmp_path, [LAMP])
-    assert len(load(tmp_path).products) == 1
+    assert len(load_shop(tmp_path).products) == 1
 
 
 def test_generated_data_have_every_kind_of_product_and_quirk(tmp_path):
@@ -148,7 +148,7 @@ def test_generated_data_have_every_kind_of_product_and_quirk(tmp_path):
 
 @needs_official
 def test_the_official_products_give_upstreams_6910_goals(global_random):
-    data = load(Path(OFFICIAL))
+    data = load_shop(Path(OFFICIAL))
     assert (len(data.products), len(data.goals)) == (1000, 6910)
     assert {product.category for product in data.products.values()} == CATEGORIES
     found = [(goal.asin, goal.instruction, goal.options, goal.price_limit) for goal in data.goals]

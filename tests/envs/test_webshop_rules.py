@@ -9,9 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webshop_data_folder import LAMP, OFFICIAL, SHADE, item, needs_official, options, write
 
-from hindsight.envs.webshop.data import Goal, load
+from hindsight.envs.webshop.data import Goal, load_shop
 from hindsight.envs.webshop.nouns import APPROXIMATE, Nouns
-from hindsight.envs.webshop.pages import FORM, Page, ShopPlace, clickables, follow, read_action, text
+from hindsight.envs.webshop.pages import (
+    FORM,
+    Page,
+    ShopPlace,
+    clickables,
+    follow_link,
+    page_text,
+    read_shop_action,
+)
 from hindsight.envs.webshop.reward import COLORS, alike, score, shade, type_of
 
 WISH = "Find me a lamp"
@@ -21,7 +29,7 @@ FOUND = tuple(f"B{number:09}" for number in range(23))
 @pytest.fixture(scope="module")
 def products(tmp_path_factory):
     many = [item(asin, f"Lamp {number}") for number, asin in enumerate(FOUND)]
-    return load(write(tmp_path_factory.mktemp("shop"), [LAMP, SHADE, *many])).products
+    return load_shop(write(tmp_path_factory.mktemp("shop"), [LAMP, SHADE, *many])).products
 
 
 def lamp_page(*chosen):
@@ -31,12 +39,12 @@ def lamp_page(*chosen):
 def walk(products, place, *clicks):
     for clicked in clicks:
         assert clicked in clickables(place, products)
-        place = follow(place, clicked, products)
+        place = follow_link(place, clicked, products)
     return place
 
 
 def test_the_start_page():
-    assert text(ShopPlace(), {}, WISH) == "WebShop [SEP] Instruction: [SEP] Find me a lamp [SEP] Search"
+    assert page_text(ShopPlace(), {}, WISH) == "WebShop [SEP] Instruction: [SEP] Find me a lamp [SEP] Search"
     assert clickables(ShopPlace(), {}) == ()
 
 
@@ -44,7 +52,9 @@ def test_pages_of_results(products):
     results = ShopPlace("results", "lamp", found=FOUND)
     head = "Instruction: [SEP] Find me a lamp [SEP] Back to Search [SEP] "
     first = " [SEP] ".join(f"{asin} [SEP] Lamp {n} [SEP] $10.0" for n, asin in enumerate(FOUND[:10]))
-    assert text(results, products, WISH) == f"{head}Page 1 (Total results: 23) [SEP] Next > [SEP] {first}"
+    assert (
+        page_text(results, products, WISH) == f"{head}Page 1 (Total results: 23) [SEP] Next > [SEP] {first}"
+    )
     assert clickables(results, products) == (
         "back to search",
         "next >",
@@ -56,7 +66,7 @@ def test_pages_of_results(products):
         *(asin.lower() for asin in FOUND[20:]),
     )
     fourth = walk(products, third, "next >")
-    assert text(fourth, products, WISH) == f"{head}Page 4 (Total results: 23) [SEP] < Prev [SEP] Next >"
+    assert page_text(fourth, products, WISH) == f"{head}Page 4 (Total results: 23) [SEP] < Prev [SEP] Next >"
     assert walk(products, fourth, "< prev") == third
     assert walk(products, fourth, "back to search") == ShopPlace()
 
@@ -70,12 +80,12 @@ def test_the_item_page_shows_what_is_chosen(products):
         "[SEP] 228blue [SEP] red | white [SEP] size [SEP] small [SEP] large [SEP] Acme Desk Lamp [SEP] "
         f"Price: {tag} [SEP] Rating: N.A. [SEP] Description [SEP] Features [SEP] Reviews [SEP] Buy Now"
     )
-    assert text(place, products, WISH) == page
+    assert page_text(place, products, WISH) == page
     buttons = ("back to search", "< prev", "description", "features", "reviews", "buy now")
     assert clickables(place, products) == (*buttons, "navy blue", "228blue", "red | white", "small", "large")
     chosen = walk(products, place, "small", "navy blue", "large")
     assert chosen == lamp_page(("size", "large"), ("color", "navy blue"))
-    assert text(chosen, products, WISH) == page + " [SEP] You have chosen size: large, color: navy blue"
+    assert page_text(chosen, products, WISH) == page + " [SEP] You have chosen size: large, color: navy blue"
     assert walk(products, chosen, "features", "< prev") == chosen
     assert walk(products, chosen, "< prev") == ShopPlace("results", "lamp", found=(asin,))
 
@@ -83,19 +93,22 @@ def test_the_item_page_shows_what_is_chosen(products):
 def test_detail_pages(products):
     head = "Instruction: [SEP] Find me a lamp [SEP] Back to Search [SEP] < Prev"
     seen = {page: walk(products, lamp_page(), page) for page in ("description", "features", "reviews")}
-    assert text(seen["description"], products, WISH) == f"{head} [SEP] A lamp for reading. It dims."
+    assert page_text(seen["description"], products, WISH) == f"{head} [SEP] A lamp for reading. It dims."
     # An empty bullet leaves a space in upstream's page and so an empty part; an empty description nothing.
-    assert text(seen["features"], products, WISH) == f"{head} [SEP] Dimmable light [SEP]  [SEP] Made of steel"
-    assert text(seen["reviews"], products, WISH) == head
+    assert (
+        page_text(seen["features"], products, WISH)
+        == f"{head} [SEP] Dimmable light [SEP]  [SEP] Made of steel"
+    )
+    assert page_text(seen["reviews"], products, WISH) == head
     shade_page = ShopPlace("description", "lamp", 1, (), SHADE["asin"])
-    assert text(shade_page, products, WISH) == head
+    assert page_text(shade_page, products, WISH) == head
     assert {clickables(place, products) for place in seen.values()} == {("back to search", "< prev")}
 
 
 def test_the_receipt(products):
     done = walk(products, lamp_page(("size", "small"), ("color", "men's <l>")), "buy now")
     assert clickables(done, products) == ()
-    assert text(done, products, WISH, 2 / 3) == (
+    assert page_text(done, products, WISH, 2 / 3) == (
         "Thank you for shopping with us! [SEP] Your code: [SEP] None [SEP] (Paste it in your MTurk "
         "interface.) [SEP] Purchased [SEP] asin [SEP] B00000LAMP [SEP] options [SEP] "
         r'{"color": "men\u0027s \u003cl\u003e", "size": "small"} '
@@ -107,10 +120,10 @@ def test_the_receipt(products):
 
 
 def test_actions_are_read_in_any_case():
-    assert read_action(" Click[Buy Now] ") == ("click", "buy now")
-    assert read_action("search[a [b] c]") == ("search", "a [b] c")
+    assert read_shop_action(" Click[Buy Now] ") == ("click", "buy now")
+    assert read_shop_action("search[a [b] c]") == ("search", "a [b] c")
     for other in ("", "click", "click[]", "search[ ]", "press[x]", "click[a] b", FORM, "buy now"):
-        assert read_action(other) is None
+        assert read_shop_action(other) is None
 
 
 def test_a_page_admits_listed_clicks_and_any_search():
@@ -203,7 +216,7 @@ def test_scores_are_upstreams_on_generated_products(generated):
 
 @needs_official
 def test_scores_are_upstreams_on_the_official_products():
-    assert {0.0, 0.1, 1.0} <= check_scores(load(Path(OFFICIAL)), 1, 400)
+    assert {0.0, 0.1, 1.0} <= check_scores(load_shop(Path(OFFICIAL)), 1, 400)
 
 
 def test_a_score_by_hand(products):
@@ -242,7 +255,7 @@ def test_the_kind_of_product(tmp_path, name, query, path, r_type):
         item("B1", "a b c d e", query="q", product_category="x › y"),
         item("B2", name, query=query, product_category=path),
     ]
-    target, product = load(write(tmp_path, fields)).products.values()
+    target, product = load_shop(write(tmp_path, fields)).products.values()
     assert type_of(product, target, lambda text: tuple(text.split()))["r_type"] == r_type
     assert type_of(target, product, lambda text: ())["title_score"] == 0.2
 
@@ -275,7 +288,7 @@ def test_nouns_without_a_model():
 
 def test_an_option_in_two_groups_is_the_last_ones(tmp_path):
     twice = item("B1", "Mug", customization_options=options(Inner=["red"], Outer=["blue", "red"]))
-    products = load(write(tmp_path, [twice])).products
+    products = load_shop(write(tmp_path, [twice])).products
     place = walk(products, ShopPlace("item", asin="B1"), "red")
     assert place.chosen == (("outer", "red"),)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from feedback_toys import kitchen
 
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.feedback.controls import Control, at_random_turns, of_other_task, shuffled, without_hindsight
 
 TEXTS = {(0, 0): "a", (0, 2): "b", (2, 1): "c"}
@@ -43,7 +43,7 @@ def test_shuffling_keeps_the_log_ratios_of_a_turn():
 
 
 def arm(kind):
-    return Control(load(None, ["method=serl", f"feedback.control={kind}"]))
+    return Control(load_config(None, ["method=serl", f"feedback.control={kind}"]))
 
 
 def test_each_group_is_shown_the_hints_of_the_task_before_it():

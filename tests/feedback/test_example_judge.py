@@ -7,7 +7,7 @@ from pathlib import Path
 
 from feedback_toys import kitchen
 
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.feedback.hints import gather_hints
 from hindsight.feedback.judge_client import Answer
 
@@ -22,7 +22,9 @@ def gathered(answer, turns):
         asked.append(question.write(400))
         return Answer(answer)
 
-    feedback = load(None, [f"feedback.sources=[{EXAMPLE}]", f"feedback.advised_turns={turns}"]).feedback
+    feedback = load_config(
+        None, [f"feedback.sources=[{EXAMPLE}]", f"feedback.advised_turns={turns}"]
+    ).feedback
     return asyncio.run(gather_hints(kitchen(), feedback, ask, whole_turns=True)), asked
 
 

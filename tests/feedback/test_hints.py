@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hindsight.configs import registry
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.method import Feedback
 from hindsight.feedback import reflect
 from hindsight.feedback.hints import Hints, gather_hints
@@ -372,7 +372,7 @@ def own(tmp_path, monkeypatch):
 
 def test_a_source_of_ones_own_reads_the_group(own):
     source = f"{own}:First"
-    assert load(None, [f"feedback.sources=[{source}]", "feedback.words=3"]).feedback.words == 3
+    assert load_config(None, [f"feedback.sources=[{source}]", "feedback.words=3"]).feedback.words == 3
     texts = gather(kitchen(), source=source, words=1).texts
     assert texts[0, 0] == "It began:\nYou" and texts.keys() >= {(1, 0), (2, 2)}
     pooled = gather(kitchen(), source=source, granularity="anchor").texts

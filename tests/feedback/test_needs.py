@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hindsight.configs.method import Feedback
 from hindsight.configs.registry import FEEDBACK_SOURCES
-from hindsight.feedback.needs import Episodes, Needs, hints_need, parts
+from hindsight.feedback.needs import Episodes, Needs, hints_need, ready_parts
 from hindsight.feedback.source import FeedbackSource
 from hindsight.feedback.sources import sibling
 from hindsight.rollout.types import Failure, Group
@@ -44,7 +44,7 @@ def possible_siblings(ways: list[str], index: int) -> set[int | None]:
 def test_a_sibling_is_known_when_nothing_can_change_it(ways: list[str]) -> None:
     played = [index for index, way in enumerate(ways) if way in ("won", "lost")]
     known = [(index,) for index in played if len(possible_siblings(ways, index)) == 1]
-    assert parts(episodes(ways), "sibling") == known
+    assert ready_parts(episodes(ways), "sibling") == known
 
 
 @given(WAYS, st.sampled_from(get_args(Needs)), st.randoms())
@@ -57,7 +57,7 @@ def test_parts_stay_and_in_the_end_everyone_is_in_one(ways: list[str], needs: Ne
     for index in order:
         assert index not in [one for part in found for one in part]  # it is still played
         now[index] = over[index]
-        later = set(parts(now, needs))  # type: ignore[arg-type]
+        later = set(ready_parts(now, needs))  # type: ignore[arg-type]
         assert found <= later
         found = later
     everyone = [index for index, one in enumerate(over) if one is not BROKEN]

@@ -13,8 +13,8 @@ from feedback_toys import group, trajectory, turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hindsight.configs.check import check
-from hindsight.configs.load import load
+from hindsight.configs.check import check_config
+from hindsight.configs.load import load_config
 from hindsight.feedback.hints import gather_hints
 from hindsight.feedback.judge_client import Answer
 from hindsight.feedback.pool import ACTIONS_TITLE, FEEDBACK_TITLE
@@ -62,8 +62,8 @@ def groups(draw):
 @cache
 def loaded(mode):
     """The settings of a mode, once for all examples."""
-    config = load(None, ["signal.name=reweight", *MODES[mode].split()])
-    assert check(config) == []
+    config = load_config(None, ["signal.name=reweight", *MODES[mode].split()])
+    assert check_config(config) == []
     return config
 
 

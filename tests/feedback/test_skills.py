@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from feedback_toys import TASK, feedback, kitchen, show
 
-from hindsight.configs.check import check
-from hindsight.configs.load import load
+from hindsight.configs.check import check_config
+from hindsight.configs.load import load_config
 from hindsight.feedback.hints import gather_hints
 from hindsight.feedback.judge_client import Answer, JudgeError
 from hindsight.feedback.reading import Unreadable
@@ -42,7 +42,7 @@ def test_skills_are_shipped_for_each_environment(env):
     task = replace(TASK, env=env, kind="pick_two_obj_and_place")
     text = skills_for(task, skills)
     assert text.startswith("- ") and ("second one" in text) == (env == "alfworld")
-    problems = check(load(None, ["method=sdar", f"env.name={env}"]))
+    problems = check_config(load_config(None, ["method=sdar", f"env.name={env}"]))
     assert not [problem for problem in problems if problem.startswith("feedback")]
 
 
@@ -71,12 +71,12 @@ def test_a_file_that_has_no_skills_is_refused_before_the_run(tmp_path, text, wro
         file.write_text(text)
     with pytest.raises(SkillsError, match=wrong):
         load_skills(str(file))
-    problems = check(load(None, ["method=sdar", f"feedback.skills={file}"]))
+    problems = check_config(load_config(None, ["method=sdar", f"feedback.skills={file}"]))
     assert any(problem.startswith("feedback.skills: ") and str(file) in problem for problem in problems)
 
 
 def test_an_environment_without_skills_says_what_to_set():
-    problems = check(load(None, ["method=sdar", f"env.name={OWN}"]))
+    problems = check_config(load_config(None, ["method=sdar", f"env.name={OWN}"]))
     assert any("none is shipped for env.name" in problem for problem in problems)
 
 

@@ -16,7 +16,7 @@ import pytest
 from figure_steps import compute_step
 from settled import on_cpus
 
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.learner.signals import make_signal
 
 FOLDER = Path(__file__).parent
@@ -87,8 +87,10 @@ def test_every_recording_is_compared() -> None:
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_figures_are_those_recorded(name: str) -> None:
     method, overrides = RECORDINGS[name]
-    candidates = ["signal.top_k=4"] * (load(None, [f"method={method}"]).signal.loss_weight > 0)
-    config = on_cpus(load(None, [f"method={method}", "feedback.max_tokens=160", *candidates, *overrides]))
+    candidates = ["signal.top_k=4"] * (load_config(None, [f"method={method}"]).signal.loss_weight > 0)
+    config = on_cpus(
+        load_config(None, [f"method={method}", "feedback.max_tokens=160", *candidates, *overrides])
+    )
     signal = make_signal(config.signal)
     reworded = any(name in CHANGED_PROMPTS for name in config.feedback.sources)
     strengths = RECORDED[name]["strengths"]

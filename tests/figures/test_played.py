@@ -14,7 +14,7 @@ from settled import on_cpus
 from test_figures import GROUPS, RECORDINGS
 
 from hindsight.cluster.method import Method
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.schema import Config
 from hindsight.learner.samples import COLUMNS, OpenGroup, SampleGroup, to_samples
 from hindsight.rollout.types import Failure, Group, Trajectory, Tried
@@ -22,8 +22,10 @@ from hindsight.rollout.types import Failure, Group, Trajectory, Tried
 
 def configured(name: str) -> Config:
     method, overrides = RECORDINGS[name]
-    candidates = ["signal.top_k=4"] * (load(None, [f"method={method}"]).signal.loss_weight > 0)
-    return on_cpus(load(None, [f"method={method}", "feedback.max_tokens=160", *candidates, *overrides]))
+    candidates = ["signal.top_k=4"] * (load_config(None, [f"method={method}"]).signal.loss_weight > 0)
+    return on_cpus(
+        load_config(None, [f"method={method}", "feedback.max_tokens=160", *candidates, *overrides])
+    )
 
 
 def whole(config: Config, group: Group) -> SampleGroup:

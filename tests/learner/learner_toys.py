@@ -11,7 +11,7 @@ from hindsight.envs.base import Observation, StepResult
 from hindsight.envs.tasks import TaskSpec
 from hindsight.learner.batching import collate, over_ranks
 from hindsight.learner.losses import Tokens, denominator, policy, token_weights
-from hindsight.learner.packing import prepare
+from hindsight.learner.packing import enable_packing
 from hindsight.learner.samples import TrainingSample
 from hindsight.learner.signals import Reweight
 from hindsight.rollout.types import Group, Span, TokenSequence, Trajectory, Turn
@@ -100,7 +100,7 @@ def tiny_llama(tied=True, seed=0, dtype=torch.float32):
         initializer_range=0.3,
     )
     lm = LlamaForCausalLM(shape).to(dtype)
-    assert prepare(lm, torch.device("cpu")) == ""
+    assert enable_packing(lm, torch.device("cpu")) == ""
     return lm
 
 
@@ -110,7 +110,7 @@ def logits_of(lm, samples):
     tables = [
         lm(torch.from_numpy(one.ids.astype(np.int64))[None]).logits[0][one.positions - 1] for one in samples
     ]
-    prepare(lm, torch.device("cpu"))
+    enable_packing(lm, torch.device("cpu"))
     return torch.cat(tables)
 
 

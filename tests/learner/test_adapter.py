@@ -10,7 +10,7 @@ from learner_toys import tiny_llama
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from hindsight.configs.schema import Lora
-from hindsight.rollout.adapter import FOLDER, Adapter, AdapterError, named, read, write
+from hindsight.rollout.adapter import FOLDER, Adapter, AdapterError, peft_names, read_adapter, write_adapter
 from hindsight.rollout.outline import layer_names
 
 LORA = Lora(rank=4, alpha=6, dropout=0.2)
@@ -85,19 +85,19 @@ def test_files_give_the_adapter_back(tmp_path):
     model, _, adapter = adapted()
     base = tmp_path / "base"
     plain_llama().save_pretrained(base)
-    assert read(base) is None
-    write(tmp_path / "made" / FOLDER, named(adapter.pairs), LORA, str(base))
-    saved = read(tmp_path / "made")
+    assert read_adapter(base) is None
+    write_adapter(tmp_path / "made" / FOLDER, peft_names(adapter.pairs), LORA, str(base))
+    saved = read_adapter(tmp_path / "made")
     assert saved.base == base and saved.settings == replace(LORA, dropout=0.0)
-    assert all(torch.equal(tensor, saved.tensors[name]) for name, tensor in named(adapter.pairs).items())
+    assert all(torch.equal(tensor, saved.tensors[name]) for name, tensor in peft_names(adapter.pairs).items())
     peft = PeftModel.from_pretrained(plain_llama(), str(tmp_path / "made" / FOLDER))
     torch.testing.assert_close(peft(IDS).logits, model(IDS).logits)
     seven = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     assert layer_names(str(base), LORA) == seven  # the head is not among them
     assert layer_names(str(base), replace(LORA, targets=["self_attn.q_proj"])) == ["q_proj"]
     with pytest.raises(AdapterError, match="base_model_name_or_path"):
-        write(tmp_path / "lost" / FOLDER, named(adapter.pairs), LORA, str(tmp_path / "gone"))
-        read(tmp_path / "lost")
+        write_adapter(tmp_path / "lost" / FOLDER, peft_names(adapter.pairs), LORA, str(tmp_path / "gone"))
+        read_adapter(tmp_path / "lost")
 
 
 def test_the_same_seed_draws_the_same_adapter_and_dropout_is_off_outside_its_block():

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from learner_toys import group, visits
 
 from hindsight.cluster.report.record import PolicyLoss, loss_columns
-from hindsight.configs.check import check
-from hindsight.configs.load import load
+from hindsight.configs.check import check_config
+from hindsight.configs.load import load_config
 from hindsight.learner.distill import Likelihoods
 from hindsight.learner.losses import signal_loss
 from hindsight.learner.samples import to_samples
@@ -25,7 +25,7 @@ METHODS = ("sdar", "skill_sd", "opid", "agentopsd", "grsd")
 
 
 def signal_of(method):
-    return make_signal(load(None, [f"method={method}"]).signal)
+    return make_signal(load_config(None, [f"method={method}"]).signal)
 
 
 def gradient_of(method, triples):
@@ -186,12 +186,14 @@ def test_what_the_learner_gets_and_what_is_recorded_are_the_weighed_advantages()
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_can_be_run_with_the_context_of_serl(method):
-    found = load(None, [f"method={method}", "feedback.sources=[immediate]"])
+    found = load_config(None, [f"method={method}", "feedback.sources=[immediate]"])
     assert found.needs_teacher and found.teacher.sync_every == 1
-    assert [problem for problem in check(found) if problem.startswith(("feedback", "signal"))] == []
+    assert [problem for problem in check_config(found) if problem.startswith(("feedback", "signal"))] == []
 
 
 @pytest.mark.parametrize(("method", "name"), [("agentopsd", "belief"), ("opid", "shift")])
 def test_what_needs_a_groups_advantages_and_a_critic_do_not_go_together(method, name):
-    problems = check(load(None, [f"method={method}", "credit.advantage=gae", "feedback.sources=[immediate]"]))
+    problems = check_config(
+        load_config(None, [f"method={method}", "credit.advantage=gae", "feedback.sources=[immediate]"])
+    )
     assert any(f"signal.name = {name}" in problem for problem in problems)

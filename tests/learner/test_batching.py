@@ -13,7 +13,7 @@ from learner_toys import random_samples
 
 from hindsight.configs.schema import Config, Learner
 from hindsight.learner.batching import collate, over_ranks, split
-from hindsight.learner.packing import pack
+from hindsight.learner.packing import pack_rows
 from hindsight.learner.plan import plan_updates
 
 rows_of = st.lists(
@@ -49,7 +49,7 @@ def test_ranks_get_equally_many_and_lose_nothing(rows, budget, ranks):
 def test_what_a_plan_counts_is_what_is_computed(rows, budget):
     """Rows in the plan's order, packed: each beginning that several have stands once."""
     for micro in over_ranks(rows, budget, 1)[0]:
-        packed, _ = pack([rows[index] for index in micro])
+        packed, _ = pack_rows([rows[index] for index in micro])
         assert len(packed.ids) == computed(rows, micro)
 
 

@@ -16,14 +16,14 @@ from hindsight.learner.checkpoint import (
     LONGEST,
     CheckpointError,
     Damaged,
-    check,
+    checkpoint_step,
     complete,
     due,
     latest,
     newest_whole,
     read_state,
     set_aside,
-    step_of,
+    verify_checkpoint,
     write_state,
     writing,
 )
@@ -32,7 +32,9 @@ from hindsight.learner.checkpoint import (
 def write(root, step, keep=2, size=0, text="weights", fail=None):
     async def block():
         async with writing(root, step, keep, size) as folder:
-            assert latest(root) is None or step_of(latest(root)) < step  # nothing is there before it ends
+            assert (
+                latest(root) is None or checkpoint_step(latest(root)) < step
+            )  # nothing is there before it ends
             (folder / "rank0").mkdir()
             (folder / "rank0" / "state.bin").write_text(text)
             if fail:
@@ -49,16 +51,16 @@ def names(root):
 
 def test_a_checkpoint_appears_under_its_name_when_it_is_whole(tmp_path):
     folder = write(tmp_path, 3)
-    assert names(tmp_path) == ["step-00000003"] and step_of(folder) == 3
+    assert names(tmp_path) == ["step-00000003"] and checkpoint_step(folder) == 3
     assert names(folder) == ["driver.json", "manifest.json", "rank0"]
     assert read_state(folder) == {"step": 3, "sampler": {"3": [1, 2]}, "rate": 0.1}
-    check(folder)
+    verify_checkpoint(folder)
 
 
 def test_the_newest_are_kept_by_step(tmp_path):
     for step in (5, 10, 100, 1000):
         write(tmp_path, step)
-    assert [step_of(folder) for folder in complete(tmp_path)] == [100, 1000]
+    assert [checkpoint_step(folder) for folder in complete(tmp_path)] == [100, 1000]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_a_failed_write_leaves_the_previous_one(tmp_path, fail, message):
     with pytest.raises(CheckpointError, match=rf"of step 2 cannot be written: .*{message}.*step-00000001 is"):
         write(tmp_path, 2, keep=1, fail=fail)
     assert names(tmp_path) == ["step-00000001"]
-    check(latest(tmp_path))
+    verify_checkpoint(latest(tmp_path))
 
 
 def test_a_disk_that_is_full_for_the_manifest_leaves_the_previous_one(tmp_path, monkeypatch):
@@ -100,7 +102,7 @@ def test_what_a_crash_left_is_never_the_latest_and_goes_away(tmp_path):
     write(tmp_path, 1)
     (tmp_path / ".step-00000009").mkdir()
     (tmp_path / ".step-00000009" / "half").write_text("…")
-    assert step_of(latest(tmp_path)) == 1
+    assert checkpoint_step(latest(tmp_path)) == 1
     write(tmp_path, 2)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
@@ -118,7 +120,7 @@ def test_a_half_deleted_one_is_never_taken_for_whole(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, 2, keep=1)
     assert [folder.name for folder in complete(tmp_path)] == ["step-00000002"]
-    check(latest(tmp_path))
+    verify_checkpoint(latest(tmp_path))
 
 
 @pytest.mark.parametrize(("size", "free"), [(10**4, 10**4 - 1), (0, 6)])
@@ -128,7 +130,7 @@ def test_a_disk_without_room_is_refused_before_writing(tmp_path, monkeypatch, si
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6 - free, free))
     with pytest.raises(CheckpointError, match="free some space"):
         write(tmp_path, 2, size=size)
-    assert step_of(latest(tmp_path)) == 1
+    assert checkpoint_step(latest(tmp_path)) == 1
 
 
 def test_a_step_is_never_written_over(tmp_path):
@@ -183,7 +185,7 @@ def test_damage_is_recognized_and_the_one_before_is_taken(tmp_path, damage, reas
         write(tmp_path, step)
     damage(tmp_path / "step-00000020")
     with pytest.raises(Damaged, match=reason):
-        check(tmp_path / "step-00000020")
+        verify_checkpoint(tmp_path / "step-00000020")
     whole, damaged = newest_whole(tmp_path)
     assert whole == tmp_path / "step-00000010"
     assert list(damaged) == [tmp_path / "step-00000020"] and reason in damaged[tmp_path / "step-00000020"]
@@ -197,21 +199,21 @@ def test_a_flipped_bit_of_the_state_or_the_manifest_is_noticed(tmp_path, name):
         if not bytes([byte]).isspace():
             (folder / name).write_bytes(content[:at] + bytes([byte ^ 1]) + content[at + 1 :])
             with pytest.raises(Damaged):
-                check(folder)
+                verify_checkpoint(folder)
 
 
 def test_a_damaged_step_is_written_again(tmp_path):
     for turn in ("damaged-step-00000020", "damaged-step-00000020-2"):
         folder = write(tmp_path, 20)
         assert set_aside(folder) == tmp_path / turn
-    assert check(write(tmp_path, 20)) is None
+    assert verify_checkpoint(write(tmp_path, 20)) is None
     assert complete(tmp_path) == [tmp_path / "step-00000020"]
 
 
 def test_the_state_is_written_again_without_making_the_checkpoint_damaged(tmp_path):
     folder = write(tmp_path, 1)
     write_state(folder, {"step": 1, "evaluations": [0.5]})
-    check(folder)
+    verify_checkpoint(folder)
     assert read_state(folder)["evaluations"] == [0.5]
 
 

@@ -19,7 +19,7 @@ from hindsight.learner.batching import collate
 from hindsight.learner.critic import CriticGroup, TokenValues
 from hindsight.learner.gae import GaeSettings
 from hindsight.learner.losses import value
-from hindsight.rollout.weights import WeightSet, checksum, pack
+from hindsight.rollout.weights import WeightSet, checksum, pack_tensors
 
 number = st.floats(-20, 20)
 
@@ -128,7 +128,7 @@ def test_ranks_equal_plain_pytorch(ray_local, folder, tmp_path, ranks, stage):
 
     async def check():
         await critic.start()
-        flat, layout, _ = pack(tiny_llama(seed=1).named_parameters())
+        flat, layout, _ = pack_tensors(tiny_llama(seed=1).named_parameters())
         await critic.load_weights(WeightSet(1, layout, checksum(flat, layout), ray.put(flat)))
         for values, norm, loss in plain_updates(samples, 3):
             found = np.concatenate(await critic.values(samples))

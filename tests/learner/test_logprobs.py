@@ -16,7 +16,7 @@ from hindsight.learner import logprobs as module
 from hindsight.learner.batching import collate
 from hindsight.learner.logprobs import TokenLogprobs, UnsupportedModel
 from hindsight.learner.losses import Tokens, policy
-from hindsight.learner.packing import pack
+from hindsight.learner.packing import pack_rows
 from hindsight.learner.samples import TrainingSample
 
 
@@ -131,7 +131,7 @@ def test_an_update_follows_a_frozen_teacher():
 
     def table(model):
         targets, at = torch.arange(VOCABULARY), torch.full((VOCABULARY,), 2)
-        return model(pack([np.array([1, 2, 3])])[0], at, targets)[0]
+        return model(pack_rows([np.array([1, 2, 3])])[0], at, targets)[0]
 
     def odds_after(preference, strength):
         model = TokenLogprobs(tiny_llama())

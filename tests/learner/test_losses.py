@@ -26,7 +26,7 @@ from hindsight.learner.losses import (
     merge,
     policy,
     report,
-    sft,
+    sft_loss,
     signal_loss,
     surrogate,
     token_weights,
@@ -289,7 +289,7 @@ def sample_of(size):
 
 def test_sft_is_the_weighted_negative_log_likelihood():
     logprobs = torch.tensor([-1.0, -2.0, -4.5], requires_grad=True)
-    total, sums = sft(logprobs, torch.ones(3), torch.tensor([1.0, 1.0, 0.5]))
+    total, sums = sft_loss(logprobs, torch.ones(3), torch.tensor([1.0, 1.0, 0.5]))
     assert total.item() == 5.25 and report("sft", merge([sums]), 2.5, 2.5) == {
         "loss": 2.1,
         "entropy": 1.0,

@@ -20,11 +20,11 @@ from hindsight.learner.packing import (
     PackingError,
     attend_at_once,
     attend_by_row,
+    enable_packing,
     hidden_states,
     kernel_agrees,
     obstacle,
-    pack,
-    prepare,
+    pack_rows,
 )
 
 CPU = torch.device("cpu")
@@ -81,11 +81,11 @@ def states_and_gradient(lm, rows, together):
     trunk = lm.base_model
     lm.zero_grad()
     if together:
-        packed, places = pack(rows)
+        packed, places = pack_rows(rows)
         hidden = hidden_states(trunk, packed)
         made = [hidden[place] for place in places]
     else:
-        made = [hidden_states(trunk, pack([row])[0]) for row in rows]
+        made = [hidden_states(trunk, pack_rows([row])[0]) for row in rows]
     torch.stack([one.sin().sum() * number for number, one in enumerate(made, 1)]).sum().backward()
     return made, torch.cat([p.grad.flatten() for p in trunk.parameters() if p.grad is not None])
 
@@ -94,9 +94,9 @@ def states_and_gradient(lm, rows, together):
 def test_equal_to_rows_read_one_by_one_by_the_models_own_attention(family):
     rows, lm = alike(), tiny(family, **FAMILIES[family])
     expected, slope = states_and_gradient(lm, rows, together=False)
-    assert prepare(lm, CPU) == ""
+    assert enable_packing(lm, CPU) == ""
     found, own = states_and_gradient(lm, rows, together=True)
-    assert sum(pack(rows)[0].own) < 0.5 * sum(map(len, rows))
+    assert sum(pack_rows(rows)[0].own) < 0.5 * sum(map(len, rows))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(own, slope, rtol=1e-4, atol=1e-4 * float(slope.abs().max()))
@@ -106,13 +106,13 @@ def test_equal_to_rows_read_one_by_one_by_the_models_own_attention(family):
 def test_other_models_read_one_row_at_a_time(family, changes):
     lm = tiny(family, **changes)
     before = lm.config._attn_implementation
-    assert prepare(lm, CPU) and lm.config._attn_implementation == before
+    assert enable_packing(lm, CPU) and lm.config._attn_implementation == before
     row = alike()[0]
-    hidden = hidden_states(lm.base_model, pack([row])[0])
+    hidden = hidden_states(lm.base_model, pack_rows([row])[0])
     ids = torch.from_numpy(row.astype(np.int64))[None]
     assert torch.equal(hidden, lm.base_model(input_ids=ids).last_hidden_state[0])
     with pytest.raises(PackingError, match="one row at a time"):
-        hidden_states(lm.base_model, pack([row, row[1:]])[0])
+        hidden_states(lm.base_model, pack_rows([row, row[1:]])[0])
 
 
 @settings(max_examples=30, deadline=None)
@@ -120,7 +120,7 @@ def test_other_models_read_one_row_at_a_time(family, changes):
 def test_every_token_is_where_its_row_has_it(count, seed, letters):
     rng = np.random.default_rng(seed)
     rows = [rng.integers(0, letters, rng.integers(1, 12)) for _ in range(count)]
-    packed, places = pack(rows)
+    packed, places = pack_rows(rows)
     assert packed.lengths == tuple(map(len, rows)) and len(packed.ids) == packed.own_ends[-1]
     assert packed.row_ends[-1] == sum(map(len, rows))
     for row, place in zip(rows, places, strict=True):
@@ -170,7 +170,7 @@ def aligned_at_the_end(query, key, value, own_ends, row_ends, most_own, most, **
 
 
 def attention_inputs():
-    packed, _ = pack(alike())
+    packed, _ = pack_rows(alike())
     torch.manual_seed(0)
     return packed, [torch.randn(1, heads, len(packed.ids), 8, requires_grad=True) for heads in (4, 2, 2)]
 

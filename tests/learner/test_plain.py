@@ -70,8 +70,8 @@ def test_small_steps_add_up_in_bfloat16():
 def test_a_saved_state_goes_on_the_same(tmp_path):
     first, second = engine(), engine()
     update(first, INPUT)
-    rank_state.save(first, tmp_path, 0, {})
-    rank_state.load(second, tmp_path, 0, {})
+    rank_state.save_rank_state(first, tmp_path, 0, {})
+    rank_state.load_rank_state(second, tmp_path, 0, {})
     assert second.global_steps == 1
     for one in (first, second):
         update(one, INPUT + 1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import hindsight.learner.rank_state
 from hindsight.learner.checkpoint import CheckpointError
-from hindsight.learner.rank_state import MOMENTS, load, parts, save
+from hindsight.learner.rank_state import MOMENTS, load_rank_state, rank_parts, save_rank_state
 
 SHAPES = {"layer.weight": (5, 3), "layer.bias": (5,), "head.weight": (7, 5), "one": (1,)}
 
@@ -115,7 +115,7 @@ def held(made):
     """What all ranks hold together, by kind and parameter."""
     found = values(0)
     for rank, engine in enumerate(made):
-        for part in parts(engine, rank):
+        for part in rank_parts(engine, rank):
             state = engine.optimizer.optimizer.state[part.holder]
             for kind, whole in {"master": part.holder, **{kind: state[kind] for kind in MOMENTS}}.items():
                 found[kind][part.name].view(-1)[part.start : part.start + part.size] = part.of(whole)
@@ -127,10 +127,10 @@ def held(made):
 def test_any_division_reads_what_any_other_wrote(tmp_path_factory, before, after, step, stepped):
     folder, whole = tmp_path_factory.mktemp("state") / "learner", values(1)
     for rank, engine in enumerate(engines(*before, whole, step)):
-        save(engine, folder, rank, {"average": torch.arange(3.0)})
+        save_rank_state(engine, folder, rank, {"average": torch.arange(3.0)})
     target, average = engines(*after, values(2), stepped), torch.zeros(3)
     for rank, engine in enumerate(target):
-        load(engine, folder, rank, {"average": average})
+        load_rank_state(engine, folder, rank, {"average": average})
         assert engine.global_steps == step
         assert {float(state["step"]) for state in engine.optimizer.optimizer.state.values()} == {step}
     zeros = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
@@ -143,29 +143,29 @@ def test_any_division_reads_what_any_other_wrote(tmp_path_factory, before, after
 def test_large_states_are_several_files(tmp_path, monkeypatch):
     monkeypatch.setattr(hindsight.learner.rank_state, "FILE_BYTES", 100)
     [engine] = engines(1, 2, values(1), 3)
-    save(engine, tmp_path / "learner", 0, {})
+    save_rank_state(engine, tmp_path / "learner", 0, {})
     assert len(list((tmp_path / "learner").iterdir())) > 4
     [other] = engines(1, 3, values(2), 0)
-    load(other, tmp_path / "learner", 0, {})
+    load_rank_state(other, tmp_path / "learner", 0, {})
     assert torch.equal(held([other])["exp_avg"]["head.weight"], values(1)["exp_avg"]["head.weight"])
 
 
 def test_the_state_of_another_model_is_refused(tmp_path):
     for rank, engine in enumerate(engines(2, 2, values(1), 3)):
-        save(engine, tmp_path / "learner", rank, {})
+        save_rank_state(engine, tmp_path / "learner", rank, {})
     (tmp_path / "learner/rank1-0.safetensors").unlink()
     [engine] = engines(1, 3, values(2), 0)
     with pytest.raises(CheckpointError, match=r"has \d+ elements of head.*the model trains 35: keep"):
-        load(engine, tmp_path / "learner", 0, {})
+        load_rank_state(engine, tmp_path / "learner", 0, {})
     with pytest.raises(CheckpointError, match="lacks average: keep the settings"):
-        load(engine, tmp_path / "learner", 0, {"average": torch.zeros(3)})
+        load_rank_state(engine, tmp_path / "learner", 0, {"average": torch.zeros(3)})
     with pytest.raises(CheckpointError, match="has no training state"):
-        load(engine, tmp_path / "nothing", 0, {})
+        load_rank_state(engine, tmp_path / "nothing", 0, {})
 
 
 def test_the_model_gets_the_float32_weights_in_its_own_type(tmp_path):
     [engine], [other] = engines(1, 0, values(1), 3), engines(1, 0, values(2), 0)
-    save(engine, tmp_path / "learner", 0, {})
-    load(other, tmp_path / "learner", 0, {})
+    save_rank_state(engine, tmp_path / "learner", 0, {})
+    load_rank_state(other, tmp_path / "learner", 0, {})
     for name, parameter in other.module.named_parameters():
         assert torch.equal(parameter, values(1)["master"][name].bfloat16())

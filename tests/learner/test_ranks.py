@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import hindsight.learner.logprobs
 import hindsight.learner.rank
 from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model
-from hindsight.envs.runtime.remote import RemoteDefect, answer
+from hindsight.envs.runtime.remote import RemoteDefect, await_remote
 from hindsight.learner.batching import collate
 from hindsight.learner.checkpoint import CheckpointError
 from hindsight.learner.group import DEADLINE, LearnerGroup, answers
@@ -29,7 +29,7 @@ from hindsight.learner.policy import PolicyRank
 from hindsight.learner.rank import LearnerError, deepspeed_config, learner_env
 from hindsight.learner.signals import Reweight
 from hindsight.rollout.adapter import Adapter
-from hindsight.rollout.weights import unpack
+from hindsight.rollout.weights import unpack_tensors
 
 LR = 1e-3
 CONFIG = on_cpus(
@@ -60,7 +60,7 @@ def learner_config(**changes):
 async def tensors(learner, export="export_merged"):
     weights = await getattr(learner, export)(1)
     flat = ray.get(weights.data)
-    return {name: tensor.clone() for name, tensor in unpack(flat, weights.layout)}
+    return {name: tensor.clone() for name, tensor in unpack_tensors(flat, weights.layout)}
 
 
 def plain_update(samples):
@@ -335,7 +335,7 @@ def test_all_ranks_finish_before_a_failed_write_is_reported(monkeypatch):
 def test_a_missed_deadline_names_the_setting():
     async def wait():
         with pytest.raises(LearnerError, match=r"increase learner\.timeout"):
-            await answers([answer(asyncio.sleep(60), timeout=0.01, setting=DEADLINE, what="update")])
+            await answers([await_remote(asyncio.sleep(60), timeout=0.01, setting=DEADLINE, what="update")])
 
     asyncio.run(wait())
 

@@ -17,7 +17,7 @@ from hindsight.learner.weight_sync import Canary, WeightSyncError
 from hindsight.learner.weight_sync_store import sync_weights
 from hindsight.rollout.segment import attach
 from hindsight.rollout.types import EngineError
-from hindsight.rollout.weights import WeightSet, unpack
+from hindsight.rollout.weights import WeightSet, unpack_tensors
 
 CANARY = np.arange(4, dtype=np.int32)
 LEARNER = np.array([-1.0, -2.0, -3.0], dtype=np.float32)
@@ -131,7 +131,7 @@ def test_shared_memory_is_written_again_unless_somebody_keeps_it():
         return made
 
     def weights(sent):
-        return dict(unpack(attach(sent.segment), sent.layout))
+        return dict(unpack_tensors(attach(sent.segment), sent.layout))
 
     first = export(1)
     assert all(torch.equal(weights(first)[name], one) for name, one in rank.weights.items())

@@ -29,7 +29,7 @@ from hindsight.learner.weight_sync_nccl import Nccl
 from hindsight.rollout import transfer
 from hindsight.rollout.engine import engine_env
 from hindsight.rollout.types import EngineError
-from hindsight.rollout.weights import describe, pack
+from hindsight.rollout.weights import meta_of, pack_tensors
 
 CANARY = np.arange(4, dtype=np.int32)
 LEARNER = np.array([-1.0, -2.0, -3.0], dtype=np.float32)
@@ -173,7 +173,7 @@ def test_every_worker_holds_what_rank_0_trained(nccl):
 
     first, report = asyncio.run(twice())
     assert report.logprob_gap == 0.0 and report.checksum != first.checksum
-    assert report.checksum == pack(weights.items()).checksum
+    assert report.checksum == pack_tensors(weights.items()).checksum
     assert sorted(nccl.members) == list(range(WORLD))
     assert [handle.calls for handle in trained.ranks] == [
         ["address", "join", "send", "send"],
@@ -300,7 +300,7 @@ def test_an_engine_on_the_same_gpu_opens_the_learners_memory(ipc):
         return await send(transport, [engine], version=6)
 
     report = asyncio.run(twice())
-    assert report.checksum == pack(weights.items()).checksum
+    assert report.checksum == pack_tensors(weights.items()).checksum
     assert [one.data_ptr() for one in ipc[: len(weights)]] == [one.data_ptr() for one in weights.values()]
     assert trained.ranks[0].calls == ["join", "send", "send"]
     update = ["start_update", "receive_update", "finish_update", "fingerprint", "score"]
@@ -346,8 +346,8 @@ def test_handles_pass_to_vllms_own_processes(ipc, monkeypatch):
 def test_the_source_gives_what_an_export_packs(tied, dtype, tmp_path):
     rank = policy_rank(tied=tied, dtype=dtype)
     source = GatheredSource(rank.layout, rank._parameters, borrowed=False)
-    exported, layout, _ = pack(rank._parameters(), rank.layout)
-    sent, sent_layout, _ = pack(source)
+    exported, layout, _ = pack_tensors(rank._parameters(), rank.layout)
+    sent, sent_layout, _ = pack_tensors(source)
     assert sent_layout == layout and np.array_equal(sent, exported)
     assert [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()] == [
         (name, tensor.dtype, tuple(tensor.shape)) for name, tensor in source
@@ -364,7 +364,7 @@ def test_a_borrowed_parameter_is_copied():
         yield "w", weight
         weight.zero_()  # as ZeRO-3 frees it
 
-    source = GatheredSource((describe("w", weight),), read, borrowed=True)
+    source = GatheredSource((meta_of("w", weight),), read, borrowed=True)
     assert [tensor.sum() for _, tensor in list(source)] == [4]
 
 

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from toy_runs import HOSTILE, write_run, write_sparse_run
 
 from hindsight.cluster.report.export import ExportError, export
-from hindsight.cluster.report.pages import NoSuchPage, Pages, as_script, failures, settings
+from hindsight.cluster.report.pages import NoSuchPage, Pages, as_script, failures, settings_page
 from hindsight.cluster.report.run_folder import RunFolder, RunFolderError
 from hindsight.cluster.report.serve import PortTaken, application, listen
 from hindsight.cluster.report.viewing import DEMO, ViewError, view_runs
@@ -69,11 +69,11 @@ def test_failures_are_counted_once() -> None:
 
 def test_settings_show_what_differs_from_the_methods_defaults() -> None:
     config = {"method": "grpo", "seed": 7, "env": {"name": "webshop"}, "mine": {"own": 1}}
-    found = {one["key"]: one for one in settings(config)}
+    found = {one["key"]: one for one in settings_page(config)}
     assert found["seed"] == {"key": "seed", "value": 7, "default": 0}
     assert found["env.name"]["default"] == "alfworld"
     assert "default" not in found["method"] and "default" not in found["mine.own"]
-    assert "default" not in settings({"method": "no_such_method", "seed": 7})[1]
+    assert "default" not in settings_page({"method": "no_such_method", "seed": 7})[1]
 
 
 def test_the_index_has_columns_and_drops_empty_ones(toy: Path) -> None:

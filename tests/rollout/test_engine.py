@@ -25,7 +25,7 @@ from hindsight.learner.weight_sync import Canary, WeightSyncError
 from hindsight.learner.weight_sync_store import sync_weights
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.types import EngineError, Sampling
-from hindsight.rollout.weights import WeightSet, checksum, pack
+from hindsight.rollout.weights import WeightSet, checksum, pack_tensors
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
 
@@ -96,7 +96,7 @@ class Student:
             for parameter in self.model.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
         self.version += 1
-        flat, layout, _ = pack(self.model.named_parameters())
+        flat, layout, _ = pack_tensors(self.model.named_parameters())
         return WeightSet(self.version, layout, checksum(flat, layout), ray.put(flat))
 
     def sync(self, weights):
@@ -310,7 +310,9 @@ def test_an_engine_that_misses_weights_is_out_of_use(students):
     """Last for the untied engine: it may hold half an update."""
     untied = students[1]
     weights = untied.change()
-    flat, layout, _ = pack([(n, p) for n, p in untied.model.named_parameters() if n != "model.norm.weight"])
+    flat, layout, _ = pack_tensors(
+        [(n, p) for n, p in untied.model.named_parameters() if n != "model.norm.weight"]
+    )
     pending = untied.handle.generate.remote(prompt(20, seed=9), Sampling(1.0, 480, seed=0))
     with pytest.raises(EngineError, match=r"lack 1 of the engine's parameters: \['model.norm.weight'\]"):
         untied.sync(replace(weights, layout=layout, data=ray.put(flat)))

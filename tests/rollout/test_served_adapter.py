@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hindsight.configs.schema import Cluster, Config, Learner, Lora, Model, Rollout
 from hindsight.learner.weight_sync import Canary, WeightSyncError
 from hindsight.learner.weight_sync_store import sync_weights
-from hindsight.rollout.adapter import Adapter, named
+from hindsight.rollout.adapter import Adapter, peft_names
 from hindsight.rollout.engine import Engine, engine_env
 from hindsight.rollout.types import EngineError, Sampling
-from hindsight.rollout.weights import WeightSet, checksum, pack
+from hindsight.rollout.weights import WeightSet, checksum, pack_tensors
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
 
@@ -63,7 +63,7 @@ class Student:
             for _, b in self.adapter.pairs.values():
                 b.normal_(std=std)
         self.version += 1
-        flat, layout, _ = pack(named(self.adapter.pairs).items())
+        flat, layout, _ = pack_tensors(peft_names(self.adapter.pairs).items())
         return WeightSet(self.version, layout, checksum(flat, layout), ray.put(flat))
 
     def sync(self, weights):

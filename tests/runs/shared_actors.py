@@ -21,7 +21,7 @@ from hindsight.cluster.start import Actors, start_actors, variables
 from hindsight.cluster.train import Trainer
 from hindsight.cluster.turns import Switch, Turns
 from hindsight.cluster.view import View
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.schema import Config, Lora
 from hindsight.envs.base import EnvFamily
 from hindsight.envs.registry import make_family
@@ -60,7 +60,9 @@ def longest() -> Config:
         "rollout.max_num_seqs=4",
     ]
     context = f"model.max_length={max(CONTEXTS.values())}"
-    return load(CONFIGS / "alfworld.yaml", [*tiny, *WIDE, context, "loss.kl=0.01", "credit.advantage=gae"])
+    return load_config(
+        CONFIGS / "alfworld.yaml", [*tiny, *WIDE, context, "loss.kl=0.01", "credit.advantage=gae"]
+    )
 
 
 def with_lora(config: Config, lora: Lora) -> Config:

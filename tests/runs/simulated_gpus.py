@@ -34,7 +34,7 @@ from hindsight.cluster.planning import model_shape
 from hindsight.cluster.saver import blind_writers
 from hindsight.cluster.start import Actors, start_actors
 from hindsight.configs.environ import actor_environment, apply_in_worker
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.paths import SOURCE
 from hindsight.envs.registry import make_family
 from hindsight.learner.group import LearnerGroup
@@ -98,7 +98,7 @@ async def leave(
 
 async def planned(nodes: int, cluster: Cluster) -> dict[str, Any]:
     """The actors of a plan for so many nodes."""
-    config = load(CONFIGS / "nano.yaml", SETTINGS)
+    config = load_config(CONFIGS / "nano.yaml", SETTINGS)
     model = str(resolve("nano"))
     there = [Node(cpus=4, ram_gib=64, gpus=1, gpu_gib=40)] * nodes
     made = plan(config, there, model_shape(outline(model), config.learner.lora))
@@ -143,7 +143,7 @@ def samples() -> list[TrainingSample]:
 
 async def ranks() -> dict[str, Any]:
     """A training step of two ranks on two nodes, and their checkpoint."""
-    config = load(CONFIGS / "nano.yaml", [*SETTINGS, "learner.ranks=2", "learner.zero_stage=2"])
+    config = load_config(CONFIGS / "nano.yaml", [*SETTINGS, "learner.ranks=2", "learner.zero_stage=2"])
     bundle = {"CPU": 0.5, "GPU": 1.0}
     group = placement_group([bundle, bundle | {SECOND: 1.0}], strategy="STRICT_SPREAD")
     places = [

@@ -12,10 +12,10 @@ import pytest
 from isolation import sandbox
 from shared_actors import CONTEXTS, WIDE, Shared
 
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.configs.schema import Config
-from hindsight.envs.runtime.interpreters import install
+from hindsight.envs.runtime.interpreters import install_interpreter
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TURNS = {"alfworld": 12, "webshop": 6, "taubench": 2, "appworld": 4, "bfcl": 2, "searchqa": 3}
@@ -45,12 +45,12 @@ def settings(name: str, out: Path, overrides: list[str]) -> Config:
     # Nothing is an action that a model says which was taught nothing.
     own = ["sft.demos=0", "steps=1", "rollout.max_tokens=8"] if name in LONG else []
     own += [f"model.max_length={CONTEXTS[name]}", f"env.max_turns={TURNS[name]}", f"out={out}", *overrides]
-    return load(CONFIGS / f"{name}.yaml", [*TINY, *WIDE, *own])
+    return load_config(CONFIGS / f"{name}.yaml", [*TINY, *WIDE, *own])
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS.builtin)
 def test_training_steps(name: str, shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(name)
+    install_interpreter(name)
     isolated = [f"env.sandbox={sandbox()}"] if name == "appworld" else []
     config = settings(name, tmp_path / "run", isolated)
     shared.train(config, monkeypatch)
@@ -72,7 +72,7 @@ def test_tasks_that_always_fail_are_set_aside(
     """Two of six: every step has its two groups nevertheless, and the run ends well."""
     own = ["steps=3", "method=grpo", "sft.demos=0", "rollout.num_groups=2", f"out={tmp_path / 'run'}"]
     own += [f"env.name={Path(__file__).with_name('faulty_env.py')}", "env.max_turns=2", "rollout.retries=1"]
-    shared.train(load(CONFIGS / "nano.yaml", [*TINY, *WIDE, *own]), monkeypatch)
+    shared.train(load_config(CONFIGS / "nano.yaml", [*TINY, *WIDE, *own]), monkeypatch)
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     steps = [row for row in map(json.loads, lines) if row["kind"] == "train"]
     assert [row["rollout/episodes"] for row in steps] == [4, 4, 4]

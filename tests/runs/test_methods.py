@@ -17,7 +17,7 @@ from shared_actors import Shared
 
 from hindsight.cluster.report.definitions import undefined
 from hindsight.cluster.report.run_folder import RunFolder
-from hindsight.configs.load import load, methods
+from hindsight.configs.load import load_config, methods
 from hindsight.configs.schema import Config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -57,7 +57,7 @@ def settings(method: str, out: Path, *more: str, env: str = "alfworld") -> Confi
     overrides = [*TINY, f"env.max_turns={TURNS[env]}", f"out={out}", f"method={method}", differ]
     # Two steps of a judge with the nano model's answers: they are read or counted as unreadable.
     judged = ["judge.source=engine", "judge.max_tokens=64", "judge.characters=1500"]
-    return load(CONFIGS / f"{env}.yaml", overrides + judged + list(more))
+    return load_config(CONFIGS / f"{env}.yaml", overrides + judged + list(more))
 
 
 class Analyst(BaseHTTPRequestHandler):
@@ -94,7 +94,7 @@ def warmed(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Shared:
     warm = ["steps=0", "sft.demos=48", "sft.epochs=6", "env.train_tasks=12", "env.max_turns=12"]
     out = f"out={tmp_path_factory.mktemp('warm') / 'run'}"
     with pytest.MonkeyPatch.context() as patch:
-        shared.train(load(CONFIGS / "alfworld.yaml", [*TINY, out, *warm]), patch)
+        shared.train(load_config(CONFIGS / "alfworld.yaml", [*TINY, out, *warm]), patch)
     return shared
 
 

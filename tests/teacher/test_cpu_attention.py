@@ -52,7 +52,7 @@ def test_a_batch_is_attended_as_by_torch(count, length, masked, monkeypatch):
 def test_packed_rows_in_bfloat16_are_read_by_products(monkeypatch):
     """The second row shares most tokens, the third all of them."""
     second = [*range(30), 99]
-    rows, _ = packing.pack([np.array(row) for row in (range(40), second, second)])
+    rows, _ = packing.pack_rows([np.array(row) for row in (range(40), second, second)])
     assert rows.shared == (0, 30, 31)
     torch.manual_seed(0)
     inputs = [torch.randn(1, heads, len(rows.ids), 16) for heads in (4, 2, 2)]

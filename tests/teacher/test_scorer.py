@@ -16,7 +16,7 @@ from hindsight.configs.schema import Cluster, Config, Feedback, Model
 from hindsight.configs.schema import Teacher as Settings
 from hindsight.feedback.hints import gather_hints
 from hindsight.rollout.types import Span
-from hindsight.rollout.weights import WeightSet, checksum, pack
+from hindsight.rollout.weights import WeightSet, checksum, pack_tensors
 from hindsight.teacher import plan
 from hindsight.teacher.contexts import ContextLimits, ScoreRequest, build_requests
 from hindsight.teacher.cpu_attention import NAME, use_products
@@ -177,7 +177,7 @@ def test_actor_takes_verified_weights(tmp_path, ray_local):
     teacher, student = actor.remote(str(tmp_path), config, 1.0), make_model(seed=1)
     assert ray.get(teacher.ready.remote()) == {"version": 0, "context": 1024}
 
-    flat, layout, _ = pack(student.named_parameters())
+    flat, layout, _ = pack_tensors(student.named_parameters())
     reference = ray.put(flat)
     with pytest.raises(WeightsError, match="arrived as"):
         ray.get(
@@ -250,7 +250,7 @@ def test_a_new_process_refuses_what_it_lacks_and_a_snapshot_brings_it(tmp_path, 
         return TeacherScorer(str(tmp_path / "model"), config, 1.0, share=0.05)
 
     monkeypatch.setattr(ray, "get", lambda held: held)
-    flat, layout, _ = pack(make_model(seed=3).named_parameters())
+    flat, layout, _ = pack_tensors(make_model(seed=3).named_parameters())
     weights = WeightSet(4, layout, checksum(flat, layout), flat)
     old = process()
     old.load_weights(weights, whole=False, since=0)
