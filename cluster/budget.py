@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hindsight.cluster.memory import Shape
-from hindsight.cluster.plan import Plan
+from hindsight.cluster.plan import Plan, Role
 from hindsight.cluster.rates import Figures
 from hindsight.learner.signals import make_signal
 
@@ -294,7 +294,7 @@ class _Model:
                 found[place.bundle] += phases[role]
         return found
 
-    def beside_ranks(self, role: str) -> bool:
+    def beside_ranks(self, role: Role) -> bool:
         """Whether any actor with this role shares the GPU of a rank."""
         ranks = {place.bundle for place in self.made.of("learner")}
         return any(place.bundle in ranks for place in self.made.of(role))

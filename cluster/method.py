@@ -27,6 +27,7 @@ from hindsight.feedback.reading import Question
 from hindsight.feedback.source import make_sources
 from hindsight.learner.credit import assign, differ
 from hindsight.learner.gae import GaeSettings, estimate, mask_steps
+from hindsight.learner.losses import Objective
 from hindsight.learner.samples import OpenGroup, SampleGroup, TrainingSample
 from hindsight.learner.signals import make_signal
 from hindsight.rollout.weights import WeightSet
@@ -129,7 +130,7 @@ class Method:
             values = await critic.values([one.select("value") for group in batch for one in group.samples])
             estimate(batch, values, credit)
 
-    def losses(self, batch: Sequence[SampleGroup]) -> dict[str, list[TrainingSample]]:
+    def losses(self, batch: Sequence[SampleGroup]) -> dict[Objective, list[TrainingSample]]:
         """The samples of each loss of the policy."""
         return {
             "policy": [sample.as_shaped() for sample in self.policy_samples(batch)],

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from hindsight.cluster.memory import Need
 from hindsight.configs.schema import Config
 from hindsight.envs.runtime.pool import SHARD_CPUS
+
+# What a placed actor is: `user` is a simulated user that the run serves itself.
+Role = Literal["engine", "learner", "critic", "teacher", "reference", "user"]
 
 
 class PlanError(ValueError):
@@ -54,7 +58,7 @@ class PlanDraft:
 class Place:
     """One actor: its role, what it gets of a bundle, and the memory that it is expected to need."""
 
-    role: str  # engine, learner, critic, teacher, reference or user
+    role: Role
     bundle: int
     cpus: float
     gpus: float  # a fraction if it shares its GPU
@@ -79,7 +83,7 @@ class Plan:
         """
         return self.bundles[place.bundle]["GPU"] / self.per_node if place.gpus else 1.0
 
-    def of(self, role: str) -> list[Place]:
+    def of(self, role: Role) -> list[Place]:
         """The places of a role."""
         return [place for place in self.places if place.role == role]
 

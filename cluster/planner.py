@@ -25,7 +25,7 @@ from hindsight.cluster.memory import (
     learner_need,
     scorer_need,
 )
-from hindsight.cluster.plan import Node, Place, Plan, PlanDraft, PlanError, check_nodes
+from hindsight.cluster.plan import Node, Place, Plan, PlanDraft, PlanError, Role, check_nodes
 from hindsight.configs.schema import Config
 
 USABLE = 0.92  # of a GPU's memory: the rest is for fragmentation
@@ -91,7 +91,7 @@ class _Planner:
         self.widest = max((node.gpus for node in nodes), default=0)
         self.gib = min((node.gpu_gib for node in nodes if node.gpus), default=0.0)
         self.usable = USABLE * self.gib
-        self.scorers = ["teacher"] * (teacher and config.needs_teacher)
+        self.scorers: list[Role] = ["teacher"] * (teacher and config.needs_teacher)
         self.scorers += ["reference"] * (learner and config.needs_reference)
         self.critic = learner and config.needs_critic
         self.user = config.env.served_model is not None
@@ -171,12 +171,13 @@ class _Planner:
                 )
         left = self._room(draft, beside)
         engine = self._engine(draft.parallel, left if draft.together else self.usable)
-        contents: list[tuple[int, dict[str, Need]]] = []
+        contents: list[tuple[int, dict[Role, Need]]] = []
+        shared: dict[Role, Need] = {"engine": engine} if draft.together else {}
         if not draft.together:
             contents += [(draft.parallel, {"engine": engine})] * engines
         for index in range(draft.ranks or (engines if draft.together else 0)):
             own = {role: need for role, need in beside.items() if self._is_here(role, index)}
-            contents.append((1, {"engine": engine} | own if draft.together else own))
+            contents.append((1, shared | own))
         if own_user:
             contents.append((1, {"user": engine_need(self.user_shape, self.config, 1, USERS)}))
         contents += [(count, {role: need}) for role, count, need in alone]
@@ -197,14 +198,14 @@ class _Planner:
         settled = self._settled(replace(draft, engines=counts["engine"]), counts["teacher"], engine)
         return Plan(settled, tuple(bundles), tuple(places), self.gpus, self.gib, self.widest)
 
-    def _room(self, draft: PlanDraft, beside: dict[str, Need]) -> float:
+    def _room(self, draft: PlanDraft, beside: dict[Role, Need]) -> float:
         """What is left of a shared GPU for an engine (GiB). PlanError if not even the others fit."""
         if not draft.in_turn:
             room = self.usable - _total(beside)
             if room < 0:
                 raise PlanError(f"{self.machines}: {_list(beside)} exceed {self.usable:.1f} usable GiB", 1)
             return room
-        resident = {role: need for role, need in beside.items() if role == "user"}
+        resident: dict[Role, Need] = {role: need for role, need in beside.items() if role == "user"}
         sleeping = (PROCESS + KEPT) * (len(beside) - len(resident))
         room = self.usable - sleeping - _total(resident)
         learning = _total({role: need for role, need in beside.items() if role in ("learner", "critic")})
@@ -239,9 +240,9 @@ class _Planner:
             )
         return Need({**least.parts, "KV cache": least.parts["KV cache"] + size - least.total})
 
-    def _beside(self, draft: PlanDraft) -> dict[str, Need]:
+    def _beside(self, draft: PlanDraft) -> dict[Role, Need]:
         """By role, what shares a GPU (or the RAM) with one rank, the rank included."""
-        needs = {}
+        needs: dict[Role, Need] = {}
         if draft.ranks:
             own = (self.shape, self.config, draft.ranks, draft.stage, draft.checkpointing)
             needs["learner"] = learner_need(*own)
@@ -253,17 +254,17 @@ class _Planner:
             needs["user"] = engine_need(self.user_shape, self.config, 1, USERS)
         return needs
 
-    def _is_here(self, role: str, index: int) -> bool:
+    def _is_here(self, role: Role, index: int) -> bool:
         """Whether the GPU of this number has the role: one user, and as many teachers as are wanted."""
         replicas = self.config.teacher.replicas
         return not (role == "user" and index) and not (role == "teacher" and 0 < replicas <= index)
 
-    def _scorer(self, role: str, gpus: int) -> Need:
+    def _scorer(self, role: Role, gpus: int) -> Need:
         config = self.config
         averages = role == "teacher" and config.teacher.ema_decay > 0 and not config.averages_adapter
         return scorer_need(self.shape, config, averages, gpus)
 
-    def _alone(self, role: str) -> tuple[str, int, Need]:
+    def _alone(self, role: Role) -> tuple[Role, int, Need]:
         """A scorer on as few GPUs of one node as hold it."""
         for count in _powers(self.widest):
             if (need := self._scorer(role, count)).total <= self.usable:
@@ -324,8 +325,9 @@ class _Planner:
         needs["engine"] = cpu_engine_need(self.shape, config)
         if self.user:
             needs["user"] = cpu_engine_need(self.user_shape, config)
-        counts = {"engine": draft.engines, "learner": draft.ranks, "critic": draft.ranks * self.critic}
-        counts |= {"user": int(self.user)} | dict.fromkeys(self.scorers, 1)
+        counts: dict[Role, int] = {"engine": draft.engines, "learner": draft.ranks}
+        counts |= {"critic": draft.ranks * self.critic, "user": int(self.user)}
+        counts |= dict.fromkeys(self.scorers, 1)
         if "teacher" in counts:
             counts["teacher"] = config.teacher.replicas or 1
         roles = [role for role, count in counts.items() for _ in range(count)]
@@ -388,9 +390,9 @@ def _powers(most: int) -> Iterator[int]:
         count *= 2
 
 
-def _total(needs: dict[str, Need]) -> float:
+def _total(needs: dict[Role, Need]) -> float:
     return sum(need.total for need in needs.values())
 
 
-def _list(needs: dict[str, Need]) -> str:
+def _list(needs: dict[Role, Need]) -> str:
     return ", ".join(f"the {role} {need}" for role, need in needs.items())

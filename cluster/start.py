@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hindsight.cluster.heal import RESTARTS, Restarts, Watched
-from hindsight.cluster.plan import Place, Plan
+from hindsight.cluster.plan import Place, Plan, Role
 from hindsight.cluster.turns import Turns
 from hindsight.configs.environ import CORE_SHARE, actor_environment, actor_name_variable
 from hindsight.envs.base import EnvFamily
@@ -179,7 +179,7 @@ class _Starting:
             restarts=self.restarts,
         )
 
-    def options(self, role: str, env: dict[str, str]) -> list[dict[str, Any]]:
+    def options(self, role: Role, env: dict[str, str]) -> list[dict[str, Any]]:
         """Ray's options of each actor of a role, with these environment variables."""
         return [
             {
@@ -197,7 +197,7 @@ class _Starting:
         """The share of its node's cores that an actor has, unless their number is a setting."""
         return {} if self.config.cluster.threads else {CORE_SHARE: f"{self.plan.cores(place):g}"}
 
-    def ranks(self, role: str, kind: type[G]) -> G | None:
+    def ranks(self, role: Role, kind: type[G]) -> G | None:
         """The ranks of a role, not started yet, if the run has it."""
         places = self.options(role, {})
         return kind(self.config, self.model, places, lambda: self.turns.of("learner")) if places else None
@@ -250,7 +250,7 @@ class _Starting:
         config = replace(self.config, rollout=rollout)
         return ray.remote(ModelServer).options(**self.replaced, **options).remote(served, config, address)
 
-    async def start_scorers(self, role: str) -> None:
+    async def start_scorers(self, role: Role) -> None:
         """Start the replicas of the teacher or the reference policy."""
         config, actor = self.config, ray.remote(TeacherScorer)
         share = 1.0 - config.teacher.ema_decay if role == "teacher" else 1.0

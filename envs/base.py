@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from hindsight.configs.schema import Env
 from hindsight.envs.tasks import Manifest, TaskSpec
 
 # <action>…</action>; calls of tools (`envs.tool_calls`); a block of code; <search>…</search> or <answer>
 ACTION_FORMATS = ("tags", "tools", "code", "search")
+MessageRole = Literal["user", "tool"]  # of an observation
 NO_EPISODE = "no episode is under way: reset first"
 EVALUATION, TRAINING = "evaluation", "training"  # the panels that every environment has
 
@@ -60,7 +61,7 @@ class Observation:
     text: str
     actions: tuple[str, ...] = ()  # admissible actions; empty if the benchmark lists none
     state_key: str = ""  # equal keys = the same state for anchors (SERL, GiGPO)
-    role: str = "user"  # who speaks: "user" or "tool"
+    role: MessageRole = "user"
     rules: str = ""  # who the agent is and which rules it follows: the system message
     tools: tuple[Mapping[str, Any], ...] = ()  # schemas: {"name", "description", "parameters"} each
     goal: str = ""  # the task in one line, if the benchmark states it only at the start

@@ -14,15 +14,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from numbers import Real
 from traceback import TracebackException
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from hindsight.envs.base import BadAnswer, Demonstration, DemoStep, Observation, StepResult, TextEnv, Verdict
+from hindsight.envs.base import (
+    BadAnswer,
+    Demonstration,
+    DemoStep,
+    MessageRole,
+    Observation,
+    StepResult,
+    TextEnv,
+    Verdict,
+)
 from hindsight.envs.tasks import TaskSpec
 from hindsight.envs.tool_calls import DEPTH, depth
 
 LONGEST = 1 << 20  # characters of a text, of all actions, of `info` and of `tools`; no context holds more
 LONGEST_MESSAGE = 10_000  # characters of an exception's message
-ROLES = ("user", "tool")
 T = TypeVar("T")
 Answer = TypeVar("Answer", Observation, StepResult, Verdict)
 _repr = reprlib.Repr()
@@ -158,8 +166,8 @@ def _observation(value: Any, field: str = "the observation") -> Observation:
         for name in ("text", "state_key", "rules", "goal")
     }
     found["actions"] = _texts(value.actions, f"{field}.actions")
-    if value.role not in ROLES:
-        raise bad(f"{field}.role", value.role, " or ".join(ROLES))
+    if value.role not in get_args(MessageRole):
+        raise bad(f"{field}.role", value.role, " or ".join(get_args(MessageRole)))
     found["role"] = _text(value.role, f"{field}.role")
     if value.tools or not isinstance(value.tools, tuple):
         tools = _data(value.tools, f"{field}.tools", list)

@@ -82,11 +82,11 @@ class CriticRank(Rank):
         values: torch.Tensor = self.engine(batch.packed, batch.places)
         return values
 
-    def _old(self, batch: Batch, objective: str) -> torch.Tensor:
+    def _old(self, batch: Batch, objective: losses.Objective) -> torch.Tensor:
         return batch.values
 
     def _loss(
-        self, batch: Batch, old: torch.Tensor | None, objective: str, strength: float
+        self, batch: Batch, old: torch.Tensor | None, objective: losses.Objective, strength: float
     ) -> tuple[torch.Tensor, dict[str, float]]:
         old = batch.values if old is None else old
         return losses.value(self._values(batch), old, batch.returns, self.credit.value_clip)

@@ -16,7 +16,7 @@ import ray
 from hindsight.configs.schema import Config
 from hindsight.envs.runtime.remote import RemoteDefect, RemoteError, call
 from hindsight.learner.batching import over_ranks
-from hindsight.learner.losses import OBJECTIVES, merge, report
+from hindsight.learner.losses import Objective, merge, report
 from hindsight.learner.plan import plan_updates, weigh
 from hindsight.learner.policy import PolicyRank
 from hindsight.learner.rank import LearnerError, Rank, RanksLost, learner_env
@@ -35,7 +35,7 @@ class RankGroup:
     """The DeepSpeed ranks of one model. Each call goes to all of them; overlapping calls run in order."""
 
     RANK: ClassVar[type[Rank]]
-    OBJECTIVES: ClassVar[tuple[str, ...]]
+    OBJECTIVES: ClassVar[tuple[Objective, ...]]
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class RankGroup:
         return {"parameters": float(parameters), "trained": float(trained), "seconds": seconds}
 
     async def update(
-        self, samples: Mapping[str, Sequence[TrainingSample]], strength: float, lr: float
+        self, samples: Mapping[Objective, Sequence[TrainingSample]], strength: float, lr: float
     ) -> dict[str, float]:
         """Train on the samples once; return the statistics of `learner.losses.report` and the costs.
 
@@ -213,7 +213,7 @@ class LearnerGroup(RankGroup):
     """The policy's ranks."""
 
     RANK = PolicyRank
-    OBJECTIVES = OBJECTIVES
+    OBJECTIVES = ("policy", "signal", "sft")
 
     async def candidates(self, samples: Sequence[TrainingSample], k: int) -> list[np.ndarray]:
         """Per sample, (P, k) int32: the student's k most likely tokens at each position, in order."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -17,7 +18,7 @@ from hindsight.learner.samples import TrainingSample
 from hindsight.learner.signals import TeacherSignal
 
 RATIO_BOUND = 20.0  # bound of a log-ratio before exp
-OBJECTIVES = ("policy", "signal", "sft")
+Objective = Literal["policy", "signal", "sft", "value"]  # the losses: the last is the critic's
 PEAKS = ("mismatch_max",)  # statistics that are merged by their maximum; all others are sums
 
 
@@ -225,7 +226,9 @@ def merge(parts: Iterable[dict[str, float]]) -> dict[str, float]:
     return merged
 
 
-def report(objective: str, sums: dict[str, float], tokens: float, denominator: float) -> dict[str, float]:
+def report(
+    objective: Objective, sums: dict[str, float], tokens: float, denominator: float
+) -> dict[str, float]:
     """Return the statistics of one loss of an update from its merged sums over `tokens` tokens (or their
     weights); the loss is over `denominator`.
 

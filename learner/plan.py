@@ -9,7 +9,7 @@ import numpy as np
 
 from hindsight.configs.schema import Config
 from hindsight.learner.batching import over_ranks, split
-from hindsight.learner.losses import denominator
+from hindsight.learner.losses import Objective, denominator
 from hindsight.learner.samples import TrainingSample
 
 
@@ -17,21 +17,25 @@ from hindsight.learner.samples import TrainingSample
 class UpdatePlan:
     """The work of one loss."""
 
-    objective: str
+    objective: Objective
     work: list[list[list[list[TrainingSample]]]]  # [rank][mini-batch][micro-batch][sample]
     scales: list[float]  # per mini-batch: the loss's weight over its denominator
     tokens: float  # tokens with a loss, or the sum of their weights in SFT
     denominator: float  # summed over mini-batches
 
 
-def weigh(objective: str, config: Config) -> float:
+def weigh(objective: Objective, config: Config) -> float:
     """Return the weight of a loss in the sum of losses."""
     weights = {"policy": config.loss.policy, "signal": config.signal.loss_weight}
     return weights.get(objective, 1.0)
 
 
 def plan_updates(
-    objective: str, samples: Sequence[TrainingSample], config: Config, weight: float, alone: bool = False
+    objective: Objective,
+    samples: Sequence[TrainingSample],
+    config: Config,
+    weight: float,
+    alone: bool = False,
 ) -> UpdatePlan:
     """Spread samples over mini-batches, ranks and micro-batches; every rank gets equally many micro-batches.
 
@@ -66,12 +70,12 @@ def plan_updates(
     )
 
 
-def _tokens(objective: str, samples: Sequence[TrainingSample]) -> float:
+def _tokens(objective: Objective, samples: Sequence[TrainingSample]) -> float:
     if objective == "sft":
         return float(sum(np.sum(sample.column("advantages")) for sample in samples))
     return float(sum(len(sample.positions) for sample in samples))
 
 
-def _denominator(objective: str, samples: Sequence[TrainingSample], config: Config) -> float:
+def _denominator(objective: Objective, samples: Sequence[TrainingSample], config: Config) -> float:
     """The sum of a mini-batch's loss over all ranks is divided by this."""
     return denominator(samples, config.loss) if objective == "policy" else _tokens(objective, samples)

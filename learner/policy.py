@@ -141,7 +141,7 @@ class PolicyRank(Rank):
         self.kept = peft_names(self.adapter.average) if self.adapter else {}
         return TokenLogprobs(lm)
 
-    def _forward(self, batch: Batch, objective: str, likeliest: int = 0) -> TokenScores:
+    def _forward(self, batch: Batch, objective: losses.Objective, likeliest: int = 0) -> TokenScores:
         """Run the model at the sampling temperature, or at the teacher signal's own."""
         config = self.config
         own = config.signal.temperature if objective == "signal" else None
@@ -151,11 +151,11 @@ class PolicyRank(Rank):
         )
         return made
 
-    def _old(self, batch: Batch, objective: str) -> torch.Tensor:
+    def _old(self, batch: Batch, objective: losses.Objective) -> torch.Tensor:
         return self._forward(batch, objective).logprobs
 
     def _loss(
-        self, batch: Batch, old: torch.Tensor | None, objective: str, strength: float
+        self, batch: Batch, old: torch.Tensor | None, objective: losses.Objective, strength: float
     ) -> tuple[torch.Tensor, dict[str, float]]:
         made = self._forward(batch, objective)
         old = made.logprobs.detach() if old is None else old
@@ -172,7 +172,7 @@ class PolicyRank(Rank):
         )
         return losses.policy(made.logprobs, made.entropy, tokens, loss, self.signal, strength)
 
-    def _training(self, objective: str) -> AbstractContextManager[None]:
+    def _training(self, objective: losses.Objective) -> AbstractContextManager[None]:
         """Turn on an adapter's dropout for SFT and distillation.
 
         The policy loss compares the policy with the behavior policy, which had none: with dropout off their

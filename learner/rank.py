@@ -31,7 +31,9 @@ from hindsight.learner.packing import enable_packing
 from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.device import find_device
 
-Piece = tuple[str, Sequence[TrainingSample], float]  # loss, samples of a micro-batch, scale of their sum
+Piece = tuple[
+    losses.Objective, Sequence[TrainingSample], float
+]  # loss, samples of a micro-batch, scale of their sum
 
 
 class LearnerError(RuntimeError):
@@ -158,7 +160,7 @@ class Rank(Named, ABC):
 
     def update(
         self, work: Sequence[Sequence[Piece]], strength: float, lr: float
-    ) -> tuple[dict[str, dict[str, float]], float]:
+    ) -> tuple[dict[losses.Objective, dict[str, float]], float]:
         """One optimizer step per mini-batch.
 
         Args:
@@ -184,7 +186,7 @@ class Rank(Named, ABC):
                 [self._old(batch, piece[0]) for batch, piece in zip(held, micros, strict=True)]
                 for held, micros in zip(batches[1:], work[1:], strict=True)
             ]
-        parts: dict[str, list[dict[str, float]]] = defaultdict(list)
+        parts: dict[losses.Objective, list[dict[str, float]]] = defaultdict(list)
         norms = []
         for step, micros in enumerate(work):
             for index, (objective, _, scale) in enumerate(micros):
@@ -271,12 +273,12 @@ class Rank(Named, ABC):
         """What this rank trains of the causal LM."""
 
     @abstractmethod
-    def _old(self, batch: Batch, objective: str) -> torch.Tensor:
+    def _old(self, batch: Batch, objective: losses.Objective) -> torch.Tensor:
         """(P,) what the loss takes as old, by the weights before the first of several optimizer steps."""
 
     @abstractmethod
     def _loss(
-        self, batch: Batch, old: torch.Tensor | None, objective: str, strength: float
+        self, batch: Batch, old: torch.Tensor | None, objective: losses.Objective, strength: float
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss's sum over one micro-batch and the sums of its statistics.
 
@@ -284,11 +286,11 @@ class Rank(Named, ABC):
             old: (P,) by `_old`; None in the first optimizer step, whose weights are the old ones.
         """
 
-    def _training(self, objective: str) -> AbstractContextManager[None]:
+    def _training(self, objective: losses.Objective) -> AbstractContextManager[None]:
         """Prepare the model for a loss while the block runs."""
         return nullcontext()
 
-    def _advice(self, objective: str) -> str:
+    def _advice(self, objective: losses.Objective) -> str:
         if objective == "sft":
             return "lower sft.lr and begin again"
         return f"lower {self.NAME}.lr and resume from a checkpoint"

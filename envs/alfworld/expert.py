@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 from alfworld.agents.expert import HandCodedAgentFailed, HandCodedTWAgent
 from alfworld.gen import constants
@@ -24,8 +25,9 @@ from hindsight.envs.base import EnvError, Observation
 
 OPENABLE = {name.lower() for name in constants.OPENABLE_CLASS_LIST}
 HOLDS = {r.lower(): {o.lower() for o in objects} for r, objects in constants.VAL_RECEPTACLE_OBJECTS.items()}
-TOOLS = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
-STATES = {"clean": "clean", "hot": "heat", "cool": "cool"}
+Verb = Literal["clean", "heat", "cool"]  # what is done to an object before it is put somewhere
+TOOLS: dict[Verb, str] = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
+VERBS: dict[str, Verb] = {"clean": "clean", "heat": "heat", "hot": "heat", "cool": "cool"}  # as tasks put it
 SENTENCES = [  # upstream's templates, the special before the general
     r"put (?P<two>two) (?P<target>\w+) in (?P<parent>\w+)",
     r"find (?P<two>two) (?P<target>\w+) and put them in (?P<parent>\w+)",
@@ -53,7 +55,7 @@ class Wish:
     target: str
     parent: str = ""  # where to; empty under a lamp
     lamp: str = ""
-    verb: str = ""  # clean, heat or cool
+    verb: Verb | None = None
     two: bool = False
 
     @classmethod
@@ -67,7 +69,7 @@ class Wish:
         for sentence in SENTENCES:
             if found := re.fullmatch(sentence, task):
                 parts = {"parent": "", "lamp": "", "verb": "", "state": "", "two": "", **found.groupdict()}
-                verb = parts["verb"] or STATES.get(parts["state"], "")
+                verb = VERBS.get(parts["verb"] or parts["state"])
                 return cls(parts["target"], parts["parent"], parts["lamp"], verb, bool(parts["two"]))
         raise EnvError(f"no demonstration: the task {task!r} follows none of ALFWorld's templates")
 

@@ -22,7 +22,7 @@ from bfcl_eval.constants.default_prompts import (
 from bfcl_eval.constants.default_prompts import MAXIMUM_STEP_LIMIT
 
 from hindsight.configs.schema import Env
-from hindsight.envs.base import EnvError, EnvFamily, Observation, StepResult, TextEnv, Verdict
+from hindsight.envs.base import EnvError, EnvFamily, MessageRole, Observation, StepResult, TextEnv, Verdict
 from hindsight.envs.bfcl.backends import Backends
 from hindsight.envs.bfcl.checker import Referee
 from hindsight.envs.bfcl.data import KINDS, Entry, backend, deal_scenarios, draw_splits, entries, subset_of
@@ -95,7 +95,7 @@ class BfclEnv(TextEnv):
         self._steps: list[tuple[Call, ...]] = []
         self._results: list[str] = []
 
-    def _use(self, calls: tuple[Call, ...], results: list[str]) -> tuple[str, str, bool]:
+    def _use(self, calls: tuple[Call, ...], results: list[str]) -> tuple[str, MessageRole, bool]:
         """A step within the turn; returns the observation's text and role, and whether the episode ends."""
         self._used += 1
         if calls:
@@ -106,7 +106,7 @@ class BfclEnv(TextEnv):
             self._referee.force(f"The agent took more than {MAXIMUM_STEP_LIMIT} steps in one turn.")
         return "\n".join(results), "tool", over
 
-    def _end_turn(self, entry: Entry) -> tuple[str, str, bool]:
+    def _end_turn(self, entry: Entry) -> tuple[str, MessageRole, bool]:
         self._referee.close(self._steps, self._results, self._backends)
         self._turn += 1
         self._open_turn()

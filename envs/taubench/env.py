@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hindsight.configs.environ import PASSWORD_IN_ADDRESS
-from hindsight.envs.base import EnvError, EnvFamily, Observation, StepResult, TextEnv, Verdict
+from hindsight.envs.base import EnvError, EnvFamily, MessageRole, Observation, StepResult, TextEnv, Verdict
 from hindsight.envs.tasks import Manifest, TaskSpec
 from hindsight.envs.taubench.domains import DOMAINS, domain, make_environment, registered
 from hindsight.envs.taubench.settings import TauSettings
@@ -147,7 +147,7 @@ class TauEnv(TextEnv):
         _advance(orchestrator)
         return orchestrator
 
-    def _observe(self, text: str, role: str) -> Observation:
+    def _observe(self, text: str, role: MessageRole) -> Observation:
         self._seen = hashlib.sha256(f"{self._seen} {role} {text}".encode()).hexdigest()[:16]
         return Observation(text, state_key=self._seen, role=role)
 
@@ -282,7 +282,7 @@ def _advance(orchestrator: Orchestrator) -> None:
             return
 
 
-def _heard(orchestrator: Orchestrator) -> tuple[str, str]:
+def _heard(orchestrator: Orchestrator) -> tuple[str, MessageRole]:
     """What the agent hears, the results of several calls joined by lines, and from whom: "tool" or "user"."""
     message = orchestrator.message
     if orchestrator.to_role != Role.AGENT:

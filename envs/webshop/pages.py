@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from hindsight.envs.base import Observation
 from hindsight.envs.webshop.data import Product
@@ -24,7 +25,8 @@ SHOWN = 10  # products on a page of results
 BLANK = "<your query>"
 FORM = f"search[{BLANK}]"  # how the search form is listed
 BACK, PREVIOUS, NEXT, BUY = "back to search", "< prev", "next >", "buy now"
-DETAILS = ("description", "features", "reviews")
+Detail = Literal["description", "features", "reviews"]
+DETAILS: tuple[Detail, ...] = get_args(Detail)
 ACTION = re.compile(r"\s*(search|click)\s*\[(.*)\]\s*", re.DOTALL | re.IGNORECASE)
 UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&'"}  # as Jinja writes JSON
 
@@ -53,7 +55,7 @@ class Page(Observation):
 class ShopPlace:
     """Where a customer is."""
 
-    page: str = "start"  # "start", "results", "item", "done" or one of DETAILS
+    page: Literal["start", "results", "item", "done"] | Detail = "start"
     query: str = ""
     number: int = 1  # page of results
     found: tuple[str, ...] = ()  # what the search found, best first
