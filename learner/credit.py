@@ -157,8 +157,8 @@ def differ(group: Group, credit: Credit) -> bool:
 
 def assign(group: SampleGroup, credit: Credit) -> None:
     """Compute the advantages of a group from its trajectories. Reads `turns`, writes `advantages`."""
-    for samples, found in zip(group.trajectories, advantages(group.group, credit), strict=True):
-        for sample in samples:
+    for trajectory, found in zip(group.trajectories, advantages(group.group, credit), strict=True):
+        for sample in trajectory.samples:
             sample.advantages = np.concatenate([found[turn] for turn in np.unique(sample.column("turns"))])
 
 
