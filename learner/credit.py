@@ -78,6 +78,10 @@ class Anchored(Credit):
         1.0, "minimum difflib ratio of two equal states; 1 is an exact match", low=0.0, high=1.0
     )
 
+    @property
+    def summary(self) -> str:
+        return self.advantage + self.unscaled
+
 
 @dataclass(frozen=True)
 class GigpoSettings(Anchored):
