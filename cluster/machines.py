@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hindsight.cluster.failures import RunError
@@ -21,8 +20,8 @@ from hindsight.cluster.plan import Node
 from hindsight.configs.environ import ON_EACH_NODE, without_secrets
 from hindsight.configs.paths import SOURCE
 from hindsight.configs.registry import PLUGIN_FOLDERS
+from hindsight.envs.runtime.remote import answer
 
-LOOKING = 120.0  # seconds for a node to say what it has
 LOOPBACK = "127.0.0.1"
 START_ADVICE = (
     "It gives its processes 30 s, which a busy machine may not suffice for: try again. In a container, "
@@ -56,26 +55,31 @@ def this_machine() -> Node:
     return Node(float(os.cpu_count() or 1), ram, len(memory), min(memory, default=0.0), native)
 
 
-def cluster_nodes() -> list[Node]:
+def living_nodes() -> list[dict[str, Any]]:
+    """The nodes of the cluster, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+async def cluster_nodes(timeout: float) -> list[Node]:
     """What each node of the cluster has: CPUs and GPUs as Ray counts them, memory as the node reports it.
+
+    Args:
+        timeout: seconds for a node to answer (`cluster.start_timeout`).
 
     Raises:
         RunError: Ray counts GPUs on a node where nvidia-smi finds none.
+        RemoteError: a node does not answer.
     """
     here = ray.get_runtime_context().get_node_id()
     nodes = []
-    for node in (node for node in ray.nodes() if node["Alive"]):
+    for node in living_nodes():
         if node["NodeID"] == here:
             found = this_machine()
         else:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             looking = ray.remote(this_machine).options(num_cpus=0, scheduling_strategy=there).remote()
-            try:
-                found = ray.get(looking, timeout=LOOKING)
-            except GetTimeoutError as error:
-                raise RunError(
-                    f"{node['NodeManagerAddress']} did not say within {LOOKING:g} s what it has: see its log"
-                ) from error
+            what = f"asking {node['NodeManagerAddress']} for its resources"
+            found = await answer(looking, timeout=timeout, setting="cluster.start_timeout", what=what)
         gpus = int(node["Resources"].get("GPU", 0))
         if gpus and not found.gpus:
             raise RunError(

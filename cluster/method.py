@@ -246,7 +246,8 @@ class Method:
         hints = replace(hints, texts=self.control.hints(group.group, hints.texts))
         group.failures += hints.failures
         group.count(hints.figures)
-        group.notes = hints.notes
+        for (trajectory, turn), note in hints.notes.items():
+            group.trajectories[trajectory].notes[turn] = note
         if judge is not None:
             group.note("judge", (began, time.time()))
         return hints
@@ -282,7 +283,8 @@ class Method:
         rollout = [sample.column("rollout_logprobs")[where] for sample, where in found]
         logprobs = self.control.logprobs(group.group, [one.logprobs for one in scored], rollout)
         group.put("teacher_logprobs", found, logprobs)
-        group.hints = {(one.trajectory, one.turn): one.tail[: one.hint] for one in requests}
+        for one in requests:
+            group.trajectories[one.trajectory].hints[one.turn] = one.tail[: one.hint]
         if distills and self.signal.num_candidates:
             group.put("teacher_candidates", found, [one.candidates for one in scored])
         group.count(

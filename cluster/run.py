@@ -257,7 +257,8 @@ async def open_run(config: Config, view: View, ready: Ready | None = None) -> As
         ready.newest, ready.model, ready.renderer, ready.manifest, ready.set_aside
     )  # fmt: skip
     asked = config  # what the plan decides is not written to config.yaml: another machine decides anew
-    plan = plan_run(continued(asked, newest), cluster_nodes(), str(model))
+    nodes = await cluster_nodes(asked.cluster.start_timeout)
+    plan = plan_run(continued(asked, newest), nodes, str(model))
     config = plan.config
     view.plan(plan)
     view.phase("starting actors")

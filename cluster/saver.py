@@ -14,7 +14,7 @@ import ray
 
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import checkpoints
-from hindsight.cluster.machines import cluster_nodes
+from hindsight.cluster.machines import living_nodes
 from hindsight.cluster.report.timeline import Timeline
 from hindsight.cluster.start import Actors
 from hindsight.cluster.view import View
@@ -104,7 +104,7 @@ class Saver:
 
     async def _stage(self, size: int) -> StagingFolder | None:
         """A folder in memory for a checkpoint of so many bytes; None: training waits for the disk."""
-        way = choose(size, len(cluster_nodes()), *free_memory())
+        way = choose(size, len(living_nodes()), *free_memory())
         if way.beside != self.beside:
             self.beside = way.beside
             self.view.say(str(way))

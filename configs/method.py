@@ -33,9 +33,11 @@ class Credit(Section):
 
     advantage: str = setting("grpo", "advantage estimator: grpo, rloo, gigpo, hgpo, gae or your own")
     statistics: Literal["turns", "trajectories"] = setting(
-        "turns", "what the mean and std of a group are taken over"
+        "turns", "grpo, rloo, gigpo, hgpo: what the mean and std of a group are taken over"
     )
-    normalize: Literal["std", "none"] = setting("std", "divide advantages by the std of the group, or not")
+    normalize: Literal["std", "none"] = setting(
+        "std", "grpo, gigpo, hgpo: divide advantages by the std of the group, or not"
+    )
     success_reward: float = setting(10.0, "return of a successful trajectory", low=0.0)
     malformed_penalty: float = setting(0.1, "deducted from the return of a malformed turn", low=0.0)
     inadmissible_penalty: float = setting(
@@ -44,8 +46,12 @@ class Credit(Section):
 
     @property
     def summary(self) -> str:
-        peers = f", over {self.statistics}" if self.advantage in ("grpo", "rloo") else ""
-        return self.advantage + peers + (", without std" if self.normalize == "none" else "")
+        return f"{self.advantage}, over {self.statistics}{self.unscaled}"
+
+    @property
+    def unscaled(self) -> str:
+        """The end of the summary if nothing is divided by a std."""
+        return ", without std" if self.normalize == "none" else ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class Feedback(Section):
     judged: ClassVar[bool] = False  # whether a model writes the hints
     pools: ClassVar[bool] = False  # whether granularity=anchor can merge the hints of several turns
     needs_reference: ClassVar[bool] = False  # whether the task's reference solution is needed
-    sees_sibling: ClassVar[bool] = False  # whether its judge reads a sibling in place of the teacher
+    shows_sibling: ClassVar[bool] = False  # whether a successful sibling is a hint
+    sees_sibling: ClassVar[bool] = False  # whether its judge reads that sibling in place of the teacher
 
     sources: list[str] = setting(
         [],
@@ -92,7 +99,7 @@ class Feedback(Section):
     @property
     def informs_judge(self) -> bool:
         """Whether a judge is shown the successful sibling, where there is one, and the teacher is not."""
-        return self.sees_sibling and "sibling" in self.sources and self.combine == "all"
+        return self.sees_sibling and self.shows_sibling and self.combine == "all"
 
     @property
     def summary(self) -> str:

@@ -21,8 +21,13 @@ SUCCESS_TITLE = "A successful attempt at this task:"
 class Sibling(FeedbackSource):
     """The group's first other successful trajectory."""
 
-    Settings = Pooled
     needs = "sibling"
+
+    @dataclass(frozen=True)
+    class Settings(Pooled):
+        """No additional settings."""
+
+        shows_sibling: ClassVar[bool] = True
 
     def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
         other = sibling(group, at[0])

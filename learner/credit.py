@@ -78,6 +78,10 @@ class Anchored(Credit):
         1.0, "minimum difflib ratio of two equal states; 1 is an exact match", low=0.0, high=1.0
     )
 
+    @property
+    def summary(self) -> str:
+        return self.advantage + self.unscaled
+
 
 @dataclass(frozen=True)
 class GigpoSettings(Anchored):
@@ -157,8 +161,8 @@ def differ(group: Group, credit: Credit) -> bool:
 
 def assign(group: SampleGroup, credit: Credit) -> None:
     """Compute the advantages of a group from its trajectories. Reads `turns`, writes `advantages`."""
-    for samples, found in zip(group.trajectories, advantages(group.group, credit), strict=True):
-        for sample in samples:
+    for trajectory, found in zip(group.trajectories, advantages(group.group, credit), strict=True):
+        for sample in trajectory.samples:
             sample.advantages = np.concatenate([found[turn] for turn in np.unique(sample.column("turns"))])
 
 

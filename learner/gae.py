@@ -115,8 +115,8 @@ def estimate(groups: Sequence[SampleGroup], values: Sequence[np.ndarray], credit
     for sample, own in zip(_all(groups), values, strict=True):
         sample.put("values", sample.masks["value"], own.astype(np.float32))
     for group in groups:
-        for trajectory, samples in zip(group.group.trajectories, group.trajectories, strict=True):
-            _estimate(trajectory, samples, credit)
+        for trajectory, made in zip(group.group.trajectories, group.trajectories, strict=True):
+            _estimate(trajectory, made.samples, credit)
     if credit.whiten:
         whiten(_all(groups))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.reading import Note
-from hindsight.rollout.types import Failure, Group, Span, Trajectory, Tried, TurnAt
+from hindsight.rollout.types import Failure, Group, Span, Trajectory, Tried
 from hindsight.teacher.contexts import ScoreRequest, scored_span
 
 
@@ -89,22 +89,31 @@ def joined(samples: Iterable[TrainingSample], name: str) -> np.ndarray:
 
 
 @dataclass
+class TrajectorySamples:
+    """What is trained on of one trajectory, and what was said of its turns, for people to read."""
+
+    samples: list[TrainingSample]  # one per sequence that has sampled tokens
+    hints: dict[int, np.ndarray] = field(
+        default_factory=dict
+    )  # turn -> (n,) int32 ids, as the teacher read them
+    notes: dict[int, Note] = field(default_factory=dict)  # turn -> what a judge said of it
+
+
+@dataclass
 class SampleGroup:
     """The samples of one task's trajectories, and what is known of the group."""
 
     group: Group
-    trajectories: list[list[TrainingSample]]  # per trajectory, a sample per sequence that has sampled tokens
+    trajectories: list[TrajectorySamples]
     failures: list[Failure] = field(default_factory=list)  # of the rollout, and since then
     figures: dict[str, float] = field(default_factory=dict)  # metrics, which a step sums over its groups
     rolled_out: float = 0.0  # time.monotonic() when the last episode ended
     times: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # role -> when, time.time()
-    hints: dict[TurnAt, np.ndarray] = field(default_factory=dict)  # (n,) int32 ids, as the teacher read them
-    notes: dict[TurnAt, Note] = field(default_factory=dict)  # what a judge said of a turn, for people
 
     @property
     def samples(self) -> list[TrainingSample]:
         """All samples."""
-        return [sample for samples in self.trajectories for sample in samples]
+        return [sample for trajectory in self.trajectories for sample in trajectory.samples]
 
     @property
     def informative(self) -> bool:
@@ -122,11 +131,7 @@ class SampleGroup:
             self.figures[name] = self.figures.get(name, 0.0) + value
 
     def take(self, part: SampleGroup) -> None:
-        """Take over what was found while the group was played; `part` has the same trajectories, or fewer."""
-        places = {id(trajectory): index for index, trajectory in enumerate(self.group.trajectories)}
-        index = [places[id(trajectory)] for trajectory in part.group.trajectories]
-        self.hints |= {(index[own], turn): ids for (own, turn), ids in part.hints.items()}
-        self.notes |= {(index[own], turn): note for (own, turn), note in part.notes.items()}
+        """Add what was counted for a part of the group's trajectories, which are shared with it."""
         self.failures += part.failures
         self.count(part.figures)
         for role, spans in part.times.items():
@@ -140,7 +145,7 @@ class SampleGroup:
         """
         span = scored_span(self.group.trajectories[request.trajectory].turns[request.turn], tokens)
         assert span is not None, "a turn without an action is never scored"
-        samples = self.trajectories[request.trajectory]
+        samples = self.trajectories[request.trajectory].samples
         sample = next(one for one in samples if one.turns is not None and request.turn in one.turns)
         return sample, sample.within(span)
 
@@ -170,7 +175,7 @@ class OpenGroup:
         self.episodes: list[Trajectory | Failure | None] = [None] * size
         self.reference: tuple[str, ...] | Failure | None = None if awaits_reference else ()
         self._retried: list[Failure] = []
-        self._samples: dict[int, list[TrainingSample]] = {}
+        self._samples: dict[int, TrajectorySamples] = {}
 
     def end(self, index: int, played: Tried[Trajectory]) -> None:
         """Note how an episode ended.
@@ -189,7 +194,7 @@ class OpenGroup:
         self._retried += solved.retried
 
     def so_far(self) -> SampleGroup:
-        """The group of the trajectories that are over. What is written into their samples stays."""
+        """The group of the trajectories that are over. What is written into it stays."""
         known = [*self.episodes, self.reference]
         group = Group(
             self.ordinal,
@@ -213,7 +218,7 @@ def to_samples(group: Group) -> SampleGroup:
     return SampleGroup(group, made, failures=list(group.failures))
 
 
-def _samples(trajectory: Trajectory) -> list[TrainingSample]:
+def _samples(trajectory: Trajectory) -> TrajectorySamples:
     samples = []
     for index, sequence in enumerate(trajectory.sequences):
         own = [(number, turn) for number, turn in enumerate(trajectory.turns) if turn.sequence == index]
@@ -226,4 +231,4 @@ def _samples(trajectory: Trajectory) -> list[TrainingSample]:
             raise ValueError(f"task {trajectory.task.id}: a sampled token has no rollout log-prob")
         versions = sequence.versions[positions]
         samples.append(TrainingSample(sequence.ids, positions, turns, logprobs, versions))
-    return samples
+    return TrajectorySamples(samples)

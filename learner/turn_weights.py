@@ -135,7 +135,7 @@ class TurnGap(TurnSignal):
 
 def scored_turns(group: SampleGroup) -> list[list[ScoredTurn]]:
     """The turns of each trajectory, in order."""
-    return [[_scored(samples, number) for number in _numbers(samples)] for samples in group.trajectories]
+    return [[_scored(one.samples, number) for number in _numbers(one.samples)] for one in group.trajectories]
 
 
 def belief_changes(gaps: Sequence[float], rate: float, discount: float) -> np.ndarray:

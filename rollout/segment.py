@@ -100,7 +100,7 @@ def fetch(weights: WeightSet) -> np.ndarray:
     import ray
 
     data: Any = weights.data
-    found: np.ndarray = ray.get(data)
+    found: np.ndarray = ray.get(data)  # without a deadline: whoever calls the actor that fetches has one
     return found
 
 

@@ -83,14 +83,13 @@ def step_rows(groups: Sequence[SampleGroup], pieces: Pieces) -> Iterator[Row]:
     """The episodes of a training step, with hints as the teacher read them, and notes."""
     episode = 0
     for one in groups:
-        taught: dict[tuple[int, int], Row] = {
-            at: {"hint": pieces.text(ids).strip()} for at, ids in one.hints.items()
-        }
-        for at, note in one.notes.items():
-            taught.setdefault(at, {})["notes"] = [asdict(note)]
-        for index, trajectory in enumerate(one.group.trajectories):
-            own = {number: row for (place, number), row in taught.items() if place == index}
-            yield episode_row(trajectory, episode, group=one.group.ordinal, taught=own)
+        for trajectory, samples in zip(one.group.trajectories, one.trajectories, strict=True):
+            taught: dict[int, Row] = {
+                turn: {"hint": pieces.text(ids).strip()} for turn, ids in samples.hints.items()
+            }
+            for turn, note in samples.notes.items():
+                taught.setdefault(turn, {})["notes"] = [asdict(note)]
+            yield episode_row(trajectory, episode, group=one.group.ordinal, taught=taught)
             episode += 1
 
 
@@ -112,7 +111,9 @@ def token_rows(groups: Sequence[SampleGroup], loss: PolicyLoss, pieces: Pieces) 
     offsets = {id(sample): int(start) for sample, start in zip(samples, starts[:-1], strict=True)}
     played = [pair for one in groups for pair in zip(one.group.trajectories, one.trajectories, strict=True)]
     for episode, (trajectory, own) in enumerate(played):
-        places = {turn: place for sample in own for turn, place in _turns(sample, offsets[id(sample)])}
+        places = {
+            turn: place for sample in own.samples for turn, place in _turns(sample, offsets[id(sample)])
+        }
         seen: dict[int, int] = {}  # of each sequence, up to the last response
         for number, turn in enumerate(trajectory.turns):
             ids, action = trajectory.sequences[turn.sequence].ids, turn.action_span

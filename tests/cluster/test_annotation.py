@@ -47,7 +47,7 @@ class Asked:
         for index in about:
             trajectory = group.group.trajectories[index]
             self.numbers.append(next(at for at, one in enumerate([WON, *LOST]) if one is trajectory))
-            group.hints[index, 0] = np.array([self.numbers[-1]])
+            group.trajectories[index].hints[0] = np.array([self.numbers[-1]])
             if self.act:
                 await self.act(group, self.numbers[-1])
 
@@ -78,7 +78,7 @@ def test_a_trajectory_is_asked_about_as_it_ends() -> None:
     group, seen = play(Asked(), (1, LOST[0]), (3, SLOW), (0, WON), (2, LOST[1]))
     assert seen == [[1], [1], [1, 0], [1, 0, 2]]
     # Hints are where the trajectories are in the whole group, wherever they were when they were asked about.
-    assert {at: ids.tolist() for at, ids in group.hints.items()} == {(0, 0): [0], (1, 0): [1], (2, 0): [2]}
+    assert [one.hints[0].tolist() for one in group.trajectories] == [[0], [1], [2]]
     assert group.failures == [SLOW] and group.group.failures == (SLOW,)
 
 

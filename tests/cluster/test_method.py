@@ -130,11 +130,17 @@ class Produced:
         """(trajectory, turn) of the tokens that the teacher scored."""
         return {
             (index, int(turn))
-            for index, samples in enumerate(self.group.trajectories)
-            for sample in samples
+            for index, trajectory in enumerate(self.group.trajectories)
+            for sample in trajectory.samples
             if sample.teacher_logprobs is not None
             for turn in sample.turns[~np.isnan(sample.teacher_logprobs)]
         }
+
+    @property
+    def hints(self):
+        """The hint of each turn that has one, as the teacher read it, by (trajectory, turn)."""
+        own = enumerate(self.group.trajectories)
+        return {(index, turn): ids for index, one in own for turn, ids in one.hints.items()}
 
     @property
     def metrics(self):
@@ -165,24 +171,26 @@ def test_turns_with_hints_are_scored():
     assert both["teacher/tokens"] == 2 * sum(request.cut + len(request.tail) for request in one.asked)
     assert both["teacher/spans"] == both["teacher/span_tokens"] == 4.0
     assert one.losses == {"policy": one.group.samples, "signal": []}
-    assert one.group.times.keys() == {"rollout", "teacher"} and one.group.notes == {}
+    assert one.group.times.keys() == {"rollout", "teacher"} and not any(
+        own.notes for own in one.group.trajectories
+    )
 
 
 def test_the_hint_is_kept_as_the_teacher_read_it():
     """What the tail of each request has before the ids that close the message; cut to its limit."""
     one = Produced(*SERL)
-    assert one.group.hints.keys() == {(0, 0), (1, 0)}
+    assert one.hints.keys() == {(0, 0), (1, 0)}
     for request in one.asked:
-        hint = one.group.hints[request.trajectory, request.turn]
+        hint = one.hints[request.trajectory, request.turn]
         rest = len(request.tail) - len(hint)
         assert request.tail[len(hint) :].tolist() == [*CLOSE, 3, 4] and (hint == 9).all() and rest == 4
-    whole = len(one.group.hints[0, 0])
+    whole = len(one.hints[0, 0])
     long = Produced(*SERL, "feedback.max_tokens=8")
-    assert len(long.group.hints[0, 0]) == 8 + 6 < whole  # the closing line has six words
+    assert len(long.hints[0, 0]) == 8 + 6 < whole  # the closing line has six words
 
 
 def test_without_scores_there_is_no_hint():
-    assert Produced(*SERL, score=fails).group.hints == {}
+    assert Produced(*SERL, score=fails).hints == {}
 
 
 def test_what_a_judge_said_is_kept_with_its_time():
@@ -192,8 +200,8 @@ def test_what_a_judge_said_is_kept_with_its_time():
         return Answer(said)
 
     one = Produced(*DISTILL, "feedback.sources=[reflect]", judge=reflects)
-    assert one.group.hints == {}  # what is good needs no hint
-    assert one.group.notes == {(index, 0): Note("diagnosis", "good") for index in range(2)}
+    assert one.hints == {}  # what is good needs no hint
+    assert [own.notes for own in one.group.trajectories] == [{0: Note("diagnosis", "good")}] * 2
     assert one.group.times.keys() == {"rollout", "judge"}
 
 
@@ -201,7 +209,7 @@ def test_siblings_are_compared_before_anyone_is_asked():
     """Advantages of the group, without a teacher, a reference policy or a judge."""
     one = Produced()
     assert one.asked == [] and one.group.informative
-    (won,), (lost,) = one.group.trajectories
+    won, lost = one.group.samples
     assert won.advantages.tolist() == [-value for value in lost.advantages] and (won.advantages > 0).all()
     assert one.metrics["feedback/asked"] == one.metrics["teacher/seconds_busy"] == 0
 

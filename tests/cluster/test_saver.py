@@ -106,7 +106,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shared = tmp_path / "shared"
     shared.mkdir()
     monkeypatch.setattr(staging, "SHARED", shared)
-    monkeypatch.setattr(hindsight.cluster.saver, "cluster_nodes", lambda: [None])
+    monkeypatch.setattr(hindsight.cluster.saver, "living_nodes", lambda: [{}])
     return shared
 
 

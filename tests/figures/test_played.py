@@ -74,7 +74,11 @@ def figures(group: SampleGroup) -> dict[str, Any]:
     columns = [{name: getattr(sample, name) for name in COLUMNS} | sample.masks for sample in group.samples]
     failures = sorted((one.kind, one.message) for one in group.failures)
     named = {name: value for name, value in group.figures.items() if "seconds" not in name}
-    return {"columns": columns, "hints": group.hints, "notes": group.notes} | named | {"failures": failures}
+    said = {
+        "hints": [one.hints for one in group.trajectories],
+        "notes": [one.notes for one in group.trajectories],
+    }
+    return {"columns": columns} | said | named | {"failures": failures}
 
 
 @pytest.mark.parametrize("name", RECORDINGS)

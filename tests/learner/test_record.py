@@ -47,8 +47,9 @@ def step(ordinal=7):
     first.teacher_logprobs = np.array([NAN, -0.3, -1.5, NAN, NAN, NAN, NAN], np.float32)
     for sample in made.samples:
         sample.lags = np.zeros(len(sample.positions), np.int32)
-    made.hints = {(0, 0): np.array([1, 2, 3], np.int32)}
-    made.notes = {(0, 0): Note("diagnosis", "wrong: …"), (1, 0): Note("diagnosis", "good")}
+    made.trajectories[0].hints[0] = np.array([1, 2, 3], np.int32)
+    made.trajectories[0].notes[0] = Note("diagnosis", "wrong: …")
+    made.trajectories[1].notes[0] = Note("diagnosis", "good")
     return made
 
 

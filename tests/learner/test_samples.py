@@ -34,7 +34,7 @@ def scored(held, scores, tokens="action"):
 
 def test_every_sampled_token_is_in_a_sample_and_has_its_turns_advantage():
     made = to_samples(group(WON, LOST))
-    assert made.trajectories == [[sample] for sample in made.samples]
+    assert [one.samples for one in made.trajectories] == [[sample] for sample in made.samples]
     won, lost = made.samples
     assert won.positions.tolist() == [3, 4, 5, 6, 10, 11, 12]
     assert lost.positions.tolist() == [3, 4, 5, 6, 7, 12, 13, 14]
@@ -92,10 +92,10 @@ def test_one_sample_for_each_sequence():
     np.testing.assert_array_equal(samples[1].teacher_logprobs, np.float32([NAN, -3.0, -4.0]))
     assert len(samples) == 3  # a sequence without sampled tokens gives none
     made = to_samples(held)
-    assert list(map(len, made.trajectories)) == [2, 1]
+    assert [len(one.samples) for one in made.trajectories] == [2, 1]
     assign(made, Credit())
     per_turn = advantages(held, Credit())[0]
-    for sample, own in zip(made.trajectories[0], per_turn, strict=True):
+    for sample, own in zip(made.trajectories[0].samples, per_turn, strict=True):
         np.testing.assert_array_equal(sample.advantages, own)
 
 

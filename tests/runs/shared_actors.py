@@ -88,7 +88,7 @@ class Shared:
 
     def __init__(self, config: Config, model: str) -> None:
         self.model = model
-        self.plan = plan_run(config, cluster_nodes(), model)
+        self.plan = plan_run(config, asyncio.run(cluster_nodes(config.cluster.start_timeout)), model)
         self.config = config = self.plan.config
         self.actors = asyncio.run(start_actors(self.plan, model, make_family(config.env)))
         self.plain, self.adapted = self.actors.engines, list[Any]()
