@@ -20,7 +20,7 @@ from hindsight.cluster.plan import Node
 from hindsight.configs.environ import ON_EACH_NODE, without_secrets
 from hindsight.configs.paths import SOURCE
 from hindsight.configs.registry import PLUGIN_FOLDERS
-from hindsight.envs.runtime.remote import answer
+from hindsight.envs.runtime.remote import await_remote
 
 LOOPBACK = "127.0.0.1"
 START_ADVICE = (
@@ -79,7 +79,7 @@ async def cluster_nodes(timeout: float) -> list[Node]:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             looking = ray.remote(this_machine).options(num_cpus=0, scheduling_strategy=there).remote()
             what = f"asking {node['NodeManagerAddress']} for its resources"
-            found = await answer(looking, timeout=timeout, setting="cluster.start_timeout", what=what)
+            found = await await_remote(looking, timeout=timeout, setting="cluster.start_timeout", what=what)
         gpus = int(node["Resources"].get("GPU", 0))
         if gpus and not found.gpus:
             raise RunError(

@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from hindsight.cluster.annotation import Annotation, Inquiry
 from hindsight.cluster.run import Run
+from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.controls import Control
 from hindsight.feedback.hints import Hints, gather_hints
 from hindsight.feedback.judge_client import Answer, Schema, patience
@@ -53,6 +54,11 @@ class Method:
     def strength(self, step: int) -> float:
         """λ of the teacher signal after `step` finished training steps."""
         return self.signal.strength(step) if self.config.needs_teacher else 0.0
+
+    def open_group(self, ordinal: int, task: TaskSpec) -> OpenGroup:
+        """A group to play; the task's reference solution belongs to it if a feedback source shows that."""
+        config = self.config
+        return OpenGroup(ordinal, task, config.rollout.group_size, config.feedback.needs_solution)
 
     def annotation(self, group: OpenGroup, step: int) -> Annotation:
         """What is asked about a group, as soon as enough of it is known: see `inquiries`."""
@@ -197,7 +203,7 @@ class Method:
         needed = 1 if alone else min(2, config.rollout.group_size)
         if rollouts.failures and len(rollouts.trajectories) < needed:
             return True
-        unhinted = config.feedback.needs_reference and not rollouts.reference and bool(rollouts.failures)
+        unhinted = config.feedback.needs_solution and not rollouts.reference and bool(rollouts.failures)
         failed = unhinted or len(group.failures) > len(rollouts.failures)
         if not failed or any(map(self._taught, group.samples)):
             return False

@@ -215,7 +215,7 @@ def _notes(config: Config, step: int, start: Path | None, groups: Sequence[Sampl
         notes.append(f"no checkpoint from before step {step} is left: weights are those of model.path")
     elif checkpoint_step(start) < step - 1:
         notes.append(f"weights are those of {start.name}, the newest checkpoint from before step {step}")
-    if config.feedback.needs_reference and not any(group.group.reference for group in groups):
+    if config.feedback.needs_solution and not any(group.group.reference for group in groups):
         notes.append(
             f"the run recorded no reference solutions, which feedback.sources={config.feedback.sources} need"
         )

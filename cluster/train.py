@@ -16,6 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from hindsight.cluster.evaluate import Evaluation, Stage, numbered, row_of, run_evaluation
@@ -25,6 +26,7 @@ from hindsight.cluster.method import Method
 from hindsight.cluster.metrics import step_metrics
 from hindsight.cluster.publish import Publisher
 from hindsight.cluster.report.record import PolicyLoss
+from hindsight.cluster.report.run_folder import PHASES
 from hindsight.cluster.run import Run
 from hindsight.cluster.sft import fine_tune, linear
 from hindsight.cluster.watch import together
@@ -119,16 +121,11 @@ class Trainer:
                 self.run.sampler.mark_trained(group.group.ordinal)
 
         # Asynchronous rollouts may have ended before the step began.
-        waited = max(0.0, max(group.rolled_out for group in batch) - started)
-        seconds = {
-            "time/rollout": waited,
-            "time/feedback_and_teacher": taken - started - waited,  # what the rollouts did not hide
-            "time/critic": finished - taken,
-            "time/learner": updated - finished,
-            "time/weight_sync": synced - updated,
-            "time/step": synced - started,
-        }
-        figures = learned | seconds | {"weight_sync/logprob_gap": report.logprob_gap}
+        rolled_out = max(started, *(group.rolled_out for group in batch))
+        phases = zip(PHASES, pairwise((started, rolled_out, taken, finished, updated, synced)), strict=True)
+        seconds = {f"time/{phase}": end - begin for phase, (begin, end) in phases}
+        figures = learned | seconds | {"time/step": synced - started}
+        figures["weight_sync/logprob_gap"] = report.logprob_gap
         await self.record(batch, lost, figures)
         if self.run.state.step < self.config.steps:
             await self.checkpoint_and_evaluate()
@@ -147,8 +144,7 @@ class Trainer:
 
     async def produce(self, ordinal: int, task: TaskSpec, step: int) -> SampleGroup:
         """A group's samples: rolled out, and annotated by the method as of `step` finished steps."""
-        began, config = time.time(), self.config
-        group = OpenGroup(ordinal, task, config.rollout.group_size, config.feedback.needs_reference)
+        began, group = time.time(), self.method.open_group(ordinal, task)
         async with self.method.annotation(group, step) as annotation:
             await self.roll_out(group, annotation.go_on)
             rolled_out, ended = time.monotonic(), time.time()
@@ -172,7 +168,7 @@ class Trainer:
             known()
 
         async def solve() -> None:
-            if self.config.feedback.needs_reference:
+            if group.reference is None:
                 group.solve(await self.ask("reference", group.task, task=group.task))
                 known()
 

@@ -64,7 +64,7 @@ class Feedback(Section):
 
     judged: ClassVar[bool] = False  # whether a model writes the hints
     pools: ClassVar[bool] = False  # whether granularity=anchor can merge the hints of several turns
-    needs_reference: ClassVar[bool] = False  # whether the task's reference solution is needed
+    needs_solution: ClassVar[bool] = False  # whether the task's reference solution is needed
     shows_sibling: ClassVar[bool] = False  # whether a successful sibling is a hint
     sees_sibling: ClassVar[bool] = False  # whether its judge reads that sibling in place of the teacher
 

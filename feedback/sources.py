@@ -84,7 +84,7 @@ class Reference(FeedbackSource):
     class Settings(Feedback):
         """No additional settings."""
 
-        needs_reference: ClassVar[bool] = True
+        needs_solution: ClassVar[bool] = True
 
     def hint(self, group: Group, at: TurnAt, style: Style) -> str | None:
         lines = (f"Step {step}: {action}" for step, action in enumerate(group.reference, start=1))

@@ -44,7 +44,7 @@ def played(config: Config, group: Group, seed: int) -> tuple[SampleGroup, list[s
     outcomes = [next(kept) if isinstance(one, Trajectory) else one for one in outcomes]
     ends = list(range(len(outcomes)))
     order.shuffle(ends)
-    needs_reference = config.feedback.needs_reference
+    needs_reference = config.feedback.needs_solution
     open_group = OpenGroup(group.ordinal, group.task, len(outcomes), needs_reference)
     run, asked = Recorder(config, GROUPS), []
 
