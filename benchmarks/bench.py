@@ -184,7 +184,7 @@ def write_results(done: Mapping[str, Outcome]) -> None:
 
 
 def measure(rows: Sequence[Row]) -> list[str]:
-    """Measure rows and write results after each command, beside what others had; return what failed."""
+    """Measure rows and write results after each command, keeping other rows; return what failed."""
     where, done, wrong = machine(), read_results(), []
     for command in dict.fromkeys(row.command for row in rows):
         done[command] = replace(run(command, LIMIT), where=where)

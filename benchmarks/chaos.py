@@ -252,7 +252,7 @@ def main(
     kills: Annotated[int, typer.Option(help="of each role")] = 1,
     seed: Annotated[int, typer.Option(help="of the moments")] = 0,
 ) -> None:
-    """Run both, compare, and print how long each role took to come back."""
+    """Run both, compare, and print how long each role took to recover."""
     console = Console()
     with tempfile.TemporaryDirectory(prefix="hindsight-chaos-") as folder:
         with closing(Training(Path(folder, "calm"), steps)) as calm:

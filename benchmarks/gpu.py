@@ -74,7 +74,7 @@ def versions(run: Run) -> None:
 
 
 def ceilings(run: Run) -> None:
-    """What the other rates are held against: matrices, copies, to the host and back."""
+    """The rates that the others are compared with: matrices, copies, to the host and back."""
     import torch
 
     size, count = (512, 2**20) if run.small else (8192, 2**32)

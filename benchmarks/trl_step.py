@@ -2,9 +2,9 @@
 
     python -m benchmarks.trl_step [RECIPE] [--steps 3] KEY=VALUE…
 
-Ours is `hindsight train RECIPE method=grpo`. TRL's is `GRPOTrainer` with a `rollout_func`: turn by turn, all
-episodes that go on are answered by the trainer's own `_generate_single_turn`, as its loop for tools does, and
-then their environments take a step, in this process. It generates with transformers: TRL 1.16 supports
+Ours is `hindsight train RECIPE method=grpo`. TRL's is `GRPOTrainer` with a `rollout_func`: turn by turn, the
+trainer's own `_generate_single_turn` answers all episodes that continue, as its loop for tools does, and then
+their environments take a step, in this process. It generates with transformers: TRL 1.16 supports
 vLLM up to 0.31. Prompts, chat format and environments are ours in both. The first step is not counted.
 """
 

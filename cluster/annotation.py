@@ -65,7 +65,7 @@ class Annotation:
         await asyncio.gather(*self._asking.values(), return_exceptions=True)
 
     def go_on(self) -> None:
-        """Begin what can be asked now; to be called whenever more of the group is known."""
+        """Ask what can be asked now; call it whenever more of the group is known."""
         if self.group.reference is None:
             return
         for number, inquiry in enumerate(self.inquiries):
@@ -75,7 +75,7 @@ class Annotation:
                 self._asking |= {(number, part): asyncio.create_task(self._ask(number, part)) for part in new}
 
     async def end(self) -> SampleGroup:
-        """The whole group, when everything has been answered that `go_on` has begun."""
+        """Wait for all answers to what `go_on` has asked; return the whole group."""
         await asyncio.gather(*self._asking.values())
         whole = self.group.so_far()
         for _, asked in sorted(self._asking.items()):  # not in the order of answers

@@ -30,7 +30,7 @@ class Steps:
     seconds: float
     bound: str  # what the step waits for
     engines: float  # share of the time in which the engines' GPUs compute
-    ranks: float  # of the ranks' GPUs, with the scorers beside them
+    ranks: float  # of the ranks' GPUs, with the scorers on them
 
     @property
     def name(self) -> str:

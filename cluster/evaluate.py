@@ -143,7 +143,7 @@ async def run_evaluation(
 
     Args:
         train: training tasks, which worked examples are taken from.
-        played: called with the number of finished tasks whenever something moved.
+        played: called with the number of finished tasks whenever there is progress.
 
     Raises:
         RunError: no episode finished.

@@ -6,7 +6,7 @@
     update     batch ──► policy loss, the teacher signal's loss, the critic's loss
     sync       new weights ──► teacher; at first also reference policy and critic
 
-What it is made of is configuration: `credit`, `feedback`, `signal`, `teacher` and `loss`.
+It is made of configured parts: `credit`, `feedback`, `signal`, `teacher` and `loss`.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class Method:
             await critic.load_weights(await learner.export_merged(version) if adapted else weights)
 
     def must_requeue(self, group: SampleGroup) -> bool:
-        """Whether failures left a group too small to learn from, or took all that it would have taught."""
+        """Whether failures left a group too small to learn from, or nothing in it that teaches."""
         config, rollouts = self.config, group.group
         # With a critic, or by distillation, an episode teaches without siblings.
         alone = config.credit.critic or config.signal.loss_weight > 0

@@ -128,7 +128,7 @@ class _Planner:
             yield from self._together(count)
 
     def _apart(self) -> Iterator[PlanDraft]:
-        """Engines on GPUs of their own; scorers and user beside the ranks, or else on their own too."""
+        """Engines on GPUs of their own; scorers and user share the ranks' GPUs or have their own."""
         parallel, engines = self._parallel(), self.config.rollout.engines
         for alone, ranks in product([False, True], self._ranks(parallel)):
             for stage, checkpointing in self._stages(ranks):

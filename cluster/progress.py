@@ -95,7 +95,7 @@ class Progress:
         self.step, self.steps = 0, 0
         self.ends: float | None = None  # when the run is expected to end
         self.engines: list[dict[str, float]] = []  # what each did lately (`live.moment`)
-        self.outcome: str | None = None  # None: it goes on
+        self.outcome: str | None = None  # None: it is running
         self._paces: deque[float] = deque(maxlen=RECENT)  # seconds of each of the last steps
         self._before = 0.0  # own seconds of the phase when the last step ended
 
@@ -168,7 +168,7 @@ class Progress:
 
     @contextmanager
     def starting(self, what: str, does: str | Callable[[], str]) -> Iterator[Callable[[], str]]:
-        """A part of the start that others may run beside. Yields a function that says how long it took."""
+        """A part of the start that may overlap with others. Yields a function that says how long it took."""
         self.waits[what] = does, self.clock()
 
         def took() -> str:

@@ -48,7 +48,7 @@ class Saver:
         """Write a checkpoint: learner, critic, teacher, driver state, and a model for other tools.
 
         Args:
-            beside: return when a copy in memory is made, if that has room; `settle` waits for the rest.
+            beside: return once a copy is in memory, if it fits; `settle` waits for the rest.
 
         Raises:
             CheckpointError: it, or the one before, cannot be written.
@@ -78,7 +78,7 @@ class Saver:
         """
         if self.publishing is not None:
             with self.watchdog.waiting(self.config.learner.timeout):
-                await asyncio.wait({self.publishing})  # it goes on if this is cancelled
+                await asyncio.wait({self.publishing})  # it continues if this is cancelled
             ended, self.publishing = self.publishing, None
             ended.result()
 

@@ -97,7 +97,7 @@ def excerpt(episode: Mapping[str, Any], width: int = EPISODE_WIDTH, most: int = 
         f"an episode: task {episode['task']}, {ending}, reward {episode['reward']:g}, {len(turns)} turns, "
         f"ended: {episode['ended']}"
     )
-    room = (most - 2) // 2  # turns, of two lines each, beside the head and the line of what is left out
+    room = (most - 2) // 2  # turns of two lines each, after the head and the line of what is left out
     shown = list(enumerate(turns, start=1))
     if len(shown) > room:
         shown = [*shown[: (room + 1) // 2], *shown[len(shown) - room // 2 :]]

@@ -6,7 +6,7 @@
 
 `rollout.max_staleness = 0` trains synchronously. With S > 0 the loop keeps S more steps of groups in flight
 and takes them in the order in which they were started, so no group is more than S weight versions old.
-A group that failures kept from training is replaced by one that starts after all others.
+If failures keep a group from training, a group that starts after all others replaces it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from hindsight.learner.samples import OpenGroup, SampleGroup
 from hindsight.rollout.types import Failure, Tried
 from hindsight.rollout.worker import ask_worker
 
-LOSSES = 3  # of the ranks at one step; more are taken for a defect
+LOSSES = 3  # how often ranks may be lost at one step; more often is a defect
 
 
 class Trainer:
@@ -50,12 +50,12 @@ class Trainer:
         self.method = Method(run)
         self.publisher = Publisher(run, self.method)
         self.in_flight: deque[asyncio.Task[SampleGroup]] = deque()
-        self.losses: Counter[int] = Counter()  # of the ranks, by finished steps
+        self.losses: Counter[int] = Counter()  # how often ranks were lost, by finished steps
 
     async def train(self) -> list[Evaluation]:
         """Run from the current state to `steps`; returns every evaluation.
 
-        Lost ranks are replaced, and the run goes on from its last checkpoint.
+        Lost ranks are replaced, and the run resumes from its last checkpoint.
         """
         while True:
             try:
@@ -64,7 +64,7 @@ class Trainer:
                 await self.recover(error)
 
     async def train_on(self) -> list[Evaluation]:
-        """`train`, as long as no rank is lost."""
+        """Run `train` until it ends or ranks are lost."""
         run, config = self.run, self.config
         run.view.reach(run.state.step, config.steps)
         await together(self.prepare(), set_long_ones_aside(run))
@@ -82,10 +82,10 @@ class Trainer:
         return run.state.evaluations
 
     async def prepare(self) -> None:
-        """What comes before the first step: the warm start with its evaluations, or the weights as saved."""
+        """Prepare the first step: run the warm start with its evaluations, or sync the saved weights."""
         run, config = self.run, self.config
         if not run.state.warm_started:
-            began = run.state.version > 0  # it goes back to the beginning, and scorers have later weights
+            began = run.state.version > 0  # rewound to the beginning, but scorers have later weights
             # An engine serves all requests with an adapter, or none.
             if config.learner.lora.rank or began:
                 await self.sync_weights(everywhere=began)
@@ -95,11 +95,11 @@ class Trainer:
         if config.sft.demos and not self.evaluated(Stage.AFTER_SFT):
             await self.evaluate(Stage.AFTER_SFT)
             await run.save()
-        if await self.evaluate_during():  # the run has ended before it had
+        if await self.evaluate_during():  # the run had ended before this evaluation
             await run.save()
 
     async def step(self) -> None:
-        """One training step. Without a whole batch there is none: see `take_batch`."""
+        """Run one training step on a whole batch; see `take_batch`."""
         started, timeline, number = time.monotonic(), self.run.recorder.timeline, self.run.state.step + 1
         batch, lost = await self.take_batch()
         taken = time.monotonic()
@@ -143,7 +143,7 @@ class Trainer:
             self.in_flight.append(asyncio.create_task(producing))
 
     async def produce(self, ordinal: int, task: TaskSpec, step: int) -> SampleGroup:
-        """A group's samples: rolled out, and annotated by the method as of `step` finished steps."""
+        """Roll out a group; the method annotates it as of `step` finished steps."""
         began, group = time.time(), self.method.open_group(ordinal, task)
         async with self.method.annotation(group, step) as annotation:
             await self.roll_out(group, annotation.go_on)
@@ -155,9 +155,9 @@ class Trainer:
         return whole
 
     async def roll_out(self, group: OpenGroup, known: Callable[[], None]) -> None:
-        """Play a group's episodes; `known` is called whenever one is over.
+        """Run a group's episodes; `known` is called whenever one is over.
 
-        An episode whose result was lost on the way has failed.
+        An episode whose result is lost counts as failed.
         """
         rollout = self.config.rollout
 
@@ -176,7 +176,7 @@ class Trainer:
             await together(*map(play, range(rollout.group_size)), solve())
 
     async def ask(self, method: str, *args: Any, task: TaskSpec) -> Tried[Any]:
-        """Ask the worker for something of a task."""
+        """Call a method of the worker for a task."""
         what = f"worker.{method} of task {task.id}"
         try:
             tried: Tried[Any] = await ask_worker(self.actors.worker, self.config, method, *args, what=what)
@@ -186,7 +186,7 @@ class Trainer:
         return tried
 
     async def take_batch(self) -> tuple[list[SampleGroup], list[SampleGroup]]:
-        """`rollout.num_groups` groups in the order in which they were started, and those lost on the way.
+        """Take `rollout.num_groups` groups in the order in which they were started; also return lost ones.
 
         Raises:
             RunError: too many were lost, too many tasks are set aside, or the failure budget is spent.
@@ -241,7 +241,7 @@ class Trainer:
             await asyncio.gather(*(group.start() for group in groups))
             version = run.state.version
             await run.rewind()
-            run.state.version = version  # none comes twice
+            run.state.version = version  # version numbers are never reused
         self.actors.restarts.note("learner", time.monotonic() - began, f"back at step {run.state.step}")
 
     async def warm_start(self) -> None:
@@ -352,7 +352,7 @@ class Trainer:
         strength = self.method.strength(run.state.step - 1)
         used = self.method.policy_samples(batch)
         loss = PolicyLoss(used, self.method.signal, strength, self.config.loss.aggregation)
-        # Beside the loop, which goes on with the groups in flight: it takes seconds for many tokens.
+        # In a thread, while the groups in flight continue: for many tokens it takes seconds.
         await asyncio.to_thread(run.recorder.step, run.state.step, batch, lost, loss)
 
     def learning_rate(self, peak: float) -> float:

@@ -18,7 +18,7 @@ Switch = Callable[[], Awaitable[object]]
 
 
 class TurnError(RunError):
-    """A role could not leave its GPU or come back to it."""
+    """A role could not leave its GPU or return to it."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Turns:
     """Who has the GPU. Without roles, nobody waits."""
 
     sleep: dict[str, Switch] = field(default_factory=dict)  # by role: leave the GPU
-    wake: dict[str, Switch] = field(default_factory=dict)  # by role: come back to it
+    wake: dict[str, Switch] = field(default_factory=dict)  # by role: return to it
     awake: str | None = None
     holders: int = 0
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -36,7 +36,7 @@ class Turns:
         """Hold the role's turn. Asking for another role's turn inside would wait forever.
 
         Raises:
-            TurnError: a role could not leave the GPU or come back to it.
+            TurnError: a role could not leave the GPU or return to it.
         """
         if role not in self.wake:
             yield

@@ -44,7 +44,7 @@ class Watchdog:
         self.doing, self.last = doing, time.monotonic()
 
     async def guard(self, main: Awaitable[T], *helpers: Awaitable[None]) -> T:
-        """Return the result of `main`; `helpers` run beside it, and what one of them raises ends it.
+        """Return the result of `main`; `helpers` run at the same time, and an error in one of them ends it.
 
         Raises:
             Stalled: no progress; stacks of threads and tasks were written to stderr.

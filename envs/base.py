@@ -1,4 +1,4 @@
-"""The contract every environment keeps, in Gymnasium's terms, for text observations and text actions."""
+"""The interface of environments: Gymnasium's, with text observations and text actions."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Verdict:
 class DemoStep:
     """One step of a demonstration: the action taken, and the one that the expert would have taken.
 
-    They differ in steps with noise, from which recoveries and hint-conditioned examples can be learned.
+    They differ in noisy steps, which teach recoveries and give hint-conditioned examples.
     """
 
     observation: Observation
@@ -135,6 +135,7 @@ class TextEnv(ABC):
         Args:
             max_turns: actions after which an episode is truncated.
         """
+        # `run_episode` has a limit of its own; this one is for experts, references and people who play.
         self.max_turns = max_turns
         self.turns = 0  # actions taken in this episode, the one of a running `_step` included
         self.playing = False  # whether an episode can continue
@@ -170,7 +171,7 @@ class TextEnv(ABC):
     def finish(self) -> Verdict | None:
         """End the episode here and judge it: the agent has no turn or no room in its context left.
 
-        None if the last step has already told everything.
+        Returns None if the last step's result is final.
 
         Raises:
             EnvError: no episode can continue, or the backend failed.
@@ -190,7 +191,7 @@ class TextEnv(ABC):
 
     @abstractmethod
     def _step(self, action: str) -> StepResult:
-        """What the action leads to; `truncated` only if the benchmark cuts the episode itself."""
+        """The result of the action. Set `truncated` only if the benchmark itself cuts the episode."""
 
     def _finish(self) -> Verdict | None:
         """The benchmark's verdict on the episode as it stands."""
@@ -271,10 +272,10 @@ class EnvFamily(ABC):
     def panels(self) -> dict[str, Callable[[], tuple[TaskSpec, ...]]]:
         """The panels that `evaluate.panels` may name, each with what lists its tasks.
 
-        EVALUATION has the tasks that `manifest` holds out, as many and drawn as the settings say; TRAINING
-        has those that it trains on, which shows what a run has fitted, not what it has learned. A panel
-        with the benchmark's name before a slash is canonical: all tasks of an official split, in its order,
-        whatever `env.kinds`, `env.eval_tasks` and `env.seed` are.
+        EVALUATION has the tasks that `manifest` holds out, drawn as the settings say. TRAINING has the
+        training tasks: success on them shows what a run has fitted, not what it has learned. A panel with
+        the benchmark's name before a slash is canonical: all tasks of an official split in its order,
+        regardless of `env.kinds`, `env.eval_tasks` and `env.seed`.
         """
         return {EVALUATION: lambda: self.manifest().evaluation, TRAINING: lambda: self.manifest().train}
 

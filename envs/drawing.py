@@ -86,7 +86,7 @@ def tool_calls(observation: str, action: str, feedback: str) -> list[Block]:
 
 
 def _around(action: str) -> str:
-    """The words beside an answer's calls, which are known to be well formed."""
+    """The words around an answer's calls, which are known to be well formed."""
     words = [part.rpartition(CLOSE)[2] for part in action.split(OPEN)]
     return "\n".join(word.strip() for word in words if word.strip())
 

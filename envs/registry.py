@@ -1,4 +1,4 @@
-"""From the section `env` of a configuration to the family of environments that it names."""
+"""Find and make the environment family that the section `env` of a configuration names."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Episodes = Sequence[Trajectory | Failure | None]  # of a group; None: not over
 
 
 def hints_need(sources: Iterable[Needs], settings: Feedback) -> Needs:
-    """What the hints need, whose sources need that each (`FeedbackSource.needs`)."""
+    """What hints need, given what each of their sources needs (`FeedbackSource.needs`)."""
     if settings.granularity == "anchor":
         return "group"
     return max(sources, key=ORDER.index, default="trajectory")
@@ -38,7 +38,7 @@ def ready_parts(episodes: Episodes, needs: Needs) -> list[tuple[int, ...]]:
 
 
 def sibling_is_known(episodes: Episodes, index: int) -> bool:
-    """Whether the first other successful trajectory cannot be another one any more, or none can."""
+    """Whether it is settled which other trajectory is the first successful one, if any."""
     for other, one in enumerate(episodes):
         if other != index and one is None:
             return False

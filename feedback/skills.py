@@ -30,7 +30,7 @@ class Skills(FeedbackSource):
 
     @dataclass(frozen=True)
     class Settings(Feedback):
-        """Of the skills."""
+        """Settings of the skills."""
 
         skills: str = setting(
             "",

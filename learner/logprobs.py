@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hindsight.learner.packing import PackedRows, hidden_states
 
-CHUNK = 1024  # positions whose (chunk, vocabulary) float32 logits are held at once
+CHUNK = 1024  # positions whose (chunk, vocabulary) float32 logits are in memory at once
 
 
 class TokenScores(NamedTuple):

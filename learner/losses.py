@@ -1,5 +1,5 @@
 """Losses over the sampled tokens of a micro-batch, as weighted sums: the caller divides by a denominator that
-counts all micro-batches of all ranks, so that how rows are packed changes nothing.
+counts all micro-batches of all ranks, so the result does not depend on how rows are packed.
 
 P = number of sampled tokens in the micro-batch; it may be 0.
 """

@@ -106,7 +106,7 @@ class PolicyRank(Rank):
     def save_model(self, folder: str) -> None:
         """Write a folder that transformers and vLLM load: weights, configuration, tokenizer.
 
-        An adapter is merged into float32 weights, where nothing of it is lost, and written by itself beside
+        An adapter is merged into float32 weights, where nothing of it is lost, and written by itself next to
         them: loaded in bfloat16, they would be nearly the model that training began with.
         """
         if self.rank:

@@ -1,7 +1,7 @@
-"""What the teacher's log-probs do to the update: reweight the policy loss, or a loss of their own.
+"""How the teacher's log-probs change the update: they reweight the policy loss or add a loss.
 
 A teacher signal scales the advantages, token by token (`shape`) or when a group is scored (`shape_group`), or
-adds a loss (`loss`). An own one extends `TeacherSignal`; it needs no change here.
+adds a loss (`loss`). To add one, extend `TeacherSignal`; nothing here has to change.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TeacherSignal:
 
     @property
     def compares(self) -> bool:
-        """Whether nothing can be learned from it in a group whose advantages are all 0."""
+        """Whether it teaches nothing in a group whose advantages are all 0."""
         return self.settings.loss_weight == 0
 
     @property
@@ -92,7 +92,7 @@ class Shaping(TeacherSignal):
 
     @dataclass(frozen=True)
     class Settings(Signal):
-        """Settings that all of them have."""
+        """No additional settings."""
 
         strength: float = setting(0.5, "λ; 0 turns the signal off", low=0.0, high=1.0)
 
@@ -111,7 +111,7 @@ class LossOnly(TeacherSignal):
 
     @dataclass(frozen=True)
     class Settings(Signal):
-        """Settings that all of them have."""
+        """No additional settings."""
 
         tokens: Literal["action", "response"] = setting("response", "tokens of a turn that have the loss")
         weight: float = setting(0.01, "λ: weight of the signal's loss", low=0.0)
@@ -169,7 +169,7 @@ class GroupShaping(Shaping):
 
     @dataclass(frozen=True)
     class Settings(Shaping.Settings):
-        """Settings that all of them have."""
+        """No additional settings."""
 
         tokens: Literal["action", "response"] = setting(
             "response", "tokens of a turn that the teacher scores"
@@ -192,7 +192,7 @@ class Shift(GroupShaping):
 
     @dataclass(frozen=True)
     class Settings(GroupShaping.Settings):
-        """Of the shift."""
+        """Settings of the shift."""
 
         strength: float = setting(0.001, "λ: weight of the teacher's log-ratio", low=0.0)
 
@@ -221,7 +221,7 @@ class Distill(LossOnly):
 
     @dataclass(frozen=True)
     class Settings(LossOnly.Settings):
-        """Of the distillation loss."""
+        """Settings of the distillation loss."""
 
         temperature: ClassVar[float | None] = 1.0
 

@@ -182,11 +182,11 @@ class Engine(Named):
         os._exit(1)
 
     async def serves(self) -> bool:
-        """Whether requests are accepted: not by the successor of a lost process until it has new weights."""
+        """Whether requests are accepted. After a lost process, its successor needs new weights first."""
         return not self.outdated
 
     async def serve(self) -> None:
-        """Accept requests with the weights that the process started with: no others have been published."""
+        """Accept requests with the weights that the process started with: there has been no weight sync."""
         self.outdated = False
 
     async def generate(
@@ -311,7 +311,7 @@ class Engine(Named):
                 await self.llm.sleep(level=1)
 
     async def wake(self) -> None:
-        """Come back to the GPU."""
+        """Return to the GPU."""
         if self.device == "cuda":
             async with self._guard("waking up"):
                 await self.llm.wake_up()

@@ -86,6 +86,7 @@ async def run_episode(
             result = _correct(observation, renderer.form.correction, reward)
         else:
             result = await slot.step(reply.action)
+        # The environment also counts turns, but takes none for a malformed response.
         if len(turns) + 1 == limits.max_turns and not (result.terminated or result.truncated):
             result = result.cut(await slot.finish())
         turns.append(_turn(reply, observation, result))

@@ -35,7 +35,7 @@ from hindsight.rollout.types import (
 )
 
 T = TypeVar("T")
-SERVES_EVERY = 0.5  # seconds between two looks at an engine that was lost
+SERVES_EVERY = 0.5  # seconds between two checks of a lost engine
 
 
 class Worker(Named):
@@ -142,7 +142,7 @@ class Worker(Named):
         return await self._retry(task, attempt, [])
 
     async def first_prompt(self, task: TaskSpec) -> int:
-        """Tokens of a task's first prompt; costs a reset.
+        """Count the tokens of a task's first prompt, which takes a reset.
 
         Raises:
             EnvError: the environment failed. Nothing is retried.
@@ -195,7 +195,7 @@ class Worker(Named):
             return _failure(error, task)
 
     async def _place(self, ordinal: int, avoid: int | None) -> int:
-        """`Router.place`, as soon as an engine serves."""
+        """Call `Router.place` as soon as an engine serves."""
         async with self._opened:
             await self._opened.wait_for(lambda: len(self._router.closed) < len(self._engines))
             return self._router.place(ordinal, avoid)
@@ -241,7 +241,7 @@ class Worker(Named):
                 retried.append(_failure(error, task))
 
     async def _meet_user(self) -> str:
-        """Wait until the simulated user answers that the run serves; returns the name of its process, or "".
+        """Wait until the simulated user that the run serves answers; return the name of its process, or "".
 
         Raises:
             RemoteError, EngineError: it is not replaced.
@@ -280,7 +280,7 @@ def generate_on(
 
 
 def timed(generate: Generate, since: float, turns: list[tuple[float, float]]) -> Generate:
-    """`generate`, which also notes when it was called and answered, in seconds from `since`."""
+    """Wrap `generate` to note when it was called and when it answered, in seconds since `since`."""
 
     async def noting(ids: np.ndarray, sampling: Sampling) -> Generation:
         asked = time.time()
@@ -292,7 +292,7 @@ def timed(generate: Generate, since: float, turns: list[tuple[float, float]]) ->
 
 
 async def ask_worker(worker: Any, config: Config, method: str, *args: Any, what: str) -> Any:
-    """Call a worker, and again if its process is replaced meanwhile: its episodes have their seeds.
+    """Call a worker; call again if its process is replaced meanwhile, as episodes keep their seeds.
 
     Raises: as `envs.runtime.remote.call`.
     """

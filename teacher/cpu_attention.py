@@ -14,7 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 NAME = "hindsight_by_products"  # of `attend`, in transformers' attention interface
-BLOCK = 256  # queries whose scores are held at once
+BLOCK = 256  # queries whose scores are in memory at once
 
 
 def causal_attention(

@@ -1,4 +1,4 @@
-"""Replicas of one scorer: they work side by side, each on trajectories of its own.
+"""Replicas of one scorer, which work in parallel on different trajectories.
 
 Ray replaces a lost replica; the pool gives the new process the weights of the last sync and asks it again.
 """
@@ -192,10 +192,10 @@ class ScorerPool:
 
 
 def spread(requests: Sequence[ScoreRequest], parts: int) -> list[list[int]]:
-    """Split requests (their indices) by trajectory into at most so many parts of about equal work.
+    """Split requests (their indices) by trajectory into at most `parts` parts of about equal work.
 
     Requests on one trajectory stay together: they share its prefix. The longest trajectories are placed
-    first, each into the part with the least tokens so far.
+    first, each into the part with the fewest tokens so far.
     """
     work: dict[int, int] = {}
     for one in requests:

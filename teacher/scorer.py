@@ -34,7 +34,7 @@ class ScorerError(ValueError):
 
 
 class Outdated(RuntimeError):
-    """The scorer's process was replaced and has not got the weights of the last sync yet."""
+    """The scorer's process was replaced and does not have the weights of the last sync yet."""
 
 
 class WeightsError(RuntimeError):
@@ -277,7 +277,7 @@ class TeacherScorer(Named):
         """Return version, layout and checksum of the weights, and all of them in one buffer (`pack_tensors`).
 
         Raises:
-            Outdated: this process has not the weights of that version.
+            Outdated: this process does not have the weights of that version.
         """
         self._require(version)
         flat, layout, checksum = pack_tensors((self._average or self._held).items())
@@ -327,7 +327,7 @@ class TeacherScorer(Named):
             torch.cuda.empty_cache()
 
     def to_device(self) -> None:
-        """Come back to the GPU."""
+        """Return to the GPU."""
         self._move(self._device)
 
     def _move(self, device: str) -> None:

@@ -43,9 +43,9 @@ def scope(file: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest come first, and the others fill the time beside them.
+    """The longest come first, and the others fill the remaining time.
 
-    Those are the scopes that start Ray, and then the files beside this one, which start whole commands.
+    Those are the scopes that start Ray, and then the files next to this one, which start whole commands.
     """
     long = ["ray, whole runs", "ray, shared actors", "ray, small"]
 
@@ -74,7 +74,7 @@ def ray_local() -> Iterator[None]:
     """A local Ray for the whole session, its actors seeing this checkout and the variables above."""
     import ray
 
-    path = os.pathsep.join([SOURCE, *filter(None, sys.path)])  # helpers beside the tests included
+    path = os.pathsep.join([SOURCE, *filter(None, sys.path)])  # helpers next to the tests included
     ray.init(
         address="local",  # never a cluster that happens to run on this machine
         num_cpus=4,  # logical: the actors of one small run, whatever the machine has

@@ -84,7 +84,7 @@ class Process:
 
 @pytest.fixture(scope="module")
 def own_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Process]]:
-    """Two runs in one folder: the first was sent SIGTERM after step 2, the second resumed and goes on."""
+    """Two runs in one folder: the first was sent SIGTERM after step 2, the second resumes it."""
     out = tmp_path_factory.mktemp("end") / "run"
     first = Process(out, "steps=500")
     second = None

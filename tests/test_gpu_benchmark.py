@@ -1,4 +1,4 @@
-"""`benchmarks.gpu` goes on after a part that failed or took too long, and says so."""
+"""`benchmarks.gpu` continues after a part that failed or took too long, and says so."""
 
 from __future__ import annotations
 

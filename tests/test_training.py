@@ -195,7 +195,7 @@ def test_a_recorded_step_can_be_replayed_without_actors(straight: Path) -> None:
 
 
 def test_what_was_measured_of_a_checkpoint_is_in_it(straight: Path) -> None:
-    """A run that goes on from it does not measure it again."""
+    """A run that resumes from it does not measure it again."""
     for step, stage in ((0, "after warm start"), (3, "after RL")):
         driver = json.loads((straight / f"checkpoints/step-{step:08d}/driver.json").read_text())
         assert driver["evaluations"][-1]["stage"] == stage

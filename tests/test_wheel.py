@@ -183,7 +183,7 @@ def watched(key: str) -> Iterator[dict[str, set[bool]]]:
 
 
 def test_all_examples_train_together_without_a_clone(installed: Installed) -> None:
-    """A whole run, which like those of the fixture `ray_local` must not run beside another."""
+    """A whole run, which, like those of the fixture `ray_local`, must not run at the same time as another."""
     folder, key = installed.folder, "sk-of-the-one-who-trains"
     for path in (PROJECT / "examples").glob("*.*"):
         if path.suffix in (".py", ".yaml") and path.stem[0] != "_":

@@ -106,7 +106,7 @@ class Pages:
 
     @cached_property
     def _environment(self) -> str:
-        """The environment whose drawing is used: settings may name any file, which is not run unasked."""
+        """The environment whose drawing is used: settings may name any file, which is not executed."""
         name = str(_setting(self.run.config(), "env.name") or "")
         return name if self.own_drawings or name in ENVIRONMENTS.builtin else ""
 
@@ -182,7 +182,7 @@ def settings_page(config: Document) -> list[Document]:
 
 @cache
 def _defaults(method: str | None) -> Document:
-    if method and method not in methods():  # a file, whose code is not run unasked, or of another version
+    if method and method not in methods():  # a file, which is not executed, or of another version
         return {}
     return flat(yaml.safe_load(render(load_config(None, [f"method={method}"] if method else []))))
 

@@ -14,7 +14,7 @@ from hindsight.cluster.report.run_folder import ABOUT, METRICS, PHASES, STATUS, 
 from hindsight.cluster.report.text import clock, duration, one_line
 
 SILENT = 45.0  # seconds without a new status after which a run counts as dead: it writes one every 10 s
-RECENT = 20  # steps whose mean success is shown beside the last one
+RECENT = 20  # steps whose mean success is shown next to the last one's
 MOST_ENGINES = 8  # that have a line each
 WIDTH = 62  # columns of a value; with its name, 80
 

@@ -54,7 +54,7 @@ class Zygote:
         """
         Args:
             python: AppWorld's interpreter.
-            root: the folder that holds AppWorld's `data`.
+            root: the folder with AppWorld's `data`.
         """
         self.root = root
         self._requests, theirs = socket.socketpair()

@@ -85,7 +85,7 @@ def evaluation(draft: Draft) -> tuple[str, list[dict[str, str]]]:
 
 
 def write_task(folder: Path, home: Home, draft: Draft) -> None:
-    """The files beside a task's databases."""
+    """The files next to a task's databases."""
     person = {key: value for key, value in home.person.items() if key != "birthday"}
     now = DEFAULT_SYSTEM_DATETIME.isoformat()
     specs = {

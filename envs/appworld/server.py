@@ -44,7 +44,7 @@ class Server:
     def __init__(self, lines: Lines, root: Path, settings: dict[str, Any]) -> None:
         """
         Args:
-            root: the folder that holds AppWorld's `data`.
+            root: the folder with AppWorld's `data`.
             settings: an empty "folder" for the server alone, "seconds" that one piece of code may take, "cpu"
                 seconds of a whole episode, "patience" in seconds with a world or judge that starts, and
                 "mode" of isolation.

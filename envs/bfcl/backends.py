@@ -71,7 +71,7 @@ class Backends:
 
 
 def walk(value: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """(path, text) of everything inside `value`, what holds before what is held.
+    """(path, text) of everything inside `value`, containers before their contents.
 
     No recursion: an agent can nest folders deeper than Python's stack, and put one into itself.
     """

@@ -22,7 +22,7 @@ from hindsight.envs.runtime.files import atomic_dir
 
 HERE = Path(__file__).absolute().parents[1]
 # The environments with an interpreter of their own, and what they need beyond envs/NAME/requirements.txt, as
-# arguments of that interpreter. AppWorld unpacks its encrypted apps beside itself, without the network.
+# arguments of that interpreter. AppWorld unpacks its encrypted apps into its own folder, without the network.
 STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "appworld": (("-m", "appworld.cli", "install"), ("-m", "compileall", "-q", "{packages}/appworld")),
 }

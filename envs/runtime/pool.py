@@ -35,7 +35,7 @@ from hindsight.envs.tasks import TaskSpec
 
 TRAVEL = 30.0  # seconds that a call may spend outside the shard's own deadlines: network, a busy actor
 SHARD_CPUS = 0.1  # that Ray counts for a shard
-RESTART = 60.0  # seconds in which a dead actor comes back even on busy cores: a process, its imports
+RESTART = 60.0  # seconds in which a dead actor restarts even on busy cores: a process, its imports
 
 
 class SlotPool:
@@ -46,7 +46,7 @@ class SlotPool:
         Args:
             shards: handles of the shard actors.
             slots: slots per shard.
-            patience: seconds a client may wait during which no slot at all comes back.
+            patience: seconds a client may wait during which no slot at all is returned.
         """
         self._shards = tuple(shards)
         self._free = [list(range(slots)) for _ in shards]
@@ -200,6 +200,6 @@ async def _answer(actor: Any, method: str, *args: Any, timeout: float, setting: 
 
 
 async def _restarted(actor: Any) -> None:
-    """Wait for a dead actor to come back, at most RESTART seconds: its absence must not cost a retry."""
+    """Wait for a dead actor to restart, at most RESTART seconds: its absence must not cost a retry."""
     with suppress(RemoteError):
         await back(actor, "stats", timeout=RESTART)

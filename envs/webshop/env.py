@@ -5,8 +5,8 @@
           └────────make───────► WebShopEnv: one customer, page by page
 
 Upstream cannot be installed (its search needs Java, its pages a web server of another decade), so the shop is
-our own: the data files, goals, page texts, ranking and reward are upstream's, held by tests. Left out are its
-hidden search commands (<r>, <a>, <c>, <q>), which are words like others here.
+our own. Its data files, goals, page texts, ranking and reward equal upstream's, which tests verify. Upstream's
+hidden search commands (<r>, <a>, <c>, <q>) are ordinary words here.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Shopper:
                 listed.append(title)
         best, last = self._best(), number >= PAGES or not listed
         fresh = [title for title in listed if not (self._items[title].opened or self._items[title].dear)]
-        time = self._turns > len(self._options) + 4  # to open one more, come back and buy another
+        time = self._turns > len(self._options) + 4  # to open one more, return and buy another
         if best and (self._settled or not time or (last and not fresh)):
             self._settled = best
             if best in listed:

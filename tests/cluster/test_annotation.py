@@ -103,7 +103,7 @@ def test_a_whole_group_is_asked_about_at_once() -> None:
 
 
 def test_a_failed_inquiry_counts_once_and_asks_no_more() -> None:
-    """One that was under way goes on, and what it writes is kept."""
+    """One that was under way continues, and what it writes is kept."""
 
     async def fail(group: SampleGroup, number: int) -> None:
         if number < 2:

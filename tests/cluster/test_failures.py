@@ -99,7 +99,7 @@ def test_tasks_that_are_set_aside_and_long_prompts_cost_nothing() -> None:
     aside: set[str] = set()
     budget = FailureBudget(0.1, episodes=1, excused=aside)
     budget.add(0, 1, failures("env_died", "env_died", task="bad"))
-    aside.add("bad")  # what it has cost before is given back too
+    aside.add("bad")  # what it has cost before is refunded too
     budget.add(1, 1, failures("env_died", task="bad"))
     budget.add(2, 1, failures("prompt", "prompt", "prompt"))
     budget.add(3, 1, failures("engine", "engine"))
@@ -127,7 +127,7 @@ def test_settings_that_fit_no_task_are_said_at_the_first_step(groups: int, tries
         losses.add(failures("prompt"), set_aside=True, taken=0)
     with pytest.raises(NothingTrained, match="no task of the first step fits the model's context: prompt 0"):
         losses.add(failures("prompt"), set_aside=True, taken=0)
-    for first, taken in ((False, 0), (True, 1)):  # later, or beside a task that fits, it is the task's
+    for first, taken in ((False, 0), (True, 1)):  # later, or together with a task that fits, it is the task's
         fits = Losses(groups, first)
         for _ in range(9):
             fits.add(failures("prompt"), set_aside=True, taken=taken)

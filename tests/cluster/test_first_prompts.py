@@ -1,4 +1,4 @@
-"""First prompts are measured once, beside the warm start, and those too long are set aside."""
+"""First prompts are measured once, during the warm start, and those too long are set aside."""
 
 from __future__ import annotations
 

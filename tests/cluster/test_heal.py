@@ -120,7 +120,7 @@ def test_lost_ranks_start_again_at_the_last_checkpoint() -> None:
     made, events, run = trainer(lives=2, steps=4)
     assert asyncio.run(made.train()) == "trained"
     assert [event for event in events if event in ("start", "stop")] == ["stop", "start"] * 2
-    assert events.count("abandon") == 2  # their episodes would take the places of those that come again
+    assert events.count("abandon") == 2  # their episodes would take the places of those that are requeued
     assert run.actors.restarts.counts == {"learner": 2}
     assert run.state.version == 7  # an engine refuses a version that it had
 

@@ -63,7 +63,7 @@ class Engine:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A run with an engine that is lost and one that goes on."""
+    """A run with an engine that is lost and one that continues."""
 
     async def call(actor: Engine, method: str, timeout: float, setting: str) -> Any:
         watchdog = live.WATCHDOG.get()

@@ -29,7 +29,7 @@ atomic_dir(folder, make)
 
 
 def maker(folder: Path, mark: str) -> subprocess.Popen[str]:
-    """A process that is inside `make` and goes on when it is sent a line."""
+    """A process that is inside `make` and continues when it is sent a line."""
     process = subprocess.Popen(
         [sys.executable, "-c", MAKER, str(folder), mark],
         stdin=subprocess.PIPE,

@@ -33,7 +33,7 @@ async def pids(slot: LeasedSlot) -> tuple[int, int]:
 
 
 def idle(handles) -> bool:
-    """Whether every slot has come back."""
+    """Whether every slot has been returned."""
     return [len(free) for free in handles.slots._free] == [ENV.slots] * ENV.shards
 
 

@@ -236,7 +236,7 @@ async def test_a_process_that_leaks_is_recycled_between_episodes():
         await shard.reset(lease(), task())
         assert await pid_of(shard, lease()) == first
         await shard.step(lease(), "leak 150")
-        await shard.step(lease(), "add")  # its episode goes on
+        await shard.step(lease(), "add")  # its episode continues
         await shard.reset(lease(), task())
         assert await pid_of(shard, lease()) != first and await gone(first)
         stats = await shard.stats()

@@ -25,7 +25,7 @@ from hindsight.rollout.render import Renderer
 from hindsight.rollout.vocabulary import CHATML, END, PAD, train_tokenizer
 
 STUDY = "You are in the middle of a room. You see a shelf 1.\n\nYour task is to: put a book on the bed."
-SHOWN = (  # action, what came of it
+SHOWN = (  # action, result
     ("go to shelf 1", "You arrive at shelf 1. On it, you see a book 1."),
     ("take book 1 from shelf 1", "You pick up the book 1 from the shelf 1."),
     ("go to bed 1", "You arrive at bed 1. On it, you see nothing."),

@@ -128,7 +128,7 @@ def test_importance_weights_are_capped_above_only():
 @pytest.mark.parametrize("seed", range(5))
 def test_gradient_equals_finite_differences(seed):
     logprobs, entropies, tokens = tokens_of(12, seed)
-    # the teacher's gap is detached, so it is held where the current policy put it
+    # the teacher's gap is detached, so it stays where the current policy put it
     held = replace(tokens, teacher=torch.full_like(tokens.teacher, math.nan))
     logits = logprobs.clone().requires_grad_(True)
 

@@ -1,4 +1,4 @@
-"""The learner on real Ray and real DeepSpeed, held against plain PyTorch on the same samples and weights."""
+"""The learner on real Ray and real DeepSpeed, compared with plain PyTorch on the same samples and weights."""
 
 from __future__ import annotations
 

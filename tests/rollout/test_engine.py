@@ -1,4 +1,4 @@
-"""Engines on real Ray and real vLLM, held against Hugging Face's forward of the same weights in float32."""
+"""Engines on real Ray and real vLLM, compared with Hugging Face's forward of the same weights in float32."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def children(pid: int) -> list[int]:
 
 
 def test_a_model_answers_behind_a_key_and_ends_with_its_actor(ray_local: None, nano: Path) -> None:
-    """A lost server comes back at the same address with the same key, in new processes."""
+    """A lost server restarts at the same address with the same key, in new processes."""
     group = placement_group([{"CPU": 0.5}])
     place = {"num_cpus": 0.5, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0)}
     place |= variables(endpoint_env(CONFIG), gpus=0)

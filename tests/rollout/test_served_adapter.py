@@ -1,4 +1,4 @@
-"""An adapter that an engine serves, on real Ray and vLLM, held against the learner's own forward."""
+"""An adapter that an engine serves, on real Ray and vLLM, compared with the learner's own forward."""
 
 from __future__ import annotations
 

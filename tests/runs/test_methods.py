@@ -120,7 +120,7 @@ def test_two_steps(
     steps = train(warmed, config, monkeypatch)
     assert total(steps, "failures/total") == 0 < total(steps, "learner/samples")
     distills = config.signal.loss_weight > 0
-    if name != "grsd":  # its guide needs a success beside a failure
+    if name != "grsd":  # its guide needs a success and a failure
         assert (total(steps, "teacher/spans") > 0) == config.signal.asks_teacher
         assert (total(steps, "teacher/seconds_busy") > 0) == config.signal.asks_teacher
     assert (total(steps, "learner/signal_tokens") > 0) == distills
