@@ -43,7 +43,7 @@ RUNS = itertools.count()
 
 @cache
 def family(name: str, tasks: int) -> EnvFamily:
-    """An environment with so many tasks."""
+    """An environment with `tasks` training tasks."""
     return make_family(Env(name=name, train_tasks=tasks, eval_tasks=6, max_turns=200))
 
 

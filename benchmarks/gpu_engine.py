@@ -16,7 +16,7 @@ Generate = Callable[[np.ndarray, Any], Awaitable[Any]]
 
 
 async def burst(run: Run, label: str, generate: Generate, count: int) -> None:
-    """So many requests at once: seconds and tokens per second."""
+    """Send `count` requests at once; measure seconds and tokens per second."""
     from hindsight.rollout.types import Sampling
 
     draw = np.random.default_rng(1)

@@ -76,7 +76,7 @@ class Isolated:
 
 
 async def play(player: Player, observation: Observation, task: TaskSpec, plan: Plan, steps: int) -> None:
-    """So many steps; an episode that ends, or has no more plan, begins again."""
+    """Take `steps` steps; an episode that ends, or whose plan does, begins again."""
     rng = random.Random(task.id)
     queue = deque(plan)
     for _ in range(steps):

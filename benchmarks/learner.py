@@ -279,7 +279,7 @@ def main(
     """Print median [least, most] of each part over the rounds, and the ratios.
 
     Args:
-        layers: keep so many of the model's; 0: all.
+        layers: how many of the model's to keep; 0: all.
         dtype: by default bfloat16 on a GPU, and float32 on a CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -23,7 +23,7 @@ from hindsight.rollout.types import Span
 from hindsight.teacher.contexts import ScoreRequest
 from hindsight.teacher.scorer import SpanScorer
 
-# Lengths in tokens, as ALFWorld's in SmolLM2's vocabulary: rules and room, hindsight and closing line with
+# Lengths in tokens, as ALFWorld's in SmolLM2's vocabulary: rules and room, hint and closing line with
 # the tokens that open the assistant's turn, an action with its tags, the action alone.
 OPENING, HINDSIGHT, RESPONSE, ACTION = 180, 55, 16, 9
 Sequences = list[list[np.ndarray]]

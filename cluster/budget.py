@@ -187,7 +187,7 @@ class _Model:
     # Seconds
 
     def play(self, episodes: int) -> _Played:
-        """Playing so many episodes."""
+        """Cost of running `episodes` episodes."""
         gpu, one, config = self.gpu, self.episode, self.config
         served = one.user if self.made.of("user") else 0.0
         waits = (self.response / config.rollout.tensor_parallel + served) * gpu.token
@@ -248,7 +248,7 @@ class _Model:
         return found
 
     def steps(self, count: int, taught: bool) -> Steps:
-        """So many steps. Synchronously, or on shared GPUs, the phases follow each other.
+        """Cost of `count` steps. Synchronously, or on shared GPUs, the phases follow each other.
 
         With staleness S, S + 1 batches of episodes are in flight, and the slowest part of the pipeline
         counts; a long episode holds it up only if it takes longer than S + 1 steps.

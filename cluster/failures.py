@@ -22,7 +22,7 @@ from hindsight.rollout.types import Failure, FailureKind, Group
 
 KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 RECENT_STEPS = 20  # what `failure_budget` is a share of: long enough to tell an outage from a bad minute
-LOST_ROUNDS = 3  # a step may lose so many times its groups: an outage that lasts longer needs the user
+LOST_ROUNDS = 3  # a step may lose this multiple of its groups: a longer outage needs the user
 SET_ASIDE_AFTER = 2  # groups in a row; one may be bad luck, and each costs all its retries
 
 

@@ -81,7 +81,7 @@ async def measure_first_prompts(
     at_once: int,
     seconds: float = SECONDS,
 ) -> Measured:
-    """Ask for the length of each task's first prompt, so many at once, for so many seconds at most."""
+    """Ask for the length of each task's first prompt, `at_once` at a time, for at most `seconds`."""
     tokens, failed, waiting = dict[str, int](), list[str](), iter(tasks)
 
     async def work() -> None:

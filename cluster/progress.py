@@ -70,7 +70,7 @@ class Forecast:
 
 
 def evaluations_left(step: int, steps: int, every: int) -> int:
-    """Evaluations that follow when step `step` has just ended: every so many steps, and the last."""
+    """Evaluations that follow when step `step` has just ended: one every `every` steps, and the last."""
     during = sum(one % every == 0 for one in range(max(1, step), steps)) if every else 0
     return during + 1
 

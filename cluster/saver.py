@@ -103,7 +103,7 @@ class Saver:
             self.view.say(str(failed))
 
     async def _stage(self, size: int) -> StagingFolder | None:
-        """A folder in memory for a checkpoint of so many bytes; None: training waits for the disk."""
+        """A folder in memory for a checkpoint of `size` bytes; None: training waits for the disk."""
         way = choose(size, len(living_nodes()), *free_memory())
         if way.beside != self.beside:
             self.beside = way.beside

@@ -1,4 +1,4 @@
-"""Control arms: what is left of a gain when hindsight says nothing about the turn. Pure.
+"""Control arms: what is left of a gain when the hint says nothing about the turn. Pure.
 
 other_task     the hints of another task's group: the same form and length (arXiv 2608.09228)
 no_hindsight   the teacher sees the student's own prompt, so only its older weights differ (2609.20612)

@@ -93,7 +93,7 @@ class CriticRank(Rank):
 
 
 class CriticGroup(RankGroup):
-    """The critic's ranks, as many and sharded as the learner's."""
+    """The critic's ranks: as many as the learner's, sharded in the same way."""
 
     RANK = CriticRank
     OBJECTIVES = ("value",)

@@ -174,7 +174,7 @@ def _fill(target: torch.Tensor, part: Part, pieces: list[tuple[int, Any]]) -> No
 
 
 def _adam(held: dict[str, torch.Tensor], holder: torch.Tensor, step: float) -> dict[str, torch.Tensor]:
-    """Adam's state of one of its parameters, which may have none yet, after so many steps."""
+    """Adam's state of one of its parameters after `step` steps; it may have none yet."""
     if not held:
         held["step"] = torch.zeros((), dtype=torch.float32, device=holder.device)  # as fused Adam makes it
         held.update((moment, torch.zeros_like(holder)) for moment in MOMENTS)

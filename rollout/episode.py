@@ -101,7 +101,7 @@ async def run_episode(
 
 
 def leaves_room(tokens: int, context: int, max_tokens: int) -> bool:
-    """Whether a prompt of so many tokens leaves room for a response of up to `max_tokens`."""
+    """Whether a prompt of `tokens` tokens leaves room for a response of up to `max_tokens`."""
     return context - tokens >= min(max_tokens, SMALLEST_RESPONSE)
 
 

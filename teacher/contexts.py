@@ -32,7 +32,7 @@ class ContextError(ValueError):
 class ContextLimits:
     """Length limits of a teacher context. They are independent of the student's limit."""
 
-    section: int  # tokens of one hindsight section (feedback.max_tokens)
+    section: int  # tokens of a hint's section (feedback.max_tokens)
     context: int  # tokens of a full request (TeacherScorer.ready()["context"])
 
 
@@ -47,10 +47,10 @@ class ScoreRequest:
     turn: int  # index in the trajectory
     sequence: int  # index in the trajectory's sequences
     cut: int  # tokens taken from the front of that sequence
-    tail: np.ndarray  # (T,) int32: hindsight, end of the user message, the response up to the span's end
+    tail: np.ndarray  # (T,) int32: the hint, end of the user message, the response up to the span's end
     span: Span  # positions in `tail` to score
     candidates: np.ndarray | None = None  # (len(span), k) int32, other tokens to score at those positions
-    hint: int = 0  # tokens of `tail` that are hindsight
+    hint: int = 0  # tokens of `tail` that are the hint
 
 
 def scored_span(turn: Turn, tokens: str) -> Span | None:

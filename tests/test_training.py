@@ -116,7 +116,7 @@ def test_engines_hold_the_learners_weights(straight: Path) -> None:
 
 def test_the_teacher_scored_actions(straight: Path) -> None:
     assert all(row["teacher/spans"] > 0 and row["learner/strength"] > 0 for row in rows(straight, "train"))
-    # The teacher still is the student of the warm start at step 1, so only the hindsight sets them apart.
+    # The teacher still is the student of the warm start at step 1, so only the hint sets them apart.
     assert rows(straight, "train")[0]["learner/teacher_gap"] != 0
 
 

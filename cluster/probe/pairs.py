@@ -26,7 +26,7 @@ class Pair:
 
 
 def recorded_pairs(group: Group, most: int = PAIRS) -> list[Pair]:
-    """Pairs among the turns of a recorded group, at most so many.
+    """Pairs among the turns of a recorded group, at most `most`.
 
     At each anchor, the action whose trajectories succeeded most often, then with the highest mean reward, is
     better than the one for which both are lowest, unless they are equal. Anchors where the two differ most

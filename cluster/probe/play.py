@@ -184,7 +184,7 @@ def choices(seen: Observation, others: Sequence[str], excluded: Collection[str])
 async def run_script(
     task: TaskSpec, seat: Seat, config: Config, renderer: Renderer, turns: int, choose: Choose
 ) -> Trajectory:
-    """An episode of at most so many turns whose actions are chosen, not sampled.
+    """An episode of at most `turns` turns whose actions are chosen, not sampled.
 
     Raises:
         Unplayable: its first prompt does not fit. EnvError: infrastructure failed.

@@ -78,7 +78,7 @@ class Zygote:
         """A new server and its pid; it answers once AppWorld is imported.
 
         Raises:
-            Lost: the zygote is dead, or was silent for so many seconds and has been killed.
+            Lost: the zygote is dead, or was silent for `seconds` and has been killed.
         """
         ours, theirs = socket.socketpair()
         lines = Lines(ours)

@@ -45,7 +45,7 @@ class Watching(Protocol):
     """A watchdog that has to know how long a wait may take."""
 
     def waiting(self, seconds: float) -> AbstractContextManager[None]:
-        """Expect no heartbeat for so many seconds."""
+        """Expect no heartbeat for `seconds`."""
 
 
 ADVICE = "Its log is in Ray's dashboard; resume=auto resumes from the last checkpoint, if there is one."

@@ -105,7 +105,7 @@ def world(pages: int, seed: int) -> list[Entity]:
 
 
 def chains(entities: list[Entity], hops: int, seed: int) -> Iterator[Chain]:
-    """Different questions of so many hops; the order depends on the seed alone. Ends when MISSES in a row are
+    """Different questions of `hops` hops; the order depends on the seed alone. Ends when MISSES in a row are
     repetitions: a small world has few questions.
     """
     rng, by_title = random.Random(f"chains {hops} {seed}"), {entity.title: entity for entity in entities}

@@ -5,7 +5,7 @@
           └────────make───────► WebShopEnv: one customer, page by page
 
 Upstream cannot be installed (its search needs Java, its pages a web server of another decade), so the shop is
-our own. Its data files, goals, page texts, ranking and reward equal upstream's, which tests verify. Upstream's
+our own. Data files, goals, page texts, ranking and reward equal upstream's, which tests verify. Upstream's
 hidden search commands (<r>, <a>, <c>, <q>) are ordinary words here.
 """
 

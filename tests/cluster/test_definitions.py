@@ -17,7 +17,7 @@ WRITERS = ("cluster", "feedback", "learner", "teacher")
 def words() -> set[str]:
     """Every text of the code that writes metrics, parts of f-strings and names of fields included."""
     found: set[str] = set()
-    for file in (one for room in WRITERS for one in (PROJECT / room).rglob("*.py")):
+    for file in (one for folder in WRITERS for one in (PROJECT / folder).rglob("*.py")):
         if file.parent.name == "report":
             continue
         for node in ast.walk(ast.parse(file.read_text())):

@@ -1,4 +1,4 @@
-"""Which turns have hindsight, and what it says: sources, siblings, anchors."""
+"""Which turns have hints, and what these say: sources, siblings, anchors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The teacher's contexts: the student's ids, the hindsight before the assistant's turn, the limits."""
+"""The teacher's contexts: the student's ids, the hint before the assistant's turn, the limits."""
 
 from __future__ import annotations
 
