@@ -55,7 +55,7 @@ class Budget:
 
     @property
     def hours(self) -> float:
-        """Of the whole run."""
+        """Hours of the whole run."""
         return (self.training + self.evaluation + self.warm_start) / 3600
 
     @property
@@ -165,7 +165,7 @@ class _Model:
 
     @cached_property
     def hinted(self) -> tuple[float, float]:
-        """Of an episode: the share of episodes that have hints, and the turns with a hint in one of them."""
+        """The share of episodes that have hints, and the turns with a hint in one of them."""
         if "target" in self.config.feedback.sources:  # HINT-SD: some turns of what failed
             targets = float(getattr(self.config.feedback, "targets", 1))
             return 1.0 - self.episode.success, min(targets, self.turns)

@@ -94,7 +94,7 @@ def _links(text: str) -> Iterator[Link]:
 
 
 def join(folder: str, count: int, backend: str, megabytes: float, rank: int) -> None:
-    """In one process: take part in the sums of its pairs, and print a line for each in which it is first."""
+    """Take part in the sums of this process's pairs; print a line for each pair in which it is first."""
     import torch
     from torch import distributed
 

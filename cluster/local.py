@@ -75,7 +75,7 @@ class LocalActors:
     turns: Turns = field(default_factory=Turns)
 
     def scorers(self) -> dict[str, LocalScorer]:
-        """By role."""
+        """The scorers that there are, by role."""
         both = {"teacher": self.teacher, "reference": self.reference}
         return {role: scorer for role, scorer in both.items() if scorer is not None}
 

@@ -54,7 +54,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Of everything."""
+        """Seconds left in all."""
         return self.steps * self.step + self.evaluations * self.evaluation
 
     def __str__(self) -> str:

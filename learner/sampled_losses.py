@@ -29,7 +29,7 @@ class Gate(LossOnly):
 
     @dataclass(frozen=True)
     class Settings(LossOnly.Settings):
-        """Of the gated loss."""
+        """Settings of the gated loss."""
 
         beta: float = setting(5.0, "β: steepness of the gate", low=0.0)
 
@@ -53,7 +53,7 @@ class SampledKL(LossOnly):
 
     @dataclass(frozen=True)
     class Settings(LossOnly.Settings):
-        """Of the loss."""
+        """Settings of the loss."""
 
         weight: float = setting(0.001, "λ: weight of the signal's loss", low=0.0)
 

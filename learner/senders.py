@@ -60,15 +60,15 @@ class SilentClient:
         """The engines join by `Engine.init_transfer`, each at its own ranks; vLLM has one offset for all."""
 
     def start_weight_update(self) -> None:
-        """By `Engine.start_update`."""
+        """Do nothing: the driver calls `Engine.start_update`."""
 
     def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
-        """By `Engine.receive_update`; keep what it needs."""
+        """Keep what `Engine.receive_update` needs, which the driver calls."""
         assert isinstance(update_info, dict)
         self.update = update_info
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """By `Engine.finish_update`, which names the version; vLLM's trainers name none."""
+        """Do nothing: the driver calls `Engine.finish_update` with the version, which vLLM does not know."""
 
 
 class Sender:

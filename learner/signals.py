@@ -135,7 +135,7 @@ class Reweight(Shaping):
 
     @dataclass(frozen=True)
     class Settings(Shaping.Settings):
-        """Of `A' = A·[(1−λ) + λ·clip(exp(sign(A)·Δ), 1−ε, 1+ε)]`."""
+        """Settings of `A' = A·[(1−λ) + λ·clip(exp(sign(A)·Δ), 1−ε, 1+ε)]`."""
 
         strength: float = setting(0.5, "λ at step 0; 0 turns the signal off", low=0.0, high=1.0)
         decay_steps: int = setting(50, "steps over which λ falls linearly to 0; 0 keeps it constant", low=0)

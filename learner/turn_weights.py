@@ -73,7 +73,7 @@ class Belief(TurnSignal):
 
     @dataclass(frozen=True)
     class Settings(TurnSignal.Settings):
-        """Of the belief."""
+        """Settings of the belief."""
 
         bound: float = setting(0.2, "b: weights stay within [1−b, 1+b]", low=0.0, high=1.0)
         discount: float = setting(1.0, "γ: how much of the gaps of earlier turns is kept", low=0.0, high=1.0)
@@ -109,7 +109,7 @@ class TurnGap(TurnSignal):
 
     @dataclass(frozen=True)
     class Settings(TurnSignal.Settings):
-        """Of the turn weights."""
+        """Settings of the turn weights."""
 
         clip: float = setting(0.2, "c: bound of a turn's relative signal", low=0.0)
 

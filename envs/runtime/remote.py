@@ -72,7 +72,7 @@ async def call(
 
 
 async def insist(actor: Any, method: str, *args: Any, start_timeout: float, **limit: Any) -> Any:
-    """As `call`, and again if the actor's process is replaced meanwhile; for calls that may be repeated.
+    """Do as `call`, again if the actor's process is replaced meanwhile; for calls that may be repeated.
 
     Args:
         start_timeout: seconds in which the new process must be `ready` (`cluster.start_timeout`).
