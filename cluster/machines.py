@@ -135,6 +135,8 @@ def connect(address: str | None, dashboard_port: int) -> str | None:
         host, _, port = address.rpartition("://")[2].rpartition(":")
         if port.isdigit() and not listens(host, int(port)):  # Ray itself would retry for minutes
             raise RunError(f"no Ray cluster answers at {address!r}. {advice}")
+        # A submitted job may have a runtime environment of its own, with a PYTHONPATH; ours contains it.
+        os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         try:
             context = ray.init(address=address, **common)
         except Exception as error:  # Ray raises that class itself, too

