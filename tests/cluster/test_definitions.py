@@ -9,6 +9,7 @@ from pathlib import Path
 from hindsight.cluster.failures import KINDS
 from hindsight.cluster.report import definitions, grafana
 from hindsight.cluster.report.definitions import DEFINITIONS, FAILURES, find_definition, full_name, undefined
+from hindsight.cluster.report.run_folder import PHASES
 
 PROJECT = Path(__file__).resolve().parents[2]
 WRITERS = ("cluster", "feedback", "learner", "teacher")
@@ -36,8 +37,8 @@ def unused(names: Iterable[str], written: set[str]) -> list[str]:
         known, last = name.partition("{")[0], name.partition("/")[2].partition("{")[0]
         return bool({known, last} & written) or last.startswith(beginnings)
 
-    kinds = {f"failures/{kind}" for kind in KINDS}
-    return [name for name in names if name not in kinds and not is_written(name)]
+    listed = {f"failures/{kind}" for kind in KINDS} | {f"time/{phase}" for phase in PHASES}
+    return [name for name in names if name not in listed and not is_written(name)]
 
 
 def test_every_definition_is_of_something_that_is_written() -> None:
