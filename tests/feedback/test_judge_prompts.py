@@ -16,7 +16,7 @@ import re
 
 from feedback_toys import feedback, kitchen, show
 
-from hindsight.configs.load import load
+from hindsight.configs.load import load_config
 from hindsight.feedback.source import JudgedSource, make_sources
 from hindsight.feedback.transcript import Style
 
@@ -40,7 +40,7 @@ def in_order(text: str, *parts: str) -> bool:
 def test_serl() -> None:
     asked = question("judge")
     assert in_order(asked, "take the mug", "go to desk 1", "2 to 4", "succeeded", "failed")
-    assert load("alfworld", ["method=serl_judge"]).judge.temperature == 0.0
+    assert load_config("alfworld", ["method=serl_judge"]).judge.temperature == 0.0
 
 
 def test_hero() -> None:
@@ -63,5 +63,5 @@ def test_hint_sd() -> None:
     assert "the one to 3 turns" in three
     short = question("target", 150)
     assert INFO in short and "go to desk 1" not in short
-    judge = load("bfcl", ["method=hint_sd"]).judge
+    judge = load_config("bfcl", ["method=hint_sd"]).judge
     assert (judge.temperature, judge.top_p, judge.max_tokens, judge.characters) == (0.6, 0.95, 512, 12_000)
