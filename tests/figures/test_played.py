@@ -44,15 +44,15 @@ def played(config: Config, group: Group, seed: int) -> tuple[SampleGroup, list[s
     outcomes = [next(kept) if isinstance(one, Trajectory) else one for one in outcomes]
     ends = list(range(len(outcomes)))
     order.shuffle(ends)
-    needs_reference = config.feedback.needs_solution
-    open_group = OpenGroup(group.ordinal, group.task, len(outcomes), needs_reference)
+    needs_solution = config.feedback.needs_solution
+    open_group = OpenGroup(group.ordinal, group.task, len(outcomes), needs_solution)
     run, asked = Recorder(config, GROUPS), []
 
     async def go() -> SampleGroup:
         method = Method(run)  # type: ignore[arg-type]
         async with method.annotation(open_group, 0) as annotation:
             for place, index in enumerate(ends):
-                if needs_reference and place == len(ends) // 2:
+                if needs_solution and place == len(ends) // 2:
                     open_group.solve(Tried(group.reference))
                     annotation.go_on()
                 open_group.end(index, Tried(outcomes[index]))
