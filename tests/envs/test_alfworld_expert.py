@@ -27,7 +27,7 @@ def test_every_template_of_upstream_is_understood(kind, data):
         target="mug",
         parent="" if kind == LIGHT else "shelf",
         lamp="desklamp" if kind == LIGHT else "",
-        verb=TREATMENTS[kind][0] if kind in TREATMENTS else "",
+        verb=TREATMENTS[kind][0] if kind in TREATMENTS else None,
         two=kind == TWO,
     )
 
