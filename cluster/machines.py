@@ -23,6 +23,10 @@ from hindsight.configs.registry import PLUGIN_FOLDERS
 from hindsight.envs.runtime.remote import await_remote
 
 LOOPBACK = "127.0.0.1"
+JOIN_ADVICE = (
+    "Start one with `ray start --head` (with RAY_AUTH_MODE=token in both shells), "
+    "or leave out --address to start a local Ray."
+)
 START_ADVICE = (
     "It gives its processes 30 s, which a busy machine may not suffice for: try again. In a container, "
     "`hindsight doctor` says whether /dev/shm is large enough. Its logs are in /tmp/ray/session_latest/logs."
@@ -128,20 +132,16 @@ def connect(address: str | None, dashboard_port: int) -> str | None:
         "logging_level": logging.WARNING,
     }
     if address:
-        advice = (
-            "Start one with `ray start --head` (with RAY_AUTH_MODE=token in both shells), "
-            "or leave out --address to start a local Ray."
-        )
         host, _, port = address.rpartition("://")[2].rpartition(":")
         if port.isdigit() and not listens(host, int(port)):  # Ray itself would retry for minutes
-            raise RunError(f"no Ray cluster answers at {address!r}. {advice}")
+            raise RunError(f"no Ray cluster answers at {address!r}. {JOIN_ADVICE}")
         # A submitted job may have a runtime environment of its own, with a PYTHONPATH; ours contains it.
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         try:
             context = ray.init(address=address, **common)
         except Exception as error:  # Ray raises that class itself, too
             raise RunError(
-                f"cannot join the Ray cluster at {address!r}: {reason(error)}. {advice}"
+                f"cannot join the Ray cluster at {address!r}: {reason(error)}. {JOIN_ADVICE}"
             ) from error
     else:
         if dashboard_port and listens(LOOPBACK, dashboard_port):

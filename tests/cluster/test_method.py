@@ -246,20 +246,17 @@ def test_a_teacher_that_does_not_come_back_in_time_is_counted():
 def test_a_dead_teacher_ends_the_run():
     """No later step could be saved without it."""
 
-    def lost(*args):
-        raise RayActorError()
-
     with pytest.raises(ActorLost, match="scoring group 3"):
-        Produced(*SERL, score=lost)
+        Produced(*SERL, score=MagicMock(side_effect=RayActorError()))
+
+
+def lose(*args):
+    raise ObjectLostError("f" * 56, None, "")
 
 
 def test_a_lost_answer_costs_its_hints_alone():
     """The node that held it is gone, which says nothing about the teacher."""
-
-    def lost(*args):
-        raise ObjectLostError("f" * 56, None, "")
-
-    one = Produced(*SERL, score=lost)
+    one = Produced(*SERL, score=lose)
     assert one.scored == set() and one.failures == ["engine", "teacher"]
 
 
@@ -267,9 +264,7 @@ def test_a_lost_rollout_costs_itself_alone():
     """Its node is gone; the other episodes of the group are trained on."""
 
     def play(index):
-        if index == 1:
-            raise ObjectLostError("f" * 56, None, "")
-        return trajectory(success=index == 0)
+        return lose() if index == 1 else trajectory(success=index == 0)
 
     one = Produced(play=play)
     assert one.failures == ["lost"] and len(one.losses["policy"]) == 2 and not one.is_requeued
