@@ -178,7 +178,7 @@ def test_an_endpoint_as_the_judge_takes_no_gpu() -> None:
 
 
 def test_a_guide_is_asked_for_after_the_reflections_by_hand() -> None:
-    """One engine reads 1,000 tokens of each of 128 trajectories, then 1,000 of the 1,200 of eight reflections."""
+    """One engine reads 1,000 tokens of a trajectory, 128 times; then 1,000 of eight reflections, 16 times."""
     made = planned("alfworld_7b_gpu", "method=grsd", "judge.characters=4000")
     assert len(made.of("engine")) == 1
     taught = costs(made, critique=150).steps[0]
