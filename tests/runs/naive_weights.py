@@ -69,9 +69,9 @@ def naive_agentopsd(group: Group, advantages: Turns, gaps: Gaps) -> Gaps:
     return found
 
 
-def naive_opid(group: Group, advantages: Turns, gaps: Gaps) -> Gaps:
+def naive_opid(group: Group, advantages: Turns, gaps: Gaps) -> Gaps:  # with λ = 1
     return [
-        [[1 + 0.001 * gap / (advantages[e][n] or math.nan) for gap in turn] for n, turn in enumerate(own)]
+        [[1 + gap / (advantages[e][n] or math.nan) for gap in turn] for n, turn in enumerate(own)]
         for e, own in enumerate(gaps)
     ]
 

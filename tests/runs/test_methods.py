@@ -155,14 +155,20 @@ def check_record(config: Config, steps: list[dict[str, Any]]) -> None:
             assert {note["kind"] for note in notes} <= {"diagnosis", "target"} and notes
 
 
-@pytest.mark.parametrize("name", ["grsd", "agentopsd", "opid"])
+OWN = {
+    "grsd": [],
+    "agentopsd": ["feedback.sources=[immediate]"],  # there are no skills for a coin
+    "opid": ["signal.strength=1"],  # of 0.001 rounding would leave little
+}
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_recorded_columns_are_those_of_a_naive_version(
     name: str, warmed: Shared, analyst: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of a coin's episodes succeed, so GRSD's guide is written and shown, too."""
     coin = [f"env.name={Path(__file__).with_name('coin_env.py')}", "env.max_turns=3", "env.kinds=[]"]
-    seen = ["feedback.sources=[immediate]"] if name == "agentopsd" else []  # there are no skills for a coin
-    config = settings(name, tmp_path / "run", *coin, *seen, "rollout.group_size=8", *analyst)
+    config = settings(name, tmp_path / "run", *coin, *OWN[name], "rollout.group_size=8", *analyst)
     steps = train(warmed, config, monkeypatch)
     assert total(steps, "failures/total") == 0 < total(steps, "teacher/spans")
     assert all(math.isfinite(row["learner/loss"]) for row in steps if row["teacher/spans"])
@@ -178,7 +184,7 @@ def test_recorded_columns_are_those_of_a_naive_version(
             assert turn["advantage"] == pytest.approx([advantage] * len(turn["ids"]), abs=2e-5)
             weights = [one for one in turn["weight"] if one is not None]
             assert len(weights) == len(gaps[e][n])
-            if abs(advantage) > 0.01:  # else rounding decides
+            if abs(advantage) > 0.1:  # else rounding decides
                 assert weights == pytest.approx(factors[e][n], abs=1e-3)
                 compared += sum(weight != 1.0 for weight in weights)
     assert compared > 10
