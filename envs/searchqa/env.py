@@ -175,7 +175,8 @@ class SearchQAFamily(EnvFamily):
             random.Random(f"{self.settings.seed} {split}").shuffle(own)
         drawn = tuple(task for row in itertools.zip_longest(*by_kind) for task in row if task)[:count]
         if not drawn:
-            raise DataMissing(f"{self._folder()} has no questions for {split} of {', '.join(self.kinds)}")
+            where = self._official or "the generated corpus (set env.data for the official questions)"
+            raise DataMissing(f"{where} has no questions for {split} of {', '.join(self.kinds)}")
         return drawn
 
     def _test(self, kind: str) -> tuple[TaskSpec, ...]:

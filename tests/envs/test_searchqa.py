@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import PackageNotFoundError
 from itertools import islice
@@ -169,6 +170,14 @@ def test_official_files(tmp_path):
     env = family.make()
     assert env.reset(manifest.train[0]).text.endswith("norway?") and env.reference(manifest.train[0]) is None
     assert env.step("<search>Norway</search>").info["holds_answer"]
+
+
+def test_official_kinds_need_official_files(family):
+    settings = replace(family.settings, kinds=["nq"])
+    with pytest.raises(
+        DataMissing, match=r"set env\.data for the official questions\) has no questions for train"
+    ):
+        make_family(settings).manifest()
 
 
 def test_search_r1s_answers_have_a_name_of_their_own(tmp_path):
