@@ -203,16 +203,27 @@ class _Model:
 
     def judge(self) -> tuple[float, float]:
         """Seconds of the engines' GPUs for a step's questions, and seconds until the last is answered."""
-        config, gpu, one = self.config, self.gpu, self.episode
+        config, one = self.config, self.episode
         if not config.feedback.judged or config.judge.source != "engine":
             return 0.0, 0.0
-        read = min(config.judge.characters / CHARACTERS, self.chat)
+        most = config.judge.characters / CHARACTERS
         diagnoses = "reflect" in config.feedback.sources
-        written = self.turns * one.diagnosis if diagnoses else min(one.critique, config.judge.max_tokens)
-        asked = self.hinted[0] * config.rollout.episodes
-        busy = asked * (read / gpu.prefill + written / gpu.decode) / self.engine_gpus
+        critique = min(one.critique, config.judge.max_tokens)
+        written = self.turns * one.diagnosis if diagnoses else critique
+        rounds = [self.asked(self.hinted[0] * config.rollout.episodes, min(most, self.chat), written)]
+        if (
+            "guide" in config.feedback.sources
+        ):  # what was written of a group's trajectories is read for one more
+            read = min(most, config.rollout.group_size * critique)
+            rounds.append(self.asked(config.rollout.num_groups, read, critique))
+        return sum(busy for busy, _ in rounds), sum(until for _, until in rounds)
+
+    def asked(self, questions: float, read: float, written: float) -> tuple[float, float]:
+        """The same of questions at one time, with so many tokens read and written for each."""
+        config, gpu = self.config, self.gpu
+        busy = questions * (read / gpu.prefill + written / gpu.decode) / self.engine_gpus
         alone = read / gpu.prefill + written * gpu.token / config.rollout.tensor_parallel
-        return busy, max(busy, math.ceil(asked / config.judge.concurrency) * alone)
+        return busy, max(busy, math.ceil(questions / config.judge.concurrency) * alone)
 
     def update(self, tokens: float, adapter: bool) -> float:
         """Forward and backward passes of one rank.

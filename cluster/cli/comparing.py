@@ -33,11 +33,12 @@ def compare_runs(
         console.print(compare.settings_table(found))
     console.print(compare.curve_table(found, x))
     console.print(compare.final_table(found))
-    console.print(compare.figures_table(found))
-    if (gains := compare.gains_table(found)).row_count:
-        console.print(gains)
-    for line in compare.difference_lines(found):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for on_panel in compare.on_panels(found):
+        console.print(compare.figures_table(on_panel))
+        if (gains := compare.gains_table(on_panel)).row_count:
+            console.print(gains)
+        for line in compare.difference_lines(on_panel):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if csv:
         compare.write_csv(found, csv)
     if png:

@@ -52,18 +52,17 @@ def result_table(result: Result) -> Table:
         title=result.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
     made.add_column("feedback")
-    for name in ("tasks", "likelier", "shift\nprefers", "control", "own −\ncontrol", "margin", "clipped"):
+    for name in ("likelier", "shift\nprefers", "control", "own −\ncontrol", "margin", "clipped"):
         made.add_column(name, justify="right", no_wrap=True)
     for one in result.found:
         figures = one.figures
         made.add_row(
             one.feedback,
-            str(one.tasks),
             f"{_share(figures.get('without'))} → {_share(figures.get('with'))}",
             _interval(figures.get("shift"), ".0f"),
             _share(figures.get("other_shift")),
             _interval(figures.get("content"), "+.0f"),
-            f"{figures['margin'].mean:+.2f}" if "margin" in figures else "–",
+            _interval(figures.get("margin"), "+.2f", factor=1),
             _share(figures.get("clipped")),
         )
     return made
@@ -80,7 +79,7 @@ def lines_below(result: Result) -> Iterator[str]:
         if "lead_with" in one.figures:
             without, shown = (_lead(one.figures[name]) for name in ("lead_without", "lead_with"))
             led = f"the better action leads by {without} nats per token, with its hint by {shown}"
-            yield f"“{one.feedback}”: {led}"
+            yield f"“{one.feedback}”, {one.tasks} tasks: {led}"
     yield from result.sentences
     yield from result.notes
     reasons: dict[str, list[str]] = {}
@@ -154,8 +153,8 @@ def _lead(one: Figure) -> str:
     return f"{one.mean:.2f} ({one.low:.2f} to {one.high:.2f})"
 
 
-def _interval(one: Figure | None, form: str) -> str:
+def _interval(one: Figure | None, form: str, factor: int = 100) -> str:
     if one is None:
         return "–"
-    mean, low, high = (f"{100 * value:{form}}" for value in (one.mean, one.low, one.high))
+    mean, low, high = (f"{factor * value:{form}}" for value in (one.mean, one.low, one.high))
     return f"{mean}\n{low} to {high}"

@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 
 from hindsight.cluster.outcomes import Figure, Plays, all_figures, bootstrap, paired, plays_of
-from hindsight.cluster.report.run_folder import COLD, RunFolder, flat, short_names
+from hindsight.cluster.report.run_folder import COLD, RunFolder, evaluation_key, flat, short_names
 
 OWN = ("out", "resume")  # settings that say nothing about what was trained
 TRAINING = "training"  # the stage of points that are no evaluation
@@ -36,7 +36,7 @@ class Point:
     high: float = math.nan
     episodes: int = 0
     missing: int = 0  # episodes that failures kept from finishing
-    panel: str = ""  # of the first panel: name and digest; "": not known
+    panel: str = ""  # name and digest; "": not known
 
     def at(self, axis: Axis) -> float:
         """Its place on an axis."""
@@ -54,6 +54,16 @@ class Compared:
     outcomes: Mapping[str, Sequence[bool]] = field(default_factory=dict)  # of the last evaluation, by task
     plays: Plays = field(default_factory=dict)  # the same, with more of each
     tokens: Figure | None = None  # sampled in a play, in the last evaluation
+    further: Sequence[Compared] = ()  # the last evaluation on each panel after the first
+
+    @property
+    def panel(self) -> str:
+        """The panel of the last evaluation."""
+        return self.evaluations[-1].panel if self.evaluations else ""
+
+    def on(self, panel: str) -> Compared:
+        """The last evaluation on a panel; on the first one if that panel is not among them."""
+        return next((one for one in self.further if one.panel == panel), self)
 
     @property
     def curve(self) -> list[Point]:
@@ -92,30 +102,47 @@ def read_run(path: Path, name: str) -> Compared:
     """What is compared of the run in a folder."""
     run = RunFolder(path)
     training, evaluations, turns, seconds = [], [], math.nan, 0.0
-    stages = [stage for stage in run.steps() if not stage.training and not stage.panel]
+    last: dict[str, Any] = {}
     for row in run.metrics():
         if row["kind"] == "train":
             turns, seconds = row.get("rollout/turns_total", math.nan), seconds + row.get("time/step", 0.0)
             training.append(Point(TRAINING, row["step"], turns, seconds, row["rollout/success"]))
         elif row["kind"] == "eval":
             evaluations.append(_evaluation(row, seconds))
-    plays: Plays = {}
-    if evaluations and stages and stages[-1].step == evaluations[-1].step:
-        plays = plays_of(run.episodes(stages[-1].key))
+            last = row
+    found = Compared(name, flat(run.config()), training, evaluations)
+    if not last:
+        return found
+    others = list(last.get("panels", {}))[1:]
+    further = [
+        _played(replace(found, evaluations=[_evaluation(last, seconds, panel)]), run, last, panel)
+        for panel in others
+        if f"eval/{panel}/success" in last  # the one before the warm start has the first panel only
+    ]
+    return _played(replace(found, further=further), run, last)
+
+
+def _played(found: Compared, run: RunFolder, row: Mapping[str, Any], panel: str = "") -> Compared:
+    """With the episodes of an evaluation on a panel; no name: on the first one."""
+    plays = plays_of(run.episodes(evaluation_key(row["step"], row.get("stage") or "", panel)))
     outcomes = {task: [play.success for play in own] for task, own in plays.items()}
-    last = next(iter(run.metrics("eval")[::-1]), {})
-    bounds = [f"eval/{bound}tokens_per_play" for bound in ("", "low_", "high_")]
-    known = all(last.get(key) is not None for key in bounds)
-    tokens = Figure(*(last[key] for key in bounds)) if known else None
-    return Compared(name, flat(run.config()), training, evaluations, outcomes, plays, tokens)
+    bounds = [f"{_topic(panel)}/{bound}tokens_per_play" for bound in ("", "low_", "high_")]
+    known = all(row.get(key) is not None for key in bounds)
+    tokens = Figure(*(row[key] for key in bounds)) if known else None
+    return replace(found, outcomes=outcomes, plays=plays, tokens=tokens)
 
 
-def _evaluation(row: Mapping[str, Any], seconds: float) -> Point:
-    figures = {name: row[f"eval/{name}"] for name in ("success", "low", "high")}
-    counts = {name: int(row.get(f"eval/{name}", 0)) for name in ("episodes", "missing")}
-    turns = row.get("rollout/turns_total", math.nan)
-    panel = next((f"{name} ({digest})" for name, digest in row.get("panels", {}).items()), "")
-    return Point(row.get("stage") or "", row["step"], turns, seconds, **figures, **counts, panel=panel)
+def _evaluation(row: Mapping[str, Any], seconds: float, panel: str = "") -> Point:
+    figures = {name: row[f"{_topic(panel)}/{name}"] for name in ("success", "low", "high")}
+    counts = {name: int(row.get(f"{_topic(panel)}/{name}", 0)) for name in ("episodes", "missing")}
+    turns, digests = row.get("rollout/turns_total", math.nan), row.get("panels", {})
+    own = panel or next(iter(digests), "")
+    label = f"{own} ({digests[own]})" if own else ""
+    return Point(row.get("stage") or "", row["step"], turns, seconds, **figures, **counts, panel=label)
+
+
+def _topic(panel: str) -> str:
+    return f"eval/{panel}" if panel else "eval"
 
 
 def differing(runs: Sequence[Compared]) -> dict[str, list[Any]]:
@@ -171,6 +198,19 @@ def gains(first: Compared, second: Compared) -> dict[str, Figure]:
     return paired(first.plays, second.plays)
 
 
+def on_panels(runs: Sequence[Compared]) -> list[list[Compared]]:
+    """The runs on each panel of the first one's last evaluation, without those that were not evaluated on it.
+
+    On its first panel all are there: `differences` says why one cannot be paired.
+    """
+    first = runs[0]
+    found = [[run.on(first.panel) for run in runs]]
+    for own in first.further:
+        rest = [one for run in runs[1:] if (one := run.on(own.panel)).panel == own.panel]
+        found.append([own, *rest])
+    return found
+
+
 def since_warm_start(out: Path) -> list[str]:
     """How the last evaluation of a run differs from the last one before RL, paired by task; in a line.
 
@@ -223,7 +263,9 @@ def final_table(runs: Sequence[Compared]) -> Table:
 def figures_table(runs: Sequence[Compared]) -> Table:
     """What papers print of the last evaluation of each run; intervals are over tasks."""
     columns = [_figures(run) for run in runs]
-    table = _table("Last evaluation, by task (95 % interval)", "", *(run.name for run in runs))
+    [panel, *others] = {run.panel for run in runs}
+    on = f" on {panel}" if panel and not others else ""
+    table = _table(f"Last evaluation{on}, by task (95 % interval)", "", *(run.name for run in runs))
     for name in dict.fromkeys(name for own in columns for name in own):
         table.add_row(name, *(own.get(name, "") for own in columns))
     return table

@@ -62,6 +62,7 @@ def episode_row(
         "success": trajectory.success,
         "reward": trajectory.reward,
         "ended": trajectory.ended,
+        "tokens": sum(turn.end - turn.start for turn in trajectory.turns),
         **{name: value for name, value in known.items() if value is not None},
         "turns": [
             {

@@ -29,9 +29,9 @@ from hindsight.envs.searchqa.corpus import (
     RemoteRetriever,
     Retriever,
     read_corpus,
-    read_lines,
 )
 from hindsight.envs.searchqa.facts import HOPS, chains, world
+from hindsight.envs.searchqa.questions import answers_of, question_file, read_questions
 from hindsight.envs.tasks import Manifest, TaskSpec
 
 RULES = (
@@ -175,7 +175,8 @@ class SearchQAFamily(EnvFamily):
             random.Random(f"{self.settings.seed} {split}").shuffle(own)
         drawn = tuple(task for row in itertools.zip_longest(*by_kind) for task in row if task)[:count]
         if not drawn:
-            raise DataMissing(f"{self._folder()} has no questions for {split} of {', '.join(self.kinds)}")
+            where = self._official or "the generated corpus (set env.data for the official questions)"
+            raise DataMissing(f"{where} has no questions for {split} of {', '.join(self.kinds)}")
         return drawn
 
     def _test(self, kind: str) -> tuple[TaskSpec, ...]:
@@ -185,27 +186,26 @@ class SearchQAFamily(EnvFamily):
         """
         found = tuple(task for task in self._questions("test") if task.kind == kind)
         if not found:
-            raise DataMissing(f"{self._folder() / 'test.jsonl'} has no questions of {kind}")
+            raise DataMissing(f"{question_file(self._folder(), 'test')} has no questions of {kind}")
         return found
 
     def _questions(self, split: str) -> list[TaskSpec]:
-        rows = read_lines(self._folder() / f"{split}.jsonl")
-        return [self._task(split, number, row) for number, row in enumerate(rows)]
+        file = question_file(self._folder(), split)
+        return [self._task(file, number, row) for number, row in enumerate(read_questions(file))]
 
-    def _task(self, split: str, number: int, row: Any) -> TaskSpec:
+    def _task(self, file: Path, number: int, row: Any) -> TaskSpec:
         """
         Raises:
-            DataMissing: a line lacks a question, its answers or the name of its data set.
+            DataMissing: a row lacks a question, its answers or the name of its data set.
         """
+        split = file.stem
         try:
             kind, question = row["data_source"], row["question"].strip().rstrip("?") + "?"
-            answers = [str(answer) for answer in row["answers"]]
-            if not answers:
-                raise KeyError("answers")
+            answers = answers_of(row)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataMissing(
-                f"{self._folder() / f'{split}.jsonl'}, line {number + 1}: it must have data_source, "
-                f"question and answers, a list ({error!r})"
+                f"{file}, line {number + 1}: it must have data_source, question and answers (or "
+                f"golden_answers), a list ({error!r})"
             ) from error
         data = {"question": question, "answers": answers, "pages": list(row.get("pages", []))}
         return TaskSpec(f"{split}/{number}", self.name, kind, split, data)

@@ -177,6 +177,21 @@ def test_an_endpoint_as_the_judge_takes_no_gpu() -> None:
     assert costs(planned("webshop_4b_gpu", *own)).steps[0].phases["judge"] == 0
 
 
+def test_a_guide_is_asked_for_after_the_reflections_by_hand() -> None:
+    """One engine reads 1,000 tokens of a trajectory, 128 times; then 1,000 of eight reflections, 16 times."""
+    made = planned("alfworld_7b_gpu", "method=grsd", "judge.characters=4000")
+    assert len(made.of("engine")) == 1
+    taught = costs(made, critique=150).steps[0]
+    busy = (128 + 16) * (1000 / 10_000 + 150 / 1000)
+    assert taught.phases["judge"] == pytest.approx(busy)
+    played = 1280 * (500 / 10_000 + 100 / 1000)
+    assert taught.engines == pytest.approx((played + busy) / taught.seconds)
+    one_by_one = costs(planned("alfworld_7b_gpu", "method=grsd", "judge.concurrency=1"), critique=150)
+    reads = (300 + 9 * 100 + 10 * 100, 8 * 150)  # a whole trajectory, and eight reflections
+    waits = [count * (read / 10_000 + 150 * 0.01) for count, read in zip((128, 16), reads, strict=True)]
+    assert one_by_one.steps[0].phases["judge"] == pytest.approx(sum(waits))
+
+
 def test_a_warm_start_and_its_evaluation() -> None:
     made = planned("alfworld_7b_gpu", "sft.demos=100", "sft.epochs=2", "sft.hints=0.5", "steps=0")
     found = costs(made)

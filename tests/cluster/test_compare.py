@@ -25,7 +25,9 @@ from hindsight.cluster.report.compare import (
     difference,
     differing,
     figures_table,
+    gains,
     gains_table,
+    on_panels,
     printed,
     read_runs,
     short_names,
@@ -153,10 +155,10 @@ def test_figures_are_printed_as_in_papers_and_paired_where_they_can_be() -> None
     assert [text.partition(" ")[0] for text in told["pass^2"]] == ["0.0", "50.0", "100.0"]
     assert [text.partition(" ")[0] for text in told["Best@2"]] == ["50.0", "100.0", "100.0"]
     assert told["turns"] == ["4.0 (4.0 to 4.0)"] * 3 and told["training turns"] == ["90"] * 3
-    gains = gains_table([first, second, other])
-    assert [column.header for column in gains.columns] == ["", "second"]  # the third played other tasks
-    assert cells(gains)["score"] == ["+37.5 (+25.0 to +50.0)"]
-    assert cells(gains)["success"] == ["+50.0 (+50.0 to +50.0)"]
+    table = gains_table([first, second, other])
+    assert [column.header for column in table.columns] == ["", "second"]  # the third played other tasks
+    assert cells(table)["score"] == ["+37.5 (+25.0 to +50.0)"]
+    assert cells(table)["success"] == ["+50.0 (+50.0 to +50.0)"]
 
 
 def test_settings_that_differ() -> None:
@@ -213,6 +215,62 @@ def test_runs_are_read_from_their_folders(tmp_path: Path) -> None:
         (2, 20, 8, 0.25),
     ]
     assert math.isnan(found.training[0].low) and found.curve[1].high == 0.6
+
+
+def on_two_panels(folder: Path, name: str, order: Sequence[str], far: Sequence[bool], digest: str) -> Path:
+    """A run that was evaluated on `near`, where it solved a of a and b, and on `far`, where c took ten tokens
+    and d twenty.
+    """
+    out = write(folder, name, "lr: 0.1", {})
+    episodes = {
+        "near": [episode("a", True), episode("b", False)],
+        "far": [
+            episode(task, won) | {"tokens": 10 * n}
+            for n, (task, won) in enumerate(zip("cd", far, strict=False), 1)
+        ],
+    }
+    last = evaluation(2, "after RL", 0.5, 20.0) | {"panels": {}}
+    for place, panel in enumerate(order):
+        last["panels"][panel] = digest if panel == "far" else "0"
+        if place:
+            last |= {
+                key.replace("eval/", f"eval/{panel}/"): last[key] for key in [*last] if key[:5] == "eval/"
+            }
+        end = f"--{panel}" if place else ""
+        rows = "".join(json.dumps(row) + "\n" for row in episodes[panel])
+        (out / f"trajectories/eval-000002-after-RL{end}.jsonl").write_text(rows)
+    kept = (out / "metrics.jsonl").read_text().splitlines()[:-1]
+    (out / "metrics.jsonl").write_text("\n".join([*kept, json.dumps(last)]) + "\n")
+    return out
+
+
+def test_every_panel_that_both_runs_have_is_paired(tmp_path: Path) -> None:
+    """In whichever order. Without the panel, or with other tasks under its name, a run is left out."""
+    folders = [
+        on_two_panels(tmp_path, "first", ["near", "far"], [False, False], "1"),
+        on_two_panels(tmp_path, "second", ["far", "near"], [True, False], "1"),
+        on_two_panels(tmp_path, "other", ["near", "far"], [True, True], "2"),
+        on_two_panels(tmp_path, "near", ["near"], [], "1"),
+    ]
+    near, far = on_panels(read_runs(folders))
+    assert [one.name for one in near] == ["first", "second", "other", "near"]
+    assert [difference(near[0], one).mean for one in near[1:]] == [0.0] * 3
+    assert [one.name for one in far] == ["first", "second"]
+    assert difference(*far).mean == 0.5 and far[1].evaluations[-1].panel == "far (1)"
+    told = CliRunner().invoke(app, ["compare", *map(str, folders)], env={"COLUMNS": "300"})
+    assert "Last evaluation on near (0), by task" in told.output
+    assert "Last evaluation on far (1), by task" in told.output
+    assert "second − first: +50.0 points" in told.output.partition("on far (1)")[2]
+
+
+def test_tokens_are_paired_where_they_are_recorded(tmp_path: Path) -> None:
+    """On `far` both runs sampled 10 and 20 tokens; on `near` no row says how many."""
+    runs = [on_two_panels(tmp_path, name, ["near", "far"], [True, True], "1") for name in ("one", "two")]
+    near, far = on_panels(read_runs(runs))
+    assert gains(*far)["tokens_per_play"].mean == 0.0 and far[0].plays["d"][0].tokens == 20
+    assert "tokens_per_play" not in gains(*near)
+    [play] = plays_of([episode("a", True, trial) | {"tokens": 5} for trial in (1, 2)])["a"]
+    assert math.isnan(play.tokens)  # there was a lesson in between
 
 
 def test_a_run_is_compared_with_itself_before_rl(tmp_path: Path) -> None:

@@ -286,7 +286,9 @@ def test_a_recorded_run_is_probed_without_actors(tmp_path: Path):
     assert rows[0]["actions"] == ["take key", "look"] and rows[0]["other"] is None
     told = (folder / "table.txt").read_text()
     assert "“immediate, per step” in alfworld: no verdict from 1 tasks" in told
-    assert "“immediate, per step”: the better action leads by " in told
+    assert "“immediate, per step”, 1 tasks: the better action leads by " in told
+    margin = json.loads((folder / "probe.json").read_text())["feedback"][0]["figures"]["margin"]
+    assert f"{margin['low']:+.2f} to {margin['high']:+.2f}" in told.partition("likelier: ")[0]
     assert (folder / "probe.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(RunError, match="already holds a probe"):
         asyncio.run(run_probe(config, 4, every=False, run=out))

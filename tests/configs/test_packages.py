@@ -32,7 +32,8 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_installed_packages_are_not_missing() -> None:
-    installed = INSTALL.keys() - TRACKERS.packages.keys()  # of hosted services none is
+    # Of hosted services none is; pyarrow, where it is, is imported by every worker of Ray.
+    installed = INSTALL.keys() - TRACKERS.packages.keys() - {"pyarrow"}
     assert [missing(package) for package in installed] == [None] * len(installed)
 
 

@@ -6,7 +6,9 @@ import json
 import re
 import threading
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import PackageNotFoundError
 from itertools import islice
 
 import pytest
@@ -170,6 +172,77 @@ def test_official_files(tmp_path):
     env = family.make()
     assert env.reset(manifest.train[0]).text.endswith("norway?") and env.reference(manifest.train[0]) is None
     assert env.step("<search>Norway</search>").info["holds_answer"]
+
+
+def test_official_kinds_need_official_files(family):
+    settings = replace(family.settings, kinds=["nq"])
+    with pytest.raises(
+        DataMissing, match=r"set env\.data for the official questions\) has no questions for train"
+    ):
+        make_family(settings).manifest()
+
+
+def test_search_r1s_answers_have_a_name_of_their_own(tmp_path):
+    renamed = {("golden_answers" if name == "answers" else name): value for name, value in ROW.items()}
+    manifest = official(tmp_path / "data", train=[renamed], test=[ROW]).manifest()
+    assert manifest.train[0].data == manifest.evaluation[0].data
+
+
+def test_search_r1s_parquet_files(tmp_path):
+    """Its columns, nested ones included, of which most are not needed."""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install pyarrow")
+    import pyarrow
+
+    def row(number, source, question, answers):
+        told = {"style": "rule", "ground_truth": {"target": answers}}
+        prompt = [{"role": "user", "content": f"Answer the given question. Question: {question}"}]
+        extra = {"index": number, "split": "test"}
+        first = {
+            "id": f"test_{number}",
+            "question": question,
+            "golden_answers": answers,
+            "data_source": source,
+        }
+        return first | {
+            "prompt": prompt,
+            "ability": "fact-reasoning",
+            "reward_model": told,
+            "extra_info": extra,
+        }
+
+    rows = [row(0, "nq", "who wrote it?", ["Ada", "A. L."]), row(1, "musique", "where is it", ["Oslo"])]
+    family = official(tmp_path / "data", test=[ROW])
+    for split in ("train", "test"):
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"data/{split}.parquet")
+    assert family.manifest().evaluation[0].data["question"] == "what is the capital of norway?"  # JSON first
+    (tmp_path / "data/test.jsonl").unlink()
+    manifest = family.manifest()
+    told = [(task.id, task.kind, task.data["question"], task.data["answers"]) for task in manifest.evaluation]
+    assert told == [
+        ("test/0", "nq", "who wrote it?", ["Ada", "A. L."]),
+        ("test/1", "musique", "where is it?", ["Oslo"]),
+    ]
+    assert [task.id for task in family.panels()["searchqa/musique"]()] == ["test/1"]
+    without = pyarrow.Table.from_pylist([{"data_source": "nq", "prompt": "p"}])
+    parquet.write_table(without, tmp_path / "data/test.parquet")
+    with pytest.raises(DataMissing, match=r"test\.parquet, line 1: it must have data_source, question"):
+        family.manifest()
+    (tmp_path / "data/test.parquet").write_text("no table")
+    with pytest.raises(DataMissing, match=r"test\.parquet cannot be read as parquet"):
+        family.manifest()
+
+
+def test_without_a_reader_of_parquet_its_package_is_named(tmp_path, monkeypatch):
+    def version(package):
+        raise PackageNotFoundError(package)
+
+    family = official(tmp_path / "data")
+    (tmp_path / "data/train.parquet").touch()
+    monkeypatch.setattr("hindsight.configs.packages.version", version)
+    with pytest.raises(
+        DataMissing, match=r"train\.parquet needs the package pyarrow: pip install pyarrow; or"
+    ):
+        family.manifest()
 
 
 @pytest.mark.parametrize(

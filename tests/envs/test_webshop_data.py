@@ -4,15 +4,18 @@ import itertools
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from webshop_data_folder import ASKED, LAMP, MUG, OFFICIAL, SHADE, item, needs_official, write
+from webshop_data_folder import ASKED, LAMP, MUG, OFFICIAL, SHADE, item, needs_official, options, write
 
 from hindsight.envs.base import DataMissing
+from hindsight.envs.panels import find_panels
 from hindsight.envs.webshop import data as webshop_data
 from hindsight.envs.webshop.catalog import LINES, generate
 from hindsight.envs.webshop.data import FILES, NO_LIMIT, PRICE_SEED, SHUFFLE_SEED, load_shop
+from hindsight.envs.webshop.env import WebShopFamily
 
 CATEGORIES = {"beauty", "electronics", "fashion", "garden", "grocery"}
 
@@ -88,6 +91,21 @@ def test_goals_are_all_combinations_of_options_in_upstreams_order(tmp_path, glob
     shade = next(goal for goal in data.goals if goal.asin == SHADE["asin"])
     assert (shade.price_limit, shade.instruction) == (NO_LIMIT, "Find me linen lamps")  # 990 is the only step
     assert shade.attributes == ("linen", "light")
+
+
+def test_the_official_panel_is_the_first_500_goals_in_upstreams_order(tmp_path, global_random):
+    """Of the 601, 600 ask for a lamp. The panel does not depend on what is drawn for training."""
+    many = options(Color=[f"c{n}" for n in range(30)], Size=[f"s{n}" for n in range(20)])
+    write(tmp_path, [LAMP | {"customization_options": many}, MUG, SHADE])
+    settings = WebShopFamily.Settings(name="webshop", data=str(tmp_path), train_tasks=9, eval_tasks=3)
+    family = WebShopFamily(settings, tmp_path / "cache")
+    [panel] = find_panels(family, family.manifest(), ["webshop/test"])
+    assert [task.data["goal"] for task in panel.tasks] == list(range(500))
+    goals = plain_goals(tmp_path)
+    assert len(goals) == 601
+    assert [task.data["instruction"] for task in panel.tasks] == [told for _, told, *_ in goals[:500]]
+    other = WebShopFamily(replace(settings, eval_tasks=8, seed=5), tmp_path / "cache")
+    assert find_panels(other, other.manifest(), ["webshop/test"])[0].digest == panel.digest
 
 
 def test_people_word_goals_of_their_own(tmp_path):

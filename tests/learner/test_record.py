@@ -148,6 +148,7 @@ def test_trials_are_numbered_where_there_are_several():
     won, lost = (trajectory([turn(0, 3, 7)], success) for success in (True, False))
     rows = list(evaluation_rows([(lost, won), (), (won,)]))
     assert [(row["episode"], row["trial"]) for row in rows] == [(0, 1), (1, 2), (2, 1)]
+    assert [row["tokens"] for row in rows] == [4, 4, 4]  # sampled, not read
     assert all("trial" not in row for row in evaluation_rows([(lost,), (won,)]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import ray
+from naive_weights import NAIVE, gaps_of, naive_advantages
 from safetensors.torch import load_file
 from shared_actors import Shared
 
 from hindsight.cluster.report.definitions import undefined
+from hindsight.cluster.report.groups import read_group
 from hindsight.cluster.report.run_folder import RunFolder
 from hindsight.configs.load import load_config, methods
 from hindsight.configs.schema import Config
@@ -150,6 +153,41 @@ def check_record(config: Config, steps: list[dict[str, Any]]) -> None:
         if config.feedback.judged and config.signal.loss_weight > 0:
             notes = [note for e in run.episodes(key) for turn in e["turns"] for note in turn.get("notes", ())]
             assert {note["kind"] for note in notes} <= {"diagnosis", "target"} and notes
+
+
+OWN = {
+    "grsd": [],
+    "agentopsd": ["feedback.sources=[immediate]"],  # there are no skills for a coin
+    "opid": ["signal.strength=1"],  # of 0.001 rounding would leave little
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_recorded_columns_are_those_of_a_naive_version(
+    name: str, warmed: Shared, analyst: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a coin's episodes succeed, so GRSD's guide is written and shown, too."""
+    coin = [f"env.name={Path(__file__).with_name('coin_env.py')}", "env.max_turns=3", "env.kinds=[]"]
+    config = settings(name, tmp_path / "run", *coin, *OWN[name], "rollout.group_size=8", *analyst)
+    steps = train(warmed, config, monkeypatch)
+    assert total(steps, "failures/total") == 0 < total(steps, "teacher/spans")
+    assert all(math.isfinite(row["learner/loss"]) for row in steps if row["teacher/spans"])
+    run, compared = RunFolder(config.out), 0
+    for key in ("step-000001", "step-000002"):
+        [row] = run.groups(key)
+        group, tokens = read_group(row).group, run.tokens(key)
+        advantages = naive_advantages(group, config)
+        gaps = [[gaps_of(tokens[e][n]) for n in range(len(own))] for e, own in enumerate(advantages)]
+        factors = NAIVE[name](group, advantages, gaps)
+        for e, n in ((e, n) for e, own in enumerate(advantages) for n in range(len(own))):
+            turn, advantage = tokens[e][n], advantages[e][n]
+            assert turn["advantage"] == pytest.approx([advantage] * len(turn["ids"]), abs=2e-5)
+            weights = [one for one in turn["weight"] if one is not None]
+            assert len(weights) == len(gaps[e][n])
+            if abs(advantage) > 0.1:  # else rounding decides
+                assert weights == pytest.approx(factors[e][n], abs=1e-3)
+                compared += sum(weight != 1.0 for weight in weights)
+    assert compared > 10
 
 
 def test_roles_that_take_turns(warmed: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
