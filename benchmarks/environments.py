@@ -124,7 +124,7 @@ def taubench(name: str, tasks: int) -> Play:
     import hindsight.envs.taubench.env as client
     from hindsight.envs.taubench.upstream import registry
 
-    client.environment = lambda kind: registry.get_env_constructor(kind)()
+    client.make_environment = lambda kind: registry.get_env_constructor(kind)()
     client.registered = lambda kind: kind  # whose environment the evaluator makes
     return ours(family(name, tasks).make())
 

@@ -69,22 +69,20 @@ def episode(
 
 def taught(rng: np.random.Generator, group: SampleGroup) -> SampleGroup:
     """The group with advantages, the teacher's scores of the actions, and hints."""
-    for index, (trajectory, samples) in enumerate(
-        zip(group.group.trajectories, group.trajectories, strict=True)
-    ):
-        for sample in samples:
+    for trajectory, made in zip(group.group.trajectories, group.trajectories, strict=True):
+        for sample in made.samples:
             size = len(sample.positions)
             sample.advantages = np.full(size, rng.normal(), np.float32)
             sample.lags = np.zeros(size, np.int32)
             sample.teacher_logprobs = np.full(size, np.nan, np.float32)
         for number, turn in enumerate(trajectory.turns):
             assert turn.action_span is not None
-            sample = next(one for one in samples if number in one.column("turns"))
+            sample = next(one for one in made.samples if number in one.column("turns"))
             where = sample.within(turn.action_span)
             sample.put(
                 "teacher_logprobs", where, rng.uniform(-4, 0, len(turn.action_span)).astype(np.float32)
             )
-            group.hints[index, number] = rng.integers(100, 100 + WORDS, HINT, dtype=np.int32)
+            made.hints[number] = rng.integers(100, 100 + WORDS, HINT, dtype=np.int32)
     group.times = {"rollout": [(0.0, 1.0)], "teacher": [(1.0, 2.0)]}
     return group
 

@@ -150,7 +150,7 @@ def test_the_settings_of_both_sides_of_a_step_are_the_same(monkeypatch: pytest.M
         given["ours"] = [f"method={method}", *overrides]
         return [{"time/step": 1.0}]
 
-    monkeypatch.setattr(trl_step, "load", load)
+    monkeypatch.setattr(trl_step, "load_config", load)
     monkeypatch.setattr(trl_step, "train", train)
     monkeypatch.setattr(trl_step, "train_trl", lambda config, steps: [2.0])
     trl_step.main(["nano", "seed=3"])
