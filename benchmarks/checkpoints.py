@@ -41,7 +41,7 @@ async def save(
     """Write a checkpoint; seconds until training continues, and until the checkpoint is complete."""
     began = time.monotonic()
     stage = StagingFolder() if beside else None
-    async with drafting(root, step, 0, stage and stage.folder) as folder:
+    async with drafting(root, step, 0, stage.folder if stage else None) as folder:
         fill(folder, tensors, gib)
     drafted = time.monotonic()
     await publish(folder, root, step, keep=1)

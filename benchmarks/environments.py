@@ -121,9 +121,10 @@ def arguments(named: dict[str, Any]) -> str:
 
 def taubench(name: str, tasks: int) -> Play:
     """Our client of tau2's orchestrator, with the environments that tau2 makes."""
-    import hindsight.envs.taubench.env as client
+    from hindsight.envs.taubench import env as module
     from hindsight.envs.taubench.upstream import registry
 
+    client: Any = module
     client.make_environment = lambda kind: registry.get_env_constructor(kind)()
     client.registered = lambda kind: kind  # whose environment the evaluator makes
     return ours(family(name, tasks).make())

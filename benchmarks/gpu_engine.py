@@ -52,15 +52,15 @@ def engine(run: Run) -> None:
 
     async def go() -> None:
         began = time.perf_counter()
-        actor = ray.remote(Engine).options(**place(0.4, engine_env(config), max_concurrency=4096))
-        handle = actor.remote(folder, config, 0)
+        actor: Any = ray.remote(Engine).options(**place(0.4, engine_env(config), max_concurrency=4096))
+        handle: Any = actor.remote(folder, config, 0)
         run.emit(ready=await handle.ready.remote(), wall_s=round(time.perf_counter() - began, 1))
         for label, count in (("first", many), ("second", many), ("one request", 1)):
             await burst(run, label, handle.generate.remote, count)
         learning = LearnerGroup(config, folder, [place(0.3, {})])
         run.emit(learner=await learning.start())
-        scorer = ray.remote(TeacherScorer).options(**place(0.2, teacher_env(config)))
-        scorer = scorer.remote(folder, config, 1.0)
+        teacher: Any = ray.remote(TeacherScorer).options(**place(0.2, teacher_env(config)))
+        scorer = teacher.remote(folder, config, 1.0)
         run.emit(teacher=await scorer.ready.remote())
         for version in (1, 2, 3):
             await publish(run, version, handle, learning, scorer)

@@ -27,7 +27,7 @@ from benchmarks.toy import ToyFamily
 from rich.console import Console
 from rich.table import Table
 
-from hindsight.configs.paths import SOURCE
+from hindsight.configs.paths import SOURCE, cache_root
 from hindsight.configs.schema import Config, Env
 from hindsight.envs.base import EnvFamily, Observation, StepResult, TextEnv
 from hindsight.envs.registry import make_family
@@ -189,7 +189,7 @@ def main(env: str = "toy", at_once: str = "1,8,32", steps: int = 40, rounds: int
     settings = Env(slots=max(counts), train_tasks=max(*counts, 6), eval_tasks=6, max_turns=200)
     if env != "toy":
         settings = replace(settings, name=env)
-    family = ToyFamily() if env == "toy" else make_family(settings)
+    family = ToyFamily(settings, cache_root()) if env == "toy" else make_family(settings)
     ray.init(
         address="local",
         include_dashboard=False,

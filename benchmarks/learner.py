@@ -42,7 +42,7 @@ from hindsight.learner.batching import over_ranks
 from hindsight.learner.packing import common
 from hindsight.learner.plain import PlainRank
 from hindsight.learner.plan import plan_updates
-from hindsight.learner.rank import learner_env
+from hindsight.learner.rank import Piece, learner_env
 from hindsight.learner.samples import TrainingSample
 from hindsight.rollout.models import resolve
 
@@ -170,7 +170,7 @@ def ours(rank: PlainRank, samples: Sequence[TrainingSample], config: Config, alo
     """One update by a rank, planned as in a run."""
     plan = plan_updates("policy", samples, config, 1.0, alone)
     [work] = plan.work
-    pieces = [
+    pieces: list[list[Piece]] = [
         [("policy", micro, scale) for micro in micros]
         for micros, scale in zip(work, plan.scales, strict=True)
     ]

@@ -38,7 +38,7 @@ def load_vllm(model: str, dtype: str, longest: int, budget: int, kv_cache_gib: f
     memory = {"kv_cache_memory_bytes": int(kv_cache_gib * 2**30)} if current_platform.is_cpu() else {}
     return LLM(
         model,
-        dtype=dtype,
+        dtype=dtype,  # type: ignore[arg-type] # a string of a few
         max_model_len=longest,
         max_num_batched_tokens=budget,
         enforce_eager=True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ def main(
     """Compare the three ways on synthetic full-history trajectories."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder, kind = resolve(model), getattr(torch, dtype)
-    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation="sdpa")
+    lm: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation="sdpa")
     lm = lm.to(device).eval()
     sequences, requests = synthetic_rollout(trajectories, turns, tokens, lm.config.vocab_size)
     scorer = SpanScorer(lm, budget, temperature=1.0)
@@ -143,11 +143,8 @@ def main(
         spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
         table.add_row(name, f"{computed:,}", f"{median(seconds):.2f}", spread, f"{ratio:.2f}", f"{gap:.4f}")
     Console().print(table)
-    every, spans = (
-        [seconds for seconds, _ in runs[name]]
-        for name in ("every position", "selected spans, shared prefixes")
-    )
-    print(ratio_line("every position ÷ teacher spans", [a / b for a, b in zip(every, spans, strict=True)]))
+    pairs = zip(dense, runs["selected spans, shared prefixes"], strict=True)
+    print(ratio_line("every position ÷ teacher spans", [every[0] / own[0] for every, own in pairs]))
 
 
 if __name__ == "__main__":
