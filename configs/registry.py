@@ -17,7 +17,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
@@ -130,7 +130,9 @@ class Registry:
     def _extension(self, name: str) -> type:
         kind = getattr(self.find(name), "Settings", self.section)
         wanted = f"a frozen dataclass that extends {self.section.__module__}.{self.section.__name__}"
-        if not (isinstance(kind, type) and is_dataclass(kind) and issubclass(kind, self.section)):
+        # Without the decorator it would still be a dataclass: that of the section, without its own settings.
+        decorated = isinstance(kind, type) and "__dataclass_fields__" in vars(kind)
+        if not (decorated and issubclass(kind, self.section)):
             raise UnknownName(f"{self.key} = {name!r}: its Settings must be {wanted}")
         try:
             _held(kind)

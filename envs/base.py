@@ -237,6 +237,7 @@ class EnvFamily(ABC):
     name: str
     action_format: str  # how the agent writes an action, one of ACTION_FORMATS
     turn_limit: int  # the literature's limit of turns per episode; env.max_turns may be another
+    has_references: ClassVar[bool] = True  # whether any task has a reference solution
     KINDS: ClassVar[tuple[str, ...]] = ()  # its task types, in the order in which tasks are drawn
     settings: Env
 

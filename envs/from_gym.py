@@ -72,12 +72,14 @@ class GymFamily(EnvFamily):
 
     action_format = "tags"
     turn_limit = 50
+    has_references = False
     make_env: Make
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (self.settings, self.cache)  # the class of `adopt` cannot be imported
 
     def manifest(self) -> Manifest:
+        self.make().close()  # so that spaces that are no text are found before a run starts
         config = self.settings
         count = config.eval_tasks + config.train_tasks
         seeds = random.Random(f"{config.seed} {self.name}").sample(range(2**31), count)

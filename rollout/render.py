@@ -200,7 +200,8 @@ class Renderer:
 
     def rules(self, first: Observation = NOTHING) -> str:
         """Return the system message of a growing chat that starts with this observation."""
-        listed = LISTED if self.prompt.list_actions and self.form is FORMS["tags"] else ""
+        lists = self.prompt.list_actions and first.actions
+        listed = LISTED if lists and self.form is FORMS["tags"] else ""
         parts = [first.rules, self._tools(first), listed, self._request()]
         return (" " if self.form is FORMS["tags"] else "\n\n").join(part for part in parts if part)
 

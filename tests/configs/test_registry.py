@@ -286,6 +286,10 @@ def test_settings_that_extend_each_other_are_one_section(file, order: tuple[str,
             "credit.advantage=odd.py",
             "credit.advantage = 'odd.py': its Settings must be a frozen dataclass that",
         ),
+        (
+            "credit.advantage=bare.py",
+            "credit.advantage = 'bare.py': its Settings must be a frozen dataclass that",
+        ),
         ("credit.advantage=json.py", "credit.advantage = 'json.py': another module is already called json "),
     ],
 )
@@ -297,6 +301,11 @@ def test_a_name_that_leads_nowhere_gives_one_clear_line(
     file("syn.py", "def (:\n")
     file("needs.py", "import a_package_that_is_not_there\n")
     file("odd.py", "class Settings: ...\ndef est(group, credit): ...\nest.Settings = Settings\n")
+    file(
+        "bare.py",  # without the decorator
+        "from hindsight.configs.method import Credit\nclass Settings(Credit):\n    scale: float = 2.0\n"
+        "def est(group, credit): ...\nest.Settings = Settings\n",
+    )
     file("json.py", "def est(group, credit): ...\n")
     assert problem(override).replace(f"{tmp_path}/", "").startswith(said)
 

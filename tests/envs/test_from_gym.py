@@ -9,6 +9,8 @@ from contextlib import closing
 import pytest
 from slot_tools import run_async
 
+from hindsight.cluster.failures import RunError
+from hindsight.cluster.prepare import require_references
 from hindsight.configs.check import check_config
 from hindsight.configs.load import load_config
 from hindsight.configs.schema import Env
@@ -200,9 +202,26 @@ def test_its_own_settings_reach_it(module):
     )
 
 
-def test_other_spaces_are_refused(module):
+def test_other_spaces_are_refused_with_the_tasks(module):
+    """So a run knows before it starts."""
     with pytest.raises(SettingError, match=r"env\.name='doors:Grid': action_space is Discrete\(4\)"):
-        family_of("doors:Grid").make()
+        family_of("doors:Grid").manifest()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("sft.demos=8", r"sft\.demos = 8: set it to 0"),
+        ("feedback.sources=[immediate,reference]", r"'reference'\]: leave out reference"),
+        ("evaluate.agent=react", "react: choose another one"),
+    ],
+)
+def test_what_needs_reference_solutions_is_refused(module, asked, said):
+    family = family_of("doors:Door")
+    with pytest.raises(RunError, match=rf"doors:Door has no reference solutions.*{said}"):
+        require_references(load_config(None, [asked]), family)
+    require_references(load_config(None, ["feedback.sources=[immediate]"]), family)
+    require_references(load_config(None, [asked]), make_family(Env(name="webshop")))
 
 
 def test_it_plays_in_a_slot(module):

@@ -139,6 +139,11 @@ def test_a_goal_is_repeated_only_where_asked_for_and_not_shown_already():
     assert plain.show(later) == "Nothing happens.\nActions: look"
 
 
+def test_actions_are_to_be_picked_only_where_they_are_listed():
+    render, free = renderer("chatml"), Observation("A room.", rules="You walk.")
+    assert "from the listed ones" in render.rules(ROOM) and "listed" not in render.rules(free)
+
+
 def test_window_text():
     render = renderer("chatml", preset="window", window=2)
     seen = [Observation(f"Sight {number}.", ("look",)) for number in range(1, 6)]
