@@ -1,4 +1,4 @@
-"""The command line: `hindsight envs install | check | play`."""
+"""The command line: `hindsight envs list | install | check | play`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.text import Text
 from hindsight.cluster.cli.common import Overrides, fail
 from hindsight.cluster.report.text import PlainConsole
 from hindsight.configs.load import ConfigError, load_config
+from hindsight.configs.packages import missing
 from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.configs.schema import Config, Env
 from hindsight.envs.base import EnvError, EnvFamily, Observation
@@ -22,13 +23,26 @@ from hindsight.envs.reference import ReferenceResults, play_references
 from hindsight.envs.registry import make_family
 from hindsight.envs.tasks import TaskSpec
 
-app = typer.Typer(no_args_is_help=True, help="Install, check and play the environments.")
-Name = Annotated[str, typer.Argument(help=f"{', '.join(ENVIRONMENTS.builtin)} or all")]
+app = typer.Typer(no_args_is_help=True, help="List, install, check and play the environments.")
+BUILTIN = ", ".join(ENVIRONMENTS.builtin)
+Name = Annotated[str, typer.Argument(help=f"{BUILTIN}, FILE.py or module:Name")]
+Names = Annotated[str, typer.Argument(help=f"{BUILTIN}, FILE.py, module:Name or all")]
 console = PlainConsole()
 
 
+@app.command("list")
+def show_environments() -> None:
+    """List the built-in environments, and what is not installed."""
+    table = Table("environment", "not installed")
+    for name in ENVIRONMENTS.builtin:
+        needed = ENVIRONMENTS.packages.get(name)
+        table.add_row(name, (needed and missing(needed)) or "–")
+    console.print(table)
+    console.print("Or one of your own: FILE.py or module:Name (docs/extending.md).")
+
+
 @app.command()
-def install(name: Name = "all") -> None:
+def install(name: Annotated[str, typer.Argument(help=f"{BUILTIN} or all")] = "all") -> None:
     """Create an environment's own interpreter, if its packages conflict with the main one."""
     from hindsight.envs.runtime.interpreters import install_interpreter
 
@@ -41,7 +55,7 @@ def install(name: Name = "all") -> None:
 
 @app.command()
 def check(
-    name: Name = "all",
+    name: Names = "all",
     tasks: Annotated[int, typer.Option(help="maximum number of tasks per split", min=1)] = 120,
 ) -> None:
     """Run reference solutions in killable processes and report success."""

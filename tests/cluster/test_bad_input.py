@@ -50,6 +50,7 @@ def listener() -> Iterator[int]:
     ("setting", "said"),
     [
         ("learner.lrr=1", "unknown setting 'learner.lrr'. Did you mean 'learner.lr'?"),
+        ("goals=3", "unknown setting 'goals'. Did you mean 'env.goals'? It belongs to env.name=webshop"),
         ("learner.lr=abc", "learner.lr = 'abc': expected a number >= 0"),
         ("env.max_turns=0", "env.max_turns = 0: expected an integer >= 1"),
         ("prompt.preset=chat", "prompt.preset = 'chat': expected one of history, window"),

@@ -8,8 +8,10 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import hindsight.configs.packages
+from hindsight.cluster.cli import app
 from hindsight.configs.load import ConfigError, load_config
 from hindsight.configs.packages import INSTALL, missing
 from hindsight.configs.registry import ENVIRONMENTS, TRACKERS
@@ -50,6 +52,12 @@ def test_an_environment_names_its_package(name: str, nothing_installed: None) ->
     expected = f"env.name = {name!r} needs the package {PACKAGES[name]}: pip install 'hindsight-rl[{extra}]'"
     with pytest.raises(SettingError, match=re.escape(expected)):
         make_family(Env(name=name))
+
+
+def test_the_list_of_environments_says_what_to_install(nothing_installed: None) -> None:
+    listed = CliRunner().invoke(app, ["envs", "list"], env={"COLUMNS": "200"}).output
+    for name, package in PACKAGES.items():
+        assert re.search(rf"{name} .*the package {package}: pip install", listed)
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
