@@ -247,11 +247,9 @@ def _merge(merged: DictConfig, schema: Config, final: Config, layer: Layer) -> I
 def _near(key: str, known: Collection[str]) -> str:
     """A hint: the setting that is meant, and the entry that has it if another one is named."""
     section, dot, _ = key.partition(".")
-    owners = {
-        name: owner
-        for one in ([section] if dot else REGISTRIES)
-        for name, owner in _owners(one, known).items()
-    }
+    owners: dict[str, str] = {}
+    for one in [section] if dot else REGISTRIES:
+        owners |= _owners(one, known)
     if key in owners:
         return f"It belongs to {owners[key]}"
     meant = nearest(key, [*known, *owners])

@@ -25,6 +25,12 @@ class Section:
         return ""
 
 
+Statistics = Literal["turns", "trajectories"]
+Normalization = Literal["std", "none"]
+Combination = Literal["all", "first"]
+ScoredTokens = Literal["action", "response"]
+
+
 @dataclass(frozen=True)
 class Credit(Section):
     """Credit assignment: the advantage of every sampled token. An estimator may extend it."""
@@ -32,10 +38,10 @@ class Credit(Section):
     critic: ClassVar[bool] = False  # whether a critic's values take the place of sibling rollouts
 
     advantage: str = setting("grpo", "advantage estimator: grpo, rloo, gigpo, hgpo, gae or your own")
-    statistics: Literal["turns", "trajectories"] = setting(
+    statistics: Statistics = setting(
         "turns", "grpo, rloo, gigpo, hgpo: what the mean and std of a group are taken over"
     )
-    normalize: Literal["std", "none"] = setting(
+    normalize: Normalization = setting(
         "std", "grpo, gigpo, hgpo: divide advantages by the std of the group, or not"
     )
     success_reward: float = setting(10.0, "return of a successful trajectory", low=0.0)
@@ -73,7 +79,7 @@ class Feedback(Section):
         "sources of hints, in their order: sibling (a successful one), immediate, next_observation, future, "
         "reference, skills, judge, reflect, target, extracted_skills, guide or your own",
     )
-    combine: Literal["all", "first"] = setting(
+    combine: Combination = setting(
         "all", "a hint needs all sources and shows them, or is of the first that has something to show"
     )
     granularity: Literal["step", "anchor"] = setting(
@@ -143,7 +149,7 @@ class Signal(Section):
         "none",
         "teacher signal: none, reweight, distill, shift, gate, sampled_kl, belief, turn_gap or your own",
     )
-    tokens: Literal["action", "response"] = setting(
+    tokens: ScoredTokens = setting(
         "action", "tokens of a turn that the teacher scores: the action, or all that was sampled"
     )
 

@@ -12,7 +12,7 @@ from hindsight.configs.schema import Env
 from hindsight.envs.tasks import Manifest, TaskSpec
 
 # <action>…</action>; calls of tools (`envs.tool_calls`); a block of code; <search>…</search> or <answer>
-ACTION_FORMATS = ("tags", "tools", "code", "search")
+ActionFormat = Literal["tags", "tools", "code", "search"]  # how an agent writes an action
 MessageRole = Literal["user", "tool"]  # of an observation
 NO_EPISODE = "no episode is under way: reset first"
 EVALUATION, TRAINING = "evaluation", "training"  # the panels that every environment has
@@ -235,7 +235,7 @@ class EnvFamily(ABC):
 
     Settings: ClassVar[type[Env]] = Env  # its settings, which may extend the section `env`
     name: str
-    action_format: str  # how the agent writes an action, one of ACTION_FORMATS
+    action_format: ActionFormat
     turn_limit: int  # the literature's limit of turns per episode; env.max_turns may be another
     has_references: ClassVar[bool] = True  # whether any task has a reference solution
     KINDS: ClassVar[tuple[str, ...]] = ()  # its task types, in the order in which tasks are drawn

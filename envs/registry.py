@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from hindsight.configs.paths import cache_root
 from hindsight.configs.registry import ENVIRONMENTS, UnknownName
 from hindsight.configs.schema import Env
-from hindsight.envs.base import ACTION_FORMATS, EnvFamily, SettingError
+from hindsight.envs.base import ActionFormat, EnvFamily, SettingError
 
 
 def find_family(name: str) -> type[EnvFamily]:
@@ -22,8 +24,8 @@ def find_family(name: str) -> type[EnvFamily]:
         from hindsight.envs.from_gym import adopt
 
         return adopt(name, found)
-    if getattr(found, "action_format", None) not in ACTION_FORMATS:
-        known = ", ".join(ACTION_FORMATS)
+    if getattr(found, "action_format", None) not in get_args(ActionFormat):
+        known = ", ".join(get_args(ActionFormat))
         raise SettingError(f"env.name = {name!r}: {found.__name__}.action_format must be one of {known}")
     family: type[EnvFamily] = found
     return family

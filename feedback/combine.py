@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from hindsight.configs.method import Combination
 from hindsight.feedback.anchors import anchors
 from hindsight.feedback.pool import pooled_actions, pooled_feedback
 from hindsight.feedback.source import FeedbackSource, Pooled, PooledSource
@@ -31,7 +32,9 @@ def source_texts(
     return {at: text for at, text in found.items() if text is not None}
 
 
-def combined(group: Group, parts: Sequence[Texts], combine: str, about: Collection[int]) -> dict[TurnAt, str]:
+def combined(
+    group: Group, parts: Sequence[Texts], combine: Combination, about: Collection[int]
+) -> dict[TurnAt, str]:
     """Combine the texts of the sources, in their order, to the hints of turns.
 
     Args:
@@ -50,7 +53,7 @@ def combined(group: Group, parts: Sequence[Texts], combine: str, about: Collecti
 
 
 def lacking(
-    group: Group, parts: Sequence[Texts | None], place: int, combine: str, about: Collection[int]
+    group: Group, parts: Sequence[Texts | None], place: int, combine: Combination, about: Collection[int]
 ) -> list[int]:
     """Return the trajectories that the source at `place` can give a hint, in view of what others have.
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hindsight.configs.method import Credit
+from hindsight.configs.method import Credit, Normalization, Statistics
 from hindsight.configs.registry import ADVANTAGES
 from hindsight.configs.setting import setting, with_settings
 from hindsight.feedback.anchors import anchors
@@ -185,7 +185,7 @@ def _by_token(found: Advantage, trajectory: Trajectory, credit: Credit) -> list[
     return per_turn
 
 
-def _relative(values: np.ndarray, samples: np.ndarray, normalize: str, ddof: int = 0) -> np.ndarray:
+def _relative(values: np.ndarray, samples: np.ndarray, normalize: Normalization, ddof: int = 0) -> np.ndarray:
     """(values − mean) / (std + 1e-6), or without std; 0 for values that differ from the
     mean by rounding only, and all 0 for fewer than two samples or equal ones."""
     if len(samples) < 2 or np.ptp(samples) < ROUNDING:
@@ -195,7 +195,7 @@ def _relative(values: np.ndarray, samples: np.ndarray, normalize: str, ddof: int
     return np.where(np.abs(apart) < ROUNDING, 0.0, apart) / scale
 
 
-def _samples(returns: Sequence[np.ndarray], statistics: str) -> np.ndarray:
+def _samples(returns: Sequence[np.ndarray], statistics: Statistics) -> np.ndarray:
     """The samples of a group's mean and std; empty for fewer than two trajectories."""
     played = [values for values in returns if len(values)]
     if len(played) < 2:
@@ -214,7 +214,7 @@ def _same_history(found: Sequence[Sequence[TurnAt]], k: int) -> Iterable[list[Tu
 
 
 def _compare(
-    steps: Sequence[np.ndarray], peers: Sequence[TurnAt], normalize: str, ddof: int
+    steps: Sequence[np.ndarray], peers: Sequence[TurnAt], normalize: Normalization, ddof: int
 ) -> Iterable[tuple[TurnAt, float]]:
     """Each of `peers` with its advantage over all of them. `steps`: (T_i,) G_t of each trajectory."""
     values = np.array([steps[index][number] for index, number in peers])

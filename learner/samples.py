@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
+from hindsight.configs.method import ScoredTokens
 from hindsight.envs.tasks import TaskSpec
 from hindsight.feedback.reading import Note
 from hindsight.rollout.types import Failure, Group, Span, Trajectory, Tried
@@ -137,7 +138,7 @@ class SampleGroup:
         for role, spans in part.times.items():
             self.note(role, *spans)
 
-    def find(self, request: ScoreRequest, tokens: str) -> tuple[TrainingSample, slice]:
+    def find(self, request: ScoreRequest, tokens: ScoredTokens) -> tuple[TrainingSample, slice]:
         """The sample that holds a request's turn, and which of its tokens the request scores.
 
         Args:

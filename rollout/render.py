@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hindsight.configs.schema import Config, Prompt
-from hindsight.envs.base import Observation
+from hindsight.envs.base import ActionFormat, Observation
 from hindsight.envs.registry import find_family
 from hindsight.rollout.action_format import FORMS, describe_tools, function_schema
 from hindsight.rollout.template import (
@@ -51,7 +51,7 @@ class Renderer:
         tokenizer: PreTrainedTokenizerBase,
         prompt: Prompt,
         context: int,
-        action_format: str = "tags",
+        action_format: ActionFormat = "tags",
         room: int = 0,
     ) -> None:
         """Split the model's chat template into its pieces.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hindsight.configs.method import ScoredTokens
 from hindsight.rollout.types import Group, Span, Turn
 
 CLOSING_LINE = "Now solve the current task correctly."
@@ -53,7 +54,7 @@ class ScoreRequest:
     hint: int = 0  # tokens of `tail` that are the hint
 
 
-def scored_span(turn: Turn, tokens: str) -> Span | None:
+def scored_span(turn: Turn, tokens: ScoredTokens) -> Span | None:
     """Return the positions in the sequence that the teacher scores.
 
     Args:
@@ -70,7 +71,7 @@ def build_requests(
     encode: Encode,
     limits: ContextLimits,
     opening: np.ndarray | None = None,
-    tokens: str = "action",
+    tokens: ScoredTokens = "action",
 ) -> list[ScoreRequest]:
     """Build one request per turn that has a hint, in the order of `texts`.
 
@@ -152,7 +153,7 @@ def _shorten(section: np.ndarray, length: int, ellipsis: np.ndarray) -> np.ndarr
     return np.concatenate([section[: kept - back], ellipsis, section[len(section) - back :]])
 
 
-def _locate(ids: np.ndarray, turn: Turn, close_ids: np.ndarray, tokens: str) -> tuple[int, Span]:
+def _locate(ids: np.ndarray, turn: Turn, close_ids: np.ndarray, tokens: ScoredTokens) -> tuple[int, Span]:
     """Return the position where the user message ends, and the span to score."""
     cut = turn.start - len(close_ids)
     if cut < 0 or not np.array_equal(ids[cut : turn.start], close_ids):

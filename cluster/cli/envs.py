@@ -18,7 +18,7 @@ from hindsight.configs.load import ConfigError, load_config
 from hindsight.configs.packages import missing
 from hindsight.configs.registry import ENVIRONMENTS
 from hindsight.configs.schema import Config, Env
-from hindsight.envs.base import EnvError, EnvFamily, Observation
+from hindsight.envs.base import ActionFormat, EnvError, EnvFamily, Observation
 from hindsight.envs.reference import ReferenceResults, play_references
 from hindsight.envs.registry import make_family
 from hindsight.envs.tasks import TaskSpec
@@ -202,7 +202,7 @@ def _show(observation: Observation) -> None:
         console.print(" · ".join(observation.actions), style="cyan")
 
 
-def _ask(action_format: str, tools: set[str]) -> str:
+def _ask(action_format: ActionFormat, tools: set[str]) -> str:
     """Ask for an action, in the environment's action format."""
     try:
         lines = [console.input(Text("> ", "bold"))]
