@@ -1,4 +1,4 @@
-"""What a method asks about a group, begun while the group is played.
+"""Requests to teacher, judge and reference policy, started while the group is still rolling out.
 
 episodes   ──●─────────●──────────●─────●         ● over
 asked        └─ 0       └─ 1       └─ 2  └─ 3     each as soon as what it needs is over (`feedback.needs`)
@@ -37,8 +37,8 @@ class Inquiry:
 class Annotation:
     """The inquiries about one group. Leaving its block ends those under way.
 
-    A part of the group is asked about once. Where an inquiry has failed, its other parts are not begun any
-    more, and the failure counts once.
+    A part of the group is asked about once. After an inquiry fails, its remaining parts are skipped; the
+    failure is counted once.
     """
 
     def __init__(

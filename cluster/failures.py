@@ -122,7 +122,7 @@ class FailureBudget:
 
 
 class Losses:
-    """The groups that one step loses to failures. It plays others, but not without end."""
+    """Groups a step has lost to failures. The step replaces them, up to a limit."""
 
     def __init__(self, groups: int, first: bool) -> None:
         """

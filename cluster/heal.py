@@ -1,11 +1,11 @@
-"""Actors whose process ended are replaced, and get back what the new process lacks.
+"""Replace actors whose process died, and restore the state the new process is missing.
 
 Ray starts a lost process again, in its place and behind the same handle, at most RESTARTS times per actor.
 
-    environment shard, worker   lack nothing: their episodes are played again, with the same seeds
-    engine                      gets no episode until it has the published weights (`Publisher.keep`)
+    environment shard, worker   lack nothing: their episodes are run again, with the same seeds
+    engine                      gets no episode until it has the synced weights (`Publisher.keep`)
     teacher, reference policy   get the weights of their last sync (`teacher.pool`)
-    simulated user's endpoint   lacks nothing: its episodes are played again, with the same seeds
+    simulated user's endpoint   lacks nothing: its episodes are run again, with the same seeds
     learner and critic ranks    live and die together, and go back to the last checkpoint (`Trainer.recover`)
 
 Where roles take turns on a GPU, a new process would meet the role that has the turn, so none is replaced.
@@ -35,7 +35,8 @@ class Restarts:
     """What has been replaced in this run so far, by role."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # until all was well
+    # until recovery finished
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     say: Callable[[str], None] = print  # tells the user
 
     def note(self, role: str, seconds: float, reason: object = "its process had ended") -> None:
@@ -52,7 +53,7 @@ class Restarts:
 
 @dataclass
 class Starts:
-    """Decides after a loss that nothing could make good whether everything starts again."""
+    """Decides whether to restart the whole run after an unrecoverable loss."""
 
     newest: int  # step of the newest checkpoint; −1: there is none, and the run would begin anew
     opened: bool = False  # whether all actors have been there once; before, the settings may be what is wrong
@@ -79,7 +80,7 @@ class Watched:
 
 
 async def keep(watched: Iterable[Watched], restarts: Restarts, start_timeout: float) -> None:
-    """Bring new processes what they lack, until cancelled.
+    """Bring new processes what they lack, until canceled.
 
     Args:
         start_timeout: seconds in which a new process must be ready (`cluster.start_timeout`).

@@ -15,7 +15,7 @@ Stats = Mapping[str, float]  # of an engine (`Engine.stats`)
 
 
 async def report_live(run: Run) -> None:
-    """Tell display and trackers of the engines and the episodes in flight, until cancelled.
+    """Tell display and trackers of the engines and the episodes in flight, until canceled.
 
     Raises:
         TrackerError: a tracker failed.

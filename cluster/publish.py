@@ -79,7 +79,7 @@ class Publisher:
         return (Nccl if self.config.weight_sync.transport == "nccl" else Ipc)(self.learner)
 
     async def keep(self) -> None:
-        """Until cancelled, count replaced processes; engines among them get the weights of the last sync."""
+        """Until canceled, count replaced processes; engines among them get the weights of the last sync."""
         engines = [Watched("engine", one, partial(self.bring, one)) for one in self.actors.engines]
         await keep(
             [*engines, *self.actors.stateless], self.actors.restarts, self.config.cluster.start_timeout

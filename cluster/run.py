@@ -228,7 +228,10 @@ def open_record(config: Config, renderer: Renderer, resumes: bool) -> tuple[Metr
 
 
 def close_metrics(metrics: Metrics, view: View, _: object, error: BaseException | None, *__: object) -> None:
-    """Close the trackers. An error that ends the run is not hidden by that of a tracker, which is said."""
+    """Close the trackers.
+
+    If the run already failed, a tracker error is only logged, so that it does not hide the first error.
+    """
     try:
         metrics.close()
     except TrackerError as failed:

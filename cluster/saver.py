@@ -78,7 +78,7 @@ class Saver:
         """
         if self.publishing is not None:
             with self.watchdog.waiting(self.config.learner.timeout):
-                await asyncio.wait({self.publishing})  # it continues if this is cancelled
+                await asyncio.wait({self.publishing})  # it continues if this is canceled
             ended, self.publishing = self.publishing, None
             ended.result()
 
@@ -88,9 +88,10 @@ class Saver:
             await self.settle()
 
     async def end(self, _: object, error: BaseException | None, *__: object) -> None:
-        """Wait for the checkpoint in flight, which after a signal nobody has the time for.
+        """Wait for the checkpoint in flight, unless a signal is ending the run.
 
-        An error that ends the run is not hidden by that of a checkpoint, which is said.
+        If the run already failed, a checkpoint error is only logged, so that it does not hide the first
+        error.
         """
         if isinstance(error, asyncio.CancelledError) and self.publishing is not None:
             self.publishing.cancel()
@@ -128,7 +129,7 @@ class Saver:
             with self.timeline.span(step, "checkpoint", "save"):
                 await publish(folder, self.root, step, self.config.checkpoint.keep)
         finally:
-            if stage:  # shielded: if the run ends meanwhile, this is cancelled twice
+            if stage:  # shielded: if the run ends meanwhile, this is canceled twice
                 await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, stage.remove))
 
 

@@ -25,7 +25,7 @@ Now = Callable[[str, int, int], None]
 
 
 def linear(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up to `peak`, then linear decay towards zero over the rest."""
+    """Linear warm-up to `peak`, then linear decay toward zero over the rest."""
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (steps - step) / max(1, steps - warmup)

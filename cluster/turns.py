@@ -23,7 +23,7 @@ class TurnError(RunError):
 
 @dataclass
 class Turns:
-    """Who has the GPU. Without roles, nobody waits."""
+    """Tracks which role holds the GPU. With no roles registered, callers never wait."""
 
     sleep: dict[str, Switch] = field(default_factory=dict)  # by role: leave the GPU
     wake: dict[str, Switch] = field(default_factory=dict)  # by role: return to it

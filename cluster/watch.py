@@ -94,7 +94,7 @@ async def together(*works: Coroutine[Any, Any, None]) -> None:
 async def all_but_stragglers(works: Sequence[Coroutine[Any, Any, T | None]], quiet: float) -> list[T | None]:
     """Run coroutines together; return their results, in order.
 
-    Once no result but None has come for `quiet` seconds, the rest is cancelled; its results are None.
+    Once no result but None has come for `quiet` seconds, the rest is canceled; its results are None.
     Any exception cancels all and is raised.
     """
     clock = asyncio.get_running_loop().time

@@ -64,8 +64,8 @@ class Credit(Section):
 class Feedback(Section):
     """What the teacher is shown. `sources`, `combine` and `granularity` are independent choices.
 
-    A sibling is another rollout of the same task. What is said of one source below is true of a section if it
-    is of any source that the section names.
+    A sibling is another rollout of the same task. A flag below is true for a section if it is true for any
+    source the section names.
     """
 
     judged: ClassVar[bool] = False  # whether a model writes the hints
@@ -80,7 +80,9 @@ class Feedback(Section):
         "reference, skills, judge, reflect, target, extracted_skills, guide or your own",
     )
     combine: Combination = setting(
-        "all", "a hint needs all sources and shows them, or is of the first that has something to show"
+        "all",
+        "all: combine every source, and give no hint for a turn if one is missing; first: use the first "
+        "source that has a hint",
     )
     granularity: Literal["step", "anchor"] = setting(
         "step", "one hint per turn, or one for all turns of the group in the same state"
@@ -187,7 +189,8 @@ class Teacher:
     sync_every: int = setting(10, "steps between syncs from the student; 0 keeps the first weights", low=0)
     ema_decay: float = setting(
         0.0,
-        "decay of the moving average of the student (of its adapter, if any) at each sync; 0 copies it",
+        "decay of the teacher's moving average of the student's weights (of its adapter, if any), applied at "
+        "each sync; 0 copies the student",
         low=0.0,
         high=0.9999,
     )

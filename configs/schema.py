@@ -251,7 +251,7 @@ class Config:
     """One run."""
 
     out: str = setting("runs/default", "output folder of the run")
-    method: str = setting("", "method whose settings the recipe's extend: a name, or a YAML file")
+    method: str = setting("", "method preset (a name or a YAML file); the recipe's settings override it")
     steps: int = setting(20, "training steps", low=0)
     seed: int = setting(0, "seed of task order, sampling and training", low=0)
     resume: Literal["never", "auto"] = setting("never", "auto resumes from the last checkpoint in `out`")

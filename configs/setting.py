@@ -26,8 +26,8 @@ def setting(
     """A dataclass field with help text and, for numbers, an allowed range. Choices are a `Literal` type.
 
     Args:
-        of_entry: the section whose entry the value belongs to (as task types to the environment that `env`
-            names), so a layer that names another entry drops it.
+        of_entry: the section whose selected entry owns this value (as the environment that `env` names owns
+            its task types); a layer that selects another entry resets it.
     """
     metadata = {"help": help, "low": low, "high": high, "of_entry": of_entry}
     if isinstance(default, list):

@@ -43,7 +43,7 @@ class DataMissing(EnvError):
 
 
 class NoDemonstration(EnvError):
-    """Nobody can demonstrate the task: it has no reference solution."""
+    """The task has no reference solution, so it cannot be demonstrated."""
 
 
 class SettingError(EnvError, ValueError):
@@ -233,7 +233,7 @@ class EnvFamily(ABC):
     It is pickled into other processes.
     """
 
-    Settings: ClassVar[type[Env]] = Env  # its settings, which may extend the section `env`
+    Settings: ClassVar[type[Env]] = Env  # dataclass of its settings; may extend the `env` section
     name: str
     action_format: ActionFormat
     turn_limit: int  # the literature's limit of turns per episode; env.max_turns may be another

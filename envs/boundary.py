@@ -1,4 +1,4 @@
-"""What an environment may answer, checked in its own process before it reaches the run. Pure.
+"""Validates an environment's return values in its own process, before they reach the run. Pure.
 
 `Checked(env, name).call(method, *args)` returns what the method returned, as plain Python values: NumPy's
 scalars and strings are converted. An answer that breaks the contract of `envs.base` is a BadAnswer, which is
@@ -73,8 +73,8 @@ class Checked:
 
 
 def described(error: BaseException) -> str:
-    """The message of an exception of any code: it can be encoded, has a bounded length, and is there even if
-    the exception's own `str` fails."""
+    """The message of an exception of any code: encodable, bounded in length, and never empty even if
+    `str(error)` raises."""
     said = str(TracebackException(type(error), error, None))
     return said[:LONGEST_MESSAGE].encode(errors="backslashreplace").decode()
 

@@ -1,4 +1,4 @@
-"""Which trajectories of a group can be asked about while others are still played. Pure."""
+"""Which trajectories of a group can be asked about while others are still running. Pure."""
 
 from __future__ import annotations
 

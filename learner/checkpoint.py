@@ -1,4 +1,4 @@
-"""Checkpoint folders that are whole or recognized as damaged.
+"""Atomic checkpoint folders with checksums, so that damage is detected.
 
 A checkpoint is written into a hidden sibling and synced to disk. A manifest then lists the size and CRC-32 of
 its files, and the folder is renamed. A crash, a full disk or an error at any moment therefore leaves the
@@ -216,7 +216,7 @@ def _failing(root: Path, step: int) -> Iterator[None]:
 
 
 async def _copy(source: Path, target: Path) -> None:
-    """Copy a folder's files into another one; if that is cancelled, none after the one under way."""
+    """Copy a folder's files into another one; if that is canceled, none after the one under way."""
     for file in _files(source):
         place = target / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +251,7 @@ def _seal(partial: Path) -> None:
 
 
 def _rotate(root: Path, keep: int) -> None:
-    """Delete all but the newest. Under its own name a checkpoint is whole, so it loses that name first."""
+    """Delete all but the newest. Rename before deleting: a folder named step-… must always be complete."""
     for old in complete(root)[:-keep]:
         shutil.rmtree(old.rename(old.with_name(f".{old.name}")))
 
@@ -262,7 +262,7 @@ def _manifest(folder: Path) -> dict[str, tuple[int, int]]:
     except FileNotFoundError:
         raise Damaged(f"it lacks {MANIFEST}") from None
     except (TypeError, ValueError) as error:
-        raise Damaged(f"{MANIFEST} is not as it was written") from error
+        raise Damaged(f"{MANIFEST} was modified after it was written") from error
 
 
 def _state(folder: Path) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def _state(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise Damaged(f"{STATE} is missing") from None
     if "step" not in state:
-        raise Damaged(f"{STATE} names no step")
+        raise Damaged(f"{STATE} has no `step`")
     return state
 
 

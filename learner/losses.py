@@ -161,7 +161,7 @@ def value(
     values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, clip: float
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Sum over tokens of ½·max((V − R)², (V_old + clip(V − V_old, −c, c) − R)²), PPO's loss of its critic: a
-    value that has moved c towards its return moves no further; and sums of its statistics.
+    value that has moved c toward its return moves no further; and sums of its statistics.
 
     Args:
         values: (P,) V with gradient. old: (P,) V_old before the update. returns: (P,) R.

@@ -32,7 +32,7 @@ class TrainingSample:
     teacher_logprobs: np.ndarray | None = None  # (P,) float32, by the teacher, who saw a hint
     reference_logprobs: np.ndarray | None = None  # (P,) float32, by the reference policy
     values: np.ndarray | None = None  # (P,) float32, V of the state before the token, before the update
-    returns: np.ndarray | None = None  # (P,) float32, what V is trained towards
+    returns: np.ndarray | None = None  # (P,) float32, what V is trained toward
     candidates: np.ndarray | None = None  # (P, k) int32, the student's most likely tokens
     teacher_candidates: np.ndarray | None = None  # (P, k) float32, the teacher's log-probs of those
     masks: dict[str, np.ndarray] = field(default_factory=dict)  # loss -> (P,) bool, its tokens; absent: all
@@ -91,7 +91,7 @@ def joined(samples: Iterable[TrainingSample], name: str) -> np.ndarray:
 
 @dataclass
 class TrajectorySamples:
-    """What is trained on of one trajectory, and what was said of its turns, for people to read."""
+    """Training samples of one trajectory, with its hints and judge notes for display."""
 
     samples: list[TrainingSample]  # one per sequence that has sampled tokens
     hints: dict[int, np.ndarray] = field(
@@ -165,7 +165,7 @@ class SampleGroup:
 
 
 class OpenGroup:
-    """A group while it is played: its episodes in order, each None until it is over."""
+    """A group while it is rolled out: its episodes in order, each None until it is over."""
 
     def __init__(self, ordinal: int, task: TaskSpec, size: int, awaits_reference: bool = False) -> None:
         """

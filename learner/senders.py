@@ -48,7 +48,7 @@ class GatheredSource(WeightSource):
 
 
 class SilentClient:
-    """vLLM's `VLLMWeightSyncClient`, which says nothing to engines: the driver calls them.
+    """vLLM's `VLLMWeightSyncClient`, that sends no requests to the engines; the driver does.
 
     Rank 0 waits inside NCCL, where it could not hear that an engine failed.
     """

@@ -47,10 +47,10 @@ def choose(size: int, machines: int, memory: float, shared: float) -> Way:
     """
     if machines > 1:
         return Way(False, f"the run may use {machines} machines, which share no memory")
-    needs, free = f"a copy in {SHARED} takes {size / GIB:.2f} GiB", min(memory, shared)
+    copy, needs, free = f"a copy in {SHARED}", f"{size / GIB:.2f} GiB", min(memory, shared)
     if size > SHARE * free:
-        return Way(False, f"{needs}, more than half of the {free / GIB:.2f} GiB that are free")
-    return Way(True, f"{needs} of memory meanwhile")
+        return Way(False, f"{copy} takes {needs}, more than half of the {free / GIB:.2f} GiB that are free")
+    return Way(True, f"{copy} temporarily takes {needs} of memory")
 
 
 def free_memory() -> tuple[float, float]:
@@ -63,7 +63,7 @@ def free_memory() -> tuple[float, float]:
 
 
 class StagingFolder:
-    """A folder in shared memory, gone when this process ends, however it does."""
+    """A folder in shared memory that is removed when this process ends, even if it is killed."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="hindsight-checkpoint-", dir=SHARED))

@@ -64,7 +64,7 @@ class TurnSignal(GroupShaping):
 
 
 class Belief(TurnSignal):
-    """AgentOPSD (arXiv 2608.05987): turns are weighed by how much they change the belief in success.
+    """AgentOPSD (arXiv 2608.05987): turns are weighted by how much they change the belief in success.
 
     The belief starts at the group's success rate B₀ and moves with the turns' gaps: c_t = γ·c_{t−1} + Σ_j Δ_j
     and B_t = σ(logit B₀ + c_t). z_t is the z-score of B_t − B_{t−1} over a trajectory's scored turns, and
@@ -101,7 +101,7 @@ class Belief(TurnSignal):
 
 
 class TurnGap(TurnSignal):
-    """GRSD (arXiv 2607.28076): turns are weighed by their mean gap, relative to the group's.
+    """GRSD (arXiv 2607.28076): turns are weighted by their mean gap, relative to the group's.
 
     u_t = exp(sign(A)·mean_j Δ_j) − 1, divided by the mean of |u| over the group's scored turns, gives û_t.
     A' = A·max(0.1, 1 + λ·clip(û_t, −c, c)). If all of a group succeeded, or all failed, A' = A.

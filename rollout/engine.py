@@ -378,7 +378,7 @@ class Engine(Named):
 
     @asynccontextmanager
     async def _guard(self, doing: str) -> AsyncIterator[None]:
-        """Disable the engine if part of a weight update fails or is cancelled."""
+        """Disable the engine if part of a weight update fails or is canceled."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._check()

@@ -32,7 +32,7 @@ def probe(
         ),
     ] = False,
 ) -> None:
-    """Ask whether a model can read hints: do they move it towards the better of two actions?
+    """Ask whether a model can read hints: do they move it toward the better of two actions?
 
     It takes minutes, without Ray or engines. `model.path` may also be a checkpoint's or a run's folder.
     """

@@ -140,15 +140,15 @@ def sentence(one: Probed, model: str, env: str) -> str:
     about = f"“{one.feedback}” in {env}"
     match one.verdict:
         case ProbeVerdict.READS:
-            return f"{model} reads {about}: it moves towards the better action."
+            return f"{model} reads {about}: it moves toward the better action."
         case ProbeVerdict.PARTLY:
             return f"{model} reads {about} in part: more than a hint of another task, but not enough."
         case ProbeVerdict.MISREADS:
             return f"{model} misreads {about}: a hint of another task would be better."
         case ProbeVerdict.ANY_HINT:
-            return f"{model} moves towards the better action with {about}, but with any other hint, too."
+            return f"{model} moves toward the better action with {about}, but with any other hint, too."
         case ProbeVerdict.DISTURBED:
-            return f"{model} moves towards the worse action with {about}, as with any other hint."
+            return f"{model} moves toward the worse action with {about}, as with any other hint."
         case ProbeVerdict.IGNORES:
             return f"{model} ignores {about}."
         case ProbeVerdict.UNDECIDED:

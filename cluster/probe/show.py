@@ -105,7 +105,7 @@ def write_result(result: Result, folder: Path) -> None:
 
 
 def _draw(result: Result, file: Path) -> None:
-    """How often, and how far, hints move the model towards the better action, as a PNG."""
+    """How often, and how far, hints move the model toward the better action, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

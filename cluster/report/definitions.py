@@ -126,7 +126,7 @@ LEARNER = {
 }
 CRITIC = {
     **UPDATE,
-    "clip_fraction": define("share", LESS, "Tokens whose value the critic's clip held back."),
+    "clip_fraction": define("share", LESS, "Tokens whose value loss was clipped."),
     "value_mean": define("", NEITHER, "Critic's value, mean over tokens."),
     "return_mean": define("", MORE, "Return that the value estimates, mean over tokens."),
     "explained_variance": define(
@@ -179,7 +179,9 @@ FAILURES = {
     "retried": define("episodes", LESS, "Failed attempts of this step's episodes that a retry replaced."),
     "groups_lost": define("groups", LESS, "Groups of this step that failures kept from training."),
     "tasks_set_aside": define(
-        "tasks", LESS, "Training tasks that are no longer played, as they fail by themselves."
+        "tasks",
+        LESS,
+        "Training tasks excluded because they fail repeatedly or their first prompt is too long.",
     ),
 }
 RESTARTS = {

@@ -30,7 +30,7 @@ DECIMALS = {"lag": 0, "share": 12}  # of a number in a file; 5 for all others
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """What decides how the policy loss of a step weighed each token."""
+    """What decides how the policy loss of a step weighted each token."""
 
     samples: Collection[TrainingSample]  # that took part in it
     signal: TeacherSignal

@@ -1,4 +1,4 @@
-"""Players for ALFWorld demonstrations.
+"""Expert policies for ALFWorld demonstrations.
 
 `SearchExpert` knows what an agent knows: texts and admissible actions. It looks through the room in an order
 drawn at random (where such an object may lie before elsewhere, open surfaces before closed ones), so that a
@@ -63,7 +63,7 @@ class Wish:
         """The wish in an episode's first observation.
 
         Raises:
-            EnvError: the task is not told by one of upstream's templates.
+            EnvError: the task description matches none of the upstream templates.
         """
         task = text.partition("Your task is to: ")[2].strip().rstrip(".")
         for sentence in SENTENCES:

@@ -19,7 +19,7 @@ class AnswerTooLong(OpenAIError):
     """An endpoint sent more than LONGEST bytes; the rest was not read. The client does not retry it."""
 
     def __init__(self) -> None:
-        super().__init__(f"the answer has more than {LONGEST >> 10} KiB: it is no chat completion")
+        super().__init__(f"the response exceeds {LONGEST >> 10} KiB, which is too long for a chat completion")
 
 
 def bound(response: Any) -> None:

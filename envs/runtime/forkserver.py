@@ -27,7 +27,7 @@ from hindsight.envs.runtime.json_lines import channels
 from hindsight.envs.runtime.linux import die_with_parent
 
 LENGTH = struct.Struct("!I")  # every message is its length in bytes, then its pickle
-# The kinds of EnvError that somebody acts on; any other reaches the owner as a plain one.
+# EnvError subclasses that callers handle; all others are sent as plain EnvError.
 TOLD = (BadAnswer, DataMissing, InstanceLost, NoDemonstration)
 
 

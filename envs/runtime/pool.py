@@ -61,7 +61,7 @@ class SlotPool:
         """Wait for a slot, use it for one episode after another, and return it in any case.
 
         Raises:
-            SlotTimeout: no slot came back for `patience` seconds.
+            SlotTimeout: no slot became free for `patience` seconds.
         """
         await self._turn()
         free = max(self._free, key=len)
@@ -85,7 +85,8 @@ class SlotPool:
                 await self._available.acquire()
         except TimeoutError as error:
             raise SlotTimeout(
-                f"no slot came back in {self._patience:g} s; raise env.slots or env.shards"
+                f"no environment slot became free within {self._patience:g} s; "
+                "increase env.slots or env.shards"
             ) from error
         finally:
             self._waiting.discard(deadline)

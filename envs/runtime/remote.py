@@ -1,7 +1,7 @@
 """The one way to call a Ray actor: every call has a deadline, and every failure a type.
 
 A caller sees what its callee raised, if that is one of this package's own errors; RemoteDefect for any other
-exception of the callee; and a RemoteError if no answer comes. What follows from it is the caller's policy.
+exception of the callee; and a RemoteError if no answer comes. The caller decides how to react.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ async def call(
 
 
 async def insist(actor: Any, method: str, *args: Any, start_timeout: float, **limit: Any) -> Any:
-    """Do as `call`, again if the actor's process is replaced meanwhile; for calls that may be repeated.
+    """Like `call`, but retried if the actor's process is replaced in the meantime; for calls that may be
+    repeated.
 
     Args:
         start_timeout: seconds in which the new process must be `ready` (`cluster.start_timeout`).

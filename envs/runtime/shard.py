@@ -4,8 +4,8 @@
                         ▲                    empty until the next episode there, which takes a warm spare
                    warm spares
 
-A seat obeys its newest lease only (leases are numbered in the order they were granted), so a late call of
-a client that gave up can never touch the next client's episode.
+A seat accepts calls only from its newest lease (leases are numbered in the order they were granted), so a
+late call from a timed-out client cannot affect the next episode.
 """
 
 from __future__ import annotations

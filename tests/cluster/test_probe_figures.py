@@ -78,6 +78,6 @@ def test_verdicts(shift, content, verdict):
 def test_a_verdict_in_words():
     read = [row(f"t{n}", feedback="immediate, per step") for n in range(12)]
     told = sentence(probed("immediate, per step", read), "nano", "webshop")
-    assert told == "nano reads “immediate, per step” in webshop: it moves towards the better action."
+    assert told == "nano reads “immediate, per step” in webshop: it moves toward the better action."
     ignored = [row(f"t{n}", shown=(-1.0, -2.0), other=(-1.0, -2.0)) for n in range(12)]
     assert sentence(probed("f", ignored), "nano", "webshop") == "nano ignores “f” in webshop."

@@ -103,7 +103,7 @@ async def test_patience_is_counted_from_the_last_slot_that_came_back():
     for number in range(3):  # the last client waits longer than the patience, but slots keep coming back
         await asyncio.sleep(0.2)
         leave[number].set()
-    with pytest.raises(SlotTimeout, match=r"no slot came back in 0\.3 s"):
+    with pytest.raises(SlotTimeout, match=r"no environment slot became free within 0\.3 s"):
         await clients[4]
     assert entered == [0, 1, 2, 3]
     leave[3].set()

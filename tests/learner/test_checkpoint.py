@@ -172,11 +172,11 @@ def rewrite(file, change):
             lambda folder: rewrite(folder / "driver.json", lambda s: s.pop("crc32")),
             "driver.json has changed",
         ),
-        (lambda folder: rewrite(folder / "driver.json", lambda s: s.pop("step")), "names no step"),
+        (lambda folder: rewrite(folder / "driver.json", lambda s: s.pop("step")), "has no `step`"),
         (lambda folder: (folder / "driver.json").write_text("[1]"), "driver.json is not an object"),
         (lambda folder: (folder / "driver.json").unlink(), "driver.json is missing"),
         (lambda folder: cut(folder / "manifest.json"), "manifest.json is cut off"),
-        (lambda folder: (folder / "manifest.json").write_text('{"a": 1}'), "manifest.json is not as"),
+        (lambda folder: (folder / "manifest.json").write_text('{"a": 1}'), "manifest.json was modified"),
         (lambda folder: (folder / "manifest.json").unlink(), "lacks manifest.json"),
     ],
 )
