@@ -38,7 +38,7 @@ def show_plan(
     rates: Annotated[Path | None, typer.Option(help="as --budget, with the figures of a YAML file")] = None,
     seeds: Annotated[int, typer.Option(help="runs of --budget, each with its seed", min=1)] = 3,
 ) -> None:
-    """Print who would run where, with the memory that each needs. Starts nothing."""
+    """Print which actor would run where, and how much memory it needs. Starts nothing."""
     from hindsight.cluster.commands import expected_errors
     from hindsight.cluster.machines import this_machine
     from hindsight.cluster.planning import plan_notes, plan_run, plan_table
@@ -85,7 +85,7 @@ def doctor(
     run: Annotated[bool, typer.Option(help="also train nano for one step on the CPU")] = False,
     gpu: Annotated[bool, typer.Option(help="also train nano for one step on the GPUs")] = False,
 ) -> None:
-    """Check what a run needs of this machine, and say what to do about what is missing."""
+    """Check this machine for what a run needs, and suggest fixes."""
     from hindsight.cluster.doctor import examine, miniature
 
     config, console, wrong = read_config(recipe, overrides), PlainConsole(), 0

@@ -54,7 +54,9 @@ def view(
     ] = False,
     own: Annotated[
         bool,
-        typer.Option("--own-drawings", help="run the drawing that a run's own environment brings: its code"),
+        typer.Option(
+            "--own-drawings", help="draw a run's own environment with its code, which this executes"
+        ),
     ] = False,
 ) -> None:
     """Show where in an episode the credit went and why, as a web page of one or more run folders."""

@@ -22,7 +22,7 @@ def replay(
         bool, typer.Option(help="also update the policy; without, stop after the teacher")
     ] = True,
 ) -> None:
-    """Compute a recorded training step again, in one process: hints, teacher, credit, update.
+    """Recompute a recorded training step in one process: hints, teacher, credit, update.
 
     Other settings show what they change, such as another method on the same episodes. Nothing is written into
     the run's folder.

@@ -41,7 +41,7 @@ def evaluate(
         Path, typer.Argument(help="a model folder, a checkpoint folder, or a run's folder")
     ],
     recipe: Annotated[
-        str, typer.Argument(help="recipe, where the checkpoint is not of a run or other settings are wanted")
+        str, typer.Argument(help="recipe, if the checkpoint belongs to no run, or to override its settings")
     ] = "",
     overrides: Overrides = None,
     address: Address = None,
