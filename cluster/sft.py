@@ -21,7 +21,7 @@ from hindsight.rollout.types import Failure
 from hindsight.rollout.worker import ask_worker
 
 Report = Callable[[int, int, dict[str, float]], None]
-Now = Callable[[str, int, int], None]
+Progressing = Callable[[str, int, int], None]
 
 
 def linear(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -32,7 +32,7 @@ def linear(step: int, steps: int, peak: float, warmup: int) -> float:
 
 
 async def collect(
-    config: Config, actors: Actors, tasks: Sequence[TaskSpec], now: Now
+    config: Config, actors: Actors, tasks: Sequence[TaskSpec], now: Progressing
 ) -> tuple[list[Demonstration], list[Failure]]:
     """Collect `sft.demos` demonstrations on training tasks: the successful ones, and the failures.
 
@@ -102,7 +102,7 @@ async def fine_tune(
     actors: Actors,
     renderer: Renderer,
     tasks: Sequence[TaskSpec],
-    now: Now,
+    now: Progressing,
     report: Report,
 ) -> list[Failure]:
     """Run the supervised warm start; returns the failures on the way.

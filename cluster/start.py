@@ -34,7 +34,7 @@ from hindsight.teacher.scorer import TeacherScorer, teacher_env
 STARTING = "cluster.start_timeout"
 G = TypeVar("G", bound=RankGroup)
 # (what starts, what it does, or a function that says what it does now): until it is ready
-Show = Callable[[str, str | Callable[[], str]], AbstractContextManager[None]]
+ShowStart = Callable[[str, str | Callable[[], str]], AbstractContextManager[None]]
 USER_KEY = "HINDSIGHT_USER_KEY"  # environment variable with the key of the run's own endpoint
 
 
@@ -92,7 +92,7 @@ class Actors:
 
 
 async def start_actors(
-    plan: Plan, model: str, family: EnvFamily, starting: Show = unseen, *, user_model: str = ""
+    plan: Plan, model: str, family: EnvFamily, starting: ShowStart = unseen, *, user_model: str = ""
 ) -> Actors:
     """Create all actors in one placement group and wait until each is ready.
 
@@ -128,7 +128,7 @@ class _Starting:
     """The start of one run's actors."""
 
     def __init__(
-        self, plan: Plan, group: PlacementGroup, model: str, family: EnvFamily, user: str, starting: Show
+        self, plan: Plan, group: PlacementGroup, model: str, family: EnvFamily, user: str, starting: ShowStart
     ) -> None:
         self.plan, self.group, self.model, self.family, self.user_model = plan, group, model, family, user
         self.starting = starting

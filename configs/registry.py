@@ -287,7 +287,7 @@ ADVANTAGES = Registry(
         "gae": "hindsight.learner.gae:from_critic",
     },
 )
-SIGNALS = Registry(
+TEACHER_SIGNALS = Registry(
     "signal.name",
     "teacher signal",
     Signal,
@@ -320,5 +320,5 @@ TRACKERS = Registry(
 # By the name of the section that each extends.
 REGISTRIES = {
     registry.key.partition(".")[0]: registry
-    for registry in (ENVIRONMENTS, FEEDBACK_SOURCES, ADVANTAGES, SIGNALS, TRACKERS)
+    for registry in (ENVIRONMENTS, FEEDBACK_SOURCES, ADVANTAGES, TEACHER_SIGNALS, TRACKERS)
 }

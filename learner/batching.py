@@ -42,20 +42,20 @@ def over_ranks(rows: Sequence[np.ndarray], budget: int, ranks: int) -> list[list
     ]
 
 
-Run = tuple[int, int]  # the first of some rows in their order, and the one after the last
+RowRange = tuple[int, int]  # the first of some rows in their order, and the one after the last
 
 
 @dataclass(frozen=True)
 class Spread:
     """Runs by rank and micro-batch."""
 
-    runs: list[list[list[Run]]]
+    runs: list[list[list[RowRange]]]
     cost: int  # tokens, if ranks wait for each other after each micro-batch
 
 
-def _runs(lengths: Sequence[int], shared: Sequence[int], budget: int, most: int) -> dict[Run, int]:
+def _runs(lengths: Sequence[int], shared: Sequence[int], budget: int, most: int) -> dict[RowRange, int]:
     """Cut rows into runs of at most `most` rows and `budget` tokens; return the tokens of each."""
-    runs: dict[Run, int] = {}
+    runs: dict[RowRange, int] = {}
     first = tokens = 0
     for place, (length, same) in enumerate(zip(lengths, shared, strict=True)):
         if place > first and (place - first == most or tokens + length - same > budget):
@@ -67,7 +67,7 @@ def _runs(lengths: Sequence[int], shared: Sequence[int], budget: int, most: int)
     return runs
 
 
-def _spread(costs: dict[Run, int], budget: int, ranks: int) -> Spread:
+def _spread(costs: dict[RowRange, int], budget: int, ranks: int) -> Spread:
     """Put runs into about equally heavy micro-batches, as few as fit into the budget.
 
     Each run, heaviest first, goes into the lightest micro-batch (longest processing time first, Graham 1969).
@@ -76,7 +76,7 @@ def _spread(costs: dict[Run, int], budget: int, ranks: int) -> Spread:
     each = max(1, -(-sum(min(cost, budget) for cost in costs.values()) // (budget * ranks)))
     while (micros := _fill(heaviest, costs, budget, each * ranks)) is None:
         each += 1
-    shares: list[list[list[Run]]] = [[] for _ in range(ranks)]
+    shares: list[list[list[RowRange]]] = [[] for _ in range(ranks)]
     loads: list[list[int]] = [[] for _ in range(ranks)]
     for load, runs in sorted(micros, key=lambda micro: (-micro[0], micro[1])):
         rank = min((rank for rank in range(ranks) if len(shares[rank]) < each), key=lambda r: sum(loads[r]))
@@ -86,10 +86,10 @@ def _spread(costs: dict[Run, int], budget: int, ranks: int) -> Spread:
 
 
 def _fill(
-    heaviest: Sequence[Run], costs: dict[Run, int], budget: int, count: int
-) -> list[tuple[int, list[Run]]] | None:
+    heaviest: Sequence[RowRange], costs: dict[RowRange, int], budget: int, count: int
+) -> list[tuple[int, list[RowRange]]] | None:
     """`count` micro-batches with their tokens; None if a run fits into none of them."""
-    micros: list[tuple[int, int, list[Run]]] = [(0, number, []) for number in range(count)]
+    micros: list[tuple[int, int, list[RowRange]]] = [(0, number, []) for number in range(count)]
     for run in heaviest:
         load, number, held = micros[0]  # the lightest
         if held and load + costs[run] > budget:

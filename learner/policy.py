@@ -20,7 +20,7 @@ from hindsight.learner.logprobs import TokenLogprobs, TokenScores
 from hindsight.learner.rank import LearnerError, Rank
 from hindsight.learner.samples import TrainingSample
 from hindsight.learner.signals import make_signal
-from hindsight.rollout.adapter import FOLDER, Adapter, Pair, peft_names, write_adapter
+from hindsight.rollout.adapter import FOLDER, Adapter, LowRank, peft_names, write_adapter
 from hindsight.rollout.segment import Segment
 from hindsight.rollout.weights import Layout, WeightSet, meta_of, offsets, pack_tensors
 
@@ -204,9 +204,9 @@ class PolicyRank(Rank):
             with self._whole((weight, *pair)):
                 yield name, adapter.merged(name, weight) if adapter and pair else weight.detach()
 
-    def _pairs(self) -> dict[str, Pair]:
+    def _pairs(self) -> dict[str, LowRank]:
         """Return the adapter's full A and B on the CPU; every rank must call it."""
-        pairs: dict[str, Pair] = {}
+        pairs: dict[str, LowRank] = {}
         for name, (a, b) in self.adapter.pairs.items() if self.adapter else ():
             with self._whole((a, b)):
                 pairs[name] = (a.detach().to("cpu", copy=True), b.detach().to("cpu", copy=True))

@@ -24,7 +24,7 @@ from hindsight.learner.checkpoint import CheckpointError
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")  # Adam's names of its moments
 FILE_BYTES = 2**30  # of one file, which is copied to the host to be written
 KEY = re.compile(r"(\w+)/(.+)@(\d+)")  # kind, parameter, first element
-Pieces = dict[tuple[str, str], list[tuple[int, Any]]]  # by kind and parameter: first element, its slice
+Fragments = dict[tuple[str, str], list[tuple[int, Any]]]  # by kind and parameter: first element, its slice
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def load_rank_state(engine: Any, folder: Path, rank: int, extra: Mapping[str, to
         if not files:
             raise CheckpointError(f"{folder} has no training state: resume from another checkpoint")
         facts = files[0].metadata()
-        pieces: Pieces = defaultdict(list)
+        pieces: Fragments = defaultdict(list)
         missing = set(extra)
         for file in files:
             for key in list(file.keys()):
@@ -144,7 +144,7 @@ def load_rank_state(engine: Any, folder: Path, rank: int, extra: Mapping[str, to
     _round_weights(engine)
 
 
-def _check(engine: Any, pieces: Pieces, folder: Path) -> None:
+def _check(engine: Any, pieces: Fragments, folder: Path) -> None:
     """Raise CheckpointError unless the files have every element of what is trained, and no others."""
     written = {
         name: sum(piece.get_shape()[0] for _, piece in own)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from hindsight.configs.method import Signal
-from hindsight.configs.registry import SIGNALS
+from hindsight.configs.registry import TEACHER_SIGNALS
 from hindsight.configs.schema import Config
 from hindsight.configs.setting import setting
 
@@ -272,5 +272,5 @@ class Distill(LossOnly):
 
 def make_signal(settings: Signal) -> TeacherSignal:
     """The teacher signal that `signal.name` names."""
-    kind: type[TeacherSignal] = SIGNALS.find(settings.name)
-    return kind(SIGNALS.complete(settings))
+    kind: type[TeacherSignal] = TEACHER_SIGNALS.find(settings.name)
+    return kind(TEACHER_SIGNALS.complete(settings))

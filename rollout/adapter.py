@@ -21,7 +21,7 @@ from hindsight.configs.schema import Lora
 
 NAME = "default"  # PEFT's name of a model's only adapter
 FOLDER = "adapter"  # subfolder of a model folder
-Pair = tuple[torch.Tensor, torch.Tensor]  # A (rank, in), B (out, rank)
+LowRank = tuple[torch.Tensor, torch.Tensor]  # A (rank, in), B (out, rank)
 
 
 class AdapterError(ValueError):
@@ -51,12 +51,12 @@ class Adapter:
             if layer is lm.get_output_embeddings() or not isinstance(layer.base_layer, nn.Linear):
                 raise AdapterError(f"learner.lora.targets names {name}: choose linear layers below the head")
         self.scale = settings.alpha / settings.rank
-        self.pairs: dict[str, Pair] = {  # by the model's name of the adapted weight
+        self.pairs: dict[str, LowRank] = {  # by the model's name of the adapted weight
             f"{name}.weight": (layer.lora_A[NAME].weight, layer.lora_B[NAME].weight)
             for name, layer in layers.items()
         }
         # In float32: a moving average in bfloat16 would round off small steps.
-        self.average: dict[str, Pair] = {
+        self.average: dict[str, LowRank] = {
             name: (a.detach().float().clone(), b.detach().float().clone())
             for name, (a, b) in self.pairs.items()
         }
@@ -87,7 +87,7 @@ class Adapter:
             module.train(on)
 
 
-def peft_names(pairs: Mapping[str, Pair]) -> dict[str, torch.Tensor]:
+def peft_names(pairs: Mapping[str, LowRank]) -> dict[str, torch.Tensor]:
     """Return A and B by PEFT's names, given `pairs` by the model's names of the adapted weights."""
     return {
         f"base_model.model.{name.removesuffix('.weight')}.lora_{letter}.weight": tensor

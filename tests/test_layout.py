@@ -133,13 +133,25 @@ SHARED = {
 }
 
 
+def defined(node: ast.stmt) -> str | None:
+    """The name of a class, a function or an alias of a type; of anything else None."""
+    match node:
+        case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return name
+        case ast.Assign(value=ast.Call(func=ast.Name("TypeVar"))):
+            return None
+        case ast.Assign(targets=[ast.Name(name)]) if name[:1].isupper() and not name.isupper():
+            return None if "_" in name or len(name) == 1 else name
+    return None
+
+
 def shared_names(sources: Mapping[str, str]) -> list[str]:
-    """Public top-level classes and functions that several files define, and where; `sources` by file."""
+    """Public classes, functions and types that several files define, and where; `sources` by file."""
     homes: dict[str, list[str]] = {}
     for file, source in sources.items():
         for node in ast.parse(source).body:
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                homes.setdefault(node.name, []).append(f"{file}:{node.lineno}")
+            if name := defined(node):
+                homes.setdefault(name, []).append(f"{file}:{node.lineno}")
     return [
         f"{name} in {', '.join(places)}"
         for name, places in homes.items()
@@ -156,3 +168,5 @@ def test_every_public_class_and_function_has_a_name_of_its_own() -> None:
 def test_a_shared_name_is_found() -> None:
     sources = {"a.py": "async def check(): ...\ndef main(): ...", "b.py": "def main(): ...\nclass check: ..."}
     assert shared_names(sources) == ["check in a.py:1, b.py:2"]
+    aliases = "Row = dict[str, int]\nLIMIT = 3\nT = TypeVar('T')\nAny_Thing = 1"
+    assert shared_names({"a.py": aliases, "b.py": aliases}) == ["Row in a.py:1, b.py:1"]

@@ -19,7 +19,7 @@ Recipe = Annotated[str, typer.Argument(help="name of a built-in recipe, or path 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="settings as key=value, such as steps=200 learner.lr=1e-5")
 ]
-Address = Annotated[
+AddressOption = Annotated[
     str | None,
     typer.Option(help="Ray cluster to join: auto or an address; by default a local Ray is started"),
 ]

@@ -9,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from hindsight.cluster.cli.common import Address, Overrides, Recipe, fail, read_config, run_to_end
+from hindsight.cluster.cli.common import AddressOption, Overrides, Recipe, fail, read_config, run_to_end
 from hindsight.configs.paths import lasting
 
 app = typer.Typer()
 
 
 @app.command()
-def train(recipe: Recipe, overrides: Overrides = None, address: Address = None) -> None:
+def train(recipe: Recipe, overrides: Overrides = None, address: AddressOption = None) -> None:
     """Train an agent: optional supervised warm start, then RL, then evaluation."""
     from hindsight.cluster.commands import train_run
 
@@ -25,7 +25,7 @@ def train(recipe: Recipe, overrides: Overrides = None, address: Address = None) 
 
 
 @app.command()
-def sft(recipe: Recipe, overrides: Overrides = None, address: Address = None) -> None:
+def sft(recipe: Recipe, overrides: Overrides = None, address: AddressOption = None) -> None:
     """Run only the supervised warm start. Continue with `train … resume=auto`."""
     from hindsight.cluster.commands import train_run
 
@@ -44,7 +44,7 @@ def evaluate(
         str, typer.Argument(help="recipe, if the checkpoint belongs to no run, or to override its settings")
     ] = "",
     overrides: Overrides = None,
-    address: Address = None,
+    address: AddressOption = None,
 ) -> None:
     """Evaluate a checkpoint on the panels of `evaluate.panels`, with the settings of its run."""
     from hindsight.cluster.commands import eval_run, find_model, run_of

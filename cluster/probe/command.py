@@ -13,7 +13,7 @@ from hindsight.cluster.commands import checkpoint_of, find_model
 from hindsight.cluster.failures import RunError
 from hindsight.cluster.folder import storing
 from hindsight.cluster.local import LocalScorer, recorded_judge
-from hindsight.cluster.probe.figures import Row, probed
+from hindsight.cluster.probe.figures import ProbeRow, probed
 from hindsight.cluster.probe.pairs import recorded_pairs
 from hindsight.cluster.probe.play import Played, play_tasks
 from hindsight.cluster.probe.score import Reader, feedbacks, has_states
@@ -203,7 +203,7 @@ def first_reason(left: Mapping[str, str]) -> str:
     return next((f"task {task}: {why}" for task, why in left.items()), "no task, or no recorded group")
 
 
-async def read_pairs(reader: Reader, played: list[Played], view: View) -> tuple[list[Row], list[str]]:
+async def read_pairs(reader: Reader, played: list[Played], view: View) -> tuple[list[ProbeRow], list[str]]:
     """The scores of all pairs, and what went wrong on the way."""
     view.phase("gathering hints", len(played))
     hinted = []
@@ -212,7 +212,7 @@ async def read_pairs(reader: Reader, played: list[Played], view: View) -> tuple[
         view.advance(number, len(played))
     view.say(f"scoring with {len(reader.feedbacks)} kinds of feedback")
     view.phase("scoring", len(played))
-    rows: list[Row] = []
+    rows: list[ProbeRow] = []
     for place in range(len(hinted)):
         rows += await reader.rows(hinted, place)
         view.advance(place + 1, len(hinted))

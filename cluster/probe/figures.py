@@ -20,7 +20,7 @@ Two = tuple[float, float]  # of the better and the worse action
 
 
 @dataclass(frozen=True)
-class Row:
+class ProbeRow:
     """The scores of a pair with one feedback; log-probs are means per token."""
 
     feedback: str
@@ -68,12 +68,12 @@ def prefers(two: Two) -> float:
     return 0.5 if better == worse else float(better > worse)
 
 
-def shifts(row: Row, scores: Two) -> Two:
+def shifts(row: ProbeRow, scores: Two) -> Two:
     """How far a hint moves each action up, in nats per token."""
     return scores[0] - row.without[0], scores[1] - row.without[1]
 
 
-def measures(row: Row) -> dict[str, float]:
+def measures(row: ProbeRow) -> dict[str, float]:
     """What is averaged.
 
     without, with        whether the better action is more likely without the hint, and with it
@@ -103,7 +103,7 @@ def measures(row: Row) -> dict[str, float]:
     return found if row.clipped is None else found | {"clipped": row.clipped}
 
 
-def probed(feedback: str, rows: Sequence[Row]) -> Probed:
+def probed(feedback: str, rows: Sequence[ProbeRow]) -> Probed:
     """The figures of one feedback: means over tasks of the mean over a task's pairs."""
     own = [row for row in rows if row.feedback == feedback]
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

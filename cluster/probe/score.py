@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from hindsight.cluster.local import LocalScorer
-from hindsight.cluster.probe.figures import Row
+from hindsight.cluster.probe.figures import ProbeRow
 from hindsight.cluster.probe.pairs import Pair
 from hindsight.cluster.probe.play import Played
 from hindsight.configs.method import Feedback
 from hindsight.configs.registry import FEEDBACK_SOURCES
 from hindsight.configs.schema import Config
+from hindsight.feedback.combine import Texts
 from hindsight.feedback.controls import of_other_task
 from hindsight.feedback.hints import gather_hints
 from hindsight.feedback.judge_client import Ask
@@ -31,7 +32,6 @@ from hindsight.rollout.types import Failure, Group, TurnAt
 from hindsight.teacher.contexts import ContextLimits, ScoreRequest, build_requests
 
 WITHOUT, SHOWN, OTHER = "without", "shown", "other"
-Texts = Mapping[TurnAt, str]  # hints by turn
 Label = tuple[str, int, TurnAt]  # condition, which feedback, turn
 
 
@@ -103,7 +103,7 @@ class Reader:
             failures += found.failures
         return Hinted(played, tuple(texts), failures)
 
-    async def rows(self, hinted: Sequence[Hinted], place: int) -> list[Row]:
+    async def rows(self, hinted: Sequence[Hinted], place: int) -> list[ProbeRow]:
         """A row for each pair and feedback of the task at `place`, if both actions have a hint that fits.
 
         Raises:
@@ -147,7 +147,9 @@ class Reader:
             requests += built
         return labels, list(rooted(group, pairs, requests))
 
-    def _row(self, one: Hinted, number: int, pair: Pair, logprobs: Mapping[Label, np.ndarray]) -> Row | None:
+    def _row(
+        self, one: Hinted, number: int, pair: Pair, logprobs: Mapping[Label, np.ndarray]
+    ) -> ProbeRow | None:
         """The scores of a pair with one feedback; None if a hint is missing or did not fit."""
 
         def known(condition: str, place: int) -> list[np.ndarray] | None:
@@ -160,7 +162,7 @@ class Reader:
         group = one.played.group
         actions = [group.trajectories[index].turns[turn].action or "" for index, turn in pair.turns]
         gaps = [own - before for own, before in zip(shown, plain, strict=True)]
-        return Row(
+        return ProbeRow(
             feedback=self.feedbacks[number].summary,
             task=group.task.id,
             turn=pair.better[1],

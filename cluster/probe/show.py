@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from hindsight.cluster.outcomes import Figure
-from hindsight.cluster.probe.figures import Probed, Row, sentence
+from hindsight.cluster.probe.figures import Probed, ProbeRow, sentence
 from hindsight.cluster.report.lines import write_rows
 from hindsight.cluster.report.text import PlainConsole
 
@@ -31,7 +31,7 @@ class Result:
     method: str
     played: str  # what the pairs are from
     found: Sequence[Probed]
-    rows: Sequence[Row]
+    rows: Sequence[ProbeRow]
     left_out: Mapping[str, str] = field(default_factory=dict)  # task -> why it gave no pair
     notes: Sequence[str] = ()
 

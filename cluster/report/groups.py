@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from hindsight.cluster.report.lines import Row
 from hindsight.learner.samples import SampleGroup
 from hindsight.rollout.types import Group
 
 FORMAT = 2  # raised when a reader of the version before would misread a row
-Row = dict[str, Any]
 
 
 class GroupError(ValueError):

@@ -11,6 +11,7 @@ from typing import Any
 from hindsight.cluster.failures import RunError
 from hindsight.envs.runtime.files import atomic_write
 
+Row = dict[str, Any]  # one line
 LEVEL = 3  # of gzip: higher ones take several times as long, and make the files of tokens a fifth smaller
 
 
@@ -18,7 +19,7 @@ class LineError(RunError):
     """A line is not a JSON object."""
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
+def read_rows(file: Path) -> list[Row]:
     """Every complete line of a file; [] if there is none. What a killed process was writing is left out.
 
     Raises:

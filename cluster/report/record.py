@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from hindsight.cluster.report.lines import Row
 from hindsight.cluster.report.pieces import Pieces
 from hindsight.learner.losses import token_weights
 from hindsight.learner.samples import SampleGroup, TrainingSample, joined
 from hindsight.learner.signals import TeacherSignal
 from hindsight.rollout.types import Trajectory
 
-Row = dict[str, Any]
 COLUMNS = {  # by their name in the row of a turn
     "advantage": "advantages",
     "rollout_logprob": "rollout_logprobs",

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from hindsight.cluster.report.lines import Row
 from hindsight.cluster.report.run_folder import RunFolder, RunFolderError, RunStage
 from hindsight.cluster.report.text import one_line, visible
 
-Row = Mapping[str, Any]
 # The sizes from which a number is somewhat, clearly and very different from nothing, by what is shown.
 SIZES = {
     "weight": (0.02, 0.08, 0.2),  # |log2| of the factor: with SERL's λ and ε it is at most 0.15

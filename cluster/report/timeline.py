@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from hindsight.cluster.report.lines import append_rows, read_rows, write_rows
+from hindsight.cluster.report.lines import Row, append_rows, read_rows, write_rows
 from hindsight.cluster.report.run_folder import TIMELINE
 from hindsight.learner.samples import SampleGroup
 from hindsight.rollout.types import Trajectory
 
-Row = dict[str, Any]
-Role = Literal[
+TimelineRole = Literal[
     "rollout",
     "teacher",
     "judge",
@@ -35,7 +34,7 @@ class Timeline:
         self.file = folder / TIMELINE
 
     @contextmanager
-    def span(self, step: int, role: Role, name: str) -> Iterator[None]:
+    def span(self, step: int, role: TimelineRole, name: str) -> Iterator[None]:
         """Note the block as a span, unless it raises."""
         start = time.time()
         yield

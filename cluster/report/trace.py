@@ -22,10 +22,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hindsight.cluster.report.lines import Row
 from hindsight.cluster.report.run_folder import PHASES, RunFolder, RunFolderError
 from hindsight.envs.runtime.files import atomic_write
 
-Row = dict[str, Any]
 TRACE = "trace"  # the name of the file in the run's folder, without its ending
 DRIVER, WORKERS, ENVIRONMENTS = "driver", "workers", "environments"
 ORDER = (

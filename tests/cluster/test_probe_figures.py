@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from hindsight.cluster.outcomes import Figure
-from hindsight.cluster.probe.figures import ProbeVerdict, Row, judge, measures, probed, sentence
+from hindsight.cluster.probe.figures import ProbeRow, ProbeVerdict, judge, measures, probed, sentence
 
 
 def row(task="a", without=(-1.0, -2.0), shown=(-0.5, -2.5), other=(-1.0, -1.0), clipped=0.5, feedback="f"):
-    return Row(feedback, task, 0, ("go", "look"), ("h", "i"), without, shown, other, clipped)
+    return ProbeRow(feedback, task, 0, ("go", "look"), ("h", "i"), without, shown, other, clipped)
 
 
 def test_measures_of_a_pair():
