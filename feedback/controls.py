@@ -2,14 +2,14 @@
 
 other_task     the hints of another task's group: the same form and length (arXiv 2608.09228)
 no_hindsight   the teacher sees the student's own prompt, so only its older weights differ (2609.20612)
-random_turns   as many hints in each trajectory, at turns drawn at random
+random_turns   the hints of each trajectory, at turns drawn at random
 shuffled       each turn's log-ratios of teacher and student, permuted over its scored tokens
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, islice
 
 import numpy as np
 
@@ -54,8 +54,16 @@ class Control:
 
 
 def of_other_task(texts: Mapping[TurnAt, str], other: Sequence[str]) -> dict[TurnAt, str]:
-    """The same turns with the hints of another group, which are repeated if there are too few."""
-    return dict(zip(texts, cycle(other), strict=False)) if other else {}
+    """The same turns with the hints of another group, which are repeated if there are too few.
+
+    A hint that says the same as the turn's own is passed over. A turn for which no other is left has none.
+    """
+    found, others = {}, cycle(other)
+    for at, own in texts.items():
+        tried = islice(others, len(other))
+        if text := next((one for one in tried if one != own), ""):
+            found[at] = text
+    return found
 
 
 def without_hindsight(texts: Mapping[TurnAt, str]) -> dict[TurnAt, str]:
@@ -66,7 +74,9 @@ def without_hindsight(texts: Mapping[TurnAt, str]) -> dict[TurnAt, str]:
 def at_random_turns(
     texts: Mapping[TurnAt, str], group: Group, whole_turns: bool, seed: int
 ) -> dict[TurnAt, str]:
-    """As many hints in each trajectory, at turns drawn without replacement from those that may have one.
+    """The hints of each trajectory at other turns, drawn without replacement from those that may have one.
+
+    Where every turn has a hint, they change places.
 
     Args:
         whole_turns: whether a turn that did not parse may have one.
@@ -76,7 +86,7 @@ def at_random_turns(
     for index, trajectory in enumerate(group.trajectories):
         own = [text for (owner, _), text in texts.items() if owner == index]
         free = [n for n, turn in enumerate(trajectory.turns) if whole_turns or turn.action_span is not None]
-        for number, text in zip(sorted(rng.permutation(free)[: len(own)].tolist()), own, strict=True):
+        for number, text in sorted(zip(rng.permutation(free)[: len(own)].tolist(), own, strict=True)):
             moved[index, number] = text
     return moved
 

@@ -44,6 +44,7 @@ class ProbeVerdict(StrEnum):
     DISTURBED = "disturbed"
     IGNORES = "ignores"
     UNDECIDED = "undecided"
+    NO_CONTROL = "no control"
     TOO_FEW = "too few tasks"
 
 
@@ -122,7 +123,9 @@ def judge(tasks: int, figures: Mapping[str, Figure]) -> ProbeVerdict:
     """The verdict on a feedback, from the intervals of `shift` and `content`."""
     if tasks < FEWEST_TASKS:
         return ProbeVerdict.TOO_FEW
-    shift, content = figures["shift"], figures.get("content", Figure(0.0, -1.0, 1.0))
+    if "content" not in figures:
+        return ProbeVerdict.NO_CONTROL
+    shift, content = figures["shift"], figures["content"]
     if content.low > 0:
         return ProbeVerdict.READS if shift.low > 0.5 else ProbeVerdict.PARTLY
     if content.high < 0:
@@ -153,5 +156,7 @@ def sentence(one: Probed, model: str, env: str) -> str:
             return f"{model} ignores {about}."
         case ProbeVerdict.UNDECIDED:
             return f"{about}: undecided, the interval is too wide. Use more tasks."
+        case ProbeVerdict.NO_CONTROL:
+            return f"{about}: no verdict, as other tasks have no other hints to compare with."
         case ProbeVerdict.TOO_FEW:
             return f"{about}: no verdict from {one.tasks} tasks with pairs, it needs {FEWEST_TASKS}."

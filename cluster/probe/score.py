@@ -23,7 +23,6 @@ from hindsight.configs.method import Feedback
 from hindsight.configs.registry import FEEDBACK_SOURCES
 from hindsight.configs.schema import Config
 from hindsight.feedback.combine import Texts
-from hindsight.feedback.controls import of_other_task
 from hindsight.feedback.hints import gather_hints
 from hindsight.feedback.judge_client import Ask
 from hindsight.learner.signals import TeacherSignal, make_signal
@@ -202,8 +201,9 @@ def foreign(pairs: Sequence[Pair], own: Texts, other: Sequence[str], shift: int)
     found: dict[TurnAt, str] = {}
     for number, pair in enumerate(pairs):
         turns = {at: own[at] for at in pair.turns if at in own}
-        one = other[(number + shift) % len(other) :][:1] if other else []
-        found |= of_other_task(turns, one)
+        one = other[(number + shift) % len(other)] if other else ""
+        if one and set(turns.values()) != {one}:  # what both are shown anyway is no control
+            found |= dict.fromkeys(turns, one)
     return found
 
 

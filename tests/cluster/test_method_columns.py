@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
 from test_method import SERL, Produced
 
 from hindsight.cluster.metrics import distinct
+from hindsight.teacher.scorer import Scored
 
 
 def test_control_arms_change_what_the_teacher_sees_and_nothing_else():
@@ -21,8 +23,23 @@ def test_control_arms_change_what_the_teacher_sees_and_nothing_else():
         assert control.hint == 0 and own.hint > 0 and own.tail[-behind:].tolist() == control.tail.tolist()
     assert Produced(*SERL, "feedback.control=other_task").asked == []  # no other task came before
     assert Produced(*SERL, "feedback.control=random_turns").scored == plain.scored  # each has one turn
-    shuffled = Produced(*SERL, "feedback.control=shuffled").group.samples[0].teacher_logprobs
-    assert shuffled.tolist() == pytest.approx(plain.group.samples[0].teacher_logprobs.tolist(), nan_ok=True)
+
+
+def test_shuffling_permutes_the_gaps_of_a_turn():
+    """A turn has three tokens here, so that all of them stay in place for one of six draws."""
+
+    one = Scored(np.array([-1.0, -2.0, -3.0], np.float32), np.zeros((3, 0), np.float32))
+
+    def score(sequences, requests, version):
+        return [one] * len(requests)
+
+    def gaps(*overrides):
+        made = Produced(*SERL, "signal.tokens=response", *overrides, score=score)
+        return [(one.teacher_logprobs - one.rollout_logprobs).tolist() for one in made.group.samples]
+
+    drawn = [gaps("feedback.control=shuffled", f"seed={seed}") for seed in range(4)]
+    assert all(sorted(own) == sorted(plain) for own, plain in zip(chain(*drawn), 4 * gaps(), strict=True))
+    assert any(made != gaps() for made in drawn)
 
 
 def test_a_signal_that_weighs_turns_gets_the_whole_group():

@@ -19,6 +19,11 @@ def test_hints_of_another_task_take_the_places_of_ones_own():
     assert of_other_task(TEXTS, []) == {} and of_other_task({}, ["x"]) == {}
 
 
+def test_a_hint_that_says_the_same_is_no_hint_of_another_task():
+    assert of_other_task(TEXTS, ["a", "x"]) == {(0, 0): "x", (0, 2): "a", (2, 1): "x"}
+    assert of_other_task({(0, 0): "a", (0, 1): "b"}, ["a"]) == {(0, 1): "a"}
+
+
 def test_no_hindsight_keeps_the_turns():
     assert without_hindsight(TEXTS) == {(0, 0): "", (0, 2): "", (2, 1): ""}
 
@@ -26,12 +31,20 @@ def test_no_hindsight_keeps_the_turns():
 def test_hints_move_to_random_turns_of_their_trajectory():
     drawn = [at_random_turns(TEXTS, kitchen(), True, seed) for seed in range(40)]
     for moved in drawn:
-        assert list(moved.values()) == ["a", "b", "c"] and [index for index, _ in moved] == [0, 0, 2]
+        assert sorted(moved.values()) == ["a", "b", "c"] and [index for index, _ in moved] == [0, 0, 2]
+        assert list(moved) == sorted(moved) and moved[max(moved)] == "c"
     places = {(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2)}
     assert {at for moved in drawn for at in moved} == places
     assert drawn[0] == at_random_turns(TEXTS, kitchen(), True, 0)
     parsed = [at_random_turns(TEXTS, kitchen(), False, seed) for seed in range(40)]
     assert {at for moved in parsed for at in moved} == places - {(0, 1)}
+
+
+def test_hints_of_all_turns_change_places():
+    texts = {(0, 0): "a", (0, 1): "b", (0, 2): "c"}
+    drawn = [arm("random_turns", seed).hints(kitchen(), texts) for seed in range(40)]
+    assert all(moved.keys() == texts.keys() for moved in drawn)
+    assert {"".join(moved.values()) for moved in drawn} == {"abc", "acb", "bac", "bca", "cab", "cba"}
 
 
 def test_shuffling_keeps_the_log_ratios_of_a_turn():
@@ -42,8 +55,9 @@ def test_shuffling_keeps_the_log_ratios_of_a_turn():
     assert sorted(made - student) == pytest.approx(sorted(teacher - student), abs=1e-6)
 
 
-def arm(kind):
-    return Control(load_config(None, ["method=serl", f"feedback.control={kind}"]))
+def arm(kind, seed=0):
+    chosen = [f"seed={seed}", "signal.tokens=response", f"feedback.control={kind}"]
+    return Control(load_config(None, ["method=serl", *chosen]))
 
 
 def test_each_group_is_shown_the_hints_of_the_task_before_it():
