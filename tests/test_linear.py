@@ -155,11 +155,7 @@ def test_calls_are_those_of_the_regular_expression(text):
     try:
         found = [json.dumps({"name": call.name}) for call in read_calls(text)]
     except MalformedCall:
-        assert (
-            blocks is None
-            or any(not block.strip().startswith('{"name": ') for block in blocks)
-            or any(block.count("{") != 1 or OPEN[:5] in block or "words" in block for block in blocks)
-        )
+        assert blocks is None or {block.strip() for block in blocks} - {'{"name": "a"}', '{"name": "b"}'}
     else:
         assert blocks is not None and found == [block.strip() for block in blocks]
 
